@@ -1,0 +1,388 @@
+"""Loading a model and embedding images and texts with it: what users and evaluators see."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from os import PathLike, cpu_count
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+from PIL.Image import Image
+
+from siglip2_jax import convert
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.siglip2 import Params, abstract_model, unflatten
+from siglip2_jax.models.variants import ModelConfig, Variant, find_variant
+from siglip2_jax.preprocess.decode import ImageError, ImageSource
+from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
+from siglip2_jax.types import Features, Patches
+
+DEFAULT_MAX_NUM_PATCHES = 256
+DEFAULT_BATCH_SIZE = 32
+
+
+def load(
+    source: str | PathLike[str],
+    tokenizer: str | PathLike[str] | Tokenizer | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    preproc: Literal["reference", "hf"] | None = None,
+    text_norm: Literal["reference", "unicode_lower", "canonicalize", "none"] | None = None,
+    exif: bool = True,
+) -> Embedder:
+    """Loads a checkpoint of any supported format.
+
+    Args:
+      source: an official `.npz` file, a Hugging Face directory or repository id, or a checkpoint
+        of ours; paths may be local or `gs://`.
+      tokenizer: a SentencePiece `tokenizer.model`, a Gemma `tokenizer.json`, a directory that
+        holds one, or a `Tokenizer`. None takes the one beside the checkpoint, if there is one.
+      dtype: of the towers' matrix products; parameters and sensitive parts stay float32.
+      preproc: "reference" (as the official code) or "hf" (as transformers). None takes what the
+        checkpoint records, "reference" where it records nothing.
+      text_norm: how texts are normalised before tokenisation; None as for `preproc`.
+      exif: turn photos upright by their EXIF orientation.
+
+    Returns:
+      The model, ready to embed.
+
+    Raises:
+      ValueError: the source or tokenizer is not what it should be; one sentence says what to do.
+    """
+    checkpoint = convert.read(source)
+    names = checkpoint.preprocessing
+    config = checkpoint.config
+    if not isinstance(tokenizer, Tokenizer):
+        path = tokenizer if tokenizer is not None else checkpoint.tokenizer
+        tokenizer = None if path is None else Tokenizer.load(
+            path,
+            text_norm=text_norm or names.text_norm,
+            length=config.text.length,
+            pad_id=config.text.pad_id,
+        )
+    if tokenizer is not None:
+        tokenizer.check(config.text.vocab_size)
+    preprocess = ImagePreprocessor(
+        patch_size=config.vision.patch_size,
+        image_size=config.vision.image_size,
+        mode=preproc or names.mode,
+        resample=names.resample,
+        exif=exif,
+    )
+    # One tensor at a time: the whole model is never held twice.
+    params = unflatten({path: jnp.asarray(x.read()) for path, x in checkpoint.params.items()})
+    return Embedder(config, params, preprocess, tokenizer, dtype=dtype)
+
+
+class Embedder:
+    """A model with its preprocessing and tokenizer, as one bundle.
+
+    Attributes:
+      config: sizes of the towers.
+      params: nested dict of float32 arrays.
+      variant: the release with exactly these sizes, or None.
+      preprocess: photos to patches.
+      tokenizer: texts to ids, or None.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        preprocess: ImagePreprocessor,
+        tokenizer: Tokenizer | None = None,
+        *,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ):
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
+        self.config = config
+        self.params = params
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        graphdef, _ = abstract_model(config, Compute(dtype=dtype))
+
+        # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
+        @jax.jit
+        def encode_image(params: Params, image: Patches) -> Features:
+            with jax.default_matmul_precision("highest"):
+                return nnx.merge(graphdef, params).encode_image(image)
+
+        @jax.jit
+        def embed_image(params: Params, image: Patches) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return nnx.merge(graphdef, params).encode_image(image).image
+
+        @jax.jit
+        def embed_text(params: Params, ids: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return nnx.merge(graphdef, params).encode_text(ids)
+
+        self._encode_image, self._embed_image = encode_image, embed_image
+        self._embed_text = embed_text
+
+    @property
+    def variant(self) -> Variant | None:
+        """The release with exactly these sizes, or None."""
+        return find_variant(self.config)
+
+    @property
+    def temperature(self) -> float:
+        """`exp(t)`: what cosines are multiplied by."""
+        return float(np.exp(np.float32(self.params["t"])))
+
+    @property
+    def bias(self) -> float:
+        """`b`: what is added to scaled cosines."""
+        return float(self.params["b"])
+
+    def embed_images(
+        self,
+        images: Patches | ImageSource | Iterable[ImageSource],
+        *,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeds images.
+
+        Args:
+          images: paths, encoded bytes, PIL images or uint8 arrays `[H, W, 3]`; or `Patches`.
+          max_num_patches: the token budget of native-resolution models; ignored at fixed
+            resolution.
+          batch_size: images per program call.
+          on_error: what an unreadable image does. "warn" gives it a row of NaN and a warning that
+            names it; "raise" stops.
+
+        Returns:
+          float32 rows of unit length.
+
+        Raises:
+          ImageError: an image is unreadable and `on_error` is "raise".
+        """
+        if isinstance(images, Patches):
+            return _concatenate(
+                self._run(self._embed_image, images, batch_size), self.config.vision.width
+            )
+        rows = []
+        for row in self.stream_images(images, max_num_patches, batch_size):
+            if isinstance(row, ImageError):
+                if on_error == "raise":
+                    raise row
+                warnings.warn(f"{row}; its embedding is NaN", stacklevel=2)
+                row = np.full(self.config.vision.width, np.nan, np.float32)
+            rows.append(row)
+        return _concatenate([np.stack(rows)] if rows else [], self.config.vision.width)
+
+    def stream_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Iterator[Float[np.ndarray, "E"] | ImageError]:
+        """Embeds any number of images in bounded memory: yields a row or an error for each.
+
+        Images are decoded on threads ahead of the device.
+        """
+        for good, errors, patches in self._patches(images, max_num_patches, batch_size):
+            rows = iter(_concatenate(self._run(self._embed_image, patches, batch_size), 0)
+                        if good else ())
+            for error in errors:
+                yield next(rows) if error is None else error
+
+    def image_features(
+        self,
+        images: Patches | ImageSource | Iterable[ImageSource],
+        *,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Features:
+        """Patch tokens, pooled vectors and embeddings: for dense tasks and language models.
+
+        `features.tokens[i][features.valid[i]].reshape(*features.grid[i], -1)` is the feature map
+        of image i.
+
+        Args:
+          images: as for `embed_images`.
+          max_num_patches: as for `embed_images`.
+          batch_size: as for `embed_images`.
+
+        Returns:
+          NumPy arrays for all images; `text` is None.
+
+        Raises:
+          ImageError: an image is unreadable.
+        """
+        if isinstance(images, Patches):
+            parts = list(self._run(self._encode_image, images, batch_size))
+        else:
+            parts = []
+            for _, errors, patches in self._patches(images, max_num_patches, batch_size):
+                for error in errors:
+                    if error is not None:
+                        raise error
+                parts += self._run(self._encode_image, patches, batch_size)
+        if not parts:
+            raise ValueError("image_features got no images; pass at least one")
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def embed_texts(
+        self, texts: str | Sequence[str], *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeds texts: normalised as `tokenizer.text_norm` says, cut to the model's length.
+
+        Returns:
+          float32 rows of unit length.
+
+        Raises:
+          TokenizerError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise TokenizerError(
+                "this model was loaded without a tokenizer; pass tokenizer= a SentencePiece "
+                "tokenizer.model (Gemma's, for SigLIP 2) or a directory that holds one"
+            )
+        return self.embed_tokens(self.tokenizer(texts).ids, batch_size=batch_size)
+
+    def embed_tokens(
+        self, ids: Int[np.ndarray, "n T"], *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeds token ids, which must have exactly the model's text length.
+
+        Returns:
+          float32 rows of unit length.
+
+        Raises:
+          ValueError: wrong length, or ids outside the token table.
+        """
+        length, vocab_size = self.config.text.length, self.config.text.vocab_size
+        if ids.ndim != 2 or ids.shape[1] != length:
+            raise ValueError(
+                f"token ids have shape {ids.shape}, the text tower reads [n, {length}]; pad with "
+                f"{self.config.text.pad_id} on the right, or use embed_texts"
+            )
+        if ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
+            raise ValueError(
+                f"token ids run from {ids.min()} to {ids.max()}, the token table has {vocab_size} "
+                "rows; use the tokenizer that belongs to this model"
+            )
+        parts = self._run(self._embed_text, ids.astype(np.int32), batch_size)
+        return _concatenate(parts, self.config.text.embed_dim)
+
+    def logits(
+        self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
+    ) -> Float[np.ndarray, "I J"]:
+        """`exp(t) * cosine + b` of every pair."""
+        return np.float32(self.temperature) * (images @ texts.T) + np.float32(self.bias)
+
+    def probabilities(
+        self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
+    ) -> Float[np.ndarray, "I J"]:
+        """Sigmoid of `logits`: each pair's own probability, so rows do not sum to 1.
+
+        The learned bias assumes one match in tens of thousands, so values are often small even
+        for good matches; compare them across texts rather than with 0.5.
+        """
+        return 1 / (1 + np.exp(-self.logits(images, texts)))
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        format: Literal["orbax", "hf", "npz"] = "orbax",
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the model, with its tokenizer where the format holds one, in one step.
+
+        Raises:
+          ValueError: the destination exists and `overwrite` is False.
+        """
+        checkpoint = convert.Checkpoint.from_params(
+            self.config,
+            self.params,
+            convert.Preprocessing(
+                mode=self.preprocess.mode,
+                resample=self.preprocess.resample,
+                text_norm=self.tokenizer.text_norm if self.tokenizer else "reference",
+            ),
+        )
+        convert.write(checkpoint, path, format, tokenizer=self.tokenizer, overwrite=overwrite)
+
+    def _patches(
+        self, images: ImageSource | Iterable[ImageSource], max_num_patches: int, batch_size: int
+    ) -> Iterator[tuple[int, list[ImageError | None], Patches | None]]:
+        """Preprocessed batches: how many images are good, an entry per image, their patches."""
+        if isinstance(images, (str, bytes, Image, PathLike, np.ndarray)):
+            images = [images]
+        num_tokens = self.preprocess.num_tokens(max_num_patches)
+
+        def prepare(image: ImageSource):
+            try:
+                return self.preprocess(image, max_num_patches)
+            except ImageError as error:
+                return error
+
+        for batch in _batched(_ahead(prepare, images, 2 * batch_size), batch_size):
+            good = [item for item in batch if not isinstance(item, ImageError)]
+            errors = [item if isinstance(item, ImageError) else None for item in batch]
+            patches = Patches(*collate(good, num_tokens)) if good else None
+            yield len(good), errors, patches
+
+    def _run(self, program, inputs, batch_size: int) -> Iterator:
+        """Runs `program` over the leading axis in batches of a few fixed sizes, as NumPy."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        total = jax.tree.leaves(inputs)[0].shape[0]
+        # Three sizes bound both the programs compiled and the work wasted on filling up.
+        sizes = sorted({1, min(8, batch_size), batch_size})
+        for start in range(0, total, batch_size):
+            batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
+            n = jax.tree.leaves(batch)[0].shape[0]
+            size = next(size for size in sizes if size >= n)
+            outputs = program(self.params, jax.tree.map(lambda x: _fill(x, size), batch))
+            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
+
+
+def _fill(x: np.ndarray, size: int) -> np.ndarray:
+    """Appends zero rows up to `size`; as `Patches` such rows are all padding."""
+    return x if len(x) == size else np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+def _concatenate(parts: Iterable[np.ndarray], width: int) -> Float[np.ndarray, "n E"]:
+    """Rows of all parts as float32; `[0, width]` when there are none."""
+    return np.concatenate([np.zeros((0, width), np.float32), *parts]) if width else np.concatenate(
+        list(parts)
+    )
+
+
+def _batched(items: Iterator, size: int) -> Iterator[list]:
+    """Consecutive lists of up to `size` items (itertools.batched of Python 3.12)."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _ahead(function, items: Iterable, count: int) -> Iterator:
+    """Maps on threads, in order, never more than `count` items ahead of the consumer."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        pending: deque[Future] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,198 @@
+"""The transformer both towers share: attention, MLP, pre-norm block, and the stack of blocks.
+
+Follows SigLIP 2 as released (big_vision `models/vit.py`): pre-LayerNorm with eps 1e-6, GELU in its
+tanh form, biases everywhere, no dropout. Parameters are float32; matrix products run in the
+compute dtype, LayerNorm statistics and softmax in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from siglip2_jax.models.variants import Tower
+from siglip2_jax.sharding import gather
+
+Remat = Literal["none", "full", "dots"] | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model runs; decides no shape and is not stored in checkpoints.
+
+    Attributes:
+      dtype: of matrix products in the towers, "float32" or "bfloat16".
+      scan: run the blocks of a tower as a loop over stacked parameters; False unrolls them, which
+        compiles slower and runs faster.
+      remat: what the backward pass computes again: "none", "full" (keep only each block's input),
+        "dots" (keep matrix products), or the names of the activations to keep, out of "qkv",
+        "attn_out", "x_mid" and "mlp_pre".
+    """
+
+    dtype: str = "float32"
+    scan: bool = True
+    remat: Remat = "none"
+
+
+def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm as released: eps 1e-6, two-pass float32 statistics; the result is float32."""
+    return nnx.LayerNorm(
+        width, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
+    )
+
+
+def attend(
+    query: Float[Array, "B Q H C"],
+    key: Float[Array, "B K H C"],
+    value: Float[Array, "B K H C"],
+    valid: Bool[Array, "B K"] | None,
+) -> Float[Array, "B Q H C"]:
+    """Softmax attention over the valid keys; the softmax is float32.
+
+    Rows of queries are never masked: what a padding query computes is finite and unused. A row
+    without any valid key attends uniformly rather than giving NaN.
+
+    Args:
+      query: queries, not yet scaled.
+      key: keys.
+      value: values.
+      valid: which keys exist; None means all.
+
+    Returns:
+      One value per query, in the dtype of `query`.
+    """
+    attend_mask = None if valid is None else valid[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=attend_mask)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with separate query, key, value and out projections."""
+
+    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def linear(inputs: int | tuple[int, int], outputs: int | tuple[int, int]):
+            return nnx.LinearGeneral(
+                inputs,
+                outputs,
+                axis=(-2, -1) if isinstance(inputs, tuple) else -1,
+                kernel_init=nnx.initializers.xavier_uniform(),
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        heads = (num_heads, width // num_heads)
+        self.query = linear(width, heads)
+        self.key = linear(width, heads)
+        self.value = linear(width, heads)
+        self.out = linear(heads, width)
+
+    def __call__(
+        self,
+        queries: Float[Array, "B Q D"],
+        inputs: Float[Array, "B K D"],
+        valid: Bool[Array, "B K"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Attends from `queries` to the valid `inputs`."""
+        query, key, value = self.query(queries), self.key(inputs), self.value(inputs)
+        query, key, value = (checkpoint_name(x, "qkv") for x in (query, key, value))
+        return self.out(checkpoint_name(attend(query, key, value, valid), "attn_out"))
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with tanh-form GELU between."""
+
+    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                kernel_init=nnx.initializers.xavier_uniform(),
+                bias_init=nnx.initializers.normal(1e-6),
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.fc1 = linear(width, hidden)
+        self.fc2 = linear(hidden, width)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Applies the MLP to every token."""
+        hidden = checkpoint_name(self.fc1(x), "mlp_pre")
+        return self.fc2(nnx.gelu(hidden, approximate=True))
+
+
+class Block(nnx.Module):
+    """`x += attention(norm(x)); x += mlp(norm(x))`."""
+
+    def __init__(self, tower: Tower, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.ln1 = layer_norm(tower.width, rngs)
+        self.attn = Attention(tower.width, tower.num_heads, dtype=dtype, rngs=rngs)
+        self.ln2 = layer_norm(tower.width, rngs)
+        self.mlp = Mlp(tower.width, tower.mlp_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
+    ) -> Float[Array, "B N D"]:
+        """Runs the block; the residual stream keeps the dtype of `x`."""
+        y = self.ln1(x)
+        x = checkpoint_name(x + self.attn(y, y, valid).astype(x.dtype), "x_mid")
+        return x + self.mlp(self.ln2(x)).astype(x.dtype)
+
+
+class Encoder(nnx.Module):
+    """A stack of blocks and a final LayerNorm; block parameters carry a leading depth axis."""
+
+    def __init__(self, tower: Tower, *, compute: Compute, rngs: nnx.Rngs):
+        self.compute = compute
+        dtype = jnp.dtype(compute.dtype)
+
+        @jax.vmap
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(tower, dtype=dtype, rngs=rngs)
+
+        self.blocks = stack(rngs.split(tower.depth))
+        self.depth = tower.depth
+        self.norm = layer_norm(tower.width, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None
+    ) -> Float[Array, "B N D"]:
+        """Runs all blocks and the final norm.
+
+        Args:
+          x: embedded tokens.
+          valid: which tokens exist; None means all.
+
+        Returns:
+          float32 tokens.
+        """
+        dtype = jnp.dtype(self.compute.dtype)
+
+        def layer(x: Array, block: Block) -> tuple[Array, None]:
+            return gather(block, dtype)(x, valid), None
+
+        layer = _rematerialised(layer, self.compute.remat)
+        if self.compute.scan:
+            x, _ = jax.lax.scan(layer, x, self.blocks)
+        else:
+            for i in range(self.depth):
+                x, _ = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], self.blocks))
+        return self.norm(x)
+
+
+def _rematerialised(layer, remat: Remat):
+    """`layer` under the given remat policy."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return layer
+    if remat == "full":
+        return jax.checkpoint(layer, prevent_cse=False)
+    if remat == "dots":
+        return jax.checkpoint(layer, prevent_cse=False, policy=policies.dots_saveable)
+    names = policies.save_only_these_names(*remat)
+    return jax.checkpoint(layer, prevent_cse=False, policy=names)

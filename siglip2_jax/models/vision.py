@@ -1,0 +1,66 @@
+"""The vision tower: patches in, patch tokens and one pooled vector out."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp, layer_norm
+from siglip2_jax.models.posemb import PositionTable
+from siglip2_jax.models.variants import Tower, VisionConfig
+from siglip2_jax.types import Patches
+
+
+class AttentionPool(nnx.Module):
+    """Pools tokens with one learned query (the MAP head), in float32.
+
+    `a = attention(probe, tokens); a + mlp(norm(a))`: no norm on the probe and no residual from it.
+    """
+
+    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+        init = nnx.initializers.xavier_uniform()
+        self.probe = nnx.Param(init(rngs.params(), (1, 1, tower.width), jnp.float32))
+        self.attn = Attention(tower.width, tower.num_heads, dtype=jnp.float32, rngs=rngs)
+        self.norm = layer_norm(tower.width, rngs)
+        self.mlp = Mlp(tower.width, tower.mlp_dim, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "B N D"], valid: Bool[Array, "B N"]
+    ) -> Float[Array, "B D"]:
+        """Pools the valid tokens."""
+        probe = jnp.broadcast_to(self.probe[...], (tokens.shape[0], 1, tokens.shape[2]))
+        pooled = self.attn(probe, tokens.astype(jnp.float32), valid)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class VisionTower(nnx.Module):
+    """ViT over `Patches`; fixed and native resolution are one path.
+
+    A convolution with stride equal to its size is a dense layer on flattened patches, and at the
+    table's own grid the position resize is exactly the identity.
+    """
+
+    def __init__(self, config: VisionConfig, *, compute: Compute, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(compute.dtype)
+        self.embed = nnx.Linear(config.patch_size**2 * 3, config.width, rngs=rngs)
+        self.pos = PositionTable(config.grid, config.width, rngs=rngs)
+        self.encoder = Encoder(config, compute=compute, rngs=rngs)
+        self.pool = AttentionPool(config, rngs=rngs)
+
+    def __call__(
+        self, image: Patches
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
+        """Encodes images.
+
+        Args:
+          image: a batch of patches.
+
+        Returns:
+          float32 patch tokens after the last norm, and the pooled vector, not normalised.
+        """
+        # Padding may hold anything, NaN included; zeros keep every later value finite.
+        pixels = jnp.where(image.valid[..., None], image.pixels, 0)
+        x = self.embed(pixels) + self.pos(image.yx, image.valid)
+        tokens = self.encoder(x.astype(self.dtype), image.valid)
+        return tokens, self.pool(tokens, image.valid)
