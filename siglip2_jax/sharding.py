@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 T = TypeVar("T")
 
 
-def gather(params: T, dtype: jnp.dtype) -> T:
+def gather(params: T, dtype: DTypeLike) -> T:
     """Every device gets the whole of a few parameters, in the compute dtype: FSDP's all-gather.
 
     The float32 master is cast on its shard, so that it travels in `dtype`. Without a mesh nothing

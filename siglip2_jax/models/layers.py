@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.variants import Tower
@@ -74,7 +75,7 @@ def attend(
 class Attention(nnx.Module):
     """Multi-head attention with separate query, key, value and out projections."""
 
-    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def linear(inputs: int | tuple[int, int], outputs: int | tuple[int, int]):
             return nnx.LinearGeneral(
                 inputs,
@@ -106,7 +107,7 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two dense layers with tanh-form GELU between."""
 
-    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         def linear(inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(
                 inputs,
@@ -129,7 +130,7 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """`x += attention(norm(x)); x += mlp(norm(x))`."""
 
-    def __init__(self, tower: Tower, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.ln1 = layer_norm(tower.width, rngs)
         self.attn = Attention(tower.width, tower.num_heads, dtype=dtype, rngs=rngs)
         self.ln2 = layer_norm(tower.width, rngs)

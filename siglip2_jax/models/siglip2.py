@@ -88,8 +88,13 @@ def abstract_model(
 
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Freshly initialised float32 parameters, as a nested dict."""
-    model = SigLIP2(config, rngs=nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.state(model))
+
+
+    @jax.jit  # one program instead of one per tensor
+    def init(key: Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(SigLIP2(config, rngs=nnx.Rngs(key))))
+
+    return init(key)
 
 
 def flatten(params: Params) -> dict[str, Any]:

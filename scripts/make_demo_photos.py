@@ -1,0 +1,57 @@
+"""Makes the photos that ship with the package from a local copy of COCO photos with licences.
+
+Keeps photos under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions and
+credits beside them.
+
+    python scripts/make_demo_photos.py COCO_DIR --out siglip2_jax/demo
+
+COCO_DIR holds `images/` and `annotations.jsonl` with `file`, `license`, `license_url`,
+`flickr_url` and `captions`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+LICENSES = {
+    "Attribution License": "CC BY 2.0",
+    "Attribution-ShareAlike License": "CC BY-SA 2.0",
+}
+LONG_SIDE = 320
+
+
+def main() -> None:
+    """Runs the script."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    rows = map(json.loads, (args.coco / "annotations.jsonl").read_text().splitlines())
+    (args.out / "photos").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in rows:
+        if row["license"] not in LICENSES:
+            continue
+        with Image.open(args.coco / "images" / row["file"]) as image:
+            image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+            image.convert("RGB").save(args.out / "photos" / row["file"], quality=85)
+        lines.append(
+            {
+                "file": row["file"],
+                "captions": row["captions"],
+                "source": row["flickr_url"],
+                "license": LICENSES[row["license"]],
+                "license_url": row["license_url"],
+            }
+        )
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (args.out / "examples.jsonl").write_text(text, encoding="utf-8")
+    print(f"wrote {len(lines)} photos")
+
+
+if __name__ == "__main__":
+    main()

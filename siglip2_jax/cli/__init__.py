@@ -1,0 +1,60 @@
+"""The command `siglip2`: one file a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from siglip2_jax.cli import classify, convert, demo, embed, info, verify
+
+COMMANDS = (demo, info, classify, embed, convert, verify)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="siglip2", description="SigLIP 2 in JAX: zero-shot labels, embeddings, conversion."
+    )
+    root.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+      The exit code: 0 on success, 1 where a check failed, 2 on bad input, 130 on Ctrl-C.
+    """
+    root = parser()
+    args = root.parse_args(argv)
+    if args.version:
+        from siglip2_jax import __version__
+
+        print(__version__)
+        return 0
+    if "run" not in args:
+        root.print_help()
+        return 2
+    try:
+        return args.run(args) or 0
+    except BrokenPipeError:  # `siglip2 … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"siglip2: error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("siglip2: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,78 @@
+"""`siglip2 classify`: zero-shot labels for images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from siglip2_jax.cli.options import add_model_options, load_model
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "classify",
+        help="zero-shot labels for images",
+        epilog='example: siglip2 classify MODEL cat.jpg dog.jpg --labels "a cat,a dog"',
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
+    )
+    parser.add_argument("--labels", help="labels, separated by commas")
+    parser.add_argument("--labels-file", type=Path, help="a text file with a label a line")
+    parser.add_argument(
+        "--templates",
+        choices=("openai",),
+        help="put each label in OpenAI's 80 prompts and average; default: the label as it is",
+    )
+    parser.add_argument("--top", type=int, default=5, help="labels to print (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def read_labels(args: argparse.Namespace) -> list[str]:
+    """The labels asked for, in order, without repetitions.
+
+    Raises:
+      ValueError: there are none.
+    """
+    text = args.labels_file.read_text(encoding="utf-8") if args.labels_file else ""
+    labels = text.splitlines() + (args.labels.split(",") if args.labels else [])
+    labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+    if not labels:
+        raise ValueError('no labels were given; pass --labels "a cat,a dog" or --labels-file FILE')
+    return labels
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints labels with probabilities; exit code 1 if no image could be read."""
+    from siglip2_jax.evals.prompts import OPENAI_TEMPLATES, embed_labels
+    from siglip2_jax.data.files import find_images
+    from siglip2_jax.preprocess.decode import ImageError
+
+    labels = read_labels(args)
+    images = find_images(args.images)
+    model = load_model(args)
+    texts = embed_labels(model, labels, OPENAI_TEMPLATES if args.templates else ("{}",))
+    rows = model.stream_images(images, args.max_num_patches, args.batch_size)
+    results, failed = [], 0
+    for image, row in zip(images, rows, strict=True):
+        if isinstance(row, ImageError):
+            print(f"siglip2: skipped: {row}", file=sys.stderr)
+            results.append({"image": image, "error": str(row)})
+            failed += 1
+            continue
+        probability = model.probabilities(row[None], texts)[0]
+        order = sorted(range(len(labels)), key=lambda i: -probability[i])
+        scores = {labels[i]: float(probability[i]) for i in order}
+        results.append({"image": image, "label": labels[order[0]], "scores": scores})
+        if not args.json:
+            best = ", ".join(f"{k} {v:.2%}" for k, v in list(scores.items())[: args.top])
+            print(f"{image}: {best}", flush=True)
+    if args.json:
+        settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
+        print(json.dumps({**settings, "results": results}, indent=2, ensure_ascii=False))
+    return int(failed == len(images))

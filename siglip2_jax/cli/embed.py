@@ -1,0 +1,105 @@
+"""`siglip2 embed`: embeddings of many images or texts, to a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from siglip2_jax.cli.options import add_model_options, load_model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from siglip2_jax.inference import Embedder
+    from siglip2_jax.preprocess.decode import ImageError
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "embed",
+        help="embeddings of many images or texts, to a file",
+        description="Writes a NumPy file with `embeddings` [n, E] float32, `items` [n] and "
+        "`settings`. An interrupted run continues where it stopped. Unreadable images are left "
+        "out and listed in OUT.errors.jsonl.",
+        epilog="example: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz",
+    )
+    add_model_options(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", metavar="PATH", nargs="+", help="files, directories or globs")
+    what.add_argument("--texts", metavar="FILE", type=Path, help="a text file with a text a line")
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, replacing OUT")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embeds; exit code 1 if no item could be embedded."""
+    from siglip2_jax.evals.embedding_file import EmbeddingWriter
+    from siglip2_jax.progress import progress
+
+    items = _items(args)
+    settings = _settings(args)
+    with EmbeddingWriter(args.out, items, settings, overwrite=args.overwrite) as writer:
+        if not writer.complete:
+            model = load_model(args)
+            todo = items[writer.done :]
+            with progress("embedding", len(items), writer.done) as advance:
+                for row in _rows(model, todo, args):
+                    if isinstance(row, Exception):
+                        if args.strict:
+                            raise row
+                        print(f"siglip2: skipped: {row}", file=sys.stderr)
+                    writer.add(row)
+                    advance(1)
+        summary = writer.finish()
+    if args.json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        skipped = f", skipped {summary['skipped']}" if summary["skipped"] else ""
+        print(f"wrote {args.out}: {summary['embedded']} embeddings{skipped}")
+    return int(summary["embedded"] == 0)
+
+
+def _items(args: argparse.Namespace) -> list[str]:
+    """Image paths or texts, in order."""
+    from siglip2_jax.data.files import find_images
+
+    if args.images:
+        return find_images(args.images)
+    texts = [line for line in args.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{args.texts} holds no text; expected one text a line")
+    return texts
+
+
+def _settings(args: argparse.Namespace) -> dict[str, object]:
+    """What decides the numbers: stored with them, and compared before a run is continued."""
+    from siglip2_jax import __version__, convert
+
+    recorded = convert.read(args.source).preprocessing
+    common = {"version": __version__, "source": args.source, "dtype": args.dtype}
+    if args.texts:
+        return {**common, "kind": "texts", "tokenizer": args.tokenizer,
+                "text_norm": args.text_norm or recorded.text_norm}
+    return {**common, "kind": "images", "preproc": args.preproc or recorded.mode,
+            "max_num_patches": args.max_num_patches, "exif": not args.no_exif}
+
+
+def _rows(
+    model: Embedder, items: list[str], args: argparse.Namespace
+) -> Iterator[np.ndarray | ImageError]:
+    """A row or an error for each item."""
+    if args.images:
+        yield from model.stream_images(items, args.max_num_patches, args.batch_size)
+        return
+    for start in range(0, len(items), args.batch_size):
+        yield from model.embed_texts(
+            items[start : start + args.batch_size], batch_size=args.batch_size
+        )

@@ -1,0 +1,64 @@
+"""Options that several commands share, and loading a model as they say."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from siglip2_jax.inference import Embedder
+
+SOURCE_HELP = (
+    "official .npz, Hugging Face directory or repository id, or a checkpoint of ours; local or gs://"
+)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds SOURCE and everything that decides how it is loaded."""
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument(
+        "--tokenizer", help="tokenizer.model, tokenizer.json or a directory; default: beside SOURCE"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--preproc",
+        choices=("reference", "hf"),
+        help="image preprocessing: as the official code, or as transformers "
+        "(default: what the checkpoint records, else reference)",
+    )
+    parser.add_argument(
+        "--text-norm",
+        choices=("reference", "unicode_lower", "canonicalize", "none"),
+        help="text normalisation (default: what the checkpoint records, else reference)",
+    )
+    parser.add_argument(
+        "--max-num-patches",
+        type=positive,
+        default=256,
+        help="token budget of an image, for NaFlex models (default: 256)",
+    )
+    parser.add_argument("--batch-size", type=positive, default=32)
+    parser.add_argument(
+        "--no-exif", action="store_true", help="do not turn photos upright by their EXIF tag"
+    )
+
+
+def load_model(args: argparse.Namespace) -> Embedder:
+    """Loads the model that `add_model_options` described."""
+    from siglip2_jax.inference import load
+
+    return load(
+        args.source,
+        args.tokenizer,
+        dtype=args.dtype,
+        preproc=args.preproc,
+        text_norm=args.text_norm,
+        exif=not args.no_exif,
+    )

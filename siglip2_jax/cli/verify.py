@@ -1,0 +1,120 @@
+"""`siglip2 verify`: is a checkpoint whole, and does it give the published numbers?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from siglip2_jax.cli.options import SOURCE_HELP
+
+if TYPE_CHECKING:
+    from siglip2_jax.inference import Embedder
+
+
+class Check(NamedTuple):
+    """One finding: `passed` is None where a check does not apply."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "verify",
+        help="check a checkpoint: structure, finite values, published logits",
+        description="With a released NaFlex checkpoint and a tokenizer, compares 21 logits with "
+        "the published ones; with any other, checks structure and finiteness. Exit code 1 if a "
+        "check fails.",
+        epilog="example: siglip2 verify siglip2_b16_naflex.npz --tokenizer tokenizer.model",
+    )
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--tokenizer", help="default: the one beside SOURCE")
+    parser.add_argument(
+        "--no-golden",
+        action="store_true",
+        help="skip the published logits: for weights trained further from a release",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints each finding; exit code 1 if one is bad."""
+    from siglip2_jax.inference import load
+
+    # The published logits were made with transformers' preprocessing.
+    model = load(args.source, args.tokenizer, preproc="hf")
+    checks = []
+    for check in find(model, golden=not args.no_golden):
+        checks.append(check)
+        if not args.json:
+            mark = {True: "ok    ", False: "FAILED", None: "-     "}[check.passed]
+            print(f"{mark} {check.name}: {check.detail}", flush=True)
+    if args.json:
+        print(json.dumps([check._asdict() for check in checks], indent=2))
+    return int(any(check.passed is False for check in checks))
+
+
+def find(model: Embedder, *, golden: bool = True) -> Iterator[Check]:
+    """All checks, in order. The shapes were checked while loading."""
+    variant = model.variant
+    yield Check("structure", True, variant.name if variant else "not a released size")
+    yield _finite_parameters(model)
+    yield Check(
+        "temperature and bias",
+        bool(0 < model.temperature < 1e4 and abs(model.bias) < 1e3),
+        f"exp(t) = {model.temperature:.4g}, b = {model.bias:.4g}",
+    )
+    yield _forward(model)
+    yield _golden(model) if golden else Check("published logits", None, "not asked for")
+
+
+def _finite_parameters(model: Embedder) -> Check:
+    import jax.numpy as jnp
+
+    from siglip2_jax.models.siglip2 import flatten
+
+    leaves = flatten(model.params)
+    bad = [path for path, x in leaves.items() if not bool(jnp.all(jnp.isfinite(x)))]
+    detail = f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(leaves)} tensors"
+    return Check("finite parameters", not bad, detail)
+
+
+def _forward(model: Embedder) -> Check:
+    import numpy as np
+
+    from siglip2_jax.evals.golden import IMAGE_SIZES, draw
+
+    images = model.embed_images([draw(*size) for size in IMAGE_SIZES], on_error="raise")
+    text = model.config.text
+    ids = np.random.default_rng(0).integers(0, text.vocab_size, (3, text.length), np.int32)
+    norms = [np.linalg.norm(x, axis=1) for x in (images, model.embed_tokens(ids))]
+    error = float(np.max(np.abs(np.concatenate(norms) - 1)))  # NaN fails the comparison below
+    return Check("unit embeddings", error < 1e-5, f"length off by {error:.1e} at most")
+
+
+def _golden(model: Embedder) -> Check:
+    import numpy as np
+
+    from siglip2_jax.evals.golden import LOGITS, TOLERANCE, golden_logits
+
+    name = "published logits"
+    expected = LOGITS.get(model.variant.name) if model.variant else None
+    if expected is None:
+        return Check(name, None, f"none are published for this model, only for {', '.join(LOGITS)}")
+    if model.tokenizer is None:
+        return Check(name, None, "need the Gemma tokenizer; pass --tokenizer")
+    found = golden_logits(model)
+    error = float(np.max(np.abs(found - expected)))
+    if np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
+        return Check(name, True, f"21 logits agree, off by {error:.1e} at most")
+    return Check(
+        name,
+        False,
+        f"off by {error:.3g} at most (tolerance {TOLERANCE}): not the released weights or not "
+        "Gemma's tokenizer; pass --no-golden if the weights were trained further",
+    )

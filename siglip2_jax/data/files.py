@@ -1,0 +1,52 @@
+"""Image files, from what a user types: files, directories, globs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .ppm .pgm".split()
+)
+
+
+def find_images(patterns: Sequence[str]) -> list[str]:
+    """Expands files, directories (searched to any depth) and globs into image paths.
+
+    A path named outright is kept whatever its suffix, so that a broken one is reported by name;
+    directories and globs give files with an image's suffix. `gs://` paths are kept as they are.
+
+    Args:
+      patterns: what the user typed.
+
+    Returns:
+      Paths in the order given, sorted within a directory or glob, each once.
+
+    Raises:
+      ValueError: a pattern matches nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = _expand(pattern)
+        if not matches:
+            raise ValueError(
+                f"{pattern} matches no image; expected a file, a glob or a directory with files "
+                f"ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _expand(pattern: str) -> list[str]:
+    if pattern.startswith("gs://") or os.path.isfile(pattern):
+        return [pattern]
+    if os.path.isdir(pattern):
+        return sorted(str(path) for path in Path(pattern).rglob("*") if _is_image(path))
+    matches = sorted(glob.glob(pattern, recursive=True))
+    return [match for match in matches if _is_image(Path(match))]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

@@ -1,0 +1,48 @@
+"""A small image-caption set and a tiny model's sizes, shipped with the package.
+
+Photos and captions come from COCO 2017: the photos are those their authors published on Flickr
+under CC BY 2.0 or CC BY-SA 2.0, made smaller here; the captions are COCO's (CC BY 4.0).
+`examples.jsonl` credits each photo.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+
+HERE = Path(__file__).parent
+TOKENIZER = HERE / "tokenizer.model"
+"""A SentencePiece model of 1,024 pieces trained on the shipped captions; not Gemma's."""
+
+
+class Example(NamedTuple):
+    """A photo with its captions and credit line."""
+
+    image: Path
+    captions: tuple[str, ...]
+    credit: str
+
+
+def shipped_examples() -> list[Example]:
+    """The photos that ship with the package, in a fixed order."""
+    lines = (HERE / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        Example(
+            HERE / "photos" / row["file"],
+            tuple(row["captions"]),
+            f"{row['file']}: {row['source']}, {row['license']} ({row['license_url']}), made smaller",
+        )
+        for row in map(json.loads, lines)
+    ]
+
+
+def tiny_config() -> ModelConfig:
+    """A NaFlex model of about a million parameters."""
+    tower = {"width": 128, "depth": 3, "mlp_dim": 512, "num_heads": 4}
+    return ModelConfig(
+        vision=VisionConfig(**tower, patch_size=16, grid=16, image_size=None),
+        text=TextConfig(**tower, vocab_size=1024, embed_dim=128),
+    )

@@ -1,0 +1,190 @@
+"""The file `siglip2 embed` writes, in parts that survive an interruption.
+
+While a run is under way its rows lie in `OUT.partial/`, a part file every few thousand items. A
+run with the same items and settings continues after the last part; `finish` joins the parts into
+OUT in one step and removes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from siglip2_jax.preprocess.decode import ImageError
+
+ITEMS_PER_PART = 2048
+
+
+class EmbeddingWriter:
+    """Collects a row or an error per item, in order. A context manager: leaving it saves.
+
+    Attributes:
+      done: how many items an earlier, interrupted run has finished.
+      complete: whether OUT is already there, made from the same items and settings.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        items: Sequence[str],
+        settings: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        items_per_part: int = ITEMS_PER_PART,
+    ):
+        """Looks for an earlier run.
+
+        Args:
+          out: the `.npz` file to write.
+          items: what is embedded: paths or texts.
+          settings: what decides the numbers.
+          overwrite: forget an earlier run and replace its file.
+          items_per_part: how many items an interruption can cost.
+
+        Raises:
+          ValueError: OUT, or the parts of an interrupted run, came from other items or settings.
+        """
+        if out.suffix != ".npz":
+            raise ValueError(f"the output is {out}; expected a name that ends in .npz")
+        self.out = out
+        self.parts = out.with_name(out.name + ".partial")
+        self.errors = out.with_name(out.name + ".errors.jsonl")
+        self.items = list(items)
+        self.items_per_part = items_per_part
+        digest = hashlib.sha256("\0".join(self.items).encode("utf-8", "surrogateescape"))
+        self.settings = {**settings, "items": len(items), "items_sha256": digest.hexdigest()}
+        self._rows: list[np.ndarray | None] = []
+        self._reports: list[str] = []
+        if overwrite:
+            shutil.rmtree(self.parts, ignore_errors=True)
+        self.complete = out.exists() and not overwrite
+        if self.complete:
+            self._compare(out, json.loads(str(np.load(out)["settings"])))
+        self.done = len(items) if self.complete else self._resume()
+
+    def _resume(self) -> int:
+        """Prepares the parts' directory; how many items its parts hold."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.parts.mkdir(exist_ok=True)
+        record = self.parts / "settings.json"
+        if record.exists():
+            self._compare(self.parts, json.loads(record.read_text()))
+        else:
+            _write(record, json.dumps(self.settings).encode())
+        return sum(len(part["ok"]) for part in self._saved())
+
+    def _compare(self, where: Path, found: dict[str, Any]) -> None:
+        """Refuses to continue or replace what other settings made."""
+        differing = [key for key in self.settings if self.settings[key] != found.get(key)]
+        if differing:
+            changes = ", ".join(
+                f"{key} {found.get(key)!r} (now {self.settings[key]!r})" for key in differing
+            )
+            raise ValueError(
+                f"{where} was made with {changes}; pass --overwrite to start anew, or another --out"
+            )
+
+    def __enter__(self) -> EmbeddingWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._rows:  # interrupted: keep what is done
+            self._flush()
+
+    def add(self, row: np.ndarray | ImageError) -> None:
+        """Takes the next item's row, or why it has none."""
+        if isinstance(row, ImageError):
+            item = self.items[self.done + len(self._rows)]
+            self._reports.append(json.dumps({"item": item, "error": str(row)}, ensure_ascii=False))
+        self._rows.append(None if isinstance(row, ImageError) else row)
+        if len(self._rows) == self.items_per_part:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Writes the rows in memory as one part."""
+        good = [row for row in self._rows if row is not None]
+        path = self.parts / f"{self.done:012d}.npz"
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                ok=np.array([row is not None for row in self._rows]),
+                embeddings=np.stack(good) if good else np.zeros((0, 0), np.float32),
+                reports=np.array(self._reports, dtype=str),
+            )
+        os.replace(temporary, path)
+        self.done += len(self._rows)
+        self._rows, self._reports = [], []
+
+    def _saved(self) -> Iterator[dict[str, np.ndarray]]:
+        """The parts, in order."""
+        for path in sorted(self.parts.glob("*.npz")):
+            with np.load(path) as part:
+                yield dict(part)
+
+    def finish(self) -> dict[str, Any]:
+        """Joins the parts into OUT, lists errors beside it, and removes the parts.
+
+        Returns:
+          A summary: output, counts, settings.
+        """
+        if not self.complete:
+            if self._rows:
+                self._flush()
+            self._join()
+            self.complete = True
+        with np.load(self.out) as file:
+            embedded, width = file["embeddings"].shape
+        return {
+            "out": str(self.out),
+            "embedded": embedded,
+            "width": width,
+            "skipped": len(self.items) - embedded,
+            "errors": str(self.errors) if self.errors.exists() else None,
+            "settings": self.settings,
+        }
+
+    def _join(self) -> None:
+        """Streams the parts into one file: never more than a part in memory."""
+        kept, reports, width = np.zeros(0, bool), [], 0
+        for part in self._saved():
+            kept = np.concatenate([kept, part["ok"]])
+            reports += part["reports"].tolist()
+            width = max(width, part["embeddings"].shape[1])
+        items = np.array([x for x, ok in zip(self.items, kept, strict=True) if ok], dtype=str)
+        temporary = self.out.with_name(self.out.name + ".tmp")
+        with zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open("embeddings.npy", "w", force_zip64=True) as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), width)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in self._saved():
+                    file.write(part["embeddings"].astype("<f4").tobytes())
+            for name, array in {"items": items, "settings": json.dumps(self.settings)}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        self.errors.unlink(missing_ok=True)
+        if reports:
+            _write(self.errors, "".join(report + "\n" for report in reports).encode())
+        os.replace(temporary, self.out)
+        shutil.rmtree(self.parts)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a small file in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,227 @@
+"""From anything that holds one picture (a file, bytes, an array, …) to a Pillow RGB image."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+from PIL import (  # the plugins register themselves in Image.OPEN
+    AvifImagePlugin,  # noqa: F401
+    BmpImagePlugin,  # noqa: F401
+    ExifTags,
+    GifImagePlugin,  # noqa: F401
+    Image,
+    Jpeg2KImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+MAX_PIXELS = 200_000_000
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read: one sentence with the item, what was found and a way out."""
+
+
+def decode(
+    source: ImageSource,
+    *,
+    exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Image.Image:
+    """Decodes one picture to RGB, 8 bits a channel.
+
+    Transparency of any kind is composited over white: `(c * a + 255 * (255 - a)) / 255`, rounded
+    to the nearest integer. 16-bit grey becomes `value / 257`, rounded; 16-bit colour keeps its
+    high byte, as Pillow reads it. Mode "I" is read as 16-bit, unless no value exceeds 255: then
+    values are grey levels. Mode "F" holds grey levels 0..255, unless no value exceeds 1: then 1 is
+    white. Values outside those ranges are refused. LAB is converted to sRGB. Animations give
+    their first frame.
+
+    Args:
+      source: a path (`gs://` included), the bytes of a file, a Pillow image, or a uint8 array
+        [H, W, 3], [H, W, 4] (RGBA), [H, W] or [H, W, 1]. Files: JPEG, PNG, WebP, GIF, TIFF, BMP,
+        AVIF, JPEG 2000, PPM.
+      exif: whether to turn the picture upright as its EXIF orientation says. TIFF's own
+        orientation is part of how Pillow reads the format and is always applied.
+      max_pixels: the largest accepted width * height, checked before pixels are decoded.
+      name: what to call the picture in errors, where the source has no name of its own.
+
+    Returns:
+      A loaded image in mode "RGB"; the source itself where nothing had to be done.
+
+    Raises:
+      ImageError: the file is missing, a directory, empty, damaged, too large or no picture; or
+        the array or Pillow image is empty or of a kind not listed above.
+    """
+    label = name or _label(source)
+    if isinstance(source, np.ndarray):
+        return _to_upright_rgb(_from_array(source, label), exif, max_pixels, label)
+    if isinstance(source, Image.Image):
+        return _to_upright_rgb(source, exif, max_pixels, label)
+    with _open_stream(source, label) as stream:
+        return _to_upright_rgb(_identify(stream, label), exif, max_pixels, label)
+
+
+def _label(source: ImageSource) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source) or "image path ''"
+    kinds = {bytes: "image bytes", np.ndarray: "image array"}
+    return kinds.get(type(source), "image")
+
+
+def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIOBase:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(
+            f"{label}: expected a path, bytes, a Pillow image or a uint8 array, "
+            f"got {type(source).__name__}."
+        )
+    path = os.fspath(source)
+    try:
+        if path.startswith("gs://"):
+            from etils import epath
+
+            return io.BytesIO(epath.Path(path).read_bytes())
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError(f"{label}: no such file.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{label}: this is a directory; pass the image files in it.") from None
+    except ImportError as error:
+        raise ImageError(
+            f"{label}: reading gs:// paths needs siglip2_jax[gcs] installed ({error})."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{label}: the file cannot be read ({error}).") from error
+
+
+def _identify(stream: io.BufferedIOBase, label: str) -> Image.Image:
+    """Reads the header only.
+
+    `PIL.Image.open` does the same, but also warns above 89 megapixels and refuses above 179, by a
+    limit that is global to the process. Ours is `max_pixels`, so the plugins are asked directly.
+    """
+    prefix = stream.read(16)
+    if not prefix:
+        raise ImageError(f"{label}: there is nothing in it (zero bytes); expected an image file.")
+    for format_name in _FORMATS:
+        factory, accept = Image.OPEN[format_name]
+        # Plugins answer with a string, the reason, where Pillow was built without the format.
+        answer = accept(prefix.ljust(16, b"\0"))
+        if isinstance(answer, str):
+            raise ImageError(f"{label}: {answer}.")
+        if answer:
+            stream.seek(0)
+            try:
+                return factory(stream, "")
+            except Exception as error:  # whatever a plugin trips over in damaged data
+                raise ImageError(_damaged(label, format_name, error)) from error
+    raise ImageError(
+        f"{label}: not an image file (it starts with {prefix!r}); expected one of "
+        f"{', '.join(_FORMATS)}, or open it with Pillow and pass the image."
+    )
+
+
+def _damaged(label: str, format_name: str | None, error: Exception) -> str:
+    return f"{label}: the {format_name or 'image'} data is damaged or truncated ({error})."
+
+
+def _from_array(array: np.ndarray, label: str) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ImageError(
+            f"{label}: expected a uint8 array [H, W, 3], [H, W, 4], [H, W] or [H, W, 1], channels "
+            f"last and one image at a time, got {array.dtype} {list(array.shape)}."
+        )
+    if not array.size:
+        raise ImageError(f"{label}: the array {list(array.shape)} has no pixels.")
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _to_upright_rgb(image: Image.Image, exif: bool, max_pixels: int, label: str) -> Image.Image:
+    width, height = image.size
+    if not width * height:
+        raise ImageError(f"{label}: the image has no pixels ({height} x {width}, height x width).")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{label}: {height} x {width} (height x width) is more than max_pixels={max_pixels:,}; "
+            "shrink the image, or raise max_pixels if you trust it."
+        )
+    try:
+        image.load()
+    except Exception as error:  # whatever a plugin trips over in damaged data
+        raise ImageError(_damaged(label, image.format, error)) from error
+    rgb = _to_rgb(image, label)
+    return _upright(rgb, image) if exif else rgb
+
+
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    mode = image.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        return _wide_grey_to_rgb(image, label)
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.has_transparency_data:
+        # La, premultiplied, is only convertible by way of LA.
+        rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _wide_grey_to_rgb(image: Image.Image, label: str) -> Image.Image:
+    """Grey of more than 8 bits, scaled by the rules in `decode`."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ImageError(
+            f'{label}: a mode "{image.mode}" image must be finite; it holds nan or inf.'
+        )
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        top = 1 if high <= 1 else 255
+    else:
+        top = 255 if image.mode == "I" and high <= 255 else 65535
+    if low < 0 or high > top:
+        raise ImageError(
+            f'{label}: a mode "{image.mode}" image must hold values in 0..{top}, found '
+            f"{low:g}..{high:g}; scale it to 8 bits first."
+        )
+    levels = np.rint(values * (255 / top)).astype(np.uint8)
+    if (transparent := image.info.get("transparency")) is not None:
+        levels[values == transparent] = 255
+    return Image.fromarray(levels).convert("RGB")
+
+
+def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    try:
+        orientation = original.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a broken EXIF block is no reason to lose the picture
+        return rgb
+    if orientation not in _UPRIGHT:
+        return rgb
+    upright = rgb.transpose(_UPRIGHT[orientation])
+    upright.info.clear()  # or whoever decodes the result again would turn it again
+    return upright

@@ -1,0 +1,232 @@
+"""Pictures to patches: the size search, the two preprocessing modes, and padding to a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Shaped
+from PIL import Image
+
+from siglip2_jax.preprocess.decode import MAX_PIXELS, ImageSource, decode
+from siglip2_jax.preprocess.resize import (
+    Resample,
+    resize_antialias,
+    resize_no_antialias,
+    resize_pillow,
+)
+
+# Above this budget SigLIP 2's native-resolution models were not trained.
+TRAINED_PATCHES = 1024
+
+# x / 255, then (x - 0.5) / 0.5, rounded to float32 where Hugging Face's processors do.
+_HUGGING_FACE_LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - 0.5) / np.float32(0.5)
+
+
+def target_size(size: tuple[int, int], patch_size: int, max_num_patches: int) -> tuple[int, int]:
+    """The size to which native-resolution preprocessing (NaFlex) resizes an image.
+
+    The official search (SigLIP 2, section 2.4.2; big_vision's ops_naflex.py), step by step: a
+    bisection for the largest scale at which the sides, rounded up to whole patches, stay within
+    the budget. It ends at a resolution of 1e-5 and a scale of at most 100.
+
+    Args:
+      size: height and width of the image, in pixels.
+      patch_size: side of a patch, in pixels.
+      max_num_patches: the budget.
+
+    Returns:
+      Height and width, each a positive multiple of `patch_size`.
+
+    Raises:
+      ValueError: an argument is less than 1.
+    """
+    if min(*size, patch_size, max_num_patches) < 1:
+        raise ValueError(
+            "Image size, patch size and max_num_patches must be at least 1, got "
+            f"{size[0]} x {size[1]} (height x width), {patch_size} and {max_num_patches}."
+        )
+
+    def grid(scale: float) -> tuple[int, int]:
+        rows, cols = (max(1, ceil(side * scale / patch_size)) for side in size)
+        return rows, cols
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        scale = (low + high) / 2
+        rows, cols = grid(scale)
+        if rows * cols <= max_num_patches:
+            low = scale
+        else:
+            high = scale
+    rows, cols = grid(low)
+    return rows * patch_size, cols * patch_size
+
+
+def patchify(
+    image: Shaped[np.ndarray, "h w c"], patch_size: int
+) -> Shaped[np.ndarray, "patches values"]:
+    """Cuts an image into square patches.
+
+    Pixels at the bottom and right that fill no whole patch are dropped, as a convolution without
+    padding does: 384 pixels are 27 patches of 14.
+
+    Returns:
+      [h//p * w//p, p*p*c]: patches in row-major order, each flattened as (row, column, channel).
+    """
+    height, width, channels = image.shape
+    rows, cols = height // patch_size, width // patch_size
+    image = image[: rows * patch_size, : cols * patch_size]
+    patches = image.reshape(rows, patch_size, cols, patch_size, channels).swapaxes(1, 2)
+    return patches.reshape(rows * cols, patch_size * patch_size * channels)
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """From one picture to its patches, in the way one checkpoint expects.
+
+    Mode "reference" follows the official code: at native resolution an antialiased resize that is
+    never rounded, at fixed resolution one without antialiasing that is cut to 8 bits. Mode "hf"
+    follows the transformers library: Pillow's antialiased resize to 8 bits.
+
+    Attributes:
+      patch_size: side of a patch, in pixels.
+      image_size: side of the square that every picture is squashed to, in pixels; None for native
+        resolution (NaFlex), where the aspect ratio is kept up to whole patches.
+      mode: "reference" or "hf".
+      resample: the filter, in mode "hf" only; repositories differ.
+      exif: whether pictures are turned upright as their EXIF orientation says.
+      max_pixels: the largest picture accepted, in pixels.
+    """
+
+    patch_size: int
+    image_size: int | None
+    mode: Literal["reference", "hf"] = "reference"
+    resample: Resample = "bilinear"
+    exif: bool = True
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size must be at least 1, got {self.patch_size}.")
+        if self.image_size is not None and self.image_size < self.patch_size:
+            raise ValueError(
+                f"image_size must be None or at least one patch ({self.patch_size} pixels), got "
+                f"{self.image_size}."
+            )
+        if self.mode not in ("reference", "hf"):
+            raise ValueError(f'mode must be "reference" or "hf", got {self.mode!r}.')
+        if self.resample not in ("bilinear", "bicubic"):
+            raise ValueError(f'resample must be "bilinear" or "bicubic", got {self.resample!r}.')
+
+    def __call__(
+        self, source: ImageSource, max_num_patches: int = 256, name: str | None = None
+    ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
+        """Decodes, resizes, scales and cuts one picture.
+
+        Args:
+          source: whatever `decode` reads.
+          max_num_patches: the budget at native resolution; not used at fixed resolution.
+          name: what to call the picture in errors.
+
+        Returns:
+          pixels: [rows * cols, patch_size**2 * 3] in [-1, 1], without padding.
+          grid: rows and columns of patches.
+
+        Raises:
+          ImageError: the picture cannot be read.
+          ValueError: `max_num_patches` is less than 1.
+        """
+        image = decode(source, exif=self.exif, max_pixels=self.max_pixels, name=name)
+        height, width = self._resized(image.size[::-1], max_num_patches)
+        grid = height // self.patch_size, width // self.patch_size
+        return self._pixels(image, (height, width)), grid
+
+    def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Float32[np.ndarray, "N P"]:
+        if self.mode == "hf":
+            levels = patchify(resize_pillow(image, size, self.resample), self.patch_size)
+            return _HUGGING_FACE_LEVELS[levels]
+        resize = resize_antialias if self.image_size is None else resize_no_antialias
+        pixels = patchify(resize(np.asarray(image), size), self.patch_size)
+        # The official code scales before it resizes; as a resize is linear, this differs only in
+        # rounding, and touches far fewer values.
+        pixels = pixels.astype(np.float32, copy=False)
+        pixels /= 127.5
+        pixels -= 1
+        return pixels
+
+    def _resized(self, size: tuple[int, int], max_num_patches: int) -> tuple[int, int]:
+        if max_num_patches < 1:
+            raise ValueError(f"max_num_patches must be at least 1, got {max_num_patches}.")
+        if self.image_size is not None:
+            return self.image_size, self.image_size
+        return target_size(size, self.patch_size, max_num_patches)
+
+    def grid(self, size: tuple[int, int], max_num_patches: int = 256) -> tuple[int, int]:
+        """Rows and columns of patches of an image of this height and width."""
+        height, width = self._resized(size, max_num_patches)
+        return height // self.patch_size, width // self.patch_size
+
+    def num_tokens(self, max_num_patches: int = 256) -> int:
+        """Patches an image is padded to: the budget, or all of the grid at fixed resolution."""
+        if self.image_size is None:
+            return max_num_patches
+        return (self.image_size // self.patch_size) ** 2
+
+    def explain(self, size: tuple[int, int], max_num_patches: int = 256) -> str:
+        """Says in one sentence what becomes of an image of this height and width."""
+        height, width = self._resized(size, max_num_patches)
+        rows, cols = self.grid(size, max_num_patches)
+        sentence = (
+            f"{size[0]} x {size[1]} pixels (height x width) are resized to {height} x {width}, "
+            f"{rows} x {cols} = {rows * cols} patches of {self.patch_size} pixels"
+        )
+        if self.image_size is None:
+            sentence += f" within the budget of {max_num_patches}"
+            if max_num_patches > TRAINED_PATCHES:
+                sentence += (
+                    f"; SigLIP 2 was trained with at most {TRAINED_PATCHES} patches, above which "
+                    "expect mildly worse results"
+                )
+        return sentence + "."
+
+
+def collate(
+    items: Sequence[tuple[Float32[np.ndarray, "_ P"], tuple[int, int]]], num_tokens: int
+) -> tuple[
+    Float32[np.ndarray, "B N P"],
+    Int32[np.ndarray, "B N 2"],
+    Bool[np.ndarray, "B N"],
+]:
+    """Pads images to one length and stacks them.
+
+    Args:
+      items: for each image, its patches and the rows and columns of its grid, as
+        `ImagePreprocessor` gives them.
+      num_tokens: N, the length to pad to.
+
+    Returns:
+      pixels: [B, N, P], zero in padding.
+      yx: [B, N, 2], row and column of each patch, zero in padding.
+      valid: [B, N], false in padding.
+
+    Raises:
+      ValueError: there are no items, or one of them has more than `num_tokens` patches.
+    """
+    if not items:
+        raise ValueError("A batch needs at least one image.")
+    pixels = np.zeros((len(items), num_tokens, items[0][0].shape[1]), np.float32)
+    yx = np.zeros((len(items), num_tokens, 2), np.int32)
+    valid = np.zeros((len(items), num_tokens), np.bool_)
+    for i, (patches, (rows, cols)) in enumerate(items):
+        length = len(patches)
+        if length > num_tokens:
+            raise ValueError(
+                f"Image {i} of the batch has {length} patches ({rows} x {cols}), more than the "
+                f"{num_tokens} the batch is padded to; preprocess it with a smaller budget."
+            )
+        pixels[i, :length] = patches
+        yx[i, :length] = np.indices((rows, cols)).reshape(2, -1).T
+        valid[i, :length] = True
+    return pixels, yx, valid

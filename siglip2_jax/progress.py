@@ -1,0 +1,57 @@
+"""Long work shows itself: a bar on a terminal, plain log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Shows how far a job is, on standard error.
+
+    Args:
+      label: what is being done.
+      total: how many items there are.
+      done: how many were done before, in an earlier run.
+
+    Yields:
+      A function to call with the number of items just finished.
+    """
+    # rich still draws a last bar when piped, so it is used on real terminals only.
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(label, total, done) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _lines(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    start = last = time.monotonic()
+    begun = done
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if done == total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            rate = (done - begun) / max(now - start, 1e-9)
+            eta = "" if done == total else f", {(total - done) / max(rate, 1e-9):.0f} s left"
+            print(f"{label}: {done}/{total}, {rate:.1f}/s{eta}", file=sys.stderr, flush=True)
+
+    yield advance

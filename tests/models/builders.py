@@ -1,0 +1,55 @@
+"""Small models with every parameter random, and patches of any grid."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.types import Patches
+
+TINY = ModelConfig(
+    vision=VisionConfig(
+        width=48, depth=2, mlp_dim=112, num_heads=3, patch_size=4, grid=8, image_size=None
+    ),
+    text=TextConfig(width=40, depth=3, mlp_dim=96, num_heads=5, vocab_size=97, embed_dim=48),
+)
+
+
+def with_vision(config: ModelConfig, **changes) -> ModelConfig:
+    """`config` with other sizes of the vision tower."""
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **changes))
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> dict:
+    """Parameters in which nothing is zero or one, so that a swapped or dropped one shows."""
+    rng = np.random.default_rng(seed)
+    leaves = {}
+    for path, leaf in flatten(abstract_model(config)[1]).items():
+        x = rng.standard_normal(leaf.shape, np.float32)
+        scale = 0.1
+        if path.endswith("kernel"):
+            projects_in = any(f"/{name}/" in path for name in ("query", "key", "value"))
+            fan_in = leaf.shape[-3] if projects_in else leaf.shape[-2]
+            scale = (leaf.shape[-3] * fan_in if "/out/" in path else fan_in) ** -0.5
+        leaves[path] = x * np.float32(scale) + np.float32(path.endswith("scale"))
+    leaves["t"], leaves["b"] = np.float32(2.3), np.float32(-9.5)
+    return jax.tree.map(np.asarray, unflatten(leaves))
+
+
+def patches(
+    grids: list[tuple[int, int]], budget: int, patch_size: int = 4, *, seed: int = 0, fill=0.0
+) -> Patches:
+    """Random images of the given grids (rows, columns), padded with `fill` to `budget`."""
+    values = patch_size**2 * 3
+    pixels = np.full((len(grids), budget, values), fill, np.float32)
+    yx = np.zeros((len(grids), budget, 2), np.int32)
+    valid = np.zeros((len(grids), budget), bool)
+    for i, (rows, columns) in enumerate(grids):
+        n = rows * columns
+        rng = np.random.default_rng((seed, i, rows, columns))
+        pixels[i, :n] = rng.uniform(-1, 1, (n, values))
+        yx[i, :n] = np.indices((rows, columns)).reshape(2, n).T
+        valid[i, :n] = True
+    return Patches(pixels, yx, valid)

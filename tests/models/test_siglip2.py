@@ -1,0 +1,202 @@
+"""The model agrees with a float64 restatement, whatever the grid, padding, batch or schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import numpy_reference as reference
+from models.builders import TINY, patches, random_params, with_vision
+
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.siglip2 import (
+    abstract_model,
+    flatten,
+    init_params,
+    normalize,
+    unflatten,
+)
+
+GRIDS = [(8, 8), (2, 32), (32, 2), (1, 64), (7, 9), (1, 1), (70, 1)]
+
+
+def encode(config, params, image=None, ids=None, **compute):
+    graphdef, _ = abstract_model(config, Compute(**compute))
+
+    @jax.jit
+    def program(params, image, ids):
+        model = nnx.merge(graphdef, params)
+        return (
+            None if image is None else model.encode_image(image),
+            None if ids is None else model.encode_text(ids),
+        )
+
+    return program(params, image, ids)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(TINY)
+
+
+def test_images_equal_the_float64_restatement(params):
+    image = patches(GRIDS, 80)
+    features, _ = encode(TINY, params, image)
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params["vision"])
+    for i, (rows, columns) in enumerate(GRIDS):
+        n = rows * columns
+        tokens, pooled, unit = reference.encode_image(image.pixels[i, :n], rows, columns, double)
+        np.testing.assert_allclose(features.tokens[i, :n], tokens, atol=1e-5)
+        np.testing.assert_allclose(features.pooled[i], pooled, atol=1e-5)
+        np.testing.assert_allclose(features.image[i], unit, atol=2e-6)
+    np.testing.assert_array_equal(features.grid, GRIDS)
+
+
+def test_texts_equal_the_float64_restatement(params):
+    ids = np.random.default_rng(1).integers(0, 97, (4, 64), np.int32)
+    _, text = encode(TINY, params, ids=ids)
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params["text"])
+    expected = np.stack([reference.encode_text(row, double) for row in ids])
+    np.testing.assert_allclose(text, expected, atol=2e-6)
+
+
+def test_logits_are_scaled_cosines_plus_bias(params):
+    graphdef, _ = abstract_model(TINY)
+    model = nnx.merge(graphdef, params)
+    image = jax.tree.map(jnp.asarray, patches([(3, 4), (5, 2)], 12))
+    ids = jnp.ones((2, 64), jnp.int32)
+    features = model.encode(image, ids)
+    expected = np.exp(2.3) * np.asarray(features.image) @ np.asarray(features.text).T - 9.5
+    np.testing.assert_allclose(model.logits(features.image, features.text), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf, -1e30])
+def test_padding_and_its_content_never_matter(params, fill):
+    tight = patches([(4, 5)], 20)
+    padded = patches([(4, 5)], 64, fill=fill)
+    padded = padded.replace(yx=np.where(padded.valid[..., None], padded.yx, 12345))
+    expected, _ = encode(TINY, params, tight)
+    found, _ = encode(TINY, params, padded)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
+    np.testing.assert_allclose(found.pooled, expected.pooled, atol=1e-6)
+    np.testing.assert_allclose(found.tokens[:, :20], expected.tokens, atol=2e-6)
+    assert np.isfinite(found.tokens).all()
+
+
+def test_padding_has_no_gradient_and_gives_no_nan(params):
+    graphdef, _ = abstract_model(TINY)
+
+    def loss(params, fill):
+        image = jax.tree.map(jnp.asarray, patches([(4, 5), (2, 3)], 32, fill=fill))
+        return jnp.sum(nnx.merge(graphdef, params).encode_image(image).image[:, 0])
+
+    clean, dirty = (jax.grad(loss)(params, fill) for fill in (0.0, np.nan))
+    for path, x in flatten(clean).items():
+        np.testing.assert_allclose(flatten(dirty)[path], x, atol=1e-6, err_msg=path)
+
+
+def test_an_image_without_patches_is_finite(params):
+    features, _ = encode(TINY, params, patches([(0, 0), (2, 2)], 4))
+    assert all(np.isfinite(x).all() for x in (features.tokens, features.image))
+
+
+def test_batch_composition_does_not_matter(params):
+    together, _ = encode(TINY, params, patches(GRIDS, 80))
+    for i in (0, 3, 6):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], patches(GRIDS, 80))
+        alone, _ = encode(TINY, params, one)
+        np.testing.assert_allclose(alone.image[0], together.image[i], atol=1e-6)
+
+
+def test_fixed_resolution_is_the_case_where_all_patches_are_valid(params):
+    fixed = with_vision(TINY, image_size=32)
+    image = patches([(8, 8)], 64)
+    np.testing.assert_array_equal(
+        encode(fixed, params, image)[0].image, encode(TINY, params, image)[0].image
+    )
+
+
+def value_and_gradient(params, compute):
+    image = jax.tree.map(jnp.asarray, patches([(4, 4), (2, 6)], 16))
+    ids = jnp.full((2, 64), 5, jnp.int32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        model = nnx.merge(abstract_model(TINY, compute)[0], params)
+        features = model.encode(image, ids)
+        return jnp.sum(model.logits(features.image, features.text) ** 2)
+
+    return loss(params)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Compute(scan=False),
+        Compute(remat="full"),
+        Compute(remat="dots"),
+        Compute(scan=False, remat=("qkv", "attn_out", "x_mid", "mlp_pre")),
+    ],
+    ids=str,
+)
+def test_schedules_agree_in_value_and_gradient(params, plain, compute):
+    found = value_and_gradient(params, compute)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    return value_and_gradient(params, Compute())
+
+
+def test_bfloat16_keeps_the_direction_with_outlier_channels():
+    """Released towers have a few channels far above the rest; low precision must survive them."""
+    params = random_params(TINY)
+    rng = np.random.default_rng(0)
+    for tower in ("vision", "text"):
+        table = params[tower]["pos"]["table"].copy()
+        table[..., [3, 17]] *= 30.0
+        params[tower]["pos"]["table"] = table
+        scale = params[tower]["encoder"]["blocks"]["ln1"]["scale"].copy()
+        scale[:, [3, 17]] *= 5.0
+        params[tower]["encoder"]["blocks"]["ln1"]["scale"] = scale
+    image, ids = patches(GRIDS, 80), rng.integers(0, 97, (8, 64), np.int32)
+    full = encode(TINY, params, image, ids)
+    half = encode(TINY, params, image, ids, dtype="bfloat16")
+    assert half[0].image.dtype == jnp.float32
+    for a, b in ((full[0].image, half[0].image), (full[1], half[1])):
+        assert np.min(np.sum(np.asarray(a) * np.asarray(b), axis=1)) >= 0.999
+
+
+def test_other_text_lengths_are_refused(params):
+    with pytest.raises(ValueError, match="have 12 tokens, the text tower reads exactly 64"):
+        encode(TINY, params, ids=np.zeros((1, 12), np.int32))
+
+
+def test_fresh_parameters_start_where_the_paper_says():
+    params = init_params(TINY, jax.random.key(0))
+    assert params["t"] == np.float32(np.log(10)) and params["b"] == -10
+    flat = flatten(params)
+    blocks = flat["vision/encoder/blocks/attn/query/kernel"]
+    assert not np.array_equal(blocks[0], blocks[1])
+    bound = np.sqrt(6 / (48 + 48))  # xavier-uniform
+    assert 0.9 * bound < np.abs(blocks).max() <= bound
+    assert 0.8 < flat["vision/pos/table"].std() * np.sqrt(48) < 1.2
+    assert all(x.dtype == np.float32 and not x.aval.weak_type for x in flat.values())
+
+
+def test_paths_round_trip():
+    _, shapes = abstract_model(TINY)
+    assert jax.tree.structure(unflatten(flatten(shapes))) == jax.tree.structure(shapes)
+    assert "vision/encoder/blocks/attn/query/kernel" in flatten(shapes)
+
+
+def test_normalize_survives_zero():
+    np.testing.assert_array_equal(normalize(jnp.zeros((1, 3))), np.zeros((1, 3)))
+
+
+def test_construction_equals_the_abstract_shapes():
+    concrete = init_params(TINY, jax.random.key(0))
+    abstract = abstract_model(TINY)[1]
+    assert jax.tree.map(lambda x: x.shape, concrete) == jax.tree.map(lambda x: x.shape, abstract)
