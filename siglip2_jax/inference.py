@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from os import PathLike, cpu_count
-from pathlib import Path
+from os import PathLike
 from typing import Literal
 
 import jax
@@ -19,11 +15,13 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 
 from siglip2_jax import convert
+from siglip2_jax.data.prefetch import ahead, batched
 from siglip2_jax.models.layers import Compute
-from siglip2_jax.models.siglip2 import Params, abstract_model, unflatten
+from siglip2_jax.models.siglip2 import Params, abstract_model, flatten, unflatten
 from siglip2_jax.models.variants import ModelConfig, Variant, find_variant
 from siglip2_jax.preprocess.decode import ImageError, ImageSource
 from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.types import Features, Patches
 
@@ -37,7 +35,7 @@ def load(
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
     preproc: Literal["reference", "hf"] | None = None,
-    text_norm: Literal["reference", "unicode_lower", "canonicalize", "none"] | None = None,
+    text_norm: TextNorm | None = None,
     exif: bool = True,
 ) -> Embedder:
     """Loads a checkpoint of any supported format.
@@ -60,13 +58,14 @@ def load(
       ValueError: the source or tokenizer is not what it should be; one sentence says what to do.
     """
     checkpoint = convert.read(source)
-    names = checkpoint.preprocessing
-    config = checkpoint.config
-    if not isinstance(tokenizer, Tokenizer):
-        path = tokenizer if tokenizer is not None else checkpoint.tokenizer
-        tokenizer = None if path is None else Tokenizer.load(
-            path,
-            text_norm=text_norm or names.text_norm,
+    names, config = checkpoint.preprocessing, checkpoint.config
+    text_norm = text_norm or names.text_norm
+    if tokenizer is None:
+        tokenizer = checkpoint.tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(
+            tokenizer,
+            text_norm=text_norm,
             length=config.text.length,
             pad_id=config.text.pad_id,
         )
@@ -81,7 +80,7 @@ def load(
     )
     # One tensor at a time: the whole model is never held twice.
     params = unflatten({path: jnp.asarray(x.read()) for path, x in checkpoint.params.items()})
-    return Embedder(config, params, preprocess, tokenizer, dtype=dtype)
+    return Embedder(config, params, preprocess, tokenizer, text_norm=text_norm, dtype=dtype)
 
 
 class Embedder:
@@ -93,6 +92,7 @@ class Embedder:
       variant: the release with exactly these sizes, or None.
       preprocess: photos to patches.
       tokenizer: texts to ids, or None.
+      text_norm: how texts are normalised before tokenisation.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Embedder:
         preprocess: ImagePreprocessor,
         tokenizer: Tokenizer | None = None,
         *,
+        text_norm: TextNorm = "reference",
         dtype: Literal["float32", "bfloat16"] = "float32",
     ):
         if dtype not in ("float32", "bfloat16"):
@@ -110,6 +111,7 @@ class Embedder:
         self.params = params
         self.preprocess = preprocess
         self.tokenizer = tokenizer
+        self.text_norm = tokenizer.text_norm if tokenizer else text_norm
         self.dtype = dtype
         graphdef, _ = abstract_model(config, Compute(dtype=dtype))
 
@@ -171,33 +173,32 @@ class Embedder:
         Raises:
           ImageError: an image is unreadable and `on_error` is "raise".
         """
+        width = self.config.vision.width
         if isinstance(images, Patches):
-            return _concatenate(
-                self._run(self._embed_image, images, batch_size), self.config.vision.width
-            )
+            return _rows(self._run(self._embed_image, images, batch_size), width)
         rows = []
         for row in self.stream_images(images, max_num_patches, batch_size):
             if isinstance(row, ImageError):
                 if on_error == "raise":
                     raise row
                 warnings.warn(f"{row}; its embedding is NaN", stacklevel=2)
-                row = np.full(self.config.vision.width, np.nan, np.float32)
-            rows.append(row)
-        return _concatenate([np.stack(rows)] if rows else [], self.config.vision.width)
+                row = np.full(width, np.nan, np.float32)
+            rows.append(row[None])
+        return _rows(rows, width)
 
     def stream_images(
         self,
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
-    ) -> Iterator[Float[np.ndarray, "E"] | ImageError]:
+    ) -> Iterator[Float[np.ndarray, E] | ImageError]:
         """Embeds any number of images in bounded memory: yields a row or an error for each.
 
         Images are decoded on threads ahead of the device.
         """
-        for good, errors, patches in self._patches(images, max_num_patches, batch_size):
-            rows = iter(_concatenate(self._run(self._embed_image, patches, batch_size), 0)
-                        if good else ())
+        for errors, patches in self._patches(images, max_num_patches, batch_size):
+            parts = self._run(self._embed_image, patches, batch_size) if patches else ()
+            rows = (row for part in parts for row in part)
             for error in errors:
                 yield next(rows) if error is None else error
 
@@ -228,7 +229,7 @@ class Embedder:
             parts = list(self._run(self._encode_image, images, batch_size))
         else:
             parts = []
-            for _, errors, patches in self._patches(images, max_num_patches, batch_size):
+            for errors, patches in self._patches(images, max_num_patches, batch_size):
                 for error in errors:
                     if error is not None:
                         raise error
@@ -278,7 +279,7 @@ class Embedder:
                 "rows; use the tokenizer that belongs to this model"
             )
         parts = self._run(self._embed_text, ids.astype(np.int32), batch_size)
-        return _concatenate(parts, self.config.text.embed_dim)
+        return _rows(parts, self.config.text.embed_dim)
 
     def logits(
         self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
@@ -308,21 +309,24 @@ class Embedder:
         Raises:
           ValueError: the destination exists and `overwrite` is False.
         """
-        checkpoint = convert.Checkpoint.from_params(
-            self.config,
-            self.params,
-            convert.Preprocessing(
+        checkpoint = convert.Checkpoint(
+            config=self.config,
+            params={path: convert.Lazy.of(x) for path, x in flatten(self.params).items()},
+            tokenizer=None,
+            preprocessing=convert.Preprocessing(
                 mode=self.preprocess.mode,
                 resample=self.preprocess.resample,
-                text_norm=self.tokenizer.text_norm if self.tokenizer else "reference",
+                text_norm=self.text_norm,
             ),
+            format="orbax",
+            source="memory",
         )
         convert.write(checkpoint, path, format, tokenizer=self.tokenizer, overwrite=overwrite)
 
     def _patches(
         self, images: ImageSource | Iterable[ImageSource], max_num_patches: int, batch_size: int
-    ) -> Iterator[tuple[int, list[ImageError | None], Patches | None]]:
-        """Preprocessed batches: how many images are good, an entry per image, their patches."""
+    ) -> Iterator[tuple[list[ImageError | None], Patches | None]]:
+        """Preprocessed batches: an error or None per image, the patches of the good ones if any."""
         if isinstance(images, (str, bytes, Image, PathLike, np.ndarray)):
             images = [images]
         num_tokens = self.preprocess.num_tokens(max_num_patches)
@@ -333,11 +337,10 @@ class Embedder:
             except ImageError as error:
                 return error
 
-        for batch in _batched(_ahead(prepare, images, 2 * batch_size), batch_size):
+        for batch in batched(ahead(prepare, images, 2 * batch_size), batch_size):
             good = [item for item in batch if not isinstance(item, ImageError)]
             errors = [item if isinstance(item, ImageError) else None for item in batch]
-            patches = Patches(*collate(good, num_tokens)) if good else None
-            yield len(good), errors, patches
+            yield errors, Patches(*collate(good, num_tokens)) if good else None
 
     def _run(self, program, inputs, batch_size: int) -> Iterator:
         """Runs `program` over the leading axis in batches of a few fixed sizes, as NumPy."""
@@ -359,30 +362,6 @@ def _fill(x: np.ndarray, size: int) -> np.ndarray:
     return x if len(x) == size else np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
-def _concatenate(parts: Iterable[np.ndarray], width: int) -> Float[np.ndarray, "n E"]:
-    """Rows of all parts as float32; `[0, width]` when there are none."""
-    return np.concatenate([np.zeros((0, width), np.float32), *parts]) if width else np.concatenate(
-        list(parts)
-    )
-
-
-def _batched(items: Iterator, size: int) -> Iterator[list]:
-    """Consecutive lists of up to `size` items (itertools.batched of Python 3.12)."""
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-def _ahead(function, items: Iterable, count: int) -> Iterator:
-    """Maps on threads, in order, never more than `count` items ahead of the consumer."""
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        pending: deque[Future] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > count:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+def _rows(parts: Iterable[np.ndarray], width: int) -> Float[np.ndarray, "n E"]:
+    """All parts in one array; `[0, width]` when there are none."""
+    return np.concatenate([np.zeros((0, width), np.float32), *parts])

@@ -11,42 +11,39 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(label: str, done: int = 0) -> Iterator[Callable[[int, int], None]]:
     """Shows how far a job is, on standard error.
 
     Args:
       label: what is being done.
-      total: how many items there are.
-      done: how many were done before, in an earlier run.
+      done: how many items were done before, in an earlier run.
 
     Yields:
-      A function to call with the number of items just finished.
+      A function to call with the number of items done so far and the number there are.
     """
     # rich still draws a last bar when piped, so it is used on real terminals only.
     show = _bar if sys.stderr.isatty() else _lines
-    with show(label, total, done) as advance:
-        yield advance
+    with show(label, done) as update:
+        yield update
 
 
 @contextmanager
-def _bar(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+def _bar(label: str, done: int) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, completed=done)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(label, total=None, completed=done)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def _lines(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+def _lines(label: str, begun: int) -> Iterator[Callable[[int, int], None]]:
     start = last = time.monotonic()
-    begun = done
 
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
+    def update(done: int, total: int) -> None:
+        nonlocal last
         now = time.monotonic()
         if done == total or now - last >= SECONDS_BETWEEN_LINES:
             last = now
@@ -54,4 +51,4 @@ def _lines(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]
             eta = "" if done == total else f", {(total - done) / max(rate, 1e-9):.0f} s left"
             print(f"{label}: {done}/{total}, {rate:.1f}/s{eta}", file=sys.stderr, flush=True)
 
-    yield advance
+    yield update

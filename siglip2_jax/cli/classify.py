@@ -49,8 +49,8 @@ def read_labels(args: argparse.Namespace) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Prints labels with probabilities; exit code 1 if no image could be read."""
-    from siglip2_jax.evals.prompts import OPENAI_TEMPLATES, embed_labels
     from siglip2_jax.data.files import find_images
+    from siglip2_jax.evals.prompts import OPENAI_TEMPLATES, embed_labels
     from siglip2_jax.preprocess.decode import ImageError
 
     labels = read_labels(args)

@@ -35,29 +35,27 @@ def run(args: argparse.Namespace) -> None:
 
     checkpoint = convert.read(args.source)
     text = checkpoint.config.text
-    path = args.tokenizer or checkpoint.tokenizer
-    tokenizer = None
-    if path is not None and args.to != "npz":
-        tokenizer = Tokenizer.load(
-            path,
-            text_norm=checkpoint.preprocessing.text_norm,
-            length=text.length,
-            pad_id=text.pad_id,
-        )
-        tokenizer.check(text.vocab_size)
-    with progress(f"writing {args.to}", len(checkpoint.params)) as advance:
+    tokenizer = args.tokenizer and Tokenizer.load(
+        args.tokenizer,
+        text_norm=checkpoint.preprocessing.text_norm,
+        length=text.length,
+        pad_id=text.pad_id,
+    )
+    with progress(f"writing {args.to}") as update:
         convert.write(
-            checkpoint.counted(advance),
+            checkpoint,
             args.destination,
             args.to,
             tokenizer=tokenizer,
             overwrite=args.overwrite,
+            progress=lambda name, done, total: update(done, total),
         )
+    found = args.tokenizer or checkpoint.tokenizer
     summary = {
         "source": args.source,
         "destination": args.destination,
         "format": args.to,
         "tensors": len(checkpoint.params),
-        "tokenizer": None if path is None or args.to == "npz" else str(path),
+        "tokenizer": str(found) if found and args.to != "npz" else None,
     }
     print(json.dumps(summary, indent=2) if args.json else f"wrote {args.destination}")

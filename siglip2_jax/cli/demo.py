@@ -33,25 +33,26 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Embeds, writes the sheet, prints a summary."""
-    from PIL import Image
+    import numpy as np
 
     from siglip2_jax.demo import shipped_examples
     from siglip2_jax.evals.sheet import similarity_sheet
+    from siglip2_jax.preprocess.decode import decode
     from siglip2_jax.progress import progress
 
     examples = shipped_examples()[: args.photos]
     model = tiny_model(args.seed)
     images = []
-    with progress("photos", len(examples)) as advance:
+    with progress("photos") as update:
         for row in model.stream_images([x.image for x in examples], batch_size=8):
             images.append(row)
-            advance(1)
+            update(len(images), len(examples))
     captions = [x.captions[0] for x in examples]
     texts = model.embed_texts(captions)
-    cosines = images @ texts.T
+    cosines = np.stack(images) @ texts.T
     summary = _summary(model, cosines)
     page = similarity_sheet(
-        [Image.open(x.image) for x in examples],
+        [decode(x.image) for x in examples],
         captions,
         cosines,
         title="SigLIP 2 in JAX: similarity sheet",

@@ -49,15 +49,14 @@ def run(args: argparse.Namespace) -> int:
     with EmbeddingWriter(args.out, items, settings, overwrite=args.overwrite) as writer:
         if not writer.complete:
             model = load_model(args)
-            todo = items[writer.done :]
-            with progress("embedding", len(items), writer.done) as advance:
-                for row in _rows(model, todo, args):
+            with progress("embedding", writer.done) as update:
+                for i, row in enumerate(_rows(model, items[writer.done :], args), writer.done + 1):
                     if isinstance(row, Exception):
                         if args.strict:
                             raise row
                         print(f"siglip2: skipped: {row}", file=sys.stderr)
                     writer.add(row)
-                    advance(1)
+                    update(i, len(items))
         summary = writer.finish()
     if args.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
@@ -86,10 +85,19 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     recorded = convert.read(args.source).preprocessing
     common = {"version": __version__, "source": args.source, "dtype": args.dtype}
     if args.texts:
-        return {**common, "kind": "texts", "tokenizer": args.tokenizer,
-                "text_norm": args.text_norm or recorded.text_norm}
-    return {**common, "kind": "images", "preproc": args.preproc or recorded.mode,
-            "max_num_patches": args.max_num_patches, "exif": not args.no_exif}
+        return {
+            **common,
+            "kind": "texts",
+            "tokenizer": args.tokenizer,
+            "text_norm": args.text_norm or recorded.text_norm,
+        }
+    return {
+        **common,
+        "kind": "images",
+        "preproc": args.preproc or recorded.mode,
+        "max_num_patches": args.max_num_patches,
+        "exif": not args.no_exif,
+    }
 
 
 def _rows(

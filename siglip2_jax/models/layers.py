@@ -43,9 +43,7 @@ class Compute:
 
 def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm as released: eps 1e-6, two-pass float32 statistics; the result is float32."""
-    return nnx.LayerNorm(
-        width, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
-    )
+    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
 
 def attend(

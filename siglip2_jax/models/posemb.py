@@ -49,9 +49,7 @@ class PositionTable(nnx.Module):
         init = nnx.initializers.normal(width**-0.5)
         self.table = nnx.Param(init(rngs.params(), (grid, grid, width), jnp.float32))
 
-    def __call__(
-        self, yx: Int[Array, "B N 2"], valid: Bool[Array, "B N"]
-    ) -> Float[Array, "B N D"]:
+    def __call__(self, yx: Int[Array, "B N 2"], valid: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
         """Embeds patch coordinates, in float32.
 
         Args:

@@ -65,9 +65,7 @@ class SigLIP2(nnx.Module):
         """Both towers, each run once."""
         return self.encode_image(image).replace(text=self.encode_text(ids))
 
-    def logits(
-        self, image: Float[Array, "I E"], text: Float[Array, "J E"]
-    ) -> Float[Array, "I J"]:
+    def logits(self, image: Float[Array, "I E"], text: Float[Array, "J E"]) -> Float[Array, "I J"]:
         """`exp(t) * cosine + b`; a sigmoid makes it the probability that the pair matches."""
         return jnp.exp(self.t[...]) * (image @ text.T) + self.b[...]
 
@@ -88,7 +86,6 @@ def abstract_model(
 
 def init_params(config: ModelConfig, key: Array) -> Params:
     """Freshly initialised float32 parameters, as a nested dict."""
-
 
     @jax.jit  # one program instead of one per tensor
     def init(key: Array) -> Params:

@@ -48,9 +48,7 @@ class VisionTower(nnx.Module):
         self.encoder = Encoder(config, compute=compute, rngs=rngs)
         self.pool = AttentionPool(config, rngs=rngs)
 
-    def __call__(
-        self, image: Patches
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
+    def __call__(self, image: Patches) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
         """Encodes images.
 
         Args:

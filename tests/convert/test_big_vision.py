@@ -26,8 +26,7 @@ def arrays(checkpoint, **layouts) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("vision", ["unrolled", "stacked"])
 @pytest.mark.parametrize("text", ["unrolled", "stacked"])
-@pytest.mark.parametrize("prefix", ["params/", ""])
-@pytest.mark.parametrize("scalar", [(), (1,)])
+@pytest.mark.parametrize(("prefix", "scalar"), [("params/", (1,)), ("", ())])
 def test_layouts(tmp_path, checkpoint, assert_equal, vision, text, prefix, scalar):
     tensors = arrays(checkpoint, vision=vision, text=text)
     for name in ("params/t", "params/b"):

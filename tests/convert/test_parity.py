@@ -1,9 +1,13 @@
 """transformers opens what we write, and we read what it writes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from siglip2_jax.convert import read, write
+from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.parity
@@ -77,13 +81,13 @@ def test_random_models_are_read(tmp_path, kind, dtype):
 
 
 def test_processors_open(tmp_path, shared, checkpoint, make_checkpoint):
-    import dataclasses
-
-    from PIL import Image
-
     tokenizer = Tokenizer.load(shared / "data" / "tokenizer" / "small_8k.model")
     text = dataclasses.replace(checkpoint.config.text, vocab_size=tokenizer.vocab_size)
-    model = make_checkpoint(dataclasses.replace(checkpoint.config, text=text))
+    # Siglip2Processor itself says 16, whatever its image processor's file says.
+    vision = dataclasses.replace(checkpoint.config.vision, patch_size=16)
+    if not checkpoint.config.native_resolution:
+        vision = dataclasses.replace(vision, image_size=88)
+    model = make_checkpoint(ModelConfig(vision=vision, text=text))
     write(model, tmp_path / "hf", "hf", tokenizer=tokenizer)
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
     name = "Siglip2" if model.config.native_resolution else "Siglip"

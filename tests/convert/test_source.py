@@ -35,7 +35,8 @@ def test_offline_by_choice(no_network, monkeypatch):
     assert time.monotonic() - start < 2
 
 
-def test_cached_copies_work_offline(no_network, tmp_path, fixed, assert_equal):
+def test_cached_copies_work_offline(no_network, monkeypatch, tmp_path, fixed, assert_equal):
+    monkeypatch.setattr(source, "PATIENCE", 0.1)
     repository = tmp_path / "cache" / "models--someone--model"
     write(fixed, repository / "snapshots" / "0123abcd", "hf")
     (repository / "refs").mkdir()
@@ -108,8 +109,7 @@ def test_buckets_without_the_extra(monkeypatch):
 
 
 def test_buckets_without_a_network(monkeypatch, no_network):
+    monkeypatch.setattr(source, "PATIENCE", 0.1)
     monkeypatch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
-    start = time.monotonic()
     with pytest.raises(SourceError, match="Google Cloud Storage cannot be reached"):
         read("gs://big_vision/siglip2/siglip2_b16_naflex.npz")
-    assert time.monotonic() - start < 5

@@ -47,4 +47,6 @@ def test_any_grid_equals_both_references(table, grid):
 
 def test_grid_size_counts_valid_patches_only():
     image = patches([(3, 5), (0, 0), (6, 1)], 20)
-    np.testing.assert_array_equal(grid_size(jnp.asarray(image.yx), jnp.asarray(image.valid)), [(3, 5), (0, 0), (6, 1)])
+    np.testing.assert_array_equal(
+        grid_size(jnp.asarray(image.yx), jnp.asarray(image.valid)), [(3, 5), (0, 0), (6, 1)]
+    )

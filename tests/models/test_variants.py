@@ -36,13 +36,13 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("variant", "published"), list(zip(RELEASES, PUBLISHED, strict=True))
-)
+@pytest.mark.parametrize(("variant", "published"), list(zip(RELEASES, PUBLISHED, strict=True)))
 def test_parameter_counts_are_the_published_ones(variant, published):
     leaves = flatten(abstract_model(variant.config)[1])
     count = {
-        prefix: round(sum(math.prod(x.shape) for k, x in leaves.items() if k.startswith(prefix)) / 1e6, 1)
+        prefix: round(
+            sum(math.prod(x.shape) for k, x in leaves.items() if k.startswith(prefix)) / 1e6, 1
+        )
         for prefix in ("vision/", "text/", "")
     }
     vision = variant.config.vision

@@ -1,0 +1,36 @@
+"""Work on threads ahead of the device, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from os import cpu_count
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Maps on threads, in order, never more than `count` items ahead of the consumer."""
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of `size` items, the last one shorter (3.12's itertools.batched)."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
