@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from os import PathLike
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 from PIL.Image import Image
+from scipy.special import expit
 
 from siglip2_jax import convert
 from siglip2_jax.data.prefetch import ahead, batched
@@ -295,7 +297,7 @@ class Embedder:
         The learned bias assumes one match in tens of thousands, so values are often small even
         for good matches; compare them across texts rather than with 0.5.
         """
-        return 1 / (1 + np.exp(-self.logits(images, texts)))
+        return expit(self.logits(images, texts))
 
     def save(
         self,
@@ -353,7 +355,7 @@ class Embedder:
             batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
             n = jax.tree.leaves(batch)[0].shape[0]
             size = next(size for size in sizes if size >= n)
-            outputs = program(self.params, jax.tree.map(lambda x: _fill(x, size), batch))
+            outputs = program(self.params, jax.tree.map(partial(_fill, size=size), batch))
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
 
 

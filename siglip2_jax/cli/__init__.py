@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         root.print_help()
         return 2
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()  # here, so that a closed pipe is noticed here
+        return code
     except BrokenPipeError:  # `siglip2 … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from siglip2_jax.cli.options import add_model_options, load_model
+from siglip2_jax.cli.options import add_model_options, load_model, positive
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         choices=("openai",),
         help="put each label in OpenAI's 80 prompts and average; default: the label as it is",
     )
-    parser.add_argument("--top", type=int, default=5, help="labels to print (default: 5)")
+    parser.add_argument("--top", type=positive, default=5, help="labels to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -39,8 +39,10 @@ def read_labels(args: argparse.Namespace) -> list[str]:
     Raises:
       ValueError: there are none.
     """
-    text = args.labels_file.read_text(encoding="utf-8") if args.labels_file else ""
-    labels = text.splitlines() + (args.labels.split(",") if args.labels else [])
+    from siglip2_jax.data.files import read_lines
+
+    labels = read_lines(args.labels_file) if args.labels_file else []
+    labels += args.labels.split(",") if args.labels else []
     labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
     if not labels:
         raise ValueError('no labels were given; pass --labels "a cat,a dog" or --labels-file FILE')

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         "with random weights: the outlined pairs belong together, and only training can tell.",
         credits=[x.credit for x in examples],
     )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(args.out.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, args.out)

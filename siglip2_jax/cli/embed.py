@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _items(args: argparse.Namespace) -> list[str]:
     """Image paths or texts, in order."""
-    from siglip2_jax.data.files import find_images
+    from siglip2_jax.data.files import find_images, read_lines
 
     if args.images:
         return find_images(args.images)
-    texts = [line for line in args.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = read_lines(args.texts)
     if not texts:
         raise ValueError(f"{args.texts} holds no text; expected one text a line")
     return texts

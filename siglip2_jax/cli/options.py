@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from siglip2_jax.inference import Embedder
 
-SOURCE_HELP = "official .npz, Hugging Face directory or repository id, or a checkpoint of ours; local or gs://"
+SOURCE_HELP = (
+    "official .npz, Hugging Face directory or repository id, or a checkpoint of ours; "
+    "local or gs://"
+)
 
 
 def positive(text: str) -> int:

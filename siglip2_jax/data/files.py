@@ -1,4 +1,4 @@
-"""Image files, from what a user types: files, directories, globs."""
+"""Files that a user names: images by path, directory or glob; lists of texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .ppm .pgm".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .ppm .pgm .pbm".split()
 )
 
 
@@ -50,3 +50,17 @@ def _expand(pattern: str) -> list[str]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+      ValueError: it is not text in UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+    except UnicodeDecodeError as error:
+        problem = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not text in UTF-8 ({problem}); save it as UTF-8") from error
+    return [line for line in text.splitlines() if line.strip()]

@@ -33,7 +33,7 @@ def shipped_examples() -> list[Example]:
         Example(
             HERE / "photos" / row["file"],
             tuple(row["captions"]),
-            f"{row['file']}: {row['source']}, {row['license']} ({row['license_url']}), made smaller",
+            "{file}: {source}, {license} ({license_url}), made smaller".format_map(row),
         )
         for row in map(json.loads, lines)
     ]

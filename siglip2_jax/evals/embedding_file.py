@@ -68,7 +68,7 @@ class EmbeddingWriter:
             shutil.rmtree(self.parts, ignore_errors=True)
         self.complete = out.exists() and not overwrite
         if self.complete:
-            self._compare(out, json.loads(str(np.load(out)["settings"])))
+            self._compare(out, _read_settings(out))
         self.done = len(items) if self.complete else self._resume()
 
     def _resume(self) -> int:
@@ -104,6 +104,8 @@ class EmbeddingWriter:
     ) -> None:
         if self._rows:  # interrupted: keep what is done
             self._flush()
+        elif not self.done:  # failed before it began: bind nobody to its settings
+            shutil.rmtree(self.parts, ignore_errors=True)
 
     def add(self, row: np.ndarray | ImageError) -> None:
         """Takes the next item's row, or why it has none."""
@@ -178,9 +180,26 @@ class EmbeddingWriter:
                     np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
         self.errors.unlink(missing_ok=True)
         if reports:
-            _write(self.errors, "".join(report + "\n" for report in reports).encode())
+            text = "".join(report + "\n" for report in reports)
+            _write(self.errors, text.encode("utf-8", "surrogateescape"))
         os.replace(temporary, self.out)
         shutil.rmtree(self.parts)
+
+
+def _read_settings(out: Path) -> dict[str, Any]:
+    """The settings of a finished file.
+
+    Raises:
+      ValueError: the file is something else.
+    """
+    try:
+        with np.load(out) as file:
+            return json.loads(str(file["settings"]))
+    except (KeyError, IndexError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{out} exists and was not written by `siglip2 embed`; pass --overwrite to replace it, "
+            "or another --out"
+        ) from error
 
 
 def _write(path: Path, data: bytes) -> None:

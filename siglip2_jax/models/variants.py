@@ -54,7 +54,7 @@ class VisionConfig(Tower):
 
     @property
     def num_patches(self) -> int | None:
-        """Patches of one image at fixed resolution, pixels that fill no patch dropped; else None."""
+        """Patches of an image at fixed resolution (pixels that fill no patch are dropped)."""
         return None if self.image_size is None else (self.image_size // self.patch_size) ** 2
 
 
@@ -208,7 +208,8 @@ SIGLIP1_RELEASES: tuple[Variant, ...] = (
     _siglip1("So400m", 14, 224, "so400m_224_57633886", "so400m-patch14-224", 16),
     _siglip1("So400m", 14, 384, "so400m_384_58765454", "so400m-patch14-384"),
 )
-"""SigLIP 1's English releases: same layout, 32,000 tokens, padded with id 1 (So400m/14 224: 16 text tokens)."""
+"""SigLIP 1's English releases: same layout, 32,000 tokens, padded with id 1. Texts have 64 tokens,
+16 in So400m/14 224."""
 
 
 def find_variant(config: ModelConfig) -> Variant | None:
