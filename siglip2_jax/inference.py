@@ -57,6 +57,7 @@ def load(
       The model, ready to embed.
 
     Raises:
+      OSError: there is no such source, or it cannot be reached.
       ValueError: the source or tokenizer is not what it should be; one sentence says what to do.
     """
     checkpoint = convert.read(source)
@@ -309,7 +310,7 @@ class Embedder:
         """Writes the model, with its tokenizer where the format holds one, in one step.
 
         Raises:
-          ValueError: the destination exists and `overwrite` is False.
+          FileExistsError: the destination exists and `overwrite` is False.
         """
         checkpoint = convert.Checkpoint(
             config=self.config,

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from etils import epath
 
 from siglip2_jax.convert import npz_file
-from siglip2_jax.convert.checkpoint import model_config, param_shapes
+from siglip2_jax.convert.checkpoint import param_shapes
+from siglip2_jax.convert.sizes import model_config, require, require_towers, square_side
 from siglip2_jax.convert.table import (
     CONV_HWIO,
     FLAT,
@@ -27,9 +28,6 @@ from siglip2_jax.convert.table import (
     Progress,
     Rule,
     counted,
-    require,
-    require_towers,
-    square_side,
     their_shapes,
     to_ours,
     to_theirs,

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from siglip2_jax.convert import safetensors_file
-from siglip2_jax.convert.checkpoint import Preprocessing, model_config, param_shapes
+from siglip2_jax.convert.checkpoint import Preprocessing, param_shapes
 from siglip2_jax.convert.huggingface_config import (
     CONFIG,
     PREPROCESSOR,
@@ -26,6 +26,7 @@ from siglip2_jax.convert.huggingface_config import (
     read_json,
     to_json,
 )
+from siglip2_jax.convert.sizes import model_config, require, require_towers, square_side
 from siglip2_jax.convert.table import (
     CONV_OIHW,
     DENSE,
@@ -40,9 +41,6 @@ from siglip2_jax.convert.table import (
     Rule,
     Transform,
     counted,
-    require,
-    require_towers,
-    square_side,
     their_shapes,
     to_ours,
     to_theirs,

@@ -226,12 +226,12 @@ def _problems(
         elif found and not _is_float(found.dtype):
             problems.append(f"{name} is {found.dtype}, expected a float type")
     problems += [
-        f"{name} is not a tensor of this model" for name in tensors.keys() - expected.keys()
+        f"{name} is not a tensor of this model" for name in tensors if name not in expected
     ]
     filled = Counter(path for rule in rules for path in rule.ours)
     problems += [
         f"the table fills {path} {filled[path]} times"
-        for path in filled.keys() | shapes.keys()
+        for path in {**shapes, **filled}
         if filled[path] != (path in shapes)
     ]
     return problems
@@ -249,57 +249,3 @@ def counted(
         yield name, tensor
         if progress:
             progress(name, done, total)
-
-
-def require_towers(tensors: Mapping[str, Lazy], prefixes: Mapping[str, str]) -> None:
-    """Make sure that every tower has a tensor.
-
-    Args:
-      tensors: what a file holds.
-      prefixes: of the names of each tower's tensors.
-
-    Raises:
-      ConversionError: a tower is missing; a model of one tower, or another model altogether.
-    """
-    names = ", ".join(sorted(tensors)[:3])
-    problems = [
-        f"there is no {tower} tower: no tensor is named {prefix}… (found {names}, …)"
-        for tower, prefix in prefixes.items()
-        if not any(name.startswith(prefix) for name in tensors)
-    ]
-    if problems:
-        raise ConversionError(problems)
-
-
-def require(tensors: Mapping[str, Lazy], ranks: Mapping[str, Shape]) -> None:
-    """Make sure of the tensors that sizes are inferred from.
-
-    Args:
-      tensors: what a file holds.
-      ranks: names of tensors, and the numbers of axes that each may have.
-
-    Raises:
-      ConversionError: some are missing, or have another number of axes.
-    """
-    problems = [f"{name} is missing" for name in ranks if name not in tensors]
-    problems += [
-        f"{name} has shape {tensors[name].shape}, expected {' or '.join(map(str, rank))} axes"
-        for name, rank in ranks.items()
-        if name in tensors and len(tensors[name].shape) not in rank
-    ]
-    if problems:
-        raise ConversionError(problems)
-
-
-def square_side(rows: int) -> int:
-    """Side of a square grid of positions.
-
-    Raises:
-      ConversionError: the grid is not square.
-    """
-    side = math.isqrt(rows)
-    if side * side != rows:
-        raise ConversionError(
-            [f"the image position table has {rows} rows, which is not a square grid"]
-        )
-    return side

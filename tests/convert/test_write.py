@@ -2,12 +2,15 @@
 
 import dataclasses
 import inspect
+import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from etils import epath
 
 from siglip2_jax.convert import ConversionError, Lazy, read, write
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 
 FORMATS = ["npz", "hf", "orbax"]
@@ -120,3 +123,21 @@ def test_tokenizers_travel(tmp_path, shared, make_checkpoint, fixed):
     with pytest.raises(TokenizerError, match="token table has 50 rows"):
         write(fixed, tmp_path / "wrong", "hf", tokenizer=tokenizer)
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("format", ["npz", "hf"])
+def test_memory_holds_a_part_only(tmp_path, make_checkpoint, format):
+    """Orbax, which allocates outside of Python, was measured on the full g-opt."""
+    tower = {"width": 128, "depth": 16, "mlp_dim": 512, "num_heads": 4}
+    config = ModelConfig(
+        vision=VisionConfig(**tower, patch_size=16, grid=16, image_size=None),
+        text=TextConfig(**tower, vocab_size=512, embed_dim=128),
+    )
+    checkpoint = make_checkpoint(config)
+    write(checkpoint, tmp_path / "a", "npz" if format == "hf" else "hf")
+    total = sum(4 * math.prod(tensor.shape) for tensor in checkpoint.params.values())
+    tracemalloc.start()
+    write(read(tmp_path / "a"), tmp_path / "b", format)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < total / 2
