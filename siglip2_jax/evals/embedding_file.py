@@ -193,7 +193,7 @@ def _read_settings(out: Path) -> dict[str, Any]:
       ValueError: the file is something else.
     """
     try:
-        with np.load(out) as file:
+        with out.open("rb") as stream, np.load(stream) as file:
             return json.loads(str(file["settings"]))
     except (KeyError, IndexError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(

@@ -110,9 +110,7 @@ def embed_labels(
     Returns:
       float32 rows.
     """
-    rows = []
-    for label in labels:
-        prompts = [template.replace("{}", label) for template in templates]
-        mean = model.embed_texts(prompts).mean(axis=0)
-        rows.append(mean / np.linalg.norm(mean))
-    return np.stack(rows)
+    prompts = [template.replace("{}", label) for label in labels for template in templates]
+    rows = model.embed_texts(prompts).reshape(len(labels), len(templates), -1)
+    mean = rows.mean(axis=1)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)

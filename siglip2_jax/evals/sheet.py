@@ -68,7 +68,7 @@ def similarity_sheet(
     rows = []
     for j, text in enumerate(texts):
         cells = "".join(
-            f'<td{" class=own" * (i == j)} style="background:{_colour(shade[i, j])}">'
+            f'<td{" class=own" * (i == j)} style="background:{_colour(float(shade[i, j]))}">'
             f"{similarity[i, j]:.2f}</td>"
             for i in range(len(images))
         )

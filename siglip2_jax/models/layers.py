@@ -2,7 +2,8 @@
 
 Follows SigLIP 2 as released (big_vision `models/vit.py`): pre-LayerNorm with eps 1e-6, GELU in its
 tanh form, biases everywhere, no dropout. Parameters are float32; matrix products run in the
-compute dtype, LayerNorm statistics and softmax in float32.
+compute dtype and accumulate in float32, which on CPU is also what keeps bfloat16 on its own
+instructions; LayerNorm statistics and softmax are float32.
 """
 
 from __future__ import annotations
@@ -68,13 +69,14 @@ def attend(
     """
     # Heads lead in all operands, so that on CPU both products run as plain batched matmuls; this is
     # twice as fast there as jax.nn.dot_product_attention and the same program on TPU.
-    query = query.transpose(0, 2, 1, 3) * query.shape[-1] ** -0.5
+    query = query.transpose(0, 2, 1, 3)
     key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32)
+    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if valid is not None:
         scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores).astype(value.dtype)
-    return jnp.matmul(weights, value).transpose(0, 2, 1, 3)
+    attended = jnp.matmul(weights, value, preferred_element_type=jnp.float32)
+    return attended.astype(value.dtype).transpose(0, 2, 1, 3)
 
 
 class Attention(nnx.Module):
@@ -88,9 +90,11 @@ class Attention(nnx.Module):
                 axis=(-2, -1) if isinstance(inputs, tuple) else -1,
                 kernel_init=nnx.initializers.xavier_uniform(),
                 dtype=dtype,
+                preferred_element_type=jnp.float32,
                 rngs=rngs,
             )
 
+        self.dtype = dtype
         heads = (num_heads, width // num_heads)
         self.query = linear(width, heads)
         self.key = linear(width, heads)
@@ -103,9 +107,11 @@ class Attention(nnx.Module):
         inputs: Float[Array, "B K D"],
         valid: Bool[Array, "B K"] | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Attends from `queries` to the valid `inputs`."""
+        """Attends from `queries` to the valid `inputs`; the result is float32."""
         query, key, value = self.query(queries), self.key(inputs), self.value(inputs)
-        query, key, value = (checkpoint_name(x, "qkv") for x in (query, key, value))
+        query, key, value = (
+            checkpoint_name(x.astype(self.dtype), "qkv") for x in (query, key, value)
+        )
         return self.out(checkpoint_name(attend(query, key, value, valid), "attn_out"))
 
 
@@ -120,15 +126,17 @@ class Mlp(nnx.Module):
                 kernel_init=nnx.initializers.xavier_uniform(),
                 bias_init=nnx.initializers.normal(1e-6),
                 dtype=dtype,
+                preferred_element_type=jnp.float32,
                 rngs=rngs,
             )
 
+        self.dtype = dtype
         self.fc1 = linear(width, hidden)
         self.fc2 = linear(hidden, width)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Applies the MLP to every token."""
-        hidden = checkpoint_name(self.fc1(x), "mlp_pre")
+        """Applies the MLP to every token; the result is float32."""
+        hidden = checkpoint_name(self.fc1(x).astype(self.dtype), "mlp_pre")
         return self.fc2(nnx.gelu(hidden, approximate=True))
 
 

@@ -173,12 +173,16 @@ class Tokenizer:
         return texts
 
     def check(self, table_size: int) -> None:
-        """Make sure that every id has a row in a token table of `table_size` rows.
+        """Make sure that the ids belong to a token table of `table_size` rows.
+
+        A table may have a few more rows than there are ids (1 %, or 256), as some are rounded up.
 
         Raises:
-          TokenizerError: it has not; the tokenizer belongs to another model.
+          TokenizerError: there are more ids than rows, or far fewer; the tokenizer belongs to
+            another model.
         """
-        if self.vocab_size > table_size:
+        spare = table_size - self.vocab_size
+        if not 0 <= spare <= max(256, table_size // 100):
             raise TokenizerError(
                 f"this tokenizer has {self.vocab_size} ids, the checkpoint's token table has "
                 f"{table_size} rows: give the tokenizer that the model was trained with"

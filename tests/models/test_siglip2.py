@@ -180,6 +180,8 @@ def test_other_text_lengths_are_refused(params):
 
 def test_fresh_parameters_start_where_the_paper_says():
     params = init_params(TINY, jax.random.key(0))
+    abstract = abstract_model(TINY)[1]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
     assert params["t"] == np.float32(np.log(10)) and params["b"] == -10
     flat = flatten(params)
     blocks = flat["vision/encoder/blocks/attn/query/kernel"]
@@ -198,9 +200,3 @@ def test_paths_round_trip():
 
 def test_normalize_survives_zero():
     np.testing.assert_array_equal(normalize(jnp.zeros((1, 3))), np.zeros((1, 3)))
-
-
-def test_construction_equals_the_abstract_shapes():
-    concrete = init_params(TINY, jax.random.key(0))
-    abstract = abstract_model(TINY)[1]
-    assert jax.tree.map(lambda x: x.shape, concrete) == jax.tree.map(lambda x: x.shape, abstract)

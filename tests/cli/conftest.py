@@ -1,0 +1,112 @@
+"""A tiny model on disk, a few photos, and a way to call the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from models.builders import random_params
+from PIL import Image
+
+from siglip2_jax.cli import main
+from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.inference import Embedder
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+
+TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
+CONFIG = ModelConfig(
+    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
+    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
+)
+PREPROCESS = ImagePreprocessor(patch_size=4, image_size=None)
+
+
+class Result(NamedTuple):
+    """What a command did: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(cache_dir) -> Iterator[None]:
+    """Every command makes the same programs anew; XLA needs to compile them once only."""
+    settings = {
+        "jax_compilation_cache_dir": str(cache_dir),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    _configure(settings)
+    yield
+    _configure(before)
+
+
+def _configure(settings: dict[str, object]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it looks at its settings once
+
+
+@pytest.fixture
+def siglip2(capsys) -> Callable[..., Result]:
+    """Runs a command in this process."""
+
+    def run(*args: object) -> Result:
+        capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """A model with its tokenizer, in the layout that loads fastest."""
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    Embedder(CONFIG, random_params(CONFIG), PREPROCESS, Tokenizer.load(TOKENIZER)).save(path, "hf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bare_npz(model_dir) -> Path:
+    """The same parameters as one file: no tokenizer beside them."""
+    path = model_dir.parent / "bare" / "tiny.npz"
+    Embedder(CONFIG, random_params(CONFIG), PREPROCESS).save(path, "npz")
+    return path
+
+
+@pytest.fixture(scope="session")
+def few_words(model_dir) -> Path:
+    """A model whose token table has 100 rows, fewer than the tokenizer has ids."""
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vocab_size=100))
+    path = model_dir.parent / "few_words" / "few_words.npz"
+    Embedder(config, random_params(config), PREPROCESS).save(path, "npz")
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A directory of eight photos of several formats and shapes, one of them in a directory."""
+    rng = np.random.default_rng(0)
+    names = "a.png b.jpg c.JPG d.webp e.bmp f.tif g.gif deeper/h.png".split()
+    directory = tmp_path / "photos"
+    for i, name in enumerate(names):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (5 + 7 * i, 60 - 7 * i, 3), np.uint8)).save(path)
+    (directory / "notes.txt").write_text("not a photo")
+    return directory

@@ -1,0 +1,161 @@
+"""`siglip2 embed`: the right rows for the right items, whatever interrupts it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from siglip2_jax import Embedder, load
+
+SMALL = ("--batch-size", 4, "--max-num-patches", 16)
+NAMES = "a.png b.jpg c.JPG d.webp deeper/h.png e.bmp f.tif g.gif".split()
+
+
+@pytest.fixture
+def embed(siglip2, model_dir, photos, tmp_path):
+    """Runs the command on the photos, or on what is given instead of them."""
+
+    def run(*args, images=(photos,), out="out.npz", source=model_dir):
+        what = ("--images", *images) if images else ()
+        return siglip2("embed", source, *what, "--out", tmp_path / out, *SMALL, *args)
+
+    return run
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Notes which items are embedded; Ctrl-C comes before item number `stop_at`."""
+
+    class Spy:
+        items: list[str] = []
+        stop_at = None
+
+    original = Embedder.stream_images
+
+    def stream(self, images, *args):
+        Spy.items = list(images)
+        for i, row in enumerate(original(self, images, *args)):
+            if i == Spy.stop_at:
+                raise KeyboardInterrupt
+            yield row
+
+    monkeypatch.setattr(Embedder, "stream_images", stream)
+    return Spy
+
+
+def read(path) -> dict:
+    with np.load(path) as file:
+        return {name: file[name] for name in file}
+
+
+def test_rows_are_those_of_the_api(embed, model_dir, photos, tmp_path):
+    result = embed("--json", out="new/out.npz")
+    assert result.code == 0, result.err
+    found = read(tmp_path / "new" / "out.npz")
+    items = [str(photos / name) for name in NAMES]
+    assert found["items"].tolist() == items
+    expected = load(model_dir).embed_images(items, max_num_patches=16, batch_size=4)
+    np.testing.assert_allclose(found["embeddings"], expected, atol=1e-6)
+    settings = json.loads(str(found["settings"]))
+    assert settings["preproc"] == "reference" and settings["max_num_patches"] == 16
+    summary = json.loads(result.out)
+    assert summary["embedded"] == 8 and summary["width"] == 24 and summary["skipped"] == 0
+    assert summary["settings"] == settings and summary["errors"] is None
+    assert sorted(x.name for x in (tmp_path / "new").iterdir()) == ["out.npz"]
+
+
+def test_interruption_costs_nothing(embed, photos, spy, tmp_path):
+    """Two interruptions, a change of settings, and the end: the file of an undisturbed run."""
+    spy.stop_at = 3
+    result = embed()
+    assert result.code == 130 and result.err.splitlines()[-1] == "siglip2: stopped by Ctrl-C"
+    assert not (tmp_path / "out.npz").exists() and (tmp_path / "out.npz.partial").is_dir()
+    assert embed().code == 130
+    assert spy.items == [str(photos / name) for name in NAMES[3:]]
+
+    changed = embed("--no-exif")
+    assert changed.code == 2 and len(changed.err.splitlines()) == 1
+    assert "exif True (now False)" in changed.err and "--overwrite" in changed.err
+    (photos / "z.png").write_bytes((photos / "a.png").read_bytes())
+    assert "items 8 (now 9)" in embed().err
+    (photos / "z.png").unlink()
+
+    spy.stop_at = None
+    assert embed().code == 0
+    assert spy.items == [str(photos / name) for name in NAMES[6:]]  # none again
+    assert not (tmp_path / "out.npz.partial").exists()
+    spy.items = []
+    assert embed().code == 0 and spy.items == []  # finished: nothing to do
+    assert embed("--dtype", "bfloat16").code == 2
+
+    assert embed(out="undisturbed.npz").code == 0
+    found, expected = read(tmp_path / "out.npz"), read(tmp_path / "undisturbed.npz")
+    np.testing.assert_allclose(found["embeddings"], expected["embeddings"], atol=1e-6)
+    np.testing.assert_array_equal(found["items"], expected["items"])
+    assert str(found["settings"]) == str(expected["settings"])
+
+
+def test_broken_images_are_left_out_and_reported(embed, photos, tmp_path):
+    broken = photos / "broken.jpg"
+    broken.write_bytes(b"not a photo at all")
+    images = (photos / "*.png", broken, photos / "deeper")
+    result = embed("--json", images=images)
+    assert result.code == 0, result.err
+    assert "siglip2: skipped: " in result.err and "not an image" in result.err
+    assert json.loads(result.out)["skipped"] == 1
+    found = read(tmp_path / "out.npz")
+    assert found["items"].tolist() == [str(photos / "a.png"), str(photos / "deeper/h.png")]
+    assert found["embeddings"].shape == (2, 24) and np.isfinite(found["embeddings"]).all()
+    report = (tmp_path / "out.npz.errors.jsonl").read_text("utf-8")
+    (line,) = map(json.loads, report.splitlines())
+    assert line["item"] == str(broken) and "not an image" in line["error"]
+
+    strict = embed("--strict", images=images, out="strict.npz")
+    assert strict.code == 2 and "not an image" in strict.err.splitlines()[-1]
+    assert not (tmp_path / "strict.npz").exists()
+
+    # Starting anew replaces everything, the report included.
+    assert embed("--overwrite", images=(photos / "a.png",)).code == 0
+    assert read(tmp_path / "out.npz")["items"].tolist() == [str(photos / "a.png")]
+    assert not (tmp_path / "out.npz.errors.jsonl").exists()
+
+
+def test_no_readable_image_is_a_failure(embed, photos):
+    (photos / "broken.png").write_bytes(b"")
+    assert embed(images=(photos / "broken.png",)).code == 1
+
+
+def test_texts(embed, model_dir, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\ufeffa dog\n\nTwo cats\r\na dog \n", encoding="utf-8")
+    assert embed("--texts", texts, images=()).code == 0
+    found = read(tmp_path / "out.npz")
+    assert found["items"].tolist() == ["a dog", "Two cats", "a dog "]
+    expected = load(model_dir).embed_texts(["a dog", "Two cats", "a dog "], batch_size=4)
+    np.testing.assert_allclose(found["embeddings"], expected, atol=1e-6)
+    assert json.loads(str(found["settings"]))["text_norm"] == "reference"
+    again = embed("--texts", texts, "--text-norm", "none", images=())
+    assert again.code == 2 and "text_norm 'reference' (now 'none')" in again.err
+
+
+def test_a_model_that_cannot_be_loaded_leaves_nothing(embed, bare_npz, tmp_path):
+    """Or the corrected command would be refused, for settings that never made a row."""
+    (tmp_path / "texts.txt").write_text("a dog\n")
+    result = embed("--texts", tmp_path / "texts.txt", source=bare_npz, images=())
+    assert result.code == 2 and "without a tokenizer" in result.err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_foreign_output_is_not_replaced(embed, tmp_path):
+    assert "ends in .npz" in embed(out="out.csv").err
+    for name, write in {
+        "arrays": lambda path: np.savez(path, x=np.zeros(3)),
+        "text": lambda path: path.write_text("hello"),
+        "cut": lambda path: path.write_bytes(b"PK\x03\x04 cut short"),
+    }.items():
+        path = tmp_path / f"{name}.npz"
+        write(path)
+        before = path.read_bytes()
+        result = embed(out=path.name)
+        assert result.code == 2 and "was not written by `siglip2 embed`" in result.err, name
+        assert path.read_bytes() == before
