@@ -75,7 +75,8 @@ def main() -> None:
             ).stdout
             figures = {"from": source, "to": destination, "format": format, **json.loads(output)}
             results.append(figures)
-            print("{from:10} -> {format:5}  {peak_gib:5.2f} GiB  {seconds:4.0f} s".format(**figures))
+            line = "{from:10} -> {format:5}  {peak_gib:5.2f} GiB  {seconds:4.0f} s"
+            print(line.format_map(figures), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2))
 

@@ -83,18 +83,14 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     from siglip2_jax import __version__, convert
 
     recorded = convert.read(args.source).preprocessing
-    common = {"version": __version__, "source": args.source, "dtype": args.dtype}
-    if args.texts:
-        return {
-            **common,
-            "kind": "texts",
-            "tokenizer": args.tokenizer,
-            "text_norm": args.text_norm or recorded.text_norm,
-        }
     return {
-        **common,
-        "kind": "images",
+        "version": __version__,
+        "source": args.source,
+        "tokenizer": args.tokenizer,
+        "dtype": args.dtype,
+        "kind": "texts" if args.texts else "images",
         "preproc": args.preproc or recorded.mode,
+        "text_norm": args.text_norm or recorded.text_norm,
         "max_num_patches": args.max_num_patches,
         "exif": not args.no_exif,
     }
