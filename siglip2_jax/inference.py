@@ -29,6 +29,7 @@ from siglip2_jax.types import Features, Patches
 
 DEFAULT_MAX_NUM_PATCHES = 256
 DEFAULT_BATCH_SIZE = 32
+CPU_TOKENS = 2048
 
 
 def load(
@@ -349,7 +350,9 @@ class Embedder:
         """Runs `program` over the leading axis in batches of a few fixed sizes, as NumPy."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        total = jax.tree.leaves(inputs)[0].shape[0]
+        total, tokens = jax.tree.leaves(inputs)[0].shape[:2]
+        if jax.default_backend() == "cpu":  # larger batches only fall out of its caches
+            batch_size = min(batch_size, max(1, CPU_TOKENS // tokens))
         # Three sizes bound both the programs compiled and the work wasted on filling up.
         sizes = sorted({1, min(8, batch_size), batch_size})
         for start in range(0, total, batch_size):

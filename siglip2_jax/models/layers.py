@@ -74,8 +74,10 @@ def attend(
     scores = jnp.matmul(query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if valid is not None:
         scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores).astype(value.dtype)
-    attended = jnp.matmul(weights, value, preferred_element_type=jnp.float32)
+    # The softmax's division comes last, on the few outputs rather than on the many weights.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    attended = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    attended /= weights.sum(axis=-1, keepdims=True)
     return attended.astype(value.dtype).transpose(0, 2, 1, 3)
 
 
