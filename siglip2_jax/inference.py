@@ -195,7 +195,7 @@ class Embedder:
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
-    ) -> Iterator[Float[np.ndarray, E] | ImageError]:
+    ) -> Iterator[Float[np.ndarray, " E"] | ImageError]:
         """Embeds any number of images in bounded memory: yields a row or an error for each.
 
         Images are decoded on threads ahead of the device.

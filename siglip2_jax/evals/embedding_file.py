@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -132,11 +132,11 @@ class EmbeddingWriter:
         self.done += len(self._rows)
         self._rows, self._reports = [], []
 
-    def _saved(self) -> Iterator[dict[str, np.ndarray]]:
-        """The parts, in order."""
+    def _saved(self) -> Iterator[Mapping[str, np.ndarray]]:
+        """The parts, in order; arrays are read when they are asked for."""
         for path in sorted(self.parts.glob("*.npz")):
             with np.load(path) as part:
-                yield dict(part)
+                yield part
 
     def finish(self) -> dict[str, Any]:
         """Joins the parts into OUT, lists errors beside it, and removes the parts.
@@ -149,8 +149,9 @@ class EmbeddingWriter:
                 self._flush()
             self._join()
             self.complete = True
-        with np.load(self.out) as file:
-            embedded, width = file["embeddings"].shape
+        with zipfile.ZipFile(self.out) as archive, archive.open("embeddings.npy") as file:
+            np.lib.format.read_magic(file)
+            (embedded, width), *_ = np.lib.format.read_array_header_1_0(file)
         return {
             "out": str(self.out),
             "embedded": embedded,
