@@ -131,6 +131,7 @@ def _suggestion(text: str) -> str:
         names |= dict.fromkeys((release.name, release.npz, release.hf), release.hf)
         names |= {f"{release.npz}.npz": release.hf}
     for name in (text, epath.Path(text).name):
-        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        if close and names[close[0]] != text:
             return f", did you mean {names[close[0]]}?"
     return ""
