@@ -64,17 +64,10 @@ def load(
     checkpoint = convert.read(source)
     names, config = checkpoint.preprocessing, checkpoint.config
     text_norm = text_norm or names.text_norm
-    if tokenizer is None:
-        tokenizer = checkpoint.tokenizer
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.load(
-            tokenizer,
-            text_norm=text_norm,
-            length=config.text.length,
-            pad_id=config.text.pad_id,
-        )
-    if tokenizer is not None:
+    if isinstance(tokenizer, Tokenizer):
         tokenizer.check(config.text.vocab_size)
+    else:
+        tokenizer = checkpoint.open_tokenizer(tokenizer, text_norm)
     preprocess = ImagePreprocessor(
         patch_size=config.vision.patch_size,
         image_size=config.vision.image_size,

@@ -30,17 +30,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     """Converts, showing progress by tensor."""
     from siglip2_jax import convert
-    from siglip2_jax.preprocess.tokenizer import Tokenizer
     from siglip2_jax.progress import progress
 
     checkpoint = convert.read(args.source)
-    text = checkpoint.config.text
-    tokenizer = args.tokenizer and Tokenizer.load(
-        args.tokenizer,
-        text_norm=checkpoint.preprocessing.text_norm,
-        length=text.length,
-        pad_id=text.pad_id,
-    )
+    tokenizer = checkpoint.open_tokenizer(args.tokenizer) if args.tokenizer else None
     with progress(f"writing {args.to}") as update:
         convert.write(
             checkpoint,

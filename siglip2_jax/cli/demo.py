@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Embeds, writes the sheet, prints a summary."""
     import numpy as np
 
+    from siglip2_jax.data.files import write_whole
     from siglip2_jax.demo import shipped_examples
     from siglip2_jax.evals.sheet import similarity_sheet
     from siglip2_jax.preprocess.decode import decode
@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> None:
         credits=[x.credit for x in examples],
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(args.out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, args.out)
+    write_whole(args.out, page.encode())
     summary["sheet"] = str(args.out)
     if args.json:
         print(json.dumps(summary, indent=2))

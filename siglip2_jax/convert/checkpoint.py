@@ -5,6 +5,7 @@ conventions.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal
 
 from etils import epath
@@ -13,6 +14,7 @@ from siglip2_jax.convert.table import Lazy, Shape
 from siglip2_jax.models.siglip2 import abstract_model, flatten
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.preprocess.text_norm import TextNorm
+from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 Format = Literal["npz", "hf", "orbax"]
 
@@ -51,6 +53,30 @@ class Checkpoint:
     preprocessing: Preprocessing
     format: Format
     source: str
+
+    def open_tokenizer(
+        self, path: str | os.PathLike[str] | None = None, text_norm: TextNorm | None = None
+    ) -> Tokenizer | None:
+        """A tokenizer set up for this model.
+
+        Args:
+          path: as for `Tokenizer.load`; None takes the file beside the checkpoint, if any.
+          text_norm: None takes what the checkpoint records.
+
+        Raises:
+          TokenizerError: it cannot be read, or does not belong to the model's token table.
+        """
+        path = self.tokenizer if path is None else path
+        if path is None:
+            return None
+        tokenizer = Tokenizer.load(
+            path,
+            text_norm=text_norm or self.preprocessing.text_norm,
+            length=self.config.text.length,
+            pad_id=self.config.text.pad_id,
+        )
+        tokenizer.check(self.config.text.vocab_size)
+        return tokenizer
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -49,14 +49,9 @@ def write(
     if "://" in os.fspath(path):
         raise ValueError(f"{os.fspath(path)}: checkpoints are written to local paths only")
     config, params = checkpoint.config, checkpoint.params
-    if tokenizer is None and checkpoint.tokenizer is not None and format != "npz":
-        tokenizer = Tokenizer.load(
-            checkpoint.tokenizer,
-            text_norm=checkpoint.preprocessing.text_norm,
-            length=config.text.length,
-            pad_id=config.text.pad_id,
-        )
-    if tokenizer:
+    if tokenizer is None and format != "npz":
+        tokenizer = checkpoint.open_tokenizer()
+    elif tokenizer:
         tokenizer.check(config.text.vocab_size)
     with _staged(epath.Path(path).expanduser(), overwrite) as staging:
         if format == "npz":

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip2_jax.data.files import write_whole
 from siglip2_jax.preprocess.decode import ImageError
 
 ITEMS_PER_PART = 2048
@@ -79,7 +80,7 @@ class EmbeddingWriter:
         if record.exists():
             self._compare(self.parts, json.loads(record.read_text()))
         else:
-            _write(record, json.dumps(self.settings).encode())
+            write_whole(record, json.dumps(self.settings).encode())
         return sum(len(part["ok"]) for part in self._saved())
 
     def _compare(self, where: Path, found: dict[str, Any]) -> None:
@@ -182,7 +183,7 @@ class EmbeddingWriter:
         self.errors.unlink(missing_ok=True)
         if reports:
             text = "".join(report + "\n" for report in reports)
-            _write(self.errors, text.encode("utf-8", "surrogateescape"))
+            write_whole(self.errors, text.encode("utf-8", "surrogateescape"))
         os.replace(temporary, self.out)
         shutil.rmtree(self.parts)
 
@@ -201,10 +202,3 @@ def _read_settings(out: Path) -> dict[str, Any]:
             f"{out} exists and was not written by `siglip2 embed`; pass --overwrite to replace it, "
             "or another --out"
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a small file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
