@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from scipy.special import expit
@@ -25,6 +26,7 @@ from siglip2_jax.preprocess.decode import ImageError, ImageSource
 from siglip2_jax.preprocess.image import ImagePreprocessor, collate
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
+from siglip2_jax.sharding import BATCH, put, whole
 from siglip2_jax.types import Features, Patches
 
 DEFAULT_MAX_NUM_PATCHES = 256
@@ -90,6 +92,8 @@ class Embedder:
       preprocess: photos to patches.
       tokenizer: texts to ids, or None.
       text_norm: how texts are normalised before tokenisation.
+      mesh: where the parameters are split and batches are run, all processes together and on the
+        same inputs; None runs on one device.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Embedder:
         *,
         text_norm: TextNorm = "reference",
         dtype: Literal["float32", "bfloat16"] = "float32",
+        mesh: Mesh | None = None,
     ):
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
@@ -110,23 +115,25 @@ class Embedder:
         self.tokenizer = tokenizer
         self.text_norm = tokenizer.text_norm if tokenizer else text_norm
         self.dtype = dtype
+        self.mesh = mesh
         graphdef, _ = abstract_model(config, Compute(dtype=dtype))
 
         # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
         @jax.jit
         def encode_image(params: Params, image: Patches) -> Features:
             with jax.default_matmul_precision("highest"):
-                return nnx.merge(graphdef, params).encode_image(image)
+                features = nnx.merge(graphdef, params).encode_image(image)
+                return jax.tree.map(whole, features)
 
         @jax.jit
         def embed_image(params: Params, image: Patches) -> jax.Array:
             with jax.default_matmul_precision("highest"):
-                return nnx.merge(graphdef, params).encode_image(image).image
+                return whole(nnx.merge(graphdef, params).encode_image(image).image)
 
         @jax.jit
         def embed_text(params: Params, ids: jax.Array) -> jax.Array:
             with jax.default_matmul_precision("highest"):
-                return nnx.merge(graphdef, params).encode_text(ids)
+                return whole(nnx.merge(graphdef, params).encode_text(ids))
 
         self._encode_image, self._embed_image = encode_image, embed_image
         self._embed_text = embed_text
@@ -347,12 +354,19 @@ class Embedder:
         if jax.default_backend() == "cpu":  # larger batches only fall out of its caches
             batch_size = min(batch_size, max(1, CPU_TOKENS // tokens))
         # Three sizes bound both the programs compiled and the work wasted on filling up.
-        sizes = sorted({1, min(8, batch_size), batch_size})
+        devices = 1 if self.mesh is None else self.mesh.size
+        sizes = sorted({-(-n // devices) * devices for n in (1, min(8, batch_size), batch_size)})
         for start in range(0, total, batch_size):
             batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
             n = jax.tree.leaves(batch)[0].shape[0]
             size = next(size for size in sizes if size >= n)
-            outputs = program(self.params, jax.tree.map(partial(_fill, size=size), batch))
+            batch = jax.tree.map(partial(_fill, size=size), batch)
+            if self.mesh is None:
+                outputs = program(self.params, batch)
+            else:
+                with jax.set_mesh(self.mesh):
+                    split = NamedSharding(self.mesh, BATCH)
+                    outputs = program(self.params, jax.tree.map(lambda x: put(x, split), batch))
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
 
 

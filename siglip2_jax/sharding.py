@@ -1,14 +1,116 @@
-"""All that the program knows of devices: the mesh in force and the gathering of parameters."""
+"""All that the program knows of devices: the mesh, the rules of parameters, gathering, lookup.
+
+The mesh has the axes `("replica", "fsdp")`. A batch is split over both; parameters and optimizer
+state over `fsdp` only, so that slices joined by a slow network are replicas of each other. Axes are
+Explicit: an array's type says how it is split, and an operation that would move data by accident is
+an error. Without a mesh every function here is the single-device code.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 T = TypeVar("T")
+
+AXES = ("replica", "fsdp")
+BATCH = PartitionSpec(AXES)
+"""How everything with a leading batch axis is split."""
+
+# What each parameter splits, by path: the first match wins. Vectors are too small to be worth a
+# gather; the token table splits features, so that its many rows never travel; stacked blocks never
+# split the axis that is scanned.
+WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
+FEATURES = re.compile(r"text/embed/table")
+STACKED = re.compile(r".*/blocks/.*")
+
+
+def make_mesh(replica: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (of all processes), or over the given ones.
+
+    Args:
+      replica: how many whole copies of the parameters there are, such as the number of slices.
+      devices: which devices; None means all.
+
+    Raises:
+      ValueError: the devices cannot be dealt evenly to the replicas.
+    """
+    devices = jax.devices() if devices is None else devices
+    if replica < 1 or len(devices) % replica:
+        raise ValueError(
+            f"{len(devices)} devices cannot form {replica} replicas; replica must divide the "
+            "number of devices"
+        )
+    shape = (replica, len(devices) // replica)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
+
+
+def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
+    """How one parameter is split over `fsdp` devices.
+
+    Args:
+      path: its path, such as `vision/encoder/blocks/attn/query/kernel`.
+      shape: its shape.
+      fsdp: size of the mesh axis.
+
+    Returns:
+      The largest dimension that `fsdp` divides, unless the table above says otherwise; nothing
+      where none is divisible.
+    """
+    if WHOLE.fullmatch(path):
+        return PartitionSpec()
+    first = len(shape) - 1 if FEATURES.fullmatch(path) else bool(STACKED.fullmatch(path))
+    divisible = [i for i in range(first, len(shape)) if shape[i] % fsdp == 0]
+    if not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda i: shape[i])
+    return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
+
+
+def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Shardings of parameters given by path, from anything that has a shape."""
+    fsdp = mesh.shape["fsdp"]
+    return {
+        path: NamedSharding(mesh, param_spec(path, leaf.shape, fsdp))
+        for path, leaf in shapes.items()
+    }
+
+
+def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Places an array that every process holds whole; each device takes its part."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def put_batch(batch: T, mesh: Mesh) -> T:
+    """Places this process's rows of a global batch.
+
+    Args:
+      batch: a pytree of arrays whose leading axis is this process's part of the batch.
+      mesh: the mesh.
+
+    Returns:
+      The same pytree of global arrays.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def has_mesh() -> bool:
+    """Whether a mesh is in force."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def whole(x: Array) -> Array:
+    """Every device gets all of `x`; nothing moves without a mesh."""
+    return jax.reshard(x, PartitionSpec(*[None] * x.ndim)) if has_mesh() else x
 
 
 def gather(params: T, dtype: DTypeLike) -> T:
@@ -24,10 +126,40 @@ def gather(params: T, dtype: DTypeLike) -> T:
     Returns:
       The same pytree.
     """
-    alone = jax.sharding.get_abstract_mesh().empty
+    return jax.tree.map(lambda x: whole(x.astype(dtype) if x.ndim > 1 else x), params)
 
-    def whole(x: jax.Array) -> jax.Array:
-        x = x.astype(dtype) if x.ndim > 1 else x
-        return x if alone else jax.reshard(x, PartitionSpec(*[None] * x.ndim))
 
-    return jax.tree.map(whole, params)
+def lookup(
+    table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """Rows of a table whose features are split: ids travel to the features, never the table.
+
+    Args:
+      table: one row per id.
+      ids: which rows; beyond the table means the last.
+      dtype: of the result, and of what travels.
+    """
+    if not has_mesh():
+        return table.at[ids].get(mode="clip").astype(dtype)
+    features = jax.typeof(table).sharding.spec[-1]
+    ids = jax.reshard(ids, PartitionSpec("replica", None))
+    split = PartitionSpec("replica", None, features)
+    rows = table.at[ids].get(mode="clip", out_sharding=split).astype(dtype)
+    return jax.reshard(rows, PartitionSpec(AXES, None, None))
+
+
+def split_batch(x: Array, parts: int) -> Array:
+    """`[B, ...]` to `[parts, B / parts, ...]`; every device splits its own rows, nothing moves."""
+    shape = (x.shape[0] // parts, parts, *x.shape[1:])
+    return jnp.moveaxis(_reshape_rows(x, shape), 1, 0)
+
+
+def join_batch(x: Array) -> Array:
+    """The inverse of `split_batch`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return _reshape_rows(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
+
+
+def _reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
+    split = PartitionSpec(AXES, *[None] * (len(shape) - 1)) if has_mesh() else None
+    return jax.lax.reshape(x, shape, out_sharding=split)

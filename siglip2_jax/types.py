@@ -7,6 +7,9 @@ G side of the position grid, L layers.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 from numpy import ndarray
@@ -39,10 +42,13 @@ class Batch:
     Attributes:
       image: the images.
       text: token ids, right-padded, of the model's fixed text length.
+      extra: further inputs by name, for objectives that need them: arrays or `Patches` whose
+        leading axis is B.
     """
 
     image: Patches
     text: Int[ArrayLike, "B T"]
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -54,13 +60,14 @@ class Features:
       pooled: the image pooling head's output, before normalisation.
       image: unit-length image embeddings. SigLIP 2 has no projection on the image side, so E = D.
       text: unit-length text embeddings; None where only images were given.
-      valid: true for real patches.
+      valid: true for real patches. Where gradients are accumulated, objectives that compare
+        examples get neither `tokens` nor `valid`.
       grid: rows and columns of each image's patch grid.
     """
 
-    tokens: Float[ArrayLike, "B N D"]
+    tokens: Float[ArrayLike, "B N D"] | None
     pooled: Float[ArrayLike, "B D"]
     image: Float[ArrayLike, "B D"]
-    valid: Bool[ArrayLike, "B N"]
+    valid: Bool[ArrayLike, "B N"] | None
     grid: Int[ArrayLike, "B 2"]
     text: Float[ArrayLike, "B E"] | None = None

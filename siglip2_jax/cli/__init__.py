@@ -7,15 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from siglip2_jax.cli import classify, convert, demo, embed, info, verify
+from siglip2_jax.cli import classify, convert, demo, embed, info, train, verify
 
-COMMANDS = (demo, info, classify, embed, convert, verify)
+COMMANDS = (demo, info, classify, embed, convert, verify, train)
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(
-        prog="siglip2", description="SigLIP 2 in JAX: zero-shot labels, embeddings, conversion."
+        prog="siglip2", description="SigLIP 2 in JAX: training, zero-shot labels, embeddings."
     )
     root.add_argument("--version", action="store_true", help="print the version and exit")
     commands = root.add_subparsers(title="commands", metavar="COMMAND")
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      The exit code: 0 on success, 1 where a check failed, 2 on bad input, 130 on Ctrl-C.
+      The exit code: 0 on success, 1 where a check failed, 2 on bad input, 130 on Ctrl-C, 143
+      where training saved and stopped on SIGTERM.
     """
     root = parser()
     args = root.parse_args(argv)

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siglip2_jax.config import TrainConfig
     from siglip2_jax.inference import Embedder
 
 SOURCE_HELP = (
@@ -63,3 +64,22 @@ def load_model(args: argparse.Namespace) -> Embedder:
         text_norm=args.text_norm,
         exif=not args.no_exif,
     )
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds CONFIG and the changes to it."""
+    parser.add_argument("config", metavar="CONFIG", help="a Python file with a config()")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a field, such as stages.main.optim.peak_lr=3e-4; may be repeated",
+    )
+
+
+def load_run(args: argparse.Namespace) -> TrainConfig:
+    """The config that `add_config_options` described."""
+    from siglip2_jax.config import load_config, override
+
+    return override(load_config(args.config), args.set)

@@ -42,15 +42,7 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, Lazy], Preproces
     """
     from orbax.checkpoint import v1 as ocp  # slow to import
 
-    data = read_json(directory / MODEL)
-    if data.get("version") != VERSION:
-        problem = f"{MODEL} has version {data.get('version')!r}, this release reads {VERSION}"
-        raise ConversionError([problem], str(directory))
-    try:
-        config = ModelConfig.from_json(data["model"])
-        preprocessing = Preprocessing(**data["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConversionError([f"{MODEL} is damaged ({error})"], str(directory)) from error
+    config, preprocessing = parse(read_json(directory / MODEL), str(directory))
     try:
         stored = flatten(ocp.metadata(directory / PARAMS).metadata)
     except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
@@ -64,8 +56,7 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, Lazy], Preproces
         )
         for path, leaf in stored.items()
     }
-    shapes = param_shapes(config)
-    return config, to_ours(_rules(shapes), shapes, tensors), preprocessing
+    return config, named_as_ours(config, tensors), preprocessing
 
 
 def write(
@@ -87,16 +78,49 @@ def write(
     """
     from orbax.checkpoint import v1 as ocp
 
-    data = {
-        "version": VERSION,
-        "model": config.to_json(),
-        "preprocessing": dataclasses.asdict(preprocessing),
-    }
-    (directory / MODEL).write_text(json.dumps(data, indent=2))
+    (directory / MODEL).write_text(json.dumps(describe(config, preprocessing), indent=2))
     tensors = to_theirs(_rules(params), params)
     for part in _parts(counted(tensors, len(params), progress)):
         ocp.partial.save(directory / PARAMS, unflatten(part))
     ocp.partial.finalize(directory / PARAMS)
+
+
+def describe(config: ModelConfig, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What a checkpoint says of itself, as JSON; `parse` is the inverse."""
+    return {
+        "version": VERSION,
+        "model": config.to_json(),
+        "preprocessing": dataclasses.asdict(preprocessing),
+    }
+
+
+def parse(data: Mapping[str, Any], subject: str) -> tuple[ModelConfig, Preprocessing]:
+    """Sizes and data conventions of a checkpoint, from what it says of itself.
+
+    Args:
+      data: what `describe` gave.
+      subject: the checkpoint, for errors.
+
+    Raises:
+      ConversionError: the data is damaged or of a later version.
+    """
+    if data.get("version") != VERSION:
+        problem = f"{MODEL} has version {data.get('version')!r}, this release reads {VERSION}"
+        raise ConversionError([problem], subject)
+    try:
+        return ModelConfig.from_json(data["model"]), Preprocessing(**data["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError([f"{MODEL} is damaged ({error})"], subject) from error
+
+
+def named_as_ours(config: ModelConfig, tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """The tensors, checked to be exactly the parameters of a model of these sizes.
+
+    Raises:
+      ConversionError: some are missing, unknown or of another shape.
+    """
+    shapes = param_shapes(config)
+    return to_ours(_rules(shapes), shapes, tensors)
 
 
 def _rules(paths: Iterable[str]) -> list[Rule]:

@@ -6,7 +6,7 @@ import os
 
 from etils import epath
 
-from siglip2_jax.convert import big_vision, huggingface, orbax
+from siglip2_jax.convert import big_vision, huggingface, orbax, run
 from siglip2_jax.convert.checkpoint import (
     Checkpoint,
     Format,
@@ -31,10 +31,14 @@ def read(source: str | os.PathLike[str]) -> Checkpoint:
       ConversionError: it is no checkpoint of a SigLIP model, or a damaged one.
     """
     path = resolve(source)
-    kind = sniff(path)
+    saved = run.find(path)
+    kind = "orbax" if saved else sniff(path)
     directory = path if path.is_dir() else path.parent
     try:
-        if kind == "orbax":
+        if saved:
+            config, params, preprocessing = run.read(saved)
+            directory = saved.workdir
+        elif kind == "orbax":
             config, params, preprocessing = orbax.read(path)
         elif kind == "hf":
             config, params = huggingface.read(path)

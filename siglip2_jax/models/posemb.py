@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from siglip2_jax.sharding import whole
+
 
 def grid_size(yx: Int[Array, "*B N 2"], valid: Bool[Array, "*B N"]) -> Int[Array, "*B 2"]:
     """Rows and columns of each image's patch grid; 0 where no patch is valid."""
@@ -59,7 +61,7 @@ class PositionTable(nnx.Module):
         Returns:
           One vector per patch.
         """
-        table = self.table[...].astype(jnp.float32)
+        table = whole(self.table[...].astype(jnp.float32))
         grid = table.shape[0]
         size = grid_size(yx, valid)
         yx = jnp.where(valid[..., None], yx, 0)

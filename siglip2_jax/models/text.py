@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from siglip2_jax.models.layers import Compute, Encoder
 from siglip2_jax.models.variants import TextConfig
+from siglip2_jax.sharding import gather, lookup, whole
 
 
 class TokenTable(nnx.Module):
     """One vector per vocabulary entry."""
 
-    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, vocab_size: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.dtype = dtype
         init = nnx.initializers.normal(width**-0.5)
         self.table = nnx.Param(init(rngs.params(), (vocab_size, width), jnp.float32))
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Looks ids up."""
-        return jnp.take(self.table[...], ids, axis=0, mode="clip")
+        """Looks ids up, in the compute dtype."""
+        return lookup(self.table[...], ids, self.dtype)
 
 
 class TextPositions(nnx.Module):
@@ -41,7 +44,7 @@ class TextTower(nnx.Module):
     def __init__(self, config: TextConfig, *, compute: Compute, rngs: nnx.Rngs):
         self.length = config.length
         self.dtype = jnp.dtype(compute.dtype)
-        self.embed = TokenTable(config.vocab_size, config.width, rngs=rngs)
+        self.embed = TokenTable(config.vocab_size, config.width, dtype=self.dtype, rngs=rngs)
         self.pos = TextPositions(config.length, config.width, rngs=rngs)
         self.encoder = Encoder(config, compute=compute, rngs=rngs)
         self.head = nnx.Linear(config.width, config.embed_dim, rngs=rngs)
@@ -63,6 +66,6 @@ class TextTower(nnx.Module):
                 f"texts have {ids.shape[-1]} tokens, the text tower reads exactly {self.length}; "
                 f"pad on the right (or cut, keeping EOS last) to {self.length}"
             )
-        x = self.embed(ids) + self.pos.table[...]
+        x = self.embed(ids) + whole(self.pos.table[...])
         tokens = self.encoder(x.astype(self.dtype))
-        return self.head(tokens[:, -1])
+        return gather(self.head, jnp.float32)(tokens[:, -1])

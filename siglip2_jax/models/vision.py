@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp, layer_norm
 from siglip2_jax.models.posemb import PositionTable
 from siglip2_jax.models.variants import Tower, VisionConfig
+from siglip2_jax.sharding import gather
 from siglip2_jax.types import Patches
 
 
@@ -29,7 +30,8 @@ class AttentionPool(nnx.Module):
         self, tokens: Float[Array, "B N D"], valid: Bool[Array, "B N"]
     ) -> Float[Array, "B D"]:
         """Pools the valid tokens."""
-        probe = jnp.broadcast_to(self.probe[...], (tokens.shape[0], 1, tokens.shape[2]))
+        # One probe per image, split over the mesh as the images are.
+        probe = jnp.zeros_like(tokens[:, :1], jnp.float32) + self.probe[...]
         pooled = self.attn(probe, tokens.astype(jnp.float32), valid)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
 
@@ -43,7 +45,13 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, compute: Compute, rngs: nnx.Rngs):
         self.dtype = jnp.dtype(compute.dtype)
-        self.embed = nnx.Linear(config.patch_size**2 * 3, config.width, rngs=rngs)
+        self.embed = nnx.Linear(
+            config.patch_size**2 * 3,
+            config.width,
+            dtype=self.dtype,
+            preferred_element_type=jnp.float32,
+            rngs=rngs,
+        )
         self.pos = PositionTable(config.grid, config.width, rngs=rngs)
         self.encoder = Encoder(config, compute=compute, rngs=rngs)
         self.pool = AttentionPool(config, rngs=rngs)
@@ -59,6 +67,6 @@ class VisionTower(nnx.Module):
         """
         # Padding may hold anything, NaN included; zeros keep every later value finite.
         pixels = jnp.where(image.valid[..., None], image.pixels, 0)
-        x = self.embed(pixels) + self.pos(image.yx, image.valid)
+        x = gather(self.embed, self.dtype)(pixels) + self.pos(image.yx, image.valid)
         tokens = self.encoder(x.astype(self.dtype), image.valid)
-        return tokens, self.pool(tokens, image.valid)
+        return tokens, gather(self.pool, jnp.float32)(tokens, image.valid)

@@ -1,0 +1,49 @@
+"""`siglip2 train`: runs a config in a workdir; the same command resumes it."""
+
+from __future__ import annotations
+
+import argparse
+
+from siglip2_jax.cli.options import add_config_options, load_run
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "train",
+        help="train a model as a config file says; resumes a workdir that holds a checkpoint",
+        description="Runs all stages of a config. Run the same command on every host of a slice. "
+        "After SIGTERM (preemption) all hosts save the same step and exit with 143; the same "
+        "command then goes on from there.",
+        epilog="example: siglip2 train configs/tiny.py --workdir /tmp/tiny "
+        "--set stages.main.steps=100",
+    )
+    add_config_options(parser)
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="where checkpoints, metrics.jsonl and config.json go; local or gs://",
+    )
+    hosts = parser.add_argument_group("hosts, where they do not find each other by themselves")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    hosts.add_argument("--num-processes", type=int)
+    hosts.add_argument("--process-id", type=int)
+    hosts.add_argument(
+        "--no-distributed", action="store_true", help="stay alone, even within a slice"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; 143 if SIGTERM ended it."""
+    import logging
+
+    config = load_run(args)
+    from siglip2_jax.train.distributed import PREEMPTED, join_hosts
+    from siglip2_jax.train.loop import train
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("siglip2_jax").setLevel(logging.INFO)
+    if not args.no_distributed:
+        join_hosts(args.coordinator, args.num_processes, args.process_id)
+    return 0 if train(config, args.workdir) else PREEMPTED

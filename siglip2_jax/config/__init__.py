@@ -1,0 +1,25 @@
+"""What a training run is made of: dataclasses, files that hold them, and changes to them."""
+
+from siglip2_jax.config.files import load_config, to_json
+from siglip2_jax.config.optim import Group, Optim, Schedule
+from siglip2_jax.config.override import override
+from siglip2_jax.config.run import Checkpoints, Logging, Profile, TrainConfig
+from siglip2_jax.config.stage import Continue, Data, Pretrained, Scratch, Stage
+
+__all__ = [
+    "Checkpoints",
+    "Continue",
+    "Data",
+    "Group",
+    "Logging",
+    "Optim",
+    "Pretrained",
+    "Profile",
+    "Schedule",
+    "Scratch",
+    "Stage",
+    "TrainConfig",
+    "load_config",
+    "override",
+    "to_json",
+]

@@ -1,0 +1,163 @@
+"""Changes to a configuration from the command line: `stages.main.optim.peak_lr=3e-4`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from siglip2_jax.config.hints import Hint, Unfit, describe, element, field_hints, fit, options
+from siglip2_jax.config.run import TrainConfig
+from siglip2_jax.config.stage import Stage
+
+WORDS = {"true": True, "false": False, "null": None}  # JSON's, beside Python's own
+
+
+class Change(NamedTuple):
+    """One assignment, as far as it is still to be followed.
+
+    Attributes:
+      keys: fields, names, keys or indices, from here to the value.
+      text: the new value.
+      source: the whole assignment, for messages.
+    """
+
+    keys: tuple[str, ...]
+    text: str
+    source: str
+
+
+def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
+    """A configuration with some of its values replaced.
+
+    An assignment is `path=value`. The path goes through fields of dataclasses, keys of mappings,
+    and elements of tuples, by index or by their `name`: `stages.0.steps`, `stages.main.steps`,
+    `stages.main.objectives.sigmoid.weight`. A path that begins with a field of a stage that a run
+    does not have (`batch_size`, `steps`, `data`, `optim` and so on) stands for that field of every
+    stage; `model` and `compute` are the run's. Below a field that is None, the path fills in the
+    fields of what may stand there: `logging.profile.start=5`.
+
+    The value is a Python or JSON literal, or a bare word for text, of the type that the field is
+    annotated with; an integer will do for a float. All assignments apply together, the last one
+    to the same place wins, and what they give is checked as a configuration file is.
+
+    Args:
+      config: what to change; it stays as it is.
+      assignments: such as `["model.vision.depth=2", "optim.schedule.warmup_steps=0"]`.
+
+    Raises:
+      ValueError: a path leads nowhere, a value has the wrong type, or the result makes no sense.
+    """
+    run_fields, stage_fields = field_hints(TrainConfig), field_hints(Stage)
+    changes = []
+    for source in assignments:
+        path, equals, text = source.partition("=")
+        keys = tuple(path.strip().split("."))
+        if not equals or not all(keys):
+            raise ValueError(f"{source!r} is no assignment; expected path=value")
+        if keys[0] in stage_fields and keys[0] not in run_fields:
+            every = range(len(config.stages))
+            changes += [Change(("stages", str(i), *keys), text.strip(), source) for i in every]
+        else:
+            changes.append(Change(keys, text.strip(), source))
+    return _apply(config, changes, TrainConfig)
+
+
+def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:
+    """`value` with all changes below it."""
+    if not changes:
+        return value
+    if not all(change.keys for change in changes):
+        if any(change.keys for change in changes):
+            first, second = changes[0].source, changes[-1].source
+            raise ValueError(f"{first!r} and {second!r} set the same thing whole and in part")
+        return _parse(changes[-1], hint)
+    if value is None:
+        return _make(changes, hint)
+    if dataclasses.is_dataclass(value):
+        return _apply_fields(value, changes)
+    if isinstance(value, Mapping):
+        return dict(value) | {
+            key: _apply(value[key], below, element(hint))
+            for key, below in _group(changes, {str(key): key for key in value}, "a key").items()
+        }
+    if isinstance(value, tuple):
+        names = {str(index): index for index in range(len(value))}
+        names |= {item.name: i for i, item in enumerate(value) if hasattr(item, "name")}
+        groups = _group(changes, names, "an element")
+        return tuple(
+            _apply(item, groups.get(index, ()), element(hint, index))
+            for index, item in enumerate(value)
+        )
+    raise ValueError(
+        f"{changes[0].source!r}: {changes[0].keys[0]!r} would be inside {value!r}, which has no "
+        "parts"
+    )
+
+
+def _apply_fields(value: Any, changes: Sequence[Change]) -> Any:
+    hints = field_hints(type(value))
+    groups = _group(changes, {name: name for name in hints}, f"a field of {type(value).__name__}")
+    return dataclasses.replace(
+        value,
+        **{
+            name: _apply(getattr(value, name), below, hints[name]) for name, below in groups.items()
+        },
+    )
+
+
+def _make(changes: Sequence[Change], hint: Hint) -> Any:
+    """What may stand in place of None, of the changes alone."""
+    source = changes[0].source
+    classes = [option for option in options(hint) if dataclasses.is_dataclass(option)]
+    if len(classes) != 1:
+        raise ValueError(f"{source!r}: {changes[0].keys[0]!r} would be inside None")
+    (cls,) = classes
+    hints = field_hints(cls)
+    groups = _group(changes, {name: name for name in hints}, f"a field of {cls.__name__}")
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - groups.keys()):
+        raise ValueError(
+            f"{source!r}: there is no {cls.__name__} yet, and a new one needs {', '.join(missing)}"
+        )
+    return cls(**{name: _apply(None, below, hints[name]) for name, below in groups.items()})
+
+
+def _group(
+    changes: Sequence[Change], names: Mapping[str, Any], what: str
+) -> dict[Any, list[Change]]:
+    """Changes by what their first key stands for, each with the rest of its path."""
+    groups: dict[Any, list[Change]] = {}
+    for change in changes:
+        key, *rest = change.keys
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"{change.source!r}: {key!r} is not {what} ({hint}there are {', '.join(names)})"
+            )
+        groups.setdefault(names[key], []).append(change._replace(keys=tuple(rest)))
+    return groups
+
+
+def _parse(change: Change, hint: Hint) -> Any:
+    """The value of an assignment, of the field's type; text may go without quotes."""
+    literals = [change.text]
+    if change.text in WORDS:
+        literals.insert(0, WORDS[change.text])
+    try:
+        literals.insert(0, ast.literal_eval(change.text))
+    except (ValueError, SyntaxError, TypeError):
+        pass
+    for literal in literals:
+        try:
+            return fit(literal, hint)
+        except Unfit:
+            continue
+    raise ValueError(f"{change.source!r}: expected {describe(hint)}, found {change.text}")

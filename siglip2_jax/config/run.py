@@ -1,0 +1,152 @@
+"""A whole training run: model, stages, and what is kept and shown of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from siglip2_jax.config.checks import at_least
+from siglip2_jax.config.stage import Continue, Stage
+from siglip2_jax.convert.checkpoint import Preprocessing
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.variants import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When the state is saved, and what is kept; ends of stages are always kept.
+
+    Attributes:
+      every: steps between checkpoints.
+      keep_last: how many of the newest are kept.
+      keep_every: also keep those whose step is a multiple of this.
+    """
+
+    every: int = 1000
+    keep_last: int = 3
+    keep_every: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "keep_last", "keep_every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A trace of some steps, for `xprof`.
+
+    Attributes:
+      start: the first traced step of the run.
+      steps: how many are traced.
+    """
+
+    start: int = 10
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "start")
+        at_least(self, 1, "steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is written about a run beside its JSON lines.
+
+    Attributes:
+      every: steps between lines.
+      tensorboard: write TensorBoard's event files too.
+      wandb_project: log to this project of Weights & Biases too.
+      profile: what to trace; None traces nothing.
+    """
+
+    every: int = 50
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    profile: Profile | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run, except where it is stored and what it runs on.
+
+    A file under `configs/` holds a function `config()` that returns one of these.
+
+    Attributes:
+      model: sizes; a stage may have others.
+      stages: run one after the other.
+      tokenizer: path of the tokenizer file, or of a directory with one.
+      preprocessing: how images and texts are prepared; stored with the model.
+      compute: how the model runs; a stage may run otherwise.
+      replica: the mesh's first dimension, over which parameters are repeated (slices of a pod, for
+        example); the other devices share the parameters between them.
+      checkpoints: what is saved.
+      logging: what is shown.
+      seed: of all randomness, at least 0.
+    """
+
+    model: ModelConfig
+    stages: tuple[Stage, ...]
+    tokenizer: str
+    preprocessing: Preprocessing = Preprocessing()
+    compute: Compute = Compute()
+    replica: int = 1
+    checkpoints: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "replica")
+        at_least(self, 0, "seed")
+        if not self.stages:
+            raise ValueError("a run needs at least one stage")
+        names = [stage.name for stage in self.stages]
+        for index, stage in enumerate(self.stages):
+            earlier = names[:index]
+            if stage.name in earlier:
+                raise ValueError(f"two stages are called {stage.name!r}; names must be unique")
+            _check_start(stage, earlier)
+        for stage in self.resolved:
+            _check_steps(stage)
+
+    @property
+    def resolved(self) -> tuple[Stage, ...]:
+        """The stages with the run's `model` and `compute` filled in where they have none."""
+        return tuple(
+            dataclasses.replace(
+                stage, model=stage.model or self.model, compute=stage.compute or self.compute
+            )
+            for stage in self.stages
+        )
+
+
+def _check_start(stage: Stage, earlier: list[str]) -> None:
+    """A stage that continues one of this run needs it to come before."""
+    start = stage.start
+    if not isinstance(start, Continue) or start.workdir is not None:
+        return
+    if not earlier:
+        raise ValueError(
+            f"stage {stage.name!r} is the first and continues another one; set Continue.workdir to "
+            "that one's run"
+        )
+    if start.stage is not None and start.stage not in earlier:
+        raise ValueError(
+            f"stage {stage.name!r} continues {start.stage!r}, which is no earlier stage; those are "
+            + ", ".join(earlier)
+        )
+
+
+def _check_steps(stage: Stage) -> None:
+    """The schedule fits the stage's steps, and each step's batch divides as it must."""
+    stage.optim.schedule.end(stage.num_steps)
+    if not stage.model.native_resolution:
+        return
+    for budget in stage.lengths.budgets:
+        size = stage.lengths.batch_size(budget, stage.batch_size)
+        if size % stage.optim.accumulate:
+            raise ValueError(
+                f"stage {stage.name!r}: the batch of {size} at {budget} patches cannot be split "
+                f"into {stage.optim.accumulate} microbatches; choose another batch_size or "
+                "optim.accumulate"
+            )

@@ -1,0 +1,186 @@
+"""One stage of a run: its data, its start, its losses, its length."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from siglip2_jax.config.checks import at_least, is_regex
+from siglip2_jax.config.optim import Optim
+from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.prepare import Transform
+from siglip2_jax.data.sources import Mixture, Source
+from siglip2_jax.evals.base import Evaluator
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.objectives.base import Objective
+
+NAME = re.compile(r"[A-Za-z_][\w-]*")  # never a number, so that overrides can tell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """Starts from fresh parameters."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Starts from a model that is stored somewhere, with a fresh optimizer.
+
+    Attributes:
+      source: what `siglip2_jax.load` takes: a directory, a file, a Hugging Face repository.
+      parts: regular expressions that match the whole paths of the parameters to take, such as
+        `vision/.*`; the rest is fresh.
+      bias_shift: added to the model's `b`, which has learned how rare a match is: log of the batch
+        size it was trained with over this stage's (SigLIP 2's is 32,768).
+    """
+
+    source: str
+    parts: tuple[str, ...] = (".*",)
+    bias_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        for pattern in self.parts:
+            is_regex(self, "parts", pattern)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continue:
+    """Starts from a checkpoint of another stage; changed sizes of images or patches are resized.
+
+    Attributes:
+      stage: the stage to continue; None is the one before, or the last one of another run.
+      fraction: which checkpoint of that stage, as a fraction of its steps; None is its end.
+      step: the same as a number of steps of that stage.
+      workdir: the run that the stage belongs to; None is this run.
+      optimizer: keep the optimizer's moments of the parameters that both stages train.
+    """
+
+    stage: str | None = None
+    fraction: float | None = None
+    step: int | None = None
+    workdir: str | None = None
+    optimizer: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "step", "fraction")
+        if self.fraction is not None and self.fraction > 1:
+            raise ValueError(f"Continue.fraction is {self.fraction}; it is a fraction, 0 to 1")
+        if self.fraction is not None and self.step is not None:
+            raise ValueError("Continue names both a fraction and a step; give one of them")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a stage reads, and how.
+
+    Attributes:
+      source: where examples come from.
+      transforms: what is done to an example before the standard preprocessing, in order.
+      workers: processes that prepare batches; 0 prepares them in the training process.
+      threads: threads that read examples, per process.
+      prefetch: batches that are ready ahead of the step.
+      max_bad_share: the share of unreadable examples that is tolerated, 0 to 1; each is replaced.
+      shuffle: draw examples in random order, another one each epoch.
+    """
+
+    source: Source | Mixture
+    transforms: tuple[Transform, ...] = ()
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 2
+    max_bad_share: float = 0.05
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "workers", "max_bad_share")
+        at_least(self, 1, "threads", "prefetch")
+        if self.max_bad_share > 1:
+            raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a run with one set of losses, one optimizer and one kind of input.
+
+    Attributes:
+      name: letters, digits, "_" and "-"; unique in the run.
+      data: what to read.
+      batch_size: examples of a step, over all devices; `lengths` may scale it.
+      steps: how long the stage takes; give either this or `examples`.
+      examples: how long it takes, as the number of examples it reads.
+      lengths: for native-resolution models, the number of patches of each step's images.
+      objectives: losses (`siglip2_jax.objectives.base.Objective`) by name; the parameters of one's
+        own live under `heads/<name>`.
+      optim: how parameters are updated.
+      start: the parameters to start from.
+      model: sizes in this stage, where image or patch size change; None is the run's.
+      compute: how the model runs in this stage; None is the run's.
+      evals: evaluators to run during the stage.
+    """
+
+    name: str
+    data: Data
+    batch_size: int
+    steps: int | None = None
+    examples: int | None = None
+    lengths: Lengths = Lengths()
+    objectives: Mapping[str, Objective]
+    optim: Optim = Optim()
+    start: Scratch | Pretrained | Continue = Scratch()
+    model: ModelConfig | None = None
+    compute: Compute | None = None
+    evals: tuple[Evaluator, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"a stage cannot be called {self.name!r}; names are made of letters, digits, _ and "
+                "-, and begin with a letter"
+            )
+        at_least(self, 1, "batch_size", "steps", "examples")
+        if (self.steps is None) == (self.examples is None):
+            raise ValueError(
+                f"stage {self.name!r} needs either steps or examples; set the other one to None"
+            )
+        if self.batch_size % self.optim.accumulate:
+            raise ValueError(
+                f"stage {self.name!r}: a batch of {self.batch_size} cannot be split into "
+                f"{self.optim.accumulate} microbatches; optim.accumulate must divide batch_size"
+            )
+        if not self.objectives:
+            raise ValueError(f"stage {self.name!r} has no objectives; give at least one loss")
+        for name in self.objectives:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"stage {self.name!r}: an objective cannot be called {name!r}; names are made "
+                    "of letters, digits, _ and -, and begin with a letter"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the stage takes, at least 1.
+
+        Raises:
+          ValueError: it follows from `examples`, of which steps at native resolution may read
+            different numbers, and `model` is None; `TrainConfig.resolved` fills it in.
+        """
+        if self.steps is not None:
+            return self.steps
+        steps = self.examples / (self.batch_size * self._mean_scale)
+        return math.ceil(round(steps, 6))  # a whole number stays one despite rounding errors
+
+    @property
+    def _mean_scale(self) -> float:
+        """The share of `batch_size` that a step reads on average."""
+        scales = [self.lengths.scale(budget) for budget in self.lengths.budgets]
+        if self.model is None and set(scales) != {1.0}:
+            raise ValueError(
+                f"stage {self.name!r} has no sizes of its own, so its steps cannot be told from "
+                "examples; take it from TrainConfig.resolved"
+            )
+        if self.model is None or not self.model.native_resolution:
+            return 1.0
+        return float(self.lengths.probabilities @ scales)

@@ -1,0 +1,100 @@
+"""Checkpoints of a training run, read as models.
+
+A run's workdir has `checkpoints/<step>/` with the trees `params/` and perhaps `average/`; the record
+beside them says what the model is (see `siglip2_jax.train.checkpoint`, which writes them). A source
+may be the workdir (its latest step), a step, or one of the step's two trees.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from siglip2_jax.convert.checkpoint import Preprocessing
+from siglip2_jax.convert.orbax import named_as_ours, parse
+from siglip2_jax.convert.table import ConversionError, Lazy
+from siglip2_jax.models.siglip2 import flatten, unflatten
+from siglip2_jax.models.variants import ModelConfig
+
+FOLDER, PARAMS, AVERAGE = "checkpoints", "params", "average"
+
+
+class Saved(NamedTuple):
+    """A model within a run.
+
+    Attributes:
+      workdir: of the run.
+      step: directory of the checkpoint.
+      tree: "params", or "average" for the moving average.
+    """
+
+    workdir: epath.Path
+    step: epath.Path
+    tree: str
+
+
+def find(path: epath.Path) -> Saved | None:
+    """The model that a path means, or None if it is no part of a run."""
+    if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
+        return Saved(path.parent.parent.parent, path.parent, path.name)
+    if _is_step(path):
+        return Saved(path.parent.parent, path, PARAMS)
+    folder = path / FOLDER
+    if not folder.is_dir():
+        return None
+    steps = [child for child in folder.iterdir() if _is_step(child)]
+    if not steps:
+        raise ConversionError([f"{FOLDER}/ holds no finished checkpoint yet"], str(path))
+    return Saved(path, max(steps, key=lambda step: int(step.name)), PARAMS)
+
+
+def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
+    """Sizes, parameters and data conventions; heads of objectives are left out.
+
+    Raises:
+      ConversionError: the checkpoint is damaged or of a later version, or has no such tree.
+    """
+    from orbax.checkpoint import v1 as ocp  # slow to import
+
+    subject = str(saved.step)
+    try:
+        metadata = ocp.checkpointables_metadata(saved.step)
+    except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
+        raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
+    config, preprocessing = parse(metadata.custom_metadata or {}, subject)
+    tree = metadata.metadata.get(saved.tree)
+    if tree is None:
+        raise ConversionError([f"the run saved no {saved.tree}"], subject)
+    stored = flatten(tree)
+    tensors = {
+        path: Lazy(
+            tuple(leaf.shape),
+            np.dtype(leaf.dtype),
+            functools.partial(_read_leaf, saved, stored, path),
+        )
+        for path, leaf in stored.items()
+        if not path.startswith("heads/")
+    }
+    return config, named_as_ours(config, tensors), preprocessing
+
+
+def _is_step(path: epath.Path) -> bool:
+    return path.name.isdecimal() and path.parent.name == FOLDER and (path / PARAMS).is_dir()
+
+
+def _read_leaf(saved: Saved, stored: Mapping[str, Any], path: str) -> np.ndarray:
+    """One array of a tree, whole; the others stay on disk."""
+    from orbax.checkpoint import v1 as ocp
+
+    leaf = stored[path]
+    like = np.empty(leaf.shape, leaf.dtype)  # NumPy in, NumPy out: the run's devices do not matter
+    wanted = dict.fromkeys(stored, ocp.PLACEHOLDER) | {path: like}
+    try:
+        loaded = ocp.load_checkpointables(saved.step, {saved.tree: unflatten(wanted)})
+        return flatten(loaded[saved.tree])[path]
+    except (OSError, ValueError) as error:
+        raise ConversionError([f"{path} is damaged ({error})"], str(saved.step)) from error

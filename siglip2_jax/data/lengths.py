@@ -1,0 +1,149 @@
+"""Sequence lengths of native-resolution training, and the plan of what each step reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+Aspect = Literal["keep", "square"]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Which patch budget each step trains at: one for the whole mini-batch, drawn at random.
+
+    The defaults are those of SigLIP 2 (arXiv 2502.14786, section 2.4.2): five lengths, the same
+    number of examples of each, half the batch at the longest and so twice the steps.
+
+    Attributes:
+      budgets: patches an image may have.
+      shares: shares of the examples that are seen at each budget, up to normalisation; None for
+        equal ones.
+      batch_scale: budgets whose batches are smaller or larger, each with its factor. Budgets that
+        are not trained at may be named.
+      aspect: "keep" keeps the images' aspect ratio, "square" squashes them to the largest square
+        grid within the budget.
+    """
+
+    budgets: tuple[int, ...] = (128, 256, 576, 784, 1024)
+    shares: tuple[float, ...] | None = None
+    batch_scale: tuple[tuple[int, float], ...] = ((1024, 0.5),)
+    aspect: Aspect = "keep"
+
+    def __post_init__(self) -> None:
+        budgets, shares = self.budgets, self.shares
+        if not budgets or min(budgets) < 1 or len(set(budgets)) < len(budgets):
+            raise ValueError(f"budgets must be different numbers from 1 up, got {budgets}")
+        if shares is not None and (
+            len(shares) != len(budgets) or min(shares) < 0 or not 0 < sum(shares) < np.inf
+        ):
+            raise ValueError(
+                f"shares must be one number from 0 up for each of {len(budgets)} budgets, and not "
+                f"all 0, got {shares}"
+            )
+        if any(not 0 < scale < np.inf for _, scale in self.batch_scale):
+            raise ValueError(f"batch_scale must hold factors above 0, got {self.batch_scale}")
+        if self.aspect not in ("keep", "square"):
+            raise ValueError(f'aspect must be "keep" or "square", got {self.aspect!r}')
+
+    def scale(self, budget: int) -> float:
+        """The factor of the batch size at a budget."""
+        return dict(self.batch_scale).get(budget, 1.0)
+
+    @property
+    def probabilities(self) -> Float64[np.ndarray, " L"]:
+        """How likely a step is to have each budget: smaller batches need more steps."""
+        shares = self.shares or (1.0,) * len(self.budgets)
+        scales = [self.scale(budget) for budget in self.budgets]
+        weights = np.divide(shares, scales)
+        return weights / weights.sum()
+
+    def sample(self, seed: int, steps: int) -> Int64[np.ndarray, " S"]:
+        """The budget of each step from 0 on.
+
+        Step s has the same budget on every host and whatever `steps` is.
+        """
+        draws = np.random.Generator(np.random.PCG64((seed, 0x1E))).random(steps)
+        edges = np.cumsum(self.probabilities)[:-1]
+        return np.array(self.budgets, np.int64)[np.searchsorted(edges, draws, side="right")]
+
+    def batch_size(self, budget: int, full: int) -> int:
+        """The global batch size at a budget, where the unscaled one is `full`.
+
+        Raises:
+          ValueError: the scaled size is no whole number.
+        """
+        size = full * self.scale(budget)
+        if size != round(size) or size < 1:
+            raise ValueError(
+                f"a batch of {full} scaled by {self.scale(budget)} for budget {budget} is "
+                f"{size:g} examples; choose a batch size that scales to a whole number"
+            )
+        return round(size)
+
+    def reading(
+        self, seed: int, steps: int, batch: int, *, step: int = 0, position: int = 0
+    ) -> Reading:
+        """What is left to read of a run.
+
+        Args:
+          seed: of the sampled budgets.
+          steps: steps of the whole run.
+          batch: unscaled global batch size.
+          step: the step to start at.
+          position: the global index of that step's first example.
+
+        Raises:
+          ValueError: a scaled batch size is no whole number.
+        """
+        budgets = self.sample(seed, steps)[step:]
+        sizes = {budget: self.batch_size(budget, batch) for budget in self.budgets}
+        batch_sizes = np.array([sizes[int(budget)] for budget in budgets], np.int64)
+        return Reading(budgets, batch_sizes, step, position)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What each of some consecutive steps reads.
+
+    Examples of a run are numbered by one global index; a step reads the next `batch_size` of them.
+    So a run continues exactly from two integers, the step and the position, whatever the number of
+    hosts, and even if batch sizes change.
+
+    Attributes:
+      budgets: patches an image may have, of each step.
+      batch_sizes: examples of each step, on all hosts together.
+      step: number of the first step.
+      position: global index of its first example.
+    """
+
+    budgets: Int64[np.ndarray, " S"]
+    batch_sizes: Int64[np.ndarray, " S"]
+    step: int = 0
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self) and min(self.budgets.min(), self.batch_sizes.min()) < 1:
+            raise ValueError("budgets and batch sizes of a reading must be at least 1")
+        if min(self.step, self.position) < 0:
+            raise ValueError(
+                f"step and position must be at least 0, got {self.step} and {self.position}"
+            )
+
+    @cached_property
+    def positions(self) -> Int64[np.ndarray, " S_plus_1"]:
+        """The global index of each step's first example, and where the last step ends."""
+        return self.position + np.concatenate([[0], np.cumsum(self.batch_sizes)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.budgets)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        """Step, budget, batch size and position of each step."""
+        for i, (budget, size) in enumerate(zip(self.budgets, self.batch_sizes, strict=True)):
+            yield self.step + i, int(budget), int(size), int(self.positions[i])

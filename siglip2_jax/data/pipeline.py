@@ -1,0 +1,196 @@
+"""Batches for training: shuffled, mixed, prepared in parallel, the same for any number of hosts.
+
+The only module that imports grain (github.com/google/grain). Examples of a run are numbered by one
+global index; grain's random access gives example g of the shuffled, repeated, mixed sources without
+reading those before it, so the state of a pipeline is one integer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from siglip2_jax.data.chunks import Chunks, layout
+from siglip2_jax.data.lengths import Reading
+from siglip2_jax.data.prepare import Prepare
+from siglip2_jax.data.sources import Mixture, Source
+from siglip2_jax.types import Batch
+
+# grain's worker processes read absl flags, which fails in a program that never parsed any
+# (github.com/google/grain/issues/1355).
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+# Before this many examples, a share of bad ones says little.
+_JUDGED_FROM = 200
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One step's data, on one host.
+
+    Attributes:
+      batch: NumPy arrays, this host's part of the batch.
+      step: the step's number.
+      budget: patches an image may have.
+      position: global index of the example after this step's last; with `step + 1` it is all that
+        a resumed run needs.
+      bad: examples of this host's part that could not be used and were replaced.
+      problems: the first few reasons, each with a name.
+    """
+
+    batch: Batch
+    step: int
+    budget: int
+    position: int
+    bad: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Reads batches.
+
+    The global batches depend on the source, `prepare`, `seed` and `shuffle` alone. Host h of P
+    gets examples [h * b / P, (h + 1) * b / P) of each step's b. Corrupt examples and those without
+    a caption are replaced by others, drawn by the seed and their global index.
+
+    Attributes:
+      source: where examples come from.
+      prepare: what makes arrays of them.
+      seed: from 0 up, below 2**32.
+      process_index: h, this host's number.
+      process_count: P, the number of hosts.
+      workers: processes that prepare examples; 0 for threads alone. Processes start anew, so a
+        script that uses them needs an `if __name__ == "__main__":` guard.
+      threads: threads that prepare examples, in each process.
+      prefetch: batches prepared ahead.
+      max_bad_share: the share of bad examples above which reading stops, from 200 examples on.
+      chunk: examples prepared as one piece of work; bounds latency and memory.
+      shuffle: whether examples come in a random order, another one in each epoch.
+    """
+
+    source: Source | Mixture
+    prepare: Prepare
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 2
+    max_bad_share: float = 0.05
+    chunk: int = 64
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 up and below 2**32, got {self.seed}")
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(
+                f"process_index must be from 0 up and below process_count={self.process_count}, "
+                f"got {self.process_index}"
+            )
+        if self.workers < 0 or min(self.threads, self.prefetch, self.chunk) < 1:
+            raise ValueError(
+                "threads, prefetch and chunk must be at least 1 and workers at least 0, got "
+                f"{self.threads}, {self.prefetch}, {self.chunk} and {self.workers}"
+            )
+
+    @cached_property
+    def _stream(self) -> grain.MapDataset:
+        return _stream(self.source, self.seed, self.shuffle)
+
+    def batches(self, reading: Reading) -> Generator[Loaded, None, None]:
+        """Reads the steps of `reading`, in order. Closing the generator releases its workers.
+
+        Raises:
+          ValueError: at once where a source cannot be opened or a batch size is not divisible by
+            the number of hosts; later, where too many examples are bad.
+          OSError: a source cannot be opened.
+        """
+        wrong = reading.batch_sizes[reading.batch_sizes % self.process_count != 0]
+        if len(wrong):
+            raise ValueError(
+                f"a batch of {wrong[0]} cannot be divided among {self.process_count} hosts; choose "
+                "a batch size that is a multiple of their number"
+            )
+        pieces = layout(reading, self.process_index, self.process_count, self.chunk)
+        chunks = Chunks(self._stream, self.prepare, self.seed, pieces)
+        return self._run(reading, chunks)
+
+    def _run(self, reading: Reading, chunks: Chunks) -> Generator[Loaded, None, None]:
+        read = bad = 0
+        problems: tuple[str, ...] = ()
+        parts = chunks.layout.parts
+        iterator = self._start(chunks)
+        try:
+            for (step, budget, size, position), count in zip(reading, parts, strict=True):
+                found = [next(iterator) for _ in range(count)]
+                step_bad = sum(part.bad for part in found)
+                step_problems = tuple(line for part in found for line in part.problems)[:_SHOWN]
+                read, bad = read + size // self.process_count + step_bad, bad + step_bad
+                problems = (*problems, *step_problems)[:_SHOWN]
+                self._judge(read, bad, problems)
+                batch = _concatenate([part.batch for part in found])
+                yield Loaded(batch, step, budget, position + size, step_bad, step_problems)
+        finally:
+            iterator.close()
+
+    def _start(self, chunks: Chunks) -> Any:
+        """Starts threads, or processes with threads; elements come in the order of the chunks."""
+        ahead = self.prefetch * int(chunks.layout.parts.max(initial=1))
+        workers = min(self.workers, len(chunks))
+        inner = max(self.threads, ahead if not workers else 1)
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=inner)
+        dataset = (
+            grain.MapDataset.range(len(chunks)).map(chunks.__getitem__).to_iter_dataset(options)
+        )
+        if workers:
+            each = -(-ahead // workers)
+            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
+            dataset = dataset.mp_prefetch(processes, worker_init_fn=_use_cpu)
+        return iter(dataset)
+
+    def _judge(self, read: int, bad: int, problems: tuple[str, ...]) -> None:
+        if read >= _JUDGED_FROM and bad > self.max_bad_share * read:
+            raise ValueError(
+                f"{bad} of {read} examples ({bad / read:.1%}) could not be used, more than "
+                f"max_bad_share={self.max_bad_share:.1%}; the first: {' '.join(problems)}"
+            )
+
+
+def _stream(source: Source | Mixture, seed: int, shuffle: bool) -> grain.MapDataset:
+    """An endless data set of raw examples, by global index."""
+    if isinstance(source, Mixture):
+        # Each part has a seed of its own, or parts of the same length would be shuffled alike.
+        seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
+        parts = [
+            _stream(part, int(its_seed), shuffle)
+            for (part, _), its_seed in zip(source.parts, seeds, strict=True)
+        ]
+        return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
+    dataset = grain.MapDataset.source(source.open()).seed(seed)
+    return (dataset.shuffle() if shuffle else dataset).repeat()
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+
+
+def _use_cpu(worker: int, workers: int) -> None:
+    """Keeps a worker process off the accelerator, which belongs to the training process."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        jax.config.update("jax_platforms", "cpu")

@@ -1,0 +1,174 @@
+"""From an example to the arrays of one row of a batch, and from rows to a batch; NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+from PIL import Image
+
+from siglip2_jax.data.lengths import Aspect
+from siglip2_jax.preprocess.decode import decode
+from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
+from siglip2_jax.preprocess.image import collate as pad_images
+from siglip2_jax.preprocess.resize import resize_antialias
+from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
+from siglip2_jax.types import Batch, Patches
+
+# As ImagePreprocessor gives them: patches without padding; rows and columns of the grid.
+ImagePatches = tuple[Float32[np.ndarray, "_ P"], tuple[int, int]]
+
+
+class ExampleError(ValueError):
+    """An example that cannot be trained on: one sentence with its name."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Further images of one example, such as crops; in a batch they are `Patches` [B, V, N, P].
+
+    Attributes:
+      images: V images, as many in every example.
+      num_tokens: N, the length that each is padded to.
+    """
+
+    images: tuple[ImagePatches, ...]
+    num_tokens: int
+
+
+# What one example gives to a batch.
+Value = ImagePatches | Views | Shaped[np.ndarray, "..."]
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Changes an example before it becomes arrays: crops, flips, views, regions. Picklable.
+
+    The example has `image`, a Pillow image in RGB; `text`, the caption chosen; `budget`, the
+    number of patches an image may have in this step; and everything that its source gave. To add
+    an array of one's own to the batch, put it, or `Views`, into the dict `example["fields"]`: it
+    becomes `Batch.extra[key]`, stacked. Every example must give the same fields in the same
+    shapes.
+    """
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """The changed example.
+
+        Args:
+          example: not to be changed in place, but for `fields`.
+          rng: the only source of randomness.
+
+        Raises:
+          ValueError: the example cannot be used; another one takes its place.
+        """
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Makes the arrays of examples. Picklable.
+
+    Attributes:
+      preprocess: how pictures become patches.
+      tokenizer: how captions become ids.
+      transforms: what is done before, in this order.
+      aspect: at native resolution, "keep" for SigLIP 2's own resize, "square" to squash to the
+        largest square grid within the budget.
+    """
+
+    preprocess: ImagePreprocessor
+    tokenizer: Tokenizer
+    transforms: tuple[Transform, ...] = ()
+    aspect: Aspect = "keep"
+
+    def __post_init__(self) -> None:
+        if self.aspect not in ("keep", "square"):
+            raise ValueError(f'aspect must be "keep" or "square", got {self.aspect!r}')
+        if self.aspect == "square" and self.preprocess.mode != "reference":
+            raise ValueError(
+                'aspect "square" is only there in preprocessing mode "reference", got '
+                f'"{self.preprocess.mode}"'
+            )
+
+    def __call__(
+        self, example: dict[str, Any], rng: np.random.Generator, budget: int
+    ) -> dict[str, Value]:
+        """The arrays of one example.
+
+        Args:
+          example: as a source gives it (see `data.example`); left as it is.
+          rng: chooses one of its captions, then serves the transforms.
+          budget: patches an image may have; not used at fixed resolution.
+
+        Returns:
+          `image`, patches and grid; `text`, ids [T]; and the fields of the transforms.
+
+        Raises:
+          ValueError: it has no caption, its image cannot be read (ImageError), or a transform
+            refuses it.
+        """
+        name, captions = example["name"], example["captions"]
+        if not captions:
+            raise ExampleError(f"{name}: it has no caption.")
+        preprocess = self.preprocess
+        image = decode(
+            example["image"], exif=preprocess.exif, max_pixels=preprocess.max_pixels, name=name
+        )
+        text = captions[rng.integers(len(captions))]
+        example = {**example, "image": image, "text": text, "budget": budget, "fields": {}}
+        for transform in self.transforms:
+            example = transform(example, rng)
+        try:
+            ids = self.tokenizer(example["text"]).ids[0]
+        except TokenizerError as error:
+            raise ExampleError(f"{name}: {error}.") from error
+        return {**example["fields"], "image": self._patches(example["image"], budget), "text": ids}
+
+    def num_tokens(self, budget: int) -> int:
+        """Patches that images are padded to: the budget, or all at fixed resolution."""
+        return self.preprocess.num_tokens(budget)
+
+    def _patches(self, image: Image.Image, budget: int) -> ImagePatches:
+        if self.aspect == "keep" or self.preprocess.image_size is not None:
+            return self.preprocess(image, budget)
+        patch_size, side = self.preprocess.patch_size, isqrt(budget)
+        pixels = resize_antialias(np.asarray(image), (side * patch_size,) * 2)
+        return patchify(pixels, patch_size) / np.float32(127.5) - np.float32(1), (side, side)
+
+
+def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
+    """Stacks the arrays of examples.
+
+    Args:
+      items: what `Prepare` gave for each of B examples.
+      num_tokens: N, the length that images are padded to.
+
+    Returns:
+      A batch of NumPy arrays; `extra` has the transforms' fields: arrays [B, ...], and `Patches`
+      [B, V, N, P] of `Views`.
+
+    Raises:
+      ValueError: there are no items, an image has more patches than `num_tokens`, or the examples'
+        fields differ in names or shapes.
+    """
+    image = Patches(*pad_images([item["image"] for item in items], num_tokens))
+    columns = {key: [item.get(key) for item in items] for key in set().union(*items)}
+    for key, column in columns.items():
+        if any(value is None for value in column):
+            raise ValueError(f"only some examples of a batch have the field {key}; give it to all")
+    text = np.stack(columns.pop("text"))
+    del columns["image"]
+    return Batch(
+        image=image, text=text, extra={key: _stack(columns[key]) for key in sorted(columns)}
+    )
+
+
+def _stack(column: list[Any]) -> Patches | np.ndarray:
+    if not isinstance(column[0], Views):
+        return np.stack(column)
+    images = [image for views in column for image in views.images]
+    arrays = pad_images(images, column[0].num_tokens)
+    return Patches(*(array.reshape(len(column), -1, *array.shape[1:]) for array in arrays))

@@ -1,0 +1,166 @@
+"""Checkpoints of a run: asynchronous, atomic, restored on any mesh.
+
+A workdir holds `checkpoints/<step>/` with Orbax trees `params/` (which `siglip2_jax.load` reads),
+`optimizer/` and, where a stage keeps one, `average/`, and a record: sizes of the model, names of
+the preprocessing, position in the data, resolved config. Orbax writes under a temporary name and
+renames, so what exists is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from siglip2_jax import config as schema
+from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
+from siglip2_jax.models.siglip2 import unflatten
+from siglip2_jax.train.state import TrainState
+
+OPTIMIZER = "optimizer"
+
+
+class RunCheckpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        settings: schema.Checkpoints | None = None,
+        keep: Iterable[int] = (),
+    ):
+        """Opens a workdir; nothing is written yet.
+
+        Args:
+          workdir: where the run lives.
+          settings: which checkpoints are kept; None opens what there is, to read.
+          keep: steps that are kept in any case: ends of stages, and where stages branch off.
+        """
+        self.directory = epath.Path(workdir) / FOLDER
+        policies = ocp.training.preservation_policies
+        preserve = None
+        if settings is not None:
+            kept = [policies.LatestN(settings.keep_last), policies.CustomSteps(sorted(keep))]
+            if settings.keep_every is not None:
+                kept.append(policies.EveryNSteps(settings.keep_every))
+            preserve = policies.AnyPreservationPolicy(kept)
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            preservation_policy=preserve,
+            cleanup_tmp_directories=settings is not None,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that can be restored, the earliest first."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    @property
+    def latest(self) -> int | None:
+        """The last step that can be restored."""
+        return max(self.steps, default=None)
+
+    def save(self, state: TrainState, step: int, record: Mapping[str, Any]) -> None:
+        """Starts to save in the background; every process calls it at the same step."""
+        trees = {PARAMS: state.params, OPTIMIZER: unflatten(by_path(state.optimizer))}
+        if state.average is not None:
+            trees[AVERAGE] = state.average
+        self._checkpointer.save_checkpointables_async(
+            step, trees, force=True, custom_metadata=dict(record)
+        )
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays."""
+        return self._checkpointer.checkpointables_metadata(step).custom_metadata
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """A whole state.
+
+        Args:
+          step: which one.
+          like: shapes and shardings to restore to, of any mesh.
+
+        Raises:
+          ValueError: what was saved has other parameters or shapes.
+        """
+        params = self.read(step, PARAMS, by_path(like.params))
+        optimizer = self.read(step, OPTIMIZER, by_path(like.optimizer))
+        average = None
+        if like.average is not None:
+            average = unflatten(self.read(step, AVERAGE, by_path(like.average)))
+        structure = jax.tree.structure(like.optimizer)
+        return TrainState(
+            params=unflatten(params),
+            optimizer=jax.tree.unflatten(
+                structure, [optimizer[k] for k in by_path(like.optimizer)]
+            ),
+            average=average,
+            step=_scalar(step, like.step.sharding.mesh),
+        )
+
+    def shapes(self, step: int, tree: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what was saved of one tree, by path; empty if it was not saved."""
+        saved = self._checkpointer.checkpointables_metadata(step).metadata
+        leaves = by_path(saved.get(tree) or {})
+        return {k: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype) for k, x in leaves.items()}
+
+    def read(
+        self, step: int, tree: str, like: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.Array]:
+        """Some leaves of one saved tree.
+
+        Args:
+          step: which checkpoint.
+          tree: "params", "optimizer" or "average".
+          like: what to read, by path, with shardings.
+
+        Raises:
+          ValueError: a leaf is not there, or has another shape.
+        """
+        saved = self.shapes(step, tree)
+        for path, leaf in like.items():
+            found = saved[path].shape if path in saved else "nothing"
+            if found != leaf.shape:
+                raise ValueError(
+                    f"{self.directory / str(step)} holds {found} for {tree}/{path} where this "
+                    f"config needs {leaf.shape}; train in another workdir, or start from this "
+                    "checkpoint with a Continue stage, which resizes"
+                )
+        wanted = dict.fromkeys(saved, ocp.PLACEHOLDER) | dict(like)
+        loaded = self._checkpointer.load_checkpointables(step, {tree: unflatten(wanted)})[tree]
+        leaves = by_path(loaded)
+        return {path: leaves[path] for path in like}
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, and frees what the writer holds."""
+        self._checkpointer.close()
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """Leaves of any pytree by their path, such as `1/mu/text/head/bias`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in leaves}
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Shapes with shardings of this mesh, from what `jax.eval_shape` gives under it."""
+
+    def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding is not None else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, tree)
+
+
+def _scalar(value: int, mesh: Mesh) -> jax.Array:
+    return jax.device_put(np.int32(value), NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,92 @@
+"""Model FLOPs, counted from the sizes: what MFU divides by a chip's peak.
+
+Counted are the matrix products of one pass, a multiply-add as 2: patch embedding; query, key, value
+and out projections; attention scores and their product with the values, over all positions, padding
+included; the MLPs; the attention-pooling head, whose query is one token; and the text head, which
+reads one position. Not counted are the token lookup, the interpolation of positions, norms,
+softmax and other elementwise work, nor anything a program computes again. This is the usual
+convention (PaLM, arXiv 2204.02311, appendix B).
+
+The backward pass counts as two forward passes, one for the gradient of each factor, so training is
+3x forward. B/16 with 256 patches and 64 tokens, at a global batch of 32,768 with its logits, is
+22.23 TFLOPs a chip on 256 chips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from siglip2_jax.models.variants import ModelConfig, TextConfig, Tower, VisionConfig
+
+
+def forward_flops(config: ModelConfig, num_patches: int) -> int:
+    """FLOPs of both towers for one image and one text.
+
+    Args:
+      config: sizes.
+      num_patches: N, patches of the image, padding included.
+
+    Returns:
+      FLOPs.
+    """
+    return _vision(config.vision, num_patches) + _text(config.text)
+
+
+def training_flops(config: ModelConfig, num_patches: int, frozen: Collection[str] = ()) -> int:
+    """FLOPs of the towers for one example, forward and backward.
+
+    Args:
+      config: sizes.
+      num_patches: N, patches of the image, padding included.
+      frozen: which of "vision" and "text" are not trained; their backward pass is not counted.
+
+    Returns:
+      FLOPs.
+
+    Raises:
+      ValueError: `frozen` names something that is not a tower.
+    """
+    flops = {"vision": _vision(config.vision, num_patches), "text": _text(config.text)}
+    if unknown := sorted(set(frozen) - set(flops)):
+        raise ValueError(f"frozen names {unknown}, but the towers are 'vision' and 'text'")
+    return sum(once * (1 if name in frozen else 3) for name, once in flops.items())
+
+
+def contrastive_flops(batch: int, width: int) -> int:
+    """FLOPs of the forward pass of all logits between `batch` images and `batch` texts.
+
+    Args:
+      batch: B, the global batch.
+      width: E, size of the embeddings.
+
+    Returns:
+      FLOPs of the whole batch, over all chips; training takes 3x as many.
+    """
+    return 2 * batch * batch * width
+
+
+def _vision(config: VisionConfig, num_patches: int) -> int:
+    width = config.width
+    embed = 2 * num_patches * (config.patch_size**2 * 3) * width
+    # The pooling head: keys and values of all tokens, the rest for its one query.
+    pool = _attention(1, num_patches, width) + _mlp(1, config)
+    return embed + _encoder(config, num_patches) + pool
+
+
+def _text(config: TextConfig) -> int:
+    return _encoder(config, config.length) + 2 * config.width * config.embed_dim
+
+
+def _encoder(tower: Tower, tokens: int) -> int:
+    return tower.depth * (_attention(tokens, tokens, tower.width) + _mlp(tokens, tower))
+
+
+def _attention(queries: int, keys: int, width: int) -> int:
+    query_and_out = 2 * 2 * queries * width * width
+    key_and_value = 2 * 2 * keys * width * width
+    scores_and_mix = 2 * 2 * queries * keys * width  # over all heads
+    return query_and_out + key_and_value + scores_and_mix
+
+
+def _mlp(tokens: int, tower: Tower) -> int:
+    return 2 * 2 * tokens * tower.width * tower.mlp_dim

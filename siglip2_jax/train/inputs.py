@@ -1,0 +1,129 @@
+"""What a stage reads: its sequence lengths, its pipeline, and the shapes of its batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from PIL import Image
+
+from siglip2_jax.config import Stage, TrainConfig
+from siglip2_jax.data.lengths import Lengths, Reading
+from siglip2_jax.data.pipeline import Pipeline
+from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.types import Batch, Patches
+
+
+def open_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer of a run, checked against the model's token table."""
+    text = config.model.text
+    tokenizer = Tokenizer.load(
+        config.tokenizer,
+        text_norm=config.preprocessing.text_norm,
+        length=text.length,
+        pad_id=text.pad_id,
+    )
+    tokenizer.check(text.vocab_size)
+    return tokenizer
+
+
+def image_preprocessor(config: TrainConfig, model: ModelConfig) -> ImagePreprocessor:
+    """How pictures become patches for a model of these sizes."""
+    return ImagePreprocessor(
+        patch_size=model.vision.patch_size,
+        image_size=model.vision.image_size,
+        mode=config.preprocessing.mode,
+        resample=config.preprocessing.resample,
+    )
+
+
+def stage_lengths(stage: Stage) -> Lengths:
+    """The lengths of a resolved stage: at fixed resolution there is one."""
+    if stage.model.native_resolution:
+        return stage.lengths
+    return Lengths(budgets=(stage.model.vision.num_patches,), batch_scale=())
+
+
+def stage_seed(config: TrainConfig, index: int) -> int:
+    """The seed of a stage's data and lengths; stages do not repeat each other's order."""
+    return int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
+
+
+def stage_reading(config: TrainConfig, index: int, step: int = 0, position: int = 0) -> Reading:
+    """What each step of a stage reads, from its step `step` and the data's `position` on."""
+    stage = config.resolved[index]
+    return stage_lengths(stage).reading(
+        stage_seed(config, index), stage.num_steps, stage.batch_size, step=step, position=position
+    )
+
+
+def stage_pipeline(config: TrainConfig, index: int, tokenizer: Tokenizer) -> Pipeline:
+    """This process's part of a stage's data."""
+    stage = config.resolved[index]
+    data = stage.data
+    prepare = Prepare(
+        preprocess=image_preprocessor(config, stage.model),
+        tokenizer=tokenizer,
+        transforms=data.transforms,
+        aspect=stage.lengths.aspect,
+    )
+    return Pipeline(
+        source=data.source,
+        prepare=prepare,
+        seed=stage_seed(config, index),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+        threads=data.threads,
+        prefetch=data.prefetch,
+        max_bad_share=data.max_bad_share,
+        shuffle=data.shuffle,
+    )
+
+
+def abstract_batch(
+    stage: Stage, budget: int, batch_size: int, sharding: NamedSharding | None = None
+) -> Batch:
+    """Shapes of the global batch of a step; reads no data.
+
+    Args:
+      stage: a resolved stage.
+      budget: its token budget in this step.
+      batch_size: examples of the step, over all devices.
+      sharding: how they are split.
+    """
+    vision, text = stage.model.vision, stage.model.text
+    tokens = vision.num_patches or budget
+    one = Batch(
+        image=Patches(
+            pixels=np.zeros((1, tokens, vision.patch_size**2 * 3), np.float32),
+            yx=np.zeros((1, tokens, 2), np.int32),
+            valid=np.zeros((1, tokens), np.bool_),
+        ),
+        text=np.zeros((1, text.length), np.int32),
+        extra=_extra(stage, budget),
+    )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding), one
+    )
+
+
+def _extra(stage: Stage, budget: int) -> dict[str, Any]:
+    """What the stage's transforms add to a batch, found on a blank picture."""
+    if not stage.data.transforms:
+        return {}
+    vision = stage.model.vision
+    blank = Image.new("RGB", (2 * vision.patch_size, 2 * vision.patch_size))
+    example: dict[str, Any] = {"image": blank, "text": "a", "captions": ("a",), "name": "blank"}
+    example |= {"budget": budget, "fields": {}}
+    rng = np.random.default_rng(0)
+    for transform in stage.data.transforms:
+        example = transform(example, rng)
+    patch = np.zeros((1, vision.patch_size**2 * 3), np.float32), (1, 1)
+    item = {**example["fields"], "image": patch, "text": np.zeros(1, np.int32)}
+    return collate([item], 1).extra

@@ -1,0 +1,87 @@
+"""Before the first step: is the loss what it should be, and does `b` fit the batch size?
+
+The sigmoid loss learns in `b` how rare a match is: one in the batch size. A model released at a batch
+of 32,768 that is trained on with 512 starts with a bias that is far too low, and its first updates
+are spent (and its towers damaged) on moving it (reported for fine-tuning in several public threads).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siglip2_jax.objectives.sigmoid import dense_loss
+from siglip2_jax.train.state import TrainState
+from siglip2_jax.train.step import Program
+from siglip2_jax.types import Batch
+
+SHIFTS = np.arange(-12, 12.25, 0.5, dtype=np.float32)
+TOLERANCE = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """What the first batch says about the state a stage starts from.
+
+    Attributes:
+      loss: the sigmoid loss at step 0.
+      orthogonal: the loss if every cosine were 0, as in a fresh model of large width.
+      uninformed: the loss of a model that knows only the batch size: `log n + 1`, nearly.
+      bias: `b`.
+      best_bias: the `b` that would fit this batch best, all else equal.
+      batch_size: n.
+    """
+
+    loss: float
+    orthogonal: float
+    uninformed: float
+    bias: float
+    best_bias: float
+    batch_size: int
+
+    def explain(self, fresh: bool) -> str:
+        """One line for the log; `fresh` for a model that was not trained before."""
+        line = f"pre-flight: sigmoid loss {self.loss:.3f} at step 0 with batch {self.batch_size}"
+        if fresh:
+            return f"{line}, {self.orthogonal:.3f} expected of a fresh model"
+        return f"{line}, a trained model stays below {self.uninformed:.3f}"
+
+    def warning(self, fresh: bool) -> str | None:
+        """What is wrong, if anything: a trained model whose `b` is meant for another batch size."""
+        if fresh or abs(self.best_bias - self.bias) < TOLERANCE:
+            return None
+        return (
+            f"b is {self.bias:.2f}, which fits another batch size than {self.batch_size}: this batch "
+            f"is fit best at {self.best_bias:.1f}; re-centre with "
+            f"Pretrained(bias_shift={self.best_bias - self.bias:.1f})"
+        )
+
+
+def preflight(program: Program, state: TrainState, batch: Batch) -> Preflight:
+    """Embeds one batch and tries other biases on it; to be called under the mesh."""
+
+    @jax.jit
+    def losses(params, batch: Batch, shifts: jax.Array):
+        image, text = program.embed(params, batch)
+        t, b = params["t"], params["b"]
+        return jax.lax.map(lambda shift: dense_loss(image, text, t, b + shift), shifts), b
+
+    found, b = losses(state.params, batch, jnp.asarray(SHIFTS))
+    found, bias = np.asarray(found, np.float64), float(b)
+    n = batch.text.shape[0]
+    return Preflight(
+        loss=float(found[np.flatnonzero(SHIFTS == 0)[0]]),
+        orthogonal=_softplus(-bias) + (n - 1) * _softplus(bias),
+        uninformed=math.log(n) + (n - 1) * math.log(n / (n - 1)) if n > 1 else 0.0,
+        bias=bias,
+        best_bias=bias + float(SHIFTS[np.argmin(found)]),
+        batch_size=n,
+    )
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))

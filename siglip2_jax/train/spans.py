@@ -1,0 +1,69 @@
+"""Which steps of a run belong to which stage, and where stages branch off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from siglip2_jax.config import Continue, TrainConfig
+
+
+class Span(NamedTuple):
+    """The steps of one stage, counted over the run.
+
+    Attributes:
+      name: of the stage.
+      first: its first step.
+      steps: how many.
+    """
+
+    name: str
+    first: int
+    steps: int
+
+    @property
+    def end(self) -> int:
+        """The step after its last."""
+        return self.first + self.steps
+
+
+def spans(config: TrainConfig) -> list[Span]:
+    """The spans of a run's stages, in order."""
+    found: list[Span] = []
+    for stage in config.resolved:
+        first = found[-1].end if found else 0
+        found.append(Span(stage.name, first, stage.num_steps))
+    return found
+
+
+def source_step(start: Continue, run: Sequence[Span]) -> int:
+    """The step of a run from which a stage continues.
+
+    Args:
+      start: what the stage says.
+      run: the spans of the run it continues; of its own run, only the stages before it.
+
+    Raises:
+      ValueError: the run has no such stage.
+    """
+    span = run[-1]
+    if start.stage is not None:
+        named = [span for span in run if span.name == start.stage]
+        if not named:
+            names = ", ".join(span.name for span in run)
+            raise ValueError(f"there is no stage {start.stage!r} to continue; there are: {names}")
+        span = named[0]
+    if start.step is not None:
+        return span.first + start.step
+    fraction = 1.0 if start.fraction is None else start.fraction
+    return span.first + round(fraction * span.steps)
+
+
+def kept_steps(config: TrainConfig) -> set[int]:
+    """Steps whose checkpoints are made and kept in any case: ends of stages, branch points."""
+    run = spans(config)
+    kept = {span.end for span in run}
+    for i, stage in enumerate(config.stages):
+        if isinstance(stage.start, Continue) and stage.start.workdir is None:
+            kept.add(source_step(stage.start, run[:i]))
+    return kept

@@ -1,0 +1,161 @@
+"""Where a stage begins: from nothing, from released weights, or from an earlier checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from siglip2_jax import convert
+from siglip2_jax.config import Continue, Pretrained, TrainConfig
+from siglip2_jax.convert.run import PARAMS
+from siglip2_jax.models.resize import resize_param
+from siglip2_jax.models.siglip2 import flatten, unflatten
+from siglip2_jax.sharding import param_shardings, put
+from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
+from siglip2_jax.train.optim import begin_stage
+from siglip2_jax.train.spans import Span, source_step, spans
+from siglip2_jax.train.state import TrainState
+from siglip2_jax.train.step import Program
+
+log = logging.getLogger(__name__)
+
+
+def abstract_state(program: Program, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of a stage's state; computes nothing."""
+    with jax.set_mesh(mesh):
+        params = jax.eval_shape(program.init_params, jax.random.key(0))
+        return on_mesh(jax.eval_shape(program.init_state, params), mesh)
+
+
+def begin(
+    program: Program, config: TrainConfig, mesh: Mesh, workdir: str | os.PathLike[str]
+) -> TrainState:
+    """The state at a stage's first step.
+
+    Args:
+      program: the stage.
+      config: the run it belongs to.
+      mesh: where the state lives.
+      workdir: the run's own workdir, for stages that continue one of its stages.
+
+    Raises:
+      ValueError: what the stage starts from is missing or does not fit.
+      OSError: the same.
+    """
+    start = program.stage.start
+    with jax.set_mesh(mesh):
+        params = flatten(jax.jit(program.init_params)(jax.random.key(config.seed)))
+        source = None
+        if isinstance(start, Pretrained):
+            params |= _pretrained(program, start, mesh)
+        elif isinstance(start, Continue):
+            checkpoints = RunCheckpoints(start.workdir or workdir)
+            source = checkpoints, _find_step(start, program, config, checkpoints)
+            params |= _continued(program, *source, mesh)
+        state = jax.jit(program.init_state)(unflatten(params))
+        if source and start.optimizer:
+            state.optimizer = _moments(state, *source)
+        state.step = jax.device_put(np.int32(program.first_step), state.step.sharding)
+    return state
+
+
+def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
+    """Parameters of a checkpoint in any format, resized where the stage needs it."""
+    stored = convert.read(start.source).params
+    paths = [path for path in stored if any(re.fullmatch(p, path) for p in start.parts)]
+    if not paths:
+        raise ValueError(
+            f"Pretrained.parts {start.parts} match none of the parameters of {start.source}; "
+            f"patterns match whole paths such as {next(iter(stored))!r}"
+        )
+    shardings = param_shardings(mesh, program.shapes)
+    found = {}
+    for path in paths:  # one tensor at a time: the whole model is never held twice
+        if path in program.shapes:
+            value = _fitted(path, stored[path].read(), program.shapes[path].shape, start.source)
+            value = value + np.float32(start.bias_shift) if path == "b" else value
+            found[path] = put(value, shardings[path])
+    return found
+
+
+def _continued(
+    program: Program, checkpoints: RunCheckpoints, step: int, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Parameters of a run's checkpoint; heads that it lacks stay fresh, others that it has go."""
+    saved = checkpoints.shapes(step, PARAMS)
+    shardings = param_shardings(mesh, program.shapes)
+    same, other = {}, {}
+    for path, leaf in program.shapes.items():
+        if path not in saved:
+            continue
+        fits = saved[path].shape == leaf.shape
+        sharding = shardings[path] if fits else NamedSharding(mesh, jax.P())
+        like = jax.ShapeDtypeStruct(saved[path].shape, saved[path].dtype, sharding=sharding)
+        (same if fits else other)[path] = like
+    source = f"{checkpoints.directory / str(step)}"
+    missing = [p for p in program.shapes if p not in saved and not p.startswith("heads/")]
+    if missing:
+        raise ValueError(f"{source} lacks {missing[0]}; its model has other towers")
+    params = checkpoints.read(step, PARAMS, same | other)
+    for path in other:
+        log.info("%s is resized from %s", path, other[path].shape)
+        value = _fitted(path, np.asarray(params[path]), program.shapes[path].shape, source)
+        params[path] = put(value, shardings[path])
+    return params
+
+
+def _moments(state: TrainState, checkpoints: RunCheckpoints, step: int):
+    """The optimizer's state, continued where the parameter is the same, fresh elsewhere."""
+    fresh = by_path(state.optimizer)
+    saved = checkpoints.shapes(step, OPTIMIZER)
+    like = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for path, x in fresh.items()
+        if path in saved and saved[path].shape == x.shape and saved[path].dtype == x.dtype
+    }
+    merged = fresh | (checkpoints.read(step, OPTIMIZER, like) if like else {})
+    structure = jax.tree.structure(state.optimizer)
+    return begin_stage(jax.tree.unflatten(structure, [merged[path] for path in fresh]))
+
+
+def _fitted(path: str, value: np.ndarray, shape: tuple[int, ...], source: str) -> np.ndarray:
+    """A stored parameter in the shape that the stage needs."""
+    if value.shape == shape:
+        return value
+    resized = resize_param(path, value, shape)
+    if resized is None or resized.shape != shape:
+        raise ValueError(
+            f"{path} has shape {value.shape} in {source} and {shape} in this config; only the "
+            "position table and the patch embedding can be resized, so take the sizes of the model "
+            "from its release"
+        )
+    return resized
+
+
+def _find_step(
+    start: Continue, program: Program, config: TrainConfig, checkpoints: RunCheckpoints
+) -> int:
+    """The step of the checkpoint that a stage continues from.
+
+    Raises:
+      ValueError: there is none.
+    """
+    steps = checkpoints.steps
+    if not steps:
+        raise ValueError(f"{checkpoints.directory} holds no checkpoint to continue from")
+    if start.workdir is None:
+        run = [span for span in spans(config) if span.end <= program.first_step]
+    else:
+        run = [Span(*span) for span in checkpoints.record(steps[-1])["stages"]]
+    step = source_step(start, run)
+    if start.workdir is not None and start.step is None:
+        step = min(steps, key=lambda saved: abs(saved - step))  # not every step was kept
+    if step not in steps:
+        found = ", ".join(map(str, steps))
+        raise ValueError(f"{checkpoints.directory} holds no step {step}; it holds {found}")
+    return step

@@ -1,0 +1,29 @@
+"""Everything a step changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Int
+
+from siglip2_jax.models.siglip2 import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """What training carries from step to step; a pytree that goes to a checkpoint as it is.
+
+    Attributes:
+      params: nested dict of float32 arrays: the model's, and objectives' own under `heads/<name>`.
+      optimizer: state of the optimizer; it holds moments of trainable parameters only.
+      average: moving average of the model's parameters, or None.
+      step: number of the next step within the run.
+    """
+
+    params: Params
+    optimizer: Any
+    average: Params | None
+    step: Int[Array, ""]

@@ -1,0 +1,214 @@
+"""One stage as a program: its parameters, and the step that changes them.
+
+`jax.jit(program.step)` is the whole of training; it runs alike without a mesh, on one host and on
+many slices. The step knows no objective by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from siglip2_jax.config import Stage, TrainConfig
+from siglip2_jax.models.siglip2 import (
+    Params,
+    SigLIP2,
+    abstract_model,
+    flatten,
+    unflatten,
+)
+from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.objectives.base import Objective, View
+from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
+from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
+from siglip2_jax.train.spans import spans
+from siglip2_jax.train.state import TrainState
+from siglip2_jax.types import Batch, Features
+
+HEADS = "heads"
+
+Metrics = dict[str, Array]
+
+
+class Program:
+    """What a stage does to a state.
+
+    Attributes:
+      stage: the stage.
+      model: sizes of the model in this stage.
+      shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
+      trainable: paths of the parameters that the optimizer changes.
+      first_step: number of the stage's first step within the run.
+    """
+
+    def __init__(self, config: TrainConfig, index: int = 0):
+        self.stage: Stage = config.resolved[index]
+        stage = self.stage
+        self.first_step = spans(config)[index].first
+        self.model: ModelConfig = stage.model
+        self.seed = config.seed
+        self._graphdef, model = abstract_model(self.model, stage.compute)
+        heads = nnx.eval_shape(lambda: self._make_heads(nnx.Rngs(0)))
+        self._heads = {name: nnx.split(head)[0] for name, head in heads.items()}
+        heads = {name: nnx.to_pure_dict(nnx.state(head)) for name, head in heads.items()}
+        self.shapes = flatten(model | ({HEADS: heads} if heads else {}))
+        self.trainable = tuple(trainable(stage.optim, tuple(self.shapes)))
+        self._optimizer = make_optimizer(stage.optim, stage.num_steps, self.trainable)
+
+    def init_params(self, key: Array) -> Params:
+        """Fresh parameters, split over the mesh by rule; to be jitted."""
+        rngs = nnx.Rngs(jax.random.fold_in(key, 0))
+        params = nnx.to_pure_dict(nnx.state(SigLIP2(self.model, rngs=rngs)))
+        heads = self._make_heads(nnx.Rngs(jax.random.fold_in(key, 1)))
+        if heads:
+            params[HEADS] = {name: nnx.to_pure_dict(nnx.state(x)) for name, x in heads.items()}
+        return place(params)
+
+    def init_state(self, params: Params) -> TrainState:
+        """A state with fresh optimizer moments; to be jitted."""
+        flat = flatten(params)
+        return TrainState(
+            params=params,
+            optimizer=self._optimizer.init({path: flat[path] for path in self.trainable}),
+            average=without_heads(params) if self.stage.optim.ema is not None else None,
+            step=jnp.asarray(0, jnp.int32),
+        )
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update; to be jitted with the state donated.
+
+        Args:
+          state: the state before.
+          batch: the global batch, images and texts in the same order.
+
+        Returns:
+          The state after, and float32 scalars: `loss`, `loss/<objective>`, what objectives report
+          as `<objective>/<name>`, `grad_norm` (before clipping) and `learning_rate`.
+        """
+        flat = flatten(state.params)
+        changing = {path: flat.pop(path) for path in self.trainable}
+
+        def total(changing: dict[str, Array]) -> tuple[Array, Metrics]:
+            return self._loss(unflatten(flat | changing), state, batch)
+
+        (loss, metrics), gradients = jax.value_and_grad(total, has_aux=True)(changing)
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, changing)
+        params = unflatten(flat | optax.apply_updates(changing, updates))
+        average = state.average
+        if average is not None:
+            share = 1 - self.stage.optim.ema
+            average = optax.incremental_update(without_heads(params), average, share)
+        rate = learning_rate(self.stage.optim, self.stage.num_steps)(state.step - self.first_step)
+        norm = optax.global_norm(gradients)
+        metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        return TrainState(params, optimizer, average, state.step + 1), metrics
+
+    def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
+        """Embeddings of a batch, images and texts, as many at a time as the step takes."""
+        student = nnx.merge(self._graphdef, without_heads(params))
+
+        def one(carry: None, part: Batch) -> tuple[None, tuple[Array, Array]]:
+            features = student.encode(part.image, part.text)
+            return None, (features.image, features.text)
+
+        split = jax.tree.map(lambda x: split_batch(x, self.stage.optim.accumulate), batch)
+        _, embeddings = jax.lax.scan(one, None, split)
+        return jax.tree.map(join_batch, embeddings)
+
+    def _loss(self, params: Params, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
+        """The weighted sum of all objectives, and what they report."""
+        show = functools.partial(self._view, params, state)
+        local = {k: x for k, x in self.stage.objectives.items() if not x.across_examples}
+        whole = {k: x for k, x in self.stage.objectives.items() if x.across_examples}
+        student = nnx.merge(self._graphdef, without_heads(params))
+        parts = self.stage.optim.accumulate
+        if parts == 1:
+            features = student.encode(batch.image, batch.text)
+            reports = self._run(local | whole, params, show(features, batch))
+        else:
+            features, reports = self._accumulated(student, params, show, local, batch, parts)
+            reports |= self._run(whole, params, show(features, None))
+        loss = sum(x.weight * reports[k][0] for k, x in self.stage.objectives.items())
+        metrics = {f"loss/{name}": value for name, (value, _) in reports.items()}
+        for name, (_, report) in reports.items():
+            metrics |= {f"{name}/{key}": value for key, value in report.items()}
+        return loss, metrics
+
+    def _accumulated(
+        self,
+        student: SigLIP2,
+        params: Params,
+        show: Any,
+        local: Mapping[str, Objective],
+        batch: Batch,
+        parts: int,
+    ) -> tuple[Features, dict[str, Any]]:
+        """Embeddings of the whole batch, and mean losses within examples, a part at a time.
+
+        The backward pass computes each part again from its inputs, so that only one part's
+        activations exist at a time while losses across examples still see the whole batch
+        (BASIC, arXiv 2111.10050, section 4; GradCache, arXiv 2101.06983).
+        """
+
+        @jax.checkpoint
+        def one(carry: None, part: Batch) -> tuple[None, Any]:
+            features = student.encode(part.image, part.text)
+            reports = self._run(local, params, show(features, part))
+            return None, (features.replace(tokens=None, valid=None), reports)
+
+        split = jax.tree.map(lambda x: split_batch(x, parts), batch)
+        _, (features, reports) = jax.lax.scan(one, None, split)
+        return jax.tree.map(join_batch, features), jax.tree.map(lambda x: x.mean(0), reports)
+
+    def _run(self, objectives: Mapping[str, Objective], params: Params, view: Any) -> dict:
+        """Loss and report of each objective."""
+        return {
+            name: objective.loss(self._head(name, params), view(name))
+            for name, objective in objectives.items()
+        }
+
+    def _view(self, params: Params, state: TrainState, features: Features, batch: Batch | None):
+        """What an objective sees, given its name (which picks its randomness)."""
+        student = nnx.merge(self._graphdef, without_heads(params))
+        teacher = None
+        if state.average is not None:
+            teacher = nnx.merge(self._graphdef, jax.lax.stop_gradient(state.average))
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        names = sorted(self.stage.objectives)
+
+        def view(name: str) -> View:
+            own = jax.random.fold_in(key, names.index(name))
+            return View(student, teacher, features, batch, own, state.step)
+
+        return view
+
+    def _head(self, name: str, params: Params) -> nnx.Module | None:
+        return nnx.merge(self._heads[name], params[HEADS][name]) if name in self._heads else None
+
+    def _make_heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """The modules of the objectives that have one."""
+        made = {k: x.head(self.model, rngs=rngs) for k, x in self.stage.objectives.items()}
+        return {name: head for name, head in made.items() if head is not None}
+
+
+def place(params: Params) -> Params:
+    """Parameters split by rule over the mesh in force, if there is one."""
+    if not has_mesh():
+        return params
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    flat = flatten(params)
+    return unflatten(
+        {path: jax.reshard(x, param_spec(path, x.shape, fsdp)) for path, x in flat.items()}
+    )
+
+
+def without_heads(params: Params) -> Params:
+    """The model's parameters: what is exported, averaged and shown to evaluators."""
+    return {name: value for name, value in params.items() if name != HEADS}

@@ -1,0 +1,76 @@
+"""Which budget each step has, and that a reading continues from two integers."""
+
+import numpy as np
+import pytest
+
+from siglip2_jax.data.lengths import Lengths, Reading
+
+
+def test_examples_are_shared_equally_though_the_longest_has_half_the_batch():
+    lengths = Lengths()
+    np.testing.assert_allclose(lengths.probabilities, np.array([1, 1, 1, 1, 2]) / 6, rtol=1e-15)
+    budgets = lengths.sample(3, 60_000)
+    sizes = np.array([lengths.batch_size(int(budget), 64) for budget in budgets])
+    seen = np.array([sizes[budgets == budget].sum() for budget in lengths.budgets])
+    # Five standard deviations of a binomial count of steps.
+    np.testing.assert_allclose(seen / seen.sum(), 0.2, atol=5 * np.sqrt(0.2 * 0.8 / 60_000))
+
+
+def test_shares_and_scales():
+    lengths = Lengths((16, 64), shares=(3.0, 1.0), batch_scale=((16, 2.0), (64, 0.5)))
+    np.testing.assert_allclose(lengths.probabilities, [1.5 / 3.5, 2 / 3.5], rtol=1e-15)
+    assert lengths.batch_size(16, 4) == 8 and lengths.batch_size(64, 4) == 2
+    assert set(Lengths((16, 64), shares=(0.0, 1.0)).sample(0, 500)) == {64}
+
+
+def test_steps_do_not_depend_on_how_many_there_are():
+    lengths = Lengths()
+    long = lengths.sample(7, 1000)
+    for steps in (0, 1, 10, 999):
+        np.testing.assert_array_equal(lengths.sample(7, steps), long[:steps])
+    assert not np.array_equal(lengths.sample(8, 1000), long)
+    # A run's lengths are part of what makes it repeatable: they must not change with a release.
+    assert lengths.sample(0, 8).tolist() == [128, 1024, 576, 1024, 1024, 576, 576, 1024]
+
+
+def test_reading_continues():
+    lengths = Lengths((16, 64), batch_scale=((64, 0.5),))
+    whole = list(lengths.reading(5, 20, 8))
+    assert [step for step, *_ in whole] == list(range(20))
+    position = 0
+    for step, budget, size, start in whole:
+        assert start == position and size == {16: 8, 64: 4}[budget]
+        rest = lengths.reading(5, 20, 8, step=step, position=position)
+        assert list(rest) == whole[step:]
+        position += size
+    assert rest.positions[-1] == position
+    other = list(lengths.reading(5, 20, 16, step=12, position=whole[12][3]))
+    assert [row[:2] for row in other] == [row[:2] for row in whole[12:]]
+    assert other[0][3] == whole[12][3] and other[1][3] == whole[12][3] + other[0][2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budgets": ()}, "budgets must be different"),
+        ({"budgets": (64, 64)}, "budgets must be different"),
+        ({"budgets": (0,)}, "budgets must be different"),
+        ({"budgets": (16, 64), "shares": (1.0,)}, "shares must be one number"),
+        ({"budgets": (16, 64), "shares": (0.0, 0.0)}, "shares must be one number"),
+        ({"budgets": (16, 64), "shares": (-1.0, 2.0)}, "shares must be one number"),
+        ({"batch_scale": ((1024, 0.0),)}, "factors above 0"),
+        ({"batch_scale": ((1024, float("nan")),)}, "factors above 0"),
+    ],
+)
+def test_nonsense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Lengths(**options)
+
+
+def test_batches_that_do_not_scale_are_refused():
+    with pytest.raises(ValueError, match=r"a batch of 3 scaled by 0.5 for budget 1024 is 1.5"):
+        Lengths().reading(0, 10, 3)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Reading(np.array([16]), np.array([0]))
+    with pytest.raises(ValueError, match="step and position"):
+        Reading(np.array([16]), np.array([1]), 0, -1)

@@ -1,0 +1,211 @@
+"""Batches: the same whatever the hosts, workers and interruptions; bad examples; mixtures."""
+
+import threading
+from contextlib import closing
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from data.samples import Stamp, example, preparation
+
+from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.pipeline import Pipeline
+from siglip2_jax.data.sources import Folder, Memory, Mixture
+
+LENGTHS = Lengths((12, 30), batch_scale=((30, 0.5),))
+EXAMPLES = tuple(example(i) for i in range(50))
+READING = LENGTHS.reading(4, 10, 8)
+
+
+def make(*broken: int, crops=False, **options) -> Pipeline:
+    """A pipeline of 50 examples, some without an image or a caption."""
+    examples = list(EXAMPLES)
+    for i in broken:
+        change = {"image": EXAMPLES[i]["image"][:200]} if i % 2 else {"captions": ()}
+        examples[i] = {**examples[i], **change}
+    return Pipeline(Memory(tuple(examples)), preparation(Stamp(crops)), seed=9, **options)
+
+
+def read(pipeline: Pipeline, reading=READING) -> list:
+    with closing(pipeline.batches(reading)) as batches:
+        return list(batches)
+
+
+def assert_same(batches: list, expected: list) -> None:
+    """Exactly the same arrays, steps and positions."""
+    assert len(batches) == len(expected)
+    for found, wanted in zip(batches, expected, strict=True):
+        assert (found.step, found.budget, found.position) == (
+            wanted.step,
+            wanted.budget,
+            wanted.position,
+        )
+        assert jax.tree.structure(found.batch) == jax.tree.structure(wanted.batch)
+        for array, its in zip(*map(jax.tree.leaves, (found.batch, wanted.batch)), strict=True):
+            np.testing.assert_array_equal(array, its)
+
+
+def joined(hosts: list[list]) -> list:
+    """The global batches of what each host read."""
+    return [
+        replace(
+            parts[0],
+            batch=jax.tree.map(lambda *arrays: np.concatenate(arrays), *[p.batch for p in parts]),
+            bad=sum(part.bad for part in parts),
+        )
+        for parts in zip(*hosts, strict=True)
+    ]
+
+
+def test_steps_are_as_planned():
+    batches = read(make())
+    assert [(loaded.step, loaded.budget) for loaded in batches] == [
+        (step, budget) for step, budget, *_ in READING
+    ]
+    assert [loaded.position for loaded in batches] == READING.positions[1:].tolist()
+    for loaded, size in zip(batches, READING.batch_sizes, strict=True):
+        assert loaded.batch.image.pixels.shape == (size, loaded.budget, 48)
+        assert loaded.batch.text.shape == (size, 12)
+        assert loaded.bad == 0 and loaded.problems == ()
+        np.testing.assert_array_equal(loaded.batch.extra["draw"][:, 1], loaded.budget)
+
+
+def test_each_epoch_has_every_example_once_in_another_order():
+    ids = np.concatenate(
+        [b.batch.extra["id"] for b in read(make(), Lengths((6,)).reading(0, 20, 8))]
+    )
+    epochs = ids[: len(ids) // 50 * 50].reshape(-1, 50)
+    assert len(epochs) >= 3
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs.tolist())
+    assert len({tuple(epoch) for epoch in epochs.tolist()} | {tuple(range(50))}) == len(epochs) + 1
+    in_order = read(make(shuffle=False))
+    ids = np.concatenate([loaded.batch.extra["id"] for loaded in in_order])
+    np.testing.assert_array_equal(ids, np.arange(len(ids)) % 50)
+
+
+def test_randomness_is_that_of_the_global_index():
+    pipeline = make(shuffle=False)
+    (first, *_) = read(pipeline)
+    for g in range(len(first.batch.text)):
+        item = pipeline.prepare(EXAMPLES[g], np.random.default_rng((9, g)), first.budget)
+        np.testing.assert_array_equal(first.batch.text[g], item["text"])
+        np.testing.assert_array_equal(first.batch.extra["draw"][g], item["draw"])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("broken", [(), (3, 4)])
+def test_same_global_batches_on_any_number_of_hosts(count, broken):
+    common = {"max_bad_share": 1.0, "crops": True}
+    whole = read(make(*broken, **common))
+    options = {**common, "process_count": count, "chunk": 3, "threads": 3, "prefetch": 1}
+    hosts = [read(make(*broken, process_index=h, **options)) for h in range(count)]
+    assert_same(joined(hosts), whole)
+    assert [b.bad for b in joined(hosts)] == [b.bad for b in whole]
+    assert sum(b.bad for b in whole) > 0 or not broken
+
+
+def test_resuming_is_as_if_never_stopped():
+    whole = read(make(5))
+    for stop in (1, 5, 9):
+        reading = LENGTHS.reading(4, 10, 8, step=stop, position=whole[stop - 1].position)
+        assert_same(read(make(5, process_count=1, chunk=2), reading), whole[stop:])
+
+
+def test_a_batch_size_may_change_on_the_way():
+    whole = read(make(), LENGTHS.reading(4, 8, 8))
+    start = whole[3]
+    rest = read(make(), LENGTHS.reading(4, 8, 4, step=4, position=start.position))
+    ids = [np.concatenate([b.batch.extra["id"] for b in part]) for part in (whole[4:], rest)]
+    np.testing.assert_array_equal(ids[1], ids[0][: len(ids[1])])
+
+
+def test_bad_examples_are_replaced_and_told():
+    clean, mended = read(make()), read(make(10, 11))
+    bad, changed = 0, 0
+    for before, after in zip(clean, mended, strict=True):
+        same = before.batch.extra["id"] == after.batch.extra["id"]
+        assert (np.isin(before.batch.extra["id"], [10, 11]) == ~same).all()
+        np.testing.assert_array_equal(before.batch.text[same], after.batch.text[same])
+        assert not np.isin(after.batch.extra["id"], [10, 11]).any()
+        bad, changed = bad + after.bad, changed + (~same).sum()
+        for problem in after.problems:
+            assert problem.startswith(("no 10: it has no caption", "no 11: the JPEG data is"))
+    assert bad >= changed > 0
+
+
+def test_too_many_bad_examples_stop():
+    pipeline = make(*range(0, 50, 5))
+    batches = pipeline.batches(Lengths((6,)).reading(0, 100, 8))
+    with pytest.raises(ValueError, match=r"\d+ of 2\d\d examples \(\d\d\.\d%\) could not") as error:
+        for loaded in batches:
+            assert loaded.position < 200
+    assert "more than max_bad_share=5.0%; the first: no" in str(error.value)
+    assert (
+        len(read(make(*range(0, 50, 5), max_bad_share=0.4), Lengths((6,)).reading(0, 30, 8))) == 30
+    )
+    with pytest.raises(ValueError, match=r"20 examples in a row could not be used; the first: no"):
+        read(make(*range(50)))
+
+
+def test_missing_files_are_bad_examples(tmp_path):
+    rows = [f'{{"file": "{i}.jpg", "caption": "text {i}", "id": {i}}}' for i in range(20)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(rows))
+    (tmp_path / "images").mkdir()
+    for i in range(19):
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(EXAMPLES[i]["image"])
+    pipeline = Pipeline(Folder(str(tmp_path)), preparation(Stamp()), 0)
+    batches = read(pipeline, Lengths((12,)).reading(0, 5, 4))
+    assert sum(loaded.bad for loaded in batches) >= 1
+    problems = [problem for loaded in batches for problem in loaded.problems]
+    assert all("19.jpg" in problem for problem in problems)
+
+
+def test_mixtures_keep_their_weights():
+    def part(start: int, count: int) -> Memory:
+        return Memory(tuple({**EXAMPLES[0], "id": start + i} for i in range(count)))
+
+    inner = Mixture(((part(1000, 200), 1.0), (part(2000, 300), 1.0)))
+    source = Mixture(((part(0, 250), 0.7), (inner, 0.3)))
+    pipeline = Pipeline(source, preparation(Stamp(), image_size=4), 1)
+    reading = Lengths((4,)).reading(0, 20, 20)
+    ids = np.concatenate([b.batch.extra["id"] for b in read(pipeline, reading)])
+    shares = [np.mean(ids // 1000 == i) for i in range(3)]
+    np.testing.assert_allclose(shares, [0.7, 0.15, 0.15], atol=0.01)
+    assert len(set(ids[ids >= 1000])) == (ids >= 1000).sum()  # less than an epoch of these
+    hosts = [
+        read(replace(pipeline, process_index=h, process_count=2, chunk=7), reading)
+        for h in range(2)
+    ]
+    assert_same(joined(hosts), read(pipeline, reading))
+
+
+def test_worker_processes_give_the_same():
+    crops = {"crops": True}
+    expected = read(make(3, **crops))
+    assert_same(read(make(3, workers=2, threads=1, chunk=3, **crops)), expected)
+    with pytest.raises(ValueError, match="20 examples in a row could not be used; the first: no"):
+        read(make(*range(50), workers=1))
+
+
+def test_stopping_early_leaves_no_threads():
+    before = set(threading.enumerate())
+    batches = make().batches(READING)
+    assert set(threading.enumerate()) == before  # nothing is started before it is asked for
+    next(batches)
+    batches.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_mistakes_are_told_at_once():
+    with pytest.raises(ValueError, match="a batch of 8 cannot be divided among 3 hosts"):
+        make(process_count=3).batches(Lengths((12,)).reading(0, 2, 8))
+    with pytest.raises(ValueError, match="no such file"):
+        Pipeline(Folder("absent"), preparation(), 0).batches(READING)
+    for options in ({"process_index": 2, "process_count": 2}, {"threads": 0}, {"workers": -1}):
+        with pytest.raises(ValueError, match="must be"):
+            make(**options)
+    with pytest.raises(ValueError, match="seed must be"):
+        replace(make(), seed=2**32)

@@ -1,0 +1,147 @@
+"""Folders, examples in memory and mixtures: what is read, and what is said of mistakes."""
+
+import json
+import pickle
+
+import pytest
+from data.samples import example, picture
+
+from siglip2_jax.data.example import as_captions
+from siglip2_jax.data.sources import Folder, Memory, Mixture, find_shards
+
+
+def make_folder(path, rows, name="captions.jsonl"):
+    (path / "images" / "deep").mkdir(parents=True)
+    for i, row in enumerate(rows):
+        (path / "images" / row["file"]).write_bytes(picture(i))
+    # One that cuts lines wherever Unicode does would break the third row.
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (path / name).write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode())
+    return str(path)
+
+
+ROWS = [
+    {"file": "a.jpg", "captions": ["one", " ", None, "two", "one"], "split": "train", "size": [1]},
+    {"file": "deep/b.jpg", "caption": "three", "split": "test", "image": "?", "name": "x"},
+    {"file": "c.jpg", "text": "a line\u2028ends", "split": "train"},
+    {"file": "a.jpg", "split": "train", "captions": []},
+]
+
+
+def test_folder(tmp_path):
+    path = make_folder(tmp_path, ROWS)
+    examples = Folder(path).open()
+    found = [examples[i] for i in range(len(examples))]
+    captions = [("one", "two"), ("three",), ("a line\u2028ends",), ()]
+    assert [row["captions"] for row in found] == captions
+    assert found[0].keys() == {"image", "captions", "name", "file", "split", "size"}
+    for row, original in zip(found, ROWS, strict=True):
+        assert row["image"] == (tmp_path / "images" / original["file"]).read_bytes()
+        assert row["name"].startswith(str(tmp_path / "images" / original["file"]))
+    assert len({row["name"] for row in found}) == 4
+    again = pickle.loads(pickle.dumps(examples))
+    assert [again[i] for i in range(4)] == found
+
+
+def test_folder_where_and_template(tmp_path):
+    path = make_folder(tmp_path, ROWS, "labels.jsonl")
+    source = Folder(path, "labels.jsonl", where=(("split", "test"),), template="a {name}, {split}")
+    examples = pickle.loads(pickle.dumps(source)).open()
+    assert len(examples) == 1 and examples[0]["captions"] == ("a x, test",)
+    with pytest.raises(ValueError, match=r"no row has split='dev' and size=\[1\]"):
+        Folder(path, "labels.jsonl", where=(("split", "dev"), ("size", [1]))).open()
+    with pytest.raises(ValueError, match=r"needs the field 'breed', found file, captions, split"):
+        Folder(path, "labels.jsonl", template="a {breed}").open()
+    with pytest.raises(ValueError, match="cannot be filled in"):
+        Folder(path, "labels.jsonl", template="a {}").open()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; expected JSON lines"),
+        ("", "no rows"),
+        ('{"file": "a.jpg", "caption": "x"}\n{"file": ', r"line 2: not JSON"),
+        ('{"image": "a.jpg"}', r'line 1: expected an object with a text "file"'),
+        ("[1]", r'line 1: expected an object with a text "file"'),
+        ('{"file": "a.jpg", "name": "x"}', "no row has one of the keys captions, caption, text"),
+    ],
+)
+def test_malformed_folders(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "captions.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        Folder(str(tmp_path)).open()
+    assert str(tmp_path) in str(error.value)
+
+
+def test_missing_image_is_an_error_of_its_example(tmp_path):
+    make_folder(tmp_path, ROWS)
+    (tmp_path / "images" / "c.jpg").unlink()
+    examples = Folder(str(tmp_path)).open()
+    with pytest.raises(OSError, match=r"c\.jpg"):
+        examples[2]
+    assert examples[1]["captions"] == ("three",)
+
+
+def test_development_folders(shared):
+    flickr = Folder(str(shared / "data/flickr8k_1k"), where=(("split", "train"),)).open()
+    lines = (shared / "data/flickr8k_1k/captions.jsonl").read_bytes().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows = [row for row in rows if row["split"] == "train"]
+    assert len(flickr) == len(rows) > 100
+    assert [flickr[i]["captions"] for i in (0, 7)] == [tuple(rows[i]["captions"]) for i in (0, 7)]
+    caltech = Folder(
+        str(shared / "data/caltech101_20"), "labels.jsonl", template="a photo of a {name}"
+    ).open()
+    assert caltech[0]["captions"] == ("a photo of a face",) and caltech[0]["label"] == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        (None, ()),
+        ("  ", ()),
+        ("a", ("a",)),
+        (["é".encode(), "b", "é"], ("é", "b")),
+        (("a", None), ("a",)),
+    ],
+)
+def test_captions(value, captions):
+    assert as_captions(value, "it") == captions
+
+
+@pytest.mark.parametrize("value", [3, [1.5], {"a": "b"}, [["a"]]])
+def test_captions_that_are_no_texts(value):
+    with pytest.raises(ValueError, match="it: a caption is .*, expected a text"):
+        as_captions(value, "it")
+
+
+def test_memory():
+    examples = (example(0), example(1))
+    assert Memory(examples).open()[1] is examples[1]
+    assert repr(Memory(examples)) == repr(Memory((example(0), example(1))))
+    assert repr(Memory(examples)) != repr(Memory((example(0), example(2))))
+    with pytest.raises(ValueError, match="no examples in memory"):
+        Memory(()).open()
+    with pytest.raises(ValueError, match="example 1 in memory lacks captions, name"):
+        Memory((example(0), {"image": b""})).open()
+
+
+def test_mixture_refuses_nonsense():
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be above 0"):
+            Mixture(((Folder("a"), 1.0), (Folder("b"), weight)))
+    with pytest.raises(ValueError, match="at least one part"):
+        Mixture(())
+
+
+def test_shards(tmp_path):
+    for name in ("b.tar", "a.tar", "a.tar.idx.json", "x[1].tar"):
+        (tmp_path / name).touch()
+    names = [path.rpartition("/")[2] for path in find_shards(str(tmp_path), ".tar")]
+    assert names == ["a.tar", "b.tar", "x[1].tar"]
+    assert find_shards(str(tmp_path / "?.tar"), ".tar") == [str(tmp_path / n) for n in names[:2]]
+    assert find_shards(str(tmp_path / "x[1].tar"), ".tar") == [str(tmp_path / "x[1].tar")]
+    with pytest.raises(ValueError, match=r"matches no file; expected a \.tar file"):
+        find_shards(str(tmp_path / "*.zip"), ".tar")

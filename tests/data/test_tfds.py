@@ -1,0 +1,109 @@
+"""A dataset prepared by TFDS without TensorFlow, read back through our source."""
+
+import io
+import pickle
+
+import pytest
+import tensorflow_datasets as tfds
+from data.samples import picture
+
+from siglip2_jax.data.tfds import Tfds
+
+COUNT = 5
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+    """Pictures with captions in three shapes, and a class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "title": tfds.features.Text(),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "annotations": tfds.features.Sequence(
+                {"text": tfds.features.Text(), "id": tfds.features.Scalar("int64")}
+            ),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "thumbnail": tfds.features.Image(encoding_format="png"),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(COUNT):
+            texts = [f"text {i} {j}" for j in range(i)]
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(picture(i)),
+                    "title": f"title {i} é",
+                    "captions": texts,
+                    "annotations": [{"text": text, "id": 7} for text in texts],
+                    "label": i % 2,
+                    "thumbnail": io.BytesIO(picture(i, kind="PNG")),
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tfds")
+    builder = Pictures(data_dir=str(path), file_format="array_record")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+    return str(builder.data_path)
+
+
+def numbered(examples):
+    """Each example with the number its image tells; TFDS shuffles what it writes."""
+    pictures = {picture(i): i for i in range(COUNT)}
+    return {pictures[examples[n]["image"]]: examples[n] for n in range(len(examples))}
+
+
+@pytest.mark.parametrize("field", ["captions", "annotations/text"])
+def test_captions(directory, field):
+    examples = Tfds("pictures", "train", directory, captions=field).open()
+    found = numbered(pickle.loads(pickle.dumps(examples)))
+    for i in range(COUNT):
+        assert found[i]["captions"] == tuple(f"text {i} {j}" for j in range(i))
+        assert found[i]["label"] == i % 2
+        assert found[i]["thumbnail"] == picture(i, kind="PNG")
+    names = {example["name"] for example in found.values()}
+    assert names == {f"pictures:train[{n}]" for n in range(COUNT)}
+
+
+def test_text_and_template(directory):
+    found = numbered(Tfds("pictures", "train", directory, captions="title").open())
+    assert found[3]["captions"] == ("title 3 é",)
+    source = Tfds("pictures", "train[:3]", directory, template="a photo of a {label}, {title}")
+    found = numbered(source.open())
+    assert len(found) == 3
+    for i, example in found.items():
+        assert example["captions"] == (f"a photo of a {('cat', 'dog')[i % 2]}, title {i} é",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "pictures:test cannot be opened in"),
+        ({"image": "photo"}, "pictures:train has no field photo; its fields are image, title"),
+        ({"captions": "texts"}, "pictures:train has no field texts"),
+        ({"template": "a {breed}"}, "needs the field 'breed'"),
+        ({"directory": "absent"}, "pictures:train cannot be opened in absent"),
+    ],
+)
+def test_mistakes_are_named(directory, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Tfds(**{"name": "pictures", "split": "train", "directory": directory, **options}).open()
+    assert "\n" not in str(error.value)
+
+
+def test_a_field_that_holds_no_captions(directory):
+    examples = Tfds("pictures", "train", directory, captions="title/text").open()
+    with pytest.raises(ValueError, match=r"pictures:train\[0\]: there is no field title/text"):
+        examples[0]
