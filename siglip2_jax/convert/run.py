@@ -1,8 +1,8 @@
 """Checkpoints of a training run, read as models.
 
-A run's workdir has `checkpoints/<step>/` with the trees `params/` and perhaps `average/`; the record
-beside them says what the model is (see `siglip2_jax.train.checkpoint`, which writes them). A source
-may be the workdir (its latest step), a step, or one of the step's two trees.
+A run's workdir has `checkpoints/<step>/` with the trees `params/` and perhaps `average/`; the
+record beside them says what the model is (`siglip2_jax.train.checkpoint` writes them). A source may
+be the workdir (its latest step), a step, or one of the step's two trees.
 """
 
 from __future__ import annotations

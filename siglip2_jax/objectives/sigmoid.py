@@ -1,8 +1,9 @@
 """The sigmoid loss over all pairs of the global batch (SigLIP, arXiv 2303.15343, Algorithm 1).
 
-`L = -(1/n) sum_ij log sigmoid(z_ij s_ij)` with `s_ij = exp(t) <x_i, y_j> + b`, where `z_ij` is 1 for
-a pair and -1 otherwise. (The paper's display equation has the sign of b wrong; its code has not.)
-Both implementations are global over the mesh by construction: there is no per-device loss to average.
+`L = -(1/n) sum_ij log sigmoid(z_ij s_ij)` with `s_ij = exp(t) <x_i, y_j> + b`, where `z_ij` is 1
+for a pair and -1 otherwise. (The paper's display equation has the sign of b wrong; its code has
+not.) Both implementations are global over the mesh by construction: there is no loss per device
+that is averaged.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Sigmoid:
 
     Attributes:
       weight: in the sum of losses.
-      implementation: "dense" gathers the texts and has `[n / devices, n]` logits on a device; "ring"
-        passes texts around the devices (section 3.3), so that memory depends on the batch per
-        device alone.
+      implementation: "dense" gathers the texts and has `[n / devices, n]` logits on a device;
+        "ring" passes texts around the devices (section 3.3), so that memory depends on the batch
+        per device alone.
     """
 
     weight: float = 1.0
@@ -71,7 +72,7 @@ def dense_loss(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Scalar:
 
 
 def _logits(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Array:
-    # TPUs multiply float32 in bfloat16 unless told otherwise; times a temperature of 100 that shows.
+    # TPUs multiply float32 in bfloat16 unless told otherwise; times a temperature of 100 it shows.
     return jnp.exp(t) * jnp.matmul(image, text.T, precision="highest") + b
 
 

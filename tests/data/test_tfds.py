@@ -3,6 +3,7 @@
 import io
 import pickle
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from data.samples import picture
@@ -23,7 +24,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
             "title": tfds.features.Text(),
             "captions": tfds.features.Sequence(tfds.features.Text()),
             "annotations": tfds.features.Sequence(
-                {"text": tfds.features.Text(), "id": tfds.features.Scalar("int64")}
+                {"text": tfds.features.Text(), "id": tfds.features.Scalar(np.int64)}
             ),
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             "thumbnail": tfds.features.Image(encoding_format="png"),
