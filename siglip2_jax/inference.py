@@ -364,9 +364,9 @@ class Embedder:
             if self.mesh is None:
                 outputs = program(self.params, batch)
             else:
+                split = partial(put, sharding=NamedSharding(self.mesh, BATCH))
                 with jax.set_mesh(self.mesh):
-                    split = NamedSharding(self.mesh, BATCH)
-                    outputs = program(self.params, jax.tree.map(lambda x: put(x, split), batch))
+                    outputs = program(self.params, jax.tree.map(split, batch))
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
 
 

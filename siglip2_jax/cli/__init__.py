@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from siglip2_jax.cli import classify, convert, demo, embed, info, train, verify
+from siglip2_jax.cli import classify, convert, demo, embed, info, plan, train, verify
 
-COMMANDS = (demo, info, classify, embed, convert, verify, train)
+COMMANDS = (demo, info, classify, embed, convert, verify, train, plan)
 
 
 def parser() -> argparse.ArgumentParser:

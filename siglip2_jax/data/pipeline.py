@@ -7,8 +7,6 @@ reading those before it, so the state of a pipeline is one integer.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
@@ -191,6 +189,4 @@ def _concatenate(batches: list[Batch]) -> Batch:
 
 def _use_cpu(worker: int, workers: int) -> None:
     """Keeps a worker process off the accelerator, which belongs to the training process."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:
-        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")

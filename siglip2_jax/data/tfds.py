@@ -50,17 +50,20 @@ class Tfds:
         for field in wanted:
             if field not in features:
                 raise ValueError(
-                    f"{self._label} has no field {field}; its fields are {', '.join(features)}"
+                    f"{self._label} has no field {field}; its fields are "
+                    f"{', '.join(sorted(features))}"
                 )
         classes = {
             key: tuple(feature.names)
             for key, feature in features.items()
             if isinstance(feature, tfds.features.ClassLabel)
         }
-        examples = _TfdsExamples(data, self, classes)
+        texts = tuple(
+            key for key, feature in features.items() if isinstance(feature, tfds.features.Text)
+        )
         if self.template:
             fill(self.template, dict.fromkeys(features, 0), self._label)
-        return examples
+        return _TfdsExamples(data, self, classes, texts)
 
     @property
     def _label(self) -> str:
@@ -91,8 +94,14 @@ class Tfds:
 
 
 class _TfdsExamples:
-    def __init__(self, data: Any, source: Tfds, classes: dict[str, tuple[str, ...]]) -> None:
-        self._data, self._source, self._classes = data, source, classes
+    def __init__(
+        self,
+        data: Any,
+        source: Tfds,
+        classes: dict[str, tuple[str, ...]],
+        texts: tuple[str, ...],
+    ) -> None:
+        self._data, self._source, self._classes, self._texts = data, source, classes, texts
 
     def __len__(self) -> int:
         return len(self._data)
@@ -104,6 +113,7 @@ class _TfdsExamples:
             row = self._data[index]
         except RuntimeError as error:
             raise ValueError(f"{name}: the record cannot be read ({error}).") from error
+        row.update({key: row[key].decode() for key in self._texts})
         image = row.pop(source.image)
         if not isinstance(image, bytes):
             raise ValueError(

@@ -19,7 +19,8 @@ POSITIONS, PATCHES = "vision/pos/table", "vision/embed/kernel"
 def resize_positions(table: Float[np.ndarray, "G G D"], grid: int) -> Float[np.ndarray, "g g D"]:
     """A position table of another side; corners stay where they are."""
     factor = grid / table.shape[0]
-    return zoom(table, (factor, factor, 1), order=1).astype(table.dtype)
+    # "nearest", for rounding can put the last corner just outside, where the default is zeros.
+    return zoom(table, (factor, factor, 1), order=1, mode="nearest").astype(table.dtype)
 
 
 def resize_patches(kernel: Float[np.ndarray, "P D"], patch_size: int) -> Float[np.ndarray, "p D"]:

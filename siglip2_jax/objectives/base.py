@@ -24,7 +24,7 @@ class View:
         they belong to the global batch, and `tokens` is None where gradients are accumulated.
       batch: the inputs, images and texts in the same order; None for an objective that looks
         `across_examples` where gradients are accumulated.
-      key: randomness of this step and objective.
+      key: randomness of this step and objective, and of this part where gradients are accumulated.
       step: the number of the step within the run.
     """
 

@@ -113,6 +113,25 @@ def abstract_batch(
     )
 
 
+def check_batches(config: TrainConfig, devices: int) -> None:
+    """Every batch can be dealt to the devices.
+
+    Raises:
+      ValueError: one cannot.
+    """
+    for stage in config.resolved:
+        lengths = stage_lengths(stage)
+        unit = devices * stage.optim.accumulate
+        for budget in lengths.budgets:
+            size = lengths.batch_size(budget, stage.batch_size)
+            if size % unit:
+                raise ValueError(
+                    f"stage {stage.name!r}: the batch of {size} at {budget} patches cannot be "
+                    f"dealt to {devices} devices x {stage.optim.accumulate} microbatches; choose "
+                    f"a batch_size that gives a multiple of {unit}"
+                )
+
+
 def _extra(stage: Stage, budget: int) -> dict[str, Any]:
     """What the stage's transforms add to a batch, found on a blank picture."""
     if not stage.data.transforms:

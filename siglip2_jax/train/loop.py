@@ -23,6 +23,7 @@ from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal, total
 from siglip2_jax.train.inputs import (
     abstract_batch,
+    check_batches,
     image_preprocessor,
     open_tokenizer,
     stage_lengths,
@@ -103,10 +104,8 @@ class Run:
         """Starts to save; nothing happens if this step is saved already."""
         if step == self.saved:
             return
-        record = describe(
-            self.config.resolved[self.spans.index(span)].model, self.config.preprocessing
-        )
-        record |= {
+        model = self.config.resolved[self.spans.index(span)].model
+        record = describe(model, self.config.preprocessing) | {
             "step": step,
             "stage": span.name,
             "position": position,
@@ -126,25 +125,6 @@ class Run:
         self.tokenizer.save(self.workdir)
 
 
-def check_batches(config: TrainConfig, devices: int) -> None:
-    """Every batch can be dealt to the devices.
-
-    Raises:
-      ValueError: one cannot.
-    """
-    for stage in config.resolved:
-        lengths = stage_lengths(stage)
-        unit = devices * stage.optim.accumulate
-        for budget in lengths.budgets:
-            size = lengths.batch_size(budget, stage.batch_size)
-            if size % unit:
-                raise ValueError(
-                    f"stage {stage.name!r}: the batch of {size} at {budget} patches cannot be dealt "
-                    f"to {devices} devices x {stage.optim.accumulate} microbatches; choose a "
-                    f"batch_size that gives a multiple of {unit}"
-                )
-
-
 class StageRun:
     """One stage, from where it stands to its end."""
 
@@ -152,7 +132,7 @@ class StageRun:
         self._run, self._index, self._span = run, index, span
         self._program = Program(run.config, index)
         self._stage = self._program.stage
-        self._throughput = Throughput(self._program.model, self._program.trainable)
+        self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
         self._bad = 0
 
@@ -219,7 +199,8 @@ class StageRun:
                 self._preflight(state, batch)
             self._trace(done - 1)
             state, metrics = steps[loaded.budget](state, batch)
-            self._throughput.count(loaded.budget, batch.text.shape[0])
+            size = batch.text.shape[0]
+            self._throughput.count(size, self._program.flops(loaded.budget, size))
             self._pending.append((done, metrics))
             values = self._look(IN_FLIGHT)
             due = [x for x in self._stage.evals if done % x.every == 0 or done == span.end]

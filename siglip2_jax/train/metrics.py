@@ -70,11 +70,11 @@ class JsonLines:
 
     def __init__(self, path: epath.Path, step: int):
         self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._lines = [line for line in lines if _step_of(line) <= step]
+        text = path.read_text() if path.exists() else ""
+        self._lines = [line for line in text.splitlines() if _step_of(line) <= step]
         self._local = not os.fspath(path).startswith("gs://")
         self._uploaded = 0.0
-        if len(self._lines) < len(lines):
+        if text != self._text():  # a line is dropped, or the last one lacks its end
             self._rewrite()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -95,9 +95,12 @@ class JsonLines:
 
     def _rewrite(self) -> None:
         temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in self._lines))
+        temporary.write_text(self._text())
         temporary.replace(self._path)
         self._uploaded = time.monotonic()
+
+    def _text(self) -> str:
+        return "".join(line + "\n" for line in self._lines)
 
 
 class TensorBoard:
@@ -108,8 +111,8 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise ValueError(
-                "logging.tensorboard needs tensorboardX; pip install 'siglip2_jax[tensorboard]', or "
-                "set it to False"
+                "logging.tensorboard needs tensorboardX; pip install 'siglip2_jax[tensorboard]', "
+                "or set it to False"
             ) from None
         self._writer = SummaryWriter(os.path.join(os.fspath(workdir), "tensorboard"))
 
@@ -131,7 +134,8 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise ValueError(
-                "logging.wandb_project needs wandb; pip install 'siglip2_jax[wandb]', or leave it None"
+                "logging.wandb_project needs wandb; pip install 'siglip2_jax[wandb]', or leave it "
+                "None"
             ) from None
         name = os.fspath(workdir).rstrip("/").replace("/", "-")[-64:]
         self._run = wandb.init(

@@ -1,8 +1,8 @@
 """Before the first step: is the loss what it should be, and does `b` fit the batch size?
 
-The sigmoid loss learns in `b` how rare a match is: one in the batch size. A model released at a batch
-of 32,768 that is trained on with 512 starts with a bias that is far too low, and its first updates
-are spent (and its towers damaged) on moving it (reported for fine-tuning in several public threads).
+The sigmoid loss learns in `b` how rare a match is: one in the batch size. A model released at a
+batch of 32,768 that is trained on with 512 starts with a bias that is far too low, and its first
+updates are spent (and its towers damaged) on moving it, as public threads on fine-tuning report.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Preflight:
         if fresh or abs(self.best_bias - self.bias) < TOLERANCE:
             return None
         return (
-            f"b is {self.bias:.2f}, which fits another batch size than {self.batch_size}: this batch "
-            f"is fit best at {self.best_bias:.1f}; re-centre with "
+            f"b is {self.bias:.2f}, which fits another batch size than {self.batch_size}: this "
+            f"batch is fit best at {self.best_bias:.1f}; re-centre with "
             f"Pretrained(bias_shift={self.best_bias - self.bias:.1f})"
         )
 

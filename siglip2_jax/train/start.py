@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 def abstract_state(program: Program, mesh: Mesh) -> TrainState:
     """Shapes and shardings of a stage's state; computes nothing."""
-    with jax.set_mesh(mesh):
-        params = jax.eval_shape(program.init_params, jax.random.key(0))
+    with jax.set_mesh(mesh):  # the key too is abstract: the devices may not be there
+        params = jax.eval_shape(lambda: program.init_params(jax.random.key(0)))
         return on_mesh(jax.eval_shape(program.init_state, params), mesh)
 
 

@@ -27,6 +27,7 @@ from siglip2_jax.models.siglip2 import (
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
+from siglip2_jax.train.flops import contrastive_flops, training_flops
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
 from siglip2_jax.train.spans import spans
 from siglip2_jax.train.state import TrainState
@@ -106,20 +107,28 @@ class Program:
             share = 1 - self.stage.optim.ema
             average = optax.incremental_update(without_heads(params), average, share)
         rate = learning_rate(self.stage.optim, self.stage.num_steps)(state.step - self.first_step)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         return TrainState(params, optimizer, average, state.step + 1), metrics
+
+    def flops(self, budget: int, batch_size: int) -> int:
+        """Analytic model FLOPs of one step; a tower without trainable parameters runs forward."""
+        learning = {path.split("/")[0] for path in self.trainable}
+        frozen = {"vision", "text"} - learning
+        towers = training_flops(self.model, self.model.vision.num_patches or budget, frozen)
+        logits = 3 * contrastive_flops(batch_size, self.model.text.embed_dim)
+        return batch_size * towers + logits
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
         student = nnx.merge(self._graphdef, without_heads(params))
 
-        def one(carry: None, part: Batch) -> tuple[None, tuple[Array, Array]]:
-            features = student.encode(part.image, part.text)
+        def one(carry: None, part: dict[str, Any]) -> tuple[None, tuple[Array, Array]]:
+            features = student.encode(part["image"], part["text"])
             return None, (features.image, features.text)
 
-        split = jax.tree.map(lambda x: split_batch(x, self.stage.optim.accumulate), batch)
-        _, embeddings = jax.lax.scan(one, None, split)
+        parts = _split(batch, self.stage.optim.accumulate)
+        _, embeddings = jax.lax.scan(one, None, parts)
         return jax.tree.map(join_batch, embeddings)
 
     def _loss(self, params: Params, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
@@ -158,14 +167,15 @@ class Program:
         """
 
         @jax.checkpoint
-        def one(carry: None, part: Batch) -> tuple[None, Any]:
+        def one(index: Array, part: dict[str, Any]) -> tuple[Array, Any]:
+            part = Batch(**part)
             features = student.encode(part.image, part.text)
-            reports = self._run(local, params, show(features, part))
-            return None, (features.replace(tokens=None, valid=None), reports)
+            reports = self._run(local, params, show(features, part, index))
+            return index + 1, (vars(features.replace(tokens=None, valid=None)), reports)
 
-        split = jax.tree.map(lambda x: split_batch(x, parts), batch)
-        _, (features, reports) = jax.lax.scan(one, None, split)
-        return jax.tree.map(join_batch, features), jax.tree.map(lambda x: x.mean(0), reports)
+        _, (features, reports) = jax.lax.scan(one, jnp.int32(0), _split(batch, parts))
+        features = Features(**jax.tree.map(join_batch, features))
+        return features, jax.tree.map(lambda x: x.mean(0), reports)
 
     def _run(self, objectives: Mapping[str, Objective], params: Params, view: Any) -> dict:
         """Loss and report of each objective."""
@@ -174,13 +184,21 @@ class Program:
             for name, objective in objectives.items()
         }
 
-    def _view(self, params: Params, state: TrainState, features: Features, batch: Batch | None):
-        """What an objective sees, given its name (which picks its randomness)."""
+    def _view(
+        self,
+        params: Params,
+        state: TrainState,
+        features: Features,
+        batch: Batch | None,
+        part: Array | int = 0,
+    ):
+        """What an objective sees, given its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
         teacher = None
         if state.average is not None:
             teacher = nnx.merge(self._graphdef, jax.lax.stop_gradient(state.average))
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        key = jax.random.fold_in(key, part)
         names = sorted(self.stage.objectives)
 
         def view(name: str) -> View:
@@ -207,6 +225,11 @@ def place(params: Params) -> Params:
     return unflatten(
         {path: jax.reshard(x, param_spec(path, x.shape, fsdp)) for path, x in flat.items()}
     )
+
+
+def _split(batch: Batch, parts: int) -> dict[str, Any]:
+    """The fields of a batch with a leading axis of parts, which `Batch` itself has not."""
+    return jax.tree.map(lambda x: split_batch(x, parts), vars(batch))
 
 
 def without_heads(params: Params) -> Params:

@@ -8,9 +8,7 @@ from typing import TypeVar
 
 import jax
 
-from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.train.chips import find_chip
-from siglip2_jax.train.flops import contrastive_flops, training_flops
 
 T = TypeVar("T")
 
@@ -18,16 +16,8 @@ T = TypeVar("T")
 class Throughput:
     """Counts work between two reports."""
 
-    def __init__(self, model: ModelConfig, trainable: Iterable[str]):
-        """Starts the clock.
-
-        Args:
-          model: sizes.
-          trainable: paths of trainable parameters; a tower without any runs forward only.
-        """
-        self._model = model
-        towers = {path.split("/")[0] for path in trainable}
-        self._frozen = tuple(tower for tower in ("vision", "text") if tower not in towers)
+    def __init__(self) -> None:
+        """Starts the clock."""
         device = jax.devices()[0]
         chip = find_chip(device.device_kind)
         self._peak = chip.flops * jax.device_count() if chip else None
@@ -50,12 +40,10 @@ class Throughput:
                 return
             yield item
 
-    def count(self, budget: int, batch_size: int) -> None:
-        """Counts one step."""
-        tokens = self._model.vision.num_patches or budget
+    def count(self, batch_size: int, flops: int) -> None:
+        """Counts one step and its analytic FLOPs."""
         self._examples += batch_size
-        self._flops += batch_size * training_flops(self._model, tokens, self._frozen)
-        self._flops += 3 * contrastive_flops(batch_size, self._model.text.embed_dim)
+        self._flops += flops
 
     def report(self) -> dict[str, float]:
         """Rates since the last report: examples per second, in all and per device, the share of

@@ -112,3 +112,23 @@ def topology_mesh(name: str = "v5e:16x16", slices: int = 1, replica: int | None 
             shape, (slices, 1), devices, allow_split_physical_axes=True
         )
     return Mesh(order, ("replica", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
+
+
+def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a program for chips that are not there.
+
+    As `lowered.compile()`, but leaves nothing in JAX's persistent compilation cache, which writes
+    such programs and then fails, with a warning, to read them.
+
+    Args:
+      lowered: a program lowered for devices of `tpu_topology`.
+
+    Returns:
+      The compiled program, to be looked at.
+    """
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)

@@ -1,5 +1,6 @@
 """Batches: the same whatever the hosts, workers and interruptions; bad examples; mixtures."""
 
+import multiprocessing
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -184,6 +185,7 @@ def test_worker_processes_give_the_same():
     crops = {"crops": True}
     expected = read(make(3, **crops))
     assert_same(read(make(3, workers=2, threads=1, chunk=3, **crops)), expected)
+    assert multiprocessing.active_children() == []
     with pytest.raises(ValueError, match="20 examples in a row could not be used; the first: no"):
         read(make(*range(50), workers=1))
 

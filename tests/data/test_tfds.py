@@ -16,6 +16,9 @@ COUNT = 5
 class Pictures(tfds.core.GeneratorBasedBuilder):
     """Pictures with captions in three shapes, and a class."""
 
+    # A module of a package would make TFDS 4.9.10 import importlib_resources, which it does not
+    # require.
+    __module__ = "pictures"
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
@@ -29,7 +32,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             "thumbnail": tfds.features.Image(encoding_format="png"),
         }
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
@@ -72,7 +75,7 @@ def test_captions(directory, field):
     found = numbered(pickle.loads(pickle.dumps(examples)))
     for i in range(COUNT):
         assert found[i]["captions"] == tuple(f"text {i} {j}" for j in range(i))
-        assert found[i]["label"] == i % 2
+        assert found[i]["label"] == i % 2 and found[i]["title"] == f"title {i} é"
         assert found[i]["thumbnail"] == picture(i, kind="PNG")
     names = {example["name"] for example in found.values()}
     assert names == {f"pictures:train[{n}]" for n in range(COUNT)}
@@ -92,7 +95,10 @@ def test_text_and_template(directory):
     ("options", "message"),
     [
         ({"split": "test"}, "pictures:test cannot be opened in"),
-        ({"image": "photo"}, "pictures:train has no field photo; its fields are image, title"),
+        (
+            {"image": "photo"},
+            "pictures:train has no field photo; its fields are annotations, captions, image",
+        ),
         ({"captions": "texts"}, "pictures:train has no field texts"),
         ({"template": "a {breed}"}, "needs the field 'breed'"),
         ({"directory": "absent"}, "pictures:train cannot be opened in absent"),

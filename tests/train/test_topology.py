@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 pytest.importorskip("libtpu")
 
-from siglip2_jax.train.topology import topology_mesh, tpu_topology  # noqa: E402
+from siglip2_jax.sharding import make_mesh  # noqa: E402
+from siglip2_jax.train.topology import compile_only, topology_mesh, tpu_topology  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,12 @@ def test_one_slice_follows_the_torus():
     assert (steps == 1).all()  # a ring of neighbours
 
 
+@pytest.mark.parametrize("replica", [1, 2])
+def test_one_slice_is_the_mesh_of_a_run(replica):
+    mesh = topology_mesh("v5e:4x4", replica=replica)
+    assert mesh == make_mesh(replica, tpu_topology("v5e:4x4"))
+
+
 @pytest.mark.parametrize("replica", [2, 4, 32])
 def test_slices_are_rows_of_the_replica_axis(replica):
     mesh = topology_mesh("v5e:4x4", slices=2, replica=replica)
@@ -68,11 +75,12 @@ def test_replica_must_fit(replica):
         topology_mesh("v5e:4x4", slices=2, replica=replica)
 
 
-def test_programs_compile_for_two_slices():
+def test_programs_compile_for_two_slices_and_are_not_cached():
     mesh = topology_mesh("v5e:2x2", slices=2)
     sharding = NamedSharding(mesh, PartitionSpec(("replica", "fsdp"), None))
     x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=sharding)
-    compiled = jax.jit(lambda x: x.sum(axis=0)).lower(x).compile()
+    for _ in range(2):  # a cached program would warn, which is an error here
+        compiled = compile_only(jax.jit(lambda x: x.sum(axis=0)).lower(x))
     assert "f32[8,128]" in compiled.as_text()
     assert "xla_megascale_runtime" in compiled.as_text()
 
@@ -87,7 +95,8 @@ def run(code: str) -> subprocess.CompletedProcess:
 def test_a_fresh_process_is_quiet_and_computes_on_the_cpu():
     done = run(
         "import jax\n"
-        "from siglip2_jax.train.topology import tpu_topology\n"
+        "from siglip2_jax.sharding import make_mesh  # noqa: E402
+from siglip2_jax.train.topology import tpu_topology\n"
         "print(len(tpu_topology('v5e:2x2')), jax.numpy.ones(1).device.platform)"
     )
     assert (done.stdout, done.stderr) == ("4 cpu\n", "")
@@ -96,7 +105,8 @@ def test_a_fresh_process_is_quiet_and_computes_on_the_cpu():
 def test_without_libtpu():
     done = run(
         "import sys; sys.modules['libtpu'] = None\n"
-        "from siglip2_jax.train.topology import tpu_topology\n"
+        "from siglip2_jax.sharding import make_mesh  # noqa: E402
+from siglip2_jax.train.topology import tpu_topology\n"
         "try: tpu_topology()\n"
         "except OSError as error: print(error)"
     )

@@ -1,0 +1,63 @@
+"""Fine-tuning a released model on your own pairs, on one host of TPUs.
+
+    siglip2 train configs/finetune.py --workdir /tmp/finetune \\
+      --set data.source.path=/data/pairs --set tokenizer=/data/tokenizer.model
+    siglip2 plan configs/finetune.py --topology v5e:2x4
+
+Both towers move slowly (1 % of the rate of pre-training, no weight decay). `b` has learned how
+rare a match is in batches of 32,768; in batches of 512 a match is 64 times as likely, so `b` starts
+log 64 higher, and `t` and `b` learn ten times as fast as the towers. Without this the first updates
+are spent on `b`, and the towers suffer. The pre-flight line says whether it fits your batch.
+"""
+
+import math
+
+from siglip2_jax.config import (
+    Checkpoints,
+    Data,
+    Group,
+    Logging,
+    Optim,
+    Pretrained,
+    Schedule,
+    Stage,
+    TrainConfig,
+)
+from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.variants import two_towers
+from siglip2_jax.objectives.sigmoid import Sigmoid
+
+RELEASED_BATCH = 32_768
+BATCH = 512
+
+
+def config() -> TrainConfig:
+    """One stage of 2,000 steps at 256 patches, native aspect ratio."""
+    stage = Stage(
+        name="main",
+        steps=2000,
+        batch_size=BATCH,
+        start=Pretrained(
+            source="google/siglip2-base-patch16-naflex",
+            bias_shift=math.log(RELEASED_BATCH / BATCH),
+        ),
+        data=Data(source=Folder("/data/pairs"), workers=16, threads=1),
+        lengths=Lengths(budgets=(256,), batch_scale=()),
+        objectives={"sigmoid": Sigmoid()},
+        optim=Optim(
+            peak_lr=1e-5,
+            weight_decay=0.0,
+            schedule=Schedule(warmup_steps=100),
+            groups=(Group(pattern="t|b", lr_scale=10.0),),
+        ),
+    )
+    return TrainConfig(
+        model=two_towers("B", patch_size=16, image_size=None),
+        stages=(stage,),
+        tokenizer="/data/tokenizer.model",
+        compute=Compute(dtype="bfloat16", remat="full"),
+        checkpoints=Checkpoints(every=500),
+        logging=Logging(every=10),
+    )

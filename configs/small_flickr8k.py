@@ -1,0 +1,64 @@
+"""A small model from scratch on 700 photos of Flickr8k with five captions each.
+
+SIGLIP2_DATA=DIR siglip2 train configs/small_flickr8k.py --workdir /tmp/flickr8k
+"""
+
+import os
+
+from siglip2_jax.config import Checkpoints, Data, Logging, Optim, Schedule, Stage, TrainConfig
+from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
+from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.objectives.sigmoid import Sigmoid
+
+BUDGET = 64  # patches of an image
+
+
+def photos(split: str) -> Folder:
+    """The photos of a split, under the directory that SIGLIP2_DATA names."""
+    if "SIGLIP2_DATA" not in os.environ:
+        raise ValueError("set SIGLIP2_DATA to the directory that holds flickr8k_1k")
+    path = os.path.join(os.environ["SIGLIP2_DATA"], "flickr8k_1k")
+    return Folder(path, where=(("split", split),))
+
+
+def model() -> ModelConfig:
+    """Two narrow towers."""
+    vision = {"width": 128, "depth": 4, "mlp_dim": 512, "num_heads": 4}
+    text = {"width": 128, "depth": 2, "mlp_dim": 512, "num_heads": 4}
+    return ModelConfig(
+        vision=VisionConfig(**vision, patch_size=16, grid=8, image_size=None),
+        text=TextConfig(**text, vocab_size=1024, embed_dim=128, length=40),
+    )
+
+
+def config() -> TrainConfig:
+    """One stage at native resolution."""
+    recall = {"every": 250, "max_num_patches": BUDGET}
+    stage = Stage(
+        name="main",
+        steps=2000,
+        batch_size=64,
+        data=Data(
+            source=photos("train"), transforms=(RandomResizedCrop((0.3, 1.0)), HorizontalFlip())
+        ),
+        lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
+        objectives={"sigmoid": Sigmoid()},
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=100)),
+        evals=(
+            ContrastiveAccuracy(source=photos("val"), name="val", **recall),
+            ContrastiveAccuracy(source=photos("train"), name="train", count=100, **recall),
+        ),
+    )
+    return TrainConfig(
+        model=model(),
+        stages=(stage,),
+        tokenizer=str(TOKENIZER),
+        compute=Compute(scan=False),
+        checkpoints=Checkpoints(every=10_000),
+        logging=Logging(every=50),
+    )

@@ -1,0 +1,230 @@
+"""What a step costs on TPUs that are not there: memory, time and communication, from the compiler.
+
+Each stage's step is compiled for a real topology with libtpu and read off its schedule. Times are
+the compiler's own static estimates, good for comparing programs; `cost_analysis` is not used, as it
+counts the body of a loop once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from siglip2_jax.config import TrainConfig
+from siglip2_jax.sharding import BATCH
+from siglip2_jax.train.chips import CHIPS, Chip
+from siglip2_jax.train.hlo import Analysis, analyse, memory
+from siglip2_jax.train.hlo_walk import Operation
+from siglip2_jax.train.inputs import abstract_batch, stage_lengths
+from siglip2_jax.train.start import abstract_state
+from siglip2_jax.train.step import Program
+from siglip2_jax.train.topology import compile_only
+
+DAY = 86_400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """The step of one stage at one token budget; bytes, FLOPs and seconds are per chip and step.
+
+    Attributes:
+      stage: name of the stage.
+      budget: patches an image may have.
+      batch_size: examples of the step, over all chips.
+      chips: how many.
+      chip: what they are.
+      share: share of the stage's steps that have this budget.
+      steps: of the stage.
+      memory: peak and parts, in bytes: "parameters", "optimizer", "average", "inputs",
+        "activations" (and every other temporary), "code", "peak".
+      model_flops: analytic.
+      flops: of matrix products in the program.
+      hbm_bytes: read and written.
+      collectives: bytes sent, by kind.
+      scheduled: seconds in the compiler's schedule, without collectives and what it cannot tell.
+      slowest: the operations that take longest.
+      untimed: how many operations the schedule has no time for.
+    """
+
+    stage: str
+    budget: int
+    batch_size: int
+    chips: int
+    chip: Chip
+    share: float
+    steps: int
+    memory: dict[str, int]
+    model_flops: float
+    flops: int
+    hbm_bytes: int
+    collectives: dict[str, int]
+    scheduled: float
+    slowest: tuple[Operation, ...]
+    untimed: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits into a chip's memory."""
+        return self.memory["peak"] <= self.chip.hbm_bytes
+
+    @property
+    def compute_seconds(self) -> float:
+        """Roofline: the program's matrix products at the chip's peak."""
+        return self.flops / self.chip.flops
+
+    @property
+    def hbm_seconds(self) -> float:
+        """Roofline: its memory traffic at the memory's bandwidth."""
+        return self.hbm_bytes / self.chip.hbm_bandwidth
+
+    @property
+    def ici_seconds(self) -> float:
+        """Roofline: its communication at the links' bandwidth (all of it, across slices too)."""
+        return sum(self.collectives.values()) / self.chip.ici_bandwidth
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of a step: the schedule, or a roofline that is longer."""
+        return max(self.scheduled, self.compute_seconds, self.hbm_seconds, self.ici_seconds)
+
+    @property
+    def mfu(self) -> float:
+        """The share of the chip's peak that the model's analytic FLOPs use."""
+        return self.model_flops / self.seconds / self.chip.flops
+
+    @property
+    def examples_per_second(self) -> float:
+        """Per chip."""
+        return self.batch_size / self.chips / self.seconds
+
+    @property
+    def days(self) -> float:
+        """How long the stage's steps of this budget take."""
+        return self.seconds * self.share * self.steps / DAY
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for machines; times in seconds."""
+        fields = dataclasses.asdict(self) | {"chip": self.chip.name}
+        derived = (
+            "fits compute_seconds hbm_seconds ici_seconds seconds mfu examples_per_second days"
+        )
+        return fields | {name: getattr(self, name) for name in derived.split()}
+
+
+def plan_step(
+    config: TrainConfig, index: int, budget: int, mesh: Mesh, batch_size: int | None = None
+) -> StepPlan:
+    """Compiles one step and measures it; touches no device.
+
+    Args:
+      config: the run.
+      index: of the stage.
+      budget: patches an image may have, one of the stage's lengths.
+      mesh: of the topology's chips.
+      batch_size: examples of the step; None takes what the stage says for this budget.
+
+    Raises:
+      ValueError: the topology's chips are unknown, or the program fits no chip of them.
+    """
+    program = Program(config, index)
+    stage = program.stage
+    lengths = stage_lengths(stage)
+    batch_size = batch_size or lengths.batch_size(budget, stage.batch_size)
+    state = abstract_state(program, mesh)
+    batch = abstract_batch(stage, budget, batch_size, NamedSharding(mesh, BATCH))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(program.step, donate_argnums=0).lower(state, batch)
+    compiled = compile_only(lowered)
+    chip = chip_of(mesh)
+    analysis: Analysis = analyse(compiled.as_text(), chip.clock_hz)
+    used = memory(compiled)
+    parts = {
+        "parameters": local_bytes(state.params),
+        "optimizer": local_bytes(state.optimizer),
+        "average": local_bytes(state.average),
+        "inputs": local_bytes(batch),
+        "activations": used["temporaries"],
+        "code": used["code"],
+        "peak": used["peak"],
+    }
+    return StepPlan(
+        stage=stage.name,
+        budget=budget,
+        batch_size=batch_size,
+        chips=mesh.size,
+        chip=chip,
+        share=float(lengths.probabilities[lengths.budgets.index(budget)]),
+        steps=stage.num_steps,
+        memory=parts,
+        model_flops=program.flops(budget, batch_size) / mesh.size,
+        flops=analysis.flops,
+        hbm_bytes=analysis.hbm_bytes,
+        collectives=analysis.collectives,
+        scheduled=analysis.seconds,
+        slowest=tuple(analysis.top(lambda op: op.cycles or 0)),
+        untimed=len(analysis.not_estimated),
+    )
+
+
+def largest_batch(config: TrainConfig, index: int, budget: int, mesh: Mesh) -> StepPlan:
+    """The largest batch whose step fits into a chip's memory, within one per cent of it.
+
+    Memory grows nearly in proportion to the batch, so that two programs tell where the limit is;
+    the answer is compiled, never only predicted.
+
+    Raises:
+      ValueError: not even one example a chip fits.
+    """
+    unit = mesh.size * config.resolved[index].optim.accumulate
+    first = plan_step(config, index, budget, mesh)
+    limit = first.chip.hbm_bytes
+    low, high = (unit, 0), (first.batch_size, first.memory["peak"])
+    if high[0] > unit:
+        least = plan_step(config, index, budget, mesh, unit)
+        low = (unit, least.memory["peak"])
+        best = first if first.fits else least
+        if not best.fits:
+            raise ValueError(
+                f"stage {first.stage!r} at {budget} patches needs {low[1] / 2**30:.1f} GiB a chip "
+                f"with one example on each, more than {limit / 2**30:.0f} GiB; use more chips, "
+                'compute.remat="full" or optim.kind="adafactor"'
+            )
+    else:
+        best = first
+    tried = {first.batch_size}
+    for _ in range(6):
+        slope = (high[1] - low[1]) / max(high[0] - low[0], 1)
+        guess = low[0] + (limit - low[1]) / max(slope, 1)
+        guess = max(unit, math.floor(guess / unit) * unit)
+        if guess in tried or abs(guess - best.batch_size) < 0.01 * best.batch_size:
+            break
+        tried.add(guess)
+        found = plan_step(config, index, budget, mesh, guess)
+        high = (guess, found.memory["peak"])
+        if found.fits and guess > best.batch_size:
+            best = found
+    return best
+
+
+def chip_of(mesh: Mesh) -> Chip:
+    """What the mesh is made of.
+
+    Raises:
+      ValueError: its peak rates are not known.
+    """
+    kind = mesh.devices.flat[0].device_kind
+    found = [chip for chip in CHIPS if kind in chip.device_kinds]
+    if not found:
+        raise ValueError(f"the rates of a {kind} are not known; add it to siglip2_jax.train.chips")
+    return found[0]
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes that one chip holds of a tree of sharded shapes."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,316 @@
+"""Programs written by hand: what they cost is known line by line."""
+
+import pytest
+
+from siglip2_jax.train.hlo import Analysis, analyse
+from siglip2_jax.train.hlo_parse import parse, shapes
+
+HEADER = "HloModule test, is_scheduled=true, num_partitions=8\n\n"
+
+
+def analysis(body: str) -> Analysis:
+    return analyse(HEADER + body, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("text", "padded", "plain", "memory"),
+    [
+        ("f32[]", 4, 4, 0),
+        ("f32[]{:T(128)S(6)}", 4, 4, 6),
+        ("bf16[256,512]{1,0:T(8,128)(2,1)}", 262_144, 262_144, 0),
+        ("bf16[256,512]{1,0:T(8,128)(2,1)S(1)}", 262_144, 262_144, 1),
+        ("f32[3,10,64]{2,1,0:T(8,128)}", 3 * 16 * 128 * 4, 7680, 0),
+        ("f32[3,10,64]{1,2,0:T(8,128)}", 3 * 64 * 128 * 4, 7680, 0),
+        ("s32[1000]{0:T(1024)}", 4096, 4000, 0),
+        ("pred[7]", 7, 7, 0),
+        ("s4[7]", 4, 4, 0),
+        ("f8e4m3fn[7]", 7, 7, 0),
+        ("token[]", 0, 0, 0),
+    ],
+)
+def test_shapes(text, padded, plain, memory):
+    (shape,) = shapes(text)
+    assert (shape.padded_bytes, shape.bytes, shape.memory) == (padded, plain, memory)
+
+
+def test_tuples_are_flattened():
+    read = shapes("((f32[2]{0}), /*index=1*/bf16[3,4]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)})")
+    assert [shape.dims for shape in read] == [(2,), (3, 4), ()]
+
+
+def test_a_matrix_product_and_where_it_comes_from():
+    text = """HloModule test, is_scheduled=true
+
+FileNames
+1 "/lib/python3/site-packages/flax/linear.py"
+2 "model.py"
+
+FunctionNames
+1 "call"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=7 end_line=7 column=1 end_column=2}
+2 {file_name_id=2 function_name_id=1 line=42 end_line=42 column=1 end_column=2}
+
+StackFrames
+1 {file_location_id=2 parent_frame_id=1}
+2 {file_location_id=1 parent_frame_id=2}
+
+ENTRY %main (x: f32[8,16], w: f32[16,32]) -> f32[8,32] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %w = f32[16,32]{1,0:S(1)} parameter(1)
+  ROOT %y = f32[8,32]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+metadata={op_name="jit(f)/dot" stack_frame_id=2}, backend_config={"estimated_cycles":"500"}
+}
+"""
+    result = analyse(text, 1e9)
+    (op,) = result.operations
+    assert (op.name, op.opcode, op.op_name, op.source) == ("y", "dot", "jit(f)/dot", "model.py:42")
+    assert op.flops == result.flops == 2 * 8 * 16 * 32
+    assert op.hbm_bytes == 4 * (8 * 16 + 8 * 32)  # w lies in VMEM
+    assert result.seconds == 500e-9
+
+
+LOOPS = """%inner_body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %p = (s32[], f32[4,4]) parameter(0)
+  %one = s32[] constant(1)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4]{1,0} get-tuple-element(%p), index=1
+  %next = s32[] add(%i, %one)
+  %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+backend_config={"estimated_cycles":"7"}
+  ROOT %t = (s32[], f32[4,4]) tuple(%next, %y)
+}
+
+%inner_condition (q: (s32[], f32[4,4])) -> pred[] {
+  %q = (s32[], f32[4,4]) parameter(0)
+  %bound = s32[] constant(9)
+  %j = s32[] get-tuple-element(%q), index=0
+  ROOT %less = pred[] compare(%j, %bound), direction=LT
+}
+
+%outer_body (r: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %r = (s32[], f32[4,4]) parameter(0)
+  %k = s32[] get-tuple-element(%r), index=0
+  %z = f32[4,4]{1,0} get-tuple-element(%r), index=1
+  %two = s32[] constant(2)
+  %start = s32[] copy(%two)
+  %state = (s32[], f32[4,4]) tuple(%start, %z)
+  %inner = (s32[], f32[4,4]) while(%state), condition=%inner_condition, body=%inner_body
+  %v = f32[4,4]{1,0} get-tuple-element(%inner), index=1
+  ROOT %u = (s32[], f32[4,4]) tuple(%k, %v)
+}
+
+%outer_condition (s: (s32[], f32[4,4])) -> pred[] {
+  %s = (s32[], f32[4,4]) parameter(0)
+  ROOT %unknown = pred[] custom-call(%s), custom_call_target="Oracle"
+}
+
+ENTRY %main (a: f32[4,4]) -> f32[4,4] {
+  %a = f32[4,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %first = (s32[], f32[4,4]) tuple(%zero, %a)
+  %outer = (s32[], f32[4,4]) while(%first), condition=%outer_condition, body=%outer_body KNOWN
+  ROOT %b = f32[4,4]{1,0} get-tuple-element(%outer), index=1
+}
+"""
+
+
+def test_loops_multiply():
+    known = ', backend_config={"known_trip_count":{"n":"5"}}'
+    result = analysis(LOOPS.replace(" KNOWN", known))
+    assert result.loops == ()
+    (dot,) = (op for op in result.operations if op.opcode == "dot")
+    assert dot.trips == 5 * (9 - 2)
+    assert result.flops == 35 * 2 * 4**3
+    assert dot.cycles == 35 * 7
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_named():
+    result = analysis(LOOPS.replace(" KNOWN", ""))
+    assert result.loops == ("outer",)
+    assert result.flops == 7 * 2 * 4**3
+
+
+def test_only_the_most_expensive_branch_counts():
+    result = analysis("""%cheap (p: f32[4,4]) -> f32[4,4] {
+  %p = f32[4,4]{1,0} parameter(0)
+  ROOT %c = f32[4,4]{1,0} copy(%p), backend_config={"estimated_cycles":"10"}
+}
+
+%dear (q: f32[4,4]) -> f32[4,4] {
+  %q = f32[4,4]{1,0} parameter(0)
+  ROOT %d = f32[4,4]{1,0} negate(%q), backend_config={"estimated_cycles":"30"}
+}
+
+ENTRY %main (i: s32[], a: f32[4,4]) -> f32[4,4] {
+  %i = s32[] parameter(0)
+  %a = f32[4,4]{1,0} parameter(1)
+  ROOT %r = f32[4,4]{1,0} conditional(%i, %a, %a, %a), branch_computations={%cheap, %dear, %cheap}
+}
+""")
+    assert [op.name for op in result.operations] == ["d"]
+
+
+def test_fusions_count_what_they_touch():
+    result = analysis("""%take (stack: f32[10,8,128], i: s32[]) -> f32[1,8,128] {
+  %stack = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%stack, %i, %zero, %zero)
+  ROOT %twice = f32[1,8,128]{2,1,0:T(8,128)S(1)} add(%one, %one)
+}
+
+%put (stack.1: f32[10,8,128], new: f32[1,8,128], j: s32[]) -> f32[10,8,128] {
+  %stack.1 = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %new = f32[1,8,128]{2,1,0:T(8,128)S(1)} parameter(1)
+  %j = s32[]{:S(6)} parameter(2)
+  %zero.1 = s32[] constant(0)
+  %put.1 = f32[10,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%stack.1, %new, %j, %zero.1, %zero.1)
+  ROOT %same = f32[10,8,128]{2,1,0:T(8,128)} bitcast(%put.1)
+}
+
+%hand_on (big: f32[10,8,128], small: f32[8,128]) -> (f32[10,8,128], f32[8,128]) {
+  %big = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %small = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %minus = f32[8,128]{1,0:T(8,128)} negate(%small)
+  ROOT %both = (f32[10,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) tuple(%big, %minus)
+}
+
+ENTRY %main (s: f32[10,8,128], k: s32[], m: f32[8,128]) -> f32[10,8,128] {
+  %s = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %k = s32[]{:S(6)} parameter(1)
+  %m = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %taken = f32[1,8,128]{2,1,0:T(8,128)S(1)} fusion(%s, %k), kind=kLoop, calls=%take
+  %stored = f32[10,8,128]{2,1,0:T(8,128)} fusion(%s, %taken, %k), kind=kLoop, calls=%put
+  %handed = (f32[10,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%stored, %m), \
+kind=kLoop, calls=%hand_on
+  %fetch = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%m)
+  %fetched = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%fetch)
+  %part = ((f32[10,8,128]{2,1,0:T(8,128)}), f32[2,8,128]{2,1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+slice-start(%s), slice={[0:2], [0:8], [0:128]}
+  %parted = f32[2,8,128]{2,1,0:T(8,128)S(1)} slice-done(%part)
+  ROOT %out = f32[10,8,128]{2,1,0:T(8,128)} get-tuple-element(%handed), index=0
+}
+""")
+    tile = 8 * 128 * 4
+    assert {op.name: op.hbm_bytes for op in result.operations} == {
+        "taken": tile,  # one of ten read, result in VMEM
+        "stored": tile,  # one of ten written in place
+        "handed": 2 * tile,  # read and write of the small one
+        "fetch": tile,  # HBM to VMEM
+        "part": 2 * tile,
+    }
+
+
+def test_a_product_counts_no_padding():
+    # Two heads as a window of one dimension: each output meets one element of the input.
+    result = analysis("""ENTRY %main (q: f32[2,8,4], k: f32[2,4,8]) -> f32[2,8,8] {
+  %q = f32[2,8,4]{2,1,0} parameter(0)
+  %k = f32[2,4,8]{2,1,0} parameter(1)
+  ROOT %s = f32[2,8,8]{2,1,0} convolution(%q, %k), window={size=2 stride=1 lhs_dilate=2}, \
+dim_labels=0bf_0io->0bf
+}
+""")
+    assert result.flops == 2 * 2 * 8 * 4 * 8
+
+
+def test_a_same_convolution():
+    result = analysis("""ENTRY %main (x: f32[1,5,5,3], k: f32[3,3,3,7]) -> f32[1,5,5,7] {
+  %x = f32[1,5,5,3]{3,2,1,0} parameter(0)
+  %k = f32[3,3,3,7]{3,2,1,0} parameter(1)
+  ROOT %y = f32[1,5,5,7]{3,2,1,0} convolution(%x, %k), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=b01f_01io->b01f
+}
+""")
+    assert result.flops == 2 * (3 + 3 + 3 + 2 + 2) ** 2 * 3 * 7
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("mesh['replica'=2,'fsdp'=4] {'fsdp'}", 4),
+        ("mesh['replica'=2,'fsdp'=4] {'replica','fsdp'}", 8),
+        ("mesh['replica'=2,'fsdp'=4] {'replica','fsdp':(2)2}", 4),
+        ("{}", 8),
+    ],
+)
+def test_group_sizes(groups, size):
+    result = analysis(f"""ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16]{{0}} parameter(0)
+  ROOT %y = f32[16]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+""")
+    assert result.collectives == {"all-reduce": 2 * 64 * (size - 1) // size}
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+    gather = (
+        "all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}, "
+        'frontend_attributes={chain_id="0"}'
+    )
+    result = analysis(f"""%start (p: f32[8,128]) -> (f32[8,128], f32[32,128], u32[]) {{
+  %p = f32[8,128]{{1,0:T(8,128)}} parameter(0)
+  %g = f32[32,128]{{1,0:T(8,128)}} {gather}
+  ROOT %c = (f32[8,128], f32[32,128], u32[]{{:S(2)}}) custom-call(%g), \
+custom_call_target="AsyncCollectiveStart"
+}}
+
+%middle (p: f32[8,128], b: f32[32,128], x: f32[8,128]) -> (f32[8,128], f32[32,128], f32[32,128]) {{
+  %p = f32[8,128]{{1,0:T(8,128)}} parameter(0)
+  %b = f32[32,128]{{1,0:T(8,128)}} parameter(1)
+  %x = f32[8,128]{{1,0:T(8,128)}} parameter(2)
+  %n = f32[8,128]{{1,0:T(8,128)}} negate(%x)
+  %g = f32[32,128]{{1,0:T(8,128)}} {gather}
+  ROOT %t = (f32[8,128], f32[32,128], f32[32,128]) tuple(%n, %b, %g)
+}}
+
+%end (p: f32[8,128], b: f32[32,128]) -> f32[32,128] {{
+  %p = f32[8,128]{{1,0:T(8,128)}} parameter(0)
+  %b = f32[32,128]{{1,0:T(8,128)}} parameter(1)
+  %g = f32[32,128]{{1,0:T(8,128)}} {gather}
+  ROOT %d = f32[32,128]{{1,0:T(8,128)}} custom-call(%p, %b, %g), \
+custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (w: f32[8,128], y: f32[8,128]) -> f32[32,128] {{
+  %w = f32[8,128]{{1,0:T(8,128)}} parameter(0)
+  %y = f32[8,128]{{1,0:T(8,128)}} parameter(1)
+  %s = (f32[8,128], f32[32,128], u32[]{{:S(2)}}) fusion(%w), kind=kCustom, calls=%start
+  %w1 = f32[8,128]{{1,0:T(8,128)}} get-tuple-element(%s), index=0
+  %b1 = f32[32,128]{{1,0:T(8,128)}} get-tuple-element(%s), index=1
+  %m = (f32[8,128], f32[32,128], f32[32,128]) fusion(%w1, %b1, %y), kind=kLoop, calls=%middle
+  %b2 = f32[32,128]{{1,0:T(8,128)}} get-tuple-element(%m), index=1
+  ROOT %e = f32[32,128]{{1,0:T(8,128)}} fusion(%w1, %b2), kind=kCustom, calls=%end
+}}
+""")
+    tile = 8 * 128 * 4
+    assert result.collectives == {"all-gather": 3 * tile}
+    assert {op.name: op.hbm_bytes for op in result.operations} == {"s": 5 * tile, "m": 2 * tile}
+
+
+def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
+    result = analysis("""%scatter (p: f32[32,128], i: s32[]) -> f32[8,128] {
+  %p = f32[32,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %all = f32[32,128]{1,0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %mine = f32[8,128]{1,0} dynamic-slice(%all, %i, %i), dynamic_slice_sizes={8,128}
+}
+
+ENTRY %main (g: f32[32,128], k: s32[]) -> f32[8,128] {
+  %g = f32[32,128]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  ROOT %r = f32[8,128]{1,0} fusion(%g, %k), kind=kCustom, calls=%scatter
+}
+""")
+    assert result.collectives == {"reduce-scatter": 32 * 128 * 4 * 3 // 4}
+
+
+def test_other_texts_are_refused():
+    with pytest.raises(ValueError, match="not of a scheduled program"):
+        analyse("HloModule jit_f\n", 1e9)
+    with pytest.raises(ValueError, match="holds no HLO program"):
+        parse(HEADER)

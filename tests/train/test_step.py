@@ -1,0 +1,222 @@
+"""The step against a plain one on one device: features, loss, optax; and what a step may not do."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from models.builders import TINY, patches, random_params
+
+from siglip2_jax.config import Data, Group, Optim, Schedule, Stage, TrainConfig
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
+from siglip2_jax.objectives.base import View
+from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.sharding import gather, make_mesh, param_shardings, put, put_batch
+from siglip2_jax.train.checkpoint import by_path
+from siglip2_jax.train.state import TrainState
+from siglip2_jax.train.step import Program
+from siglip2_jax.types import Batch
+
+STEPS, UPDATES = 10, 3
+# A large eps: gradients that are 0 but for rounding (biases of keys) would give random directions.
+OPTIM = Optim(peak_lr=0.01, weight_decay=0.02, eps=1e-3, schedule=Schedule(warmup_steps=2))
+GROUPS = (Group(pattern="text/.*", lr_scale=0.25, weight_decay=0.1), Group(pattern="t", lr_scale=3.0))
+FROZEN = (Group(pattern="vision/.*", frozen=True),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Colour:
+    """Guesses the mean colour of each patch: a loss of single examples, with a head of its own."""
+
+    weight: float = 0.5
+    noise: float = 0.0
+    across_examples = False
+
+    def head(self, model, *, rngs):
+        return nnx.Linear(model.vision.width, 3, rngs=rngs)
+
+    def loss(self, head, view: View):
+        assert view.batch is not None and view.features.tokens is not None
+        image = view.batch.image
+        colour = image.pixels.reshape(*image.pixels.shape[:2], -1, 3).mean(2)
+        kernel = gather(head.kernel[...], jnp.float32)
+        error = jnp.square(view.features.tokens @ kernel + head.bias[...] - colour).mean(-1)
+        error = jnp.where(image.valid, error, 0).sum(1) / image.valid.sum(1)
+        draw = jax.random.normal(view.key)
+        return error.mean() + self.noise * draw, {"draw": draw}
+
+
+DENSE, RING = Sigmoid(), Sigmoid(implementation="ring")
+
+
+def config(sigmoid=DENSE, colour=None, compute=Compute(), **optim) -> TrainConfig:
+    objectives = {"sigmoid": sigmoid} | ({"colour": colour} if colour else {})
+    stage = Stage(
+        name="main",
+        data=Data(source=Folder("nowhere")),
+        batch_size=8,
+        steps=STEPS,
+        objectives=objectives,
+        optim=dataclasses.replace(OPTIM, **optim),
+    )
+    return TrainConfig(model=TINY, stages=(stage,), tokenizer="", compute=compute)
+
+
+@functools.cache
+def batches() -> tuple[Batch, ...]:
+    grids = [(2, 3), (3, 2), (1, 5), (3, 3), (2, 2), (1, 1), (3, 2), (2, 4)]
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, TINY.text.vocab_size, (UPDATES, 8, TINY.text.length)).astype(np.int32)
+    return tuple(Batch(patches(grids, 9, seed=i, fill=np.nan), ids[i]) for i in range(UPDATES))
+
+
+@dataclasses.dataclass
+class Ran:
+    """What three updates gave: on the host, and the last state where it lives."""
+
+    params: list[dict]
+    metrics: list[dict]
+    kinds: dict
+    last: TrainState | None
+
+
+@functools.cache
+def run(shape: tuple[int, int] | None, **fields) -> Ran:
+    """Three updates of the random model by one compiled step, on a mesh of this shape."""
+    program = Program(config(**fields))
+    params = fresh(program)
+    if shape is None:
+        return _run(program, params, lambda batch: jax.tree.map(jnp.asarray, batch))
+    mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
+    with jax.set_mesh(mesh):
+        shardings = param_shardings(mesh, program.shapes)
+        params = {path: put(x, shardings[path]) for path, x in params.items()}
+        return _run(program, params, lambda batch: put_batch(batch, mesh))
+
+
+def fresh(program: Program) -> dict:
+    """The random model, with heads of zeros but for their first entries."""
+    params = {path: np.array(x) for path, x in flatten(random_params(TINY)).items()}
+    for path in program.shapes.keys() - params.keys():
+        params[path] = np.full(program.shapes[path].shape, 0.1, np.float32)
+    return {path: params[path] for path in program.shapes}
+
+
+def _run(program, params, place) -> Ran:
+    state = jax.jit(program.init_state)(unflatten(params))
+    step = jax.jit(program.step, donate_argnums=0)
+    kinds, history, metrics = types(state), [], []
+    for batch in batches():
+        batch = place(batch)
+        with jax.transfer_guard("disallow"):
+            state, values = step(state, batch)
+        history.append({path: np.asarray(x) for path, x in flatten(state.params).items()})
+        metrics.append({name: np.asarray(x) for name, x in values.items()})
+    assert types(state) == kinds and step._cache_size() == 1
+    return Ran(history, metrics, kinds, state)
+
+
+def types(state: TrainState) -> dict:
+    """Shape, dtype and sharding of every array of a state."""
+    return {path: jax.typeof(x) for path, x in by_path(state).items()}
+
+
+@functools.cache
+def plain(**fields) -> Ran:
+    """The same on one device, from the model, a loss in its simplest form and parts of optax."""
+    optim, graphdef = config(**fields).stages[0].optim, abstract_model(TINY)[0]
+    start = {path: jnp.asarray(x) for path, x in fresh(Program(config(**fields))).items()}
+    group = {
+        path: next((g for g in optim.groups if re.fullmatch(g.pattern, path)), Group(pattern=""))
+        for path in start
+    }
+    frozen = {path: x for path, x in start.items() if group[path].frozen}
+    params = {path: x for path, x in start.items() if path not in frozen}
+
+    def loss(params, batch):
+        params = unflatten(params | frozen)
+        head = params.pop("heads", None)
+        features = nnx.merge(graphdef, params).encode(batch.image, batch.text)
+        logits = jnp.exp(params["t"]) * features.image @ features.text.T + params["b"]
+        labels = 2 * jnp.eye(8) - 1
+        value = -jnp.log(jax.nn.sigmoid(labels * logits)).sum() / 8
+        if head is None:
+            return value, value
+        head, colours = head["colour"], batch.image.pixels.reshape(8, 9, 16, 3).mean(2)
+        errors = features.tokens @ head["kernel"] + head["bias"] - colours
+        errors = [jnp.square(e[v]).mean() for e, v in zip(errors, VALID, strict=True)]
+        return value + 0.5 * sum(errors) / 8, value
+
+    def scaled(updates, params):
+        """The learning rate and the weight decay of each parameter."""
+        changed = {}
+        for path, update in updates.items():
+            decay = group[path].weight_decay
+            decay = optim.weight_decay if decay is None else decay
+            changed[path] = optim.peak_lr * group[path].lr_scale * update
+            changed[path] += decay * params[path] if path.endswith("kernel") else 0
+        return changed
+
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(0.9, 0.95, 1e-3),
+        optax.stateless(scaled),
+        optax.scale_by_schedule(optax.warmup_cosine_decay_schedule(0, 1, 2, STEPS)),
+        optax.scale(-1.0),
+    )
+    state, history, metrics = tx.init(params), [], []
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    for batch in batches():
+        (value, sigmoid), grads = gradient(params, jax.tree.map(jnp.asarray, batch))
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        norm = optax.tree.norm(grads)
+        history.append({path: np.asarray(x) for path, x in (params | frozen).items()})
+        metrics.append({"loss": value, "loss/sigmoid": sigmoid, "grad_norm": norm})
+    return Ran(history, metrics, {}, None)
+
+
+VALID = [np.asarray(v) for v in batches()[0].image.valid]
+
+
+def assert_same(found: Ran, expected: Ran, atol: float = 1e-5) -> None:
+    for step, (have, want) in enumerate(zip(found.metrics, expected.metrics, strict=True)):
+        for name in ("loss", "loss/sigmoid", "grad_norm"):
+            np.testing.assert_allclose(have[name], want[name], rtol=atol, err_msg=f"{name} {step}")
+    for step, (have, want) in enumerate(zip(found.params, expected.params, strict=True)):
+        assert have.keys() == want.keys()
+        for path in want:
+            np.testing.assert_allclose(
+                have[path], want[path], rtol=0, atol=atol, err_msg=f"{path} after step {step}"
+            )
+
+
+ONE, FSDP, SLICES = None, (1, 4), (2, 2)
+
+
+@pytest.mark.parametrize(
+    "mesh, sigmoid, accumulate",
+    [
+        (ONE, DENSE, 1),
+        (FSDP, DENSE, 1),
+        (SLICES, RING, 1),
+        (FSDP, RING, 2),
+        pytest.param(ONE, DENSE, 2, marks=pytest.mark.slow),
+        pytest.param((1, 1), RING, 2, marks=pytest.mark.slow),
+        pytest.param((1, 8), DENSE, 1, marks=pytest.mark.slow),
+        pytest.param(FSDP, RING, 1, marks=pytest.mark.slow),
+        pytest.param(FSDP, DENSE, 2, marks=pytest.mark.slow),
+        pytest.param(SLICES, DENSE, 1, marks=pytest.mark.slow),
+        pytest.param(SLICES, DENSE, 2, marks=pytest.mark.slow),
+        pytest.param(SLICES, RING, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_three_updates(mesh, sigmoid, accumulate):
+    assert_same(run(mesh, sigmoid=sigmoid, accumulate=accumulate), plain())
