@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -36,8 +37,12 @@ STACKED = re.compile(r".*/blocks/.*")
 def make_mesh(replica: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices (of all processes), or over the given ones.
 
+    Several slices of TPUs are rows of the replica axis, so that only gradients cross the network
+    between them; within a slice JAX places the axes on the torus.
+
     Args:
-      replica: how many whole copies of the parameters there are, such as the number of slices.
+      replica: how many whole copies of the parameters there are, a multiple of the number of
+        slices.
       devices: which devices; None means all.
 
     Raises:
@@ -49,8 +54,21 @@ def make_mesh(replica: int = 1, devices: Sequence[jax.Device] | None = None) -> 
             f"{len(devices)} devices cannot form {replica} replicas; replica must divide the "
             "number of devices"
         )
-    shape = (replica, len(devices) // replica)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
+    tpus = [device for device in devices if device.platform == "tpu"]
+    slices = len({getattr(device, "slice_index", 0) for device in tpus}) or 1
+    if replica % slices:
+        raise ValueError(
+            f"{slices} slices cannot form {replica} replicas; set replica to a multiple of "
+            f"{slices}, the number of slices"
+        )
+    shape = (replica // slices, len(devices) // replica)
+    if slices == 1:
+        order = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        order = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1), devices, allow_split_physical_axes=True
+        )
+    return Mesh(order, AXES, axis_types=(AxisType.Explicit,) * 2)
 
 
 def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:

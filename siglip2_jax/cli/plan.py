@@ -128,7 +128,12 @@ def _block(plan: StepPlan, topology: str) -> str:
     lines.append("  slowest")
     lines += [
         f"    {(op.cycles or 0) / chip.clock_hz * 1e3:7.1f} ms  x{op.trips:<3} "
-        f"{op.op_name.rsplit('/', 1)[-1] or op.name}  {op.source}"
+        f"{op.op_name.rsplit('/', 1)[-1] or op.name}  {_ours(op.source)}"
         for op in plan.slowest[:5]
     ]
     return "\n".join(lines)
+
+
+def _ours(source: str) -> str:
+    """A source line without the path of the installation."""
+    return source.rpartition("siglip2_jax/")[2] if "siglip2_jax/" in source else source

@@ -76,7 +76,9 @@ def similarity_sheet(
     return _PAGE.substitute(
         title=html.escape(title),
         summary=html.escape(summary),
-        images="".join(f'<th><img src="{_thumbnail(image)}" alt=""></th>' for image in images),
+        images="".join(
+            f'<th><img src="{data_uri(_thumbnail(image))}" alt=""></th>' for image in images
+        ),
         rows="\n".join(rows),
         credits="<br>".join(html.escape(line) for line in credits),
     )
@@ -87,10 +89,14 @@ def _colour(shade: float) -> str:
     return f"rgb({255 - 190 * shade:.0f},{255 - 120 * shade:.0f},{255 - 30 * shade:.0f})"
 
 
-def _thumbnail(image: Image.Image) -> str:
-    """A small JPEG as a data URI."""
+def _thumbnail(image: Image.Image) -> Image.Image:
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as a JPEG within the page."""
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=80)
+    image.save(data, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,17 +1,32 @@
-"""Many hosts: joining them, and leaving together when one is told to stop."""
+"""Many hosts: joining them, and leaving together when one fails or is told to stop."""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state  # the only way to JAX's key-value store
 from jax.experimental import multihost_utils
 
 PREEMPTED = 143
 """The exit code after SIGTERM (128 + 15): a supervisor starts the same command again."""
+FAILED = 2
+"""The exit code of a process that ends because another one failed."""
+
+NEWS = "siglip2_jax/failure"
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_TO_FAIL_ALIKE = 10.0
+
+log = logging.getLogger(__name__)
 
 
 def join_hosts(
@@ -29,7 +44,7 @@ def join_hosts(
       process_id: which one this is.
 
     Raises:
-      ValueError: some of the three are given and others not.
+      ValueError: some of the three are given and others not, or the coordinator cannot start.
     """
     if jax.distributed.is_initialized():
         return
@@ -37,7 +52,13 @@ def join_hosts(
     if coordinator is not None:
         num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
         process_id = _number(process_id, "JAX_PROCESS_ID")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        log.info("process %d of %d joins at %s", process_id, num_processes, coordinator)
+        try:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+        except RuntimeError as error:
+            raise ValueError(
+                f"process {process_id} cannot join at {coordinator} ({error}); is the port in use?"
+            ) from error
         return
     if num_processes is not None or process_id is not None:
         raise ValueError(
@@ -91,6 +112,61 @@ class StopSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Where one process fails, all end: the others would wait for it in a collective, for ever.
+
+    The one that fails leaves its reason in JAX's coordination service. A thread of each process
+    looks for it there, prints it and ends its own process with `FAILED`; unless that process fails
+    by itself, as all do where the loss is no number.
+
+    Raises:
+      ValueError: a collective broke because another process failed; says why that one did.
+    """
+    if global_state.client is None or jax.process_count() == 1:
+        yield
+        return
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watch.start()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and (news := _news()):
+            raise ValueError(news) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        news = f"process {jax.process_index()} of {jax.process_count()} failed: {reason}"
+        with suppress(RuntimeError):  # the coordinator may be gone
+            global_state.client.key_value_set(NEWS, news, allow_overwrite=True)
+        raise
+    finally:
+        over.set()
+        watch.join()
+
+
+def _news() -> str | None:
+    """Why another process failed, if one did."""
+    try:
+        return global_state.client.key_value_try_get(NEWS)
+    except RuntimeError:
+        return None
+
+
+def _watch(over: threading.Event) -> None:
+    """Ends this process if another one fails, unless it is over before."""
+    while not over.wait(SECONDS_BETWEEN_LOOKS):
+        news = _news()
+        if news is None or over.wait(SECONDS_TO_FAIL_ALIKE):
+            continue
+        print(f"siglip2: error: {news}", file=sys.stderr, flush=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        try:
+            jax.distributed.shutdown()  # the process that failed waits for this one
+        finally:
+            os._exit(FAILED)  # the main thread is in a collective, which nothing interrupts
 
 
 def total(count: int) -> int:

@@ -20,7 +20,7 @@ from siglip2_jax.inference import Embedder
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, make_mesh, put_batch
 from siglip2_jax.train.checkpoint import RunCheckpoints
-from siglip2_jax.train.distributed import StopSignal, total
+from siglip2_jax.train.distributed import StopSignal, ending_together, total
 from siglip2_jax.train.inputs import (
     abstract_batch,
     check_batches,
@@ -60,11 +60,12 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
       ValueError: something the user gave does not fit, or the loss is no number any more.
       OSError: a file is missing or cannot be written.
     """
-    run = Run(config, epath.Path(workdir))
-    try:
-        return all(run.stage(index, span) for index, span in enumerate(run.spans))
-    finally:
-        run.close()
+    with ending_together():
+        run = Run(config, epath.Path(workdir))
+        try:
+            return all(run.stage(index, span) for index, span in enumerate(run.spans))
+        finally:
+            run.close()
 
 
 class Run:

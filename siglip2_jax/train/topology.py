@@ -11,8 +11,10 @@ import os
 import re
 
 import jax
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from siglip2_jax.sharding import make_mesh
 
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud's metadata server what machine this is
@@ -79,39 +81,18 @@ def tpu_topology(name: str = "v5e:16x16", slices: int = 1) -> list[jax.Device]:
 
 
 def topology_mesh(name: str = "v5e:16x16", slices: int = 1, replica: int | None = None) -> Mesh:
-    """The mesh a training run would make on these slices.
-
-    Each slice is one or more whole rows of the "replica" axis, so that only the "replica" axis
-    crosses the data-centre network. Within a slice JAX's own order is used, which places the axes
-    on the torus.
+    """The mesh that a training run makes on these slices (see `sharding.make_mesh`).
 
     Args:
       name: of one slice, as in `tpu_topology`.
       slices: how many.
       replica: size of the "replica" axis, a multiple of `slices`; by default `slices`.
 
-    Returns:
-      A mesh with explicit axes "replica" and "fsdp".
-
     Raises:
       ValueError: as `tpu_topology`, or the chips cannot be divided so.
       OSError: libtpu is not installed.
     """
-    devices = tpu_topology(name, slices)
-    replica = slices if replica is None else replica
-    if replica < 1 or replica % slices or len(devices) % replica:
-        raise ValueError(
-            f"a replica axis of {replica} does not fit {slices} x {name}; it must be a multiple of "
-            f"the slices that divides the {len(devices)} chips"
-        )
-    shape = (replica // slices, len(devices) // replica)
-    if slices == 1:
-        order = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    else:
-        order = mesh_utils.create_hybrid_device_mesh(
-            shape, (slices, 1), devices, allow_split_physical_axes=True
-        )
-    return Mesh(order, ("replica", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
+    return make_mesh(slices if replica is None else replica, tpu_topology(name, slices))
 
 
 def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -1,0 +1,167 @@
+"""`siglip2 data`: index tars, pack data sets, look at batches."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from siglip2_jax.cli.options import add_config_options, load_run, positive
+
+if TYPE_CHECKING:
+    from siglip2_jax.data.sources import Source
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand with its own three."""
+    parser = commands.add_parser("data", help="index, pack and look at training data")
+    jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
+    _add_index(jobs)
+    _add_pack(jobs)
+    _add_inspect(jobs)
+
+
+def _add_index(jobs: argparse._SubParsersAction) -> None:
+    parser = jobs.add_parser(
+        "index",
+        help="write TAR.idx.json beside webdataset tars",
+        description="Notes where each sample lies, so that training reads it at once. Tars that "
+        "have a fresh index are passed over.",
+        epilog="example: siglip2 data index '/data/train/*.tar'",
+    )
+    parser.add_argument("pattern", metavar="PATTERN", help="a tar or a glob of tars")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.set_defaults(run=index)
+
+
+def _add_pack(jobs: argparse._SubParsersAction) -> None:
+    parser = jobs.add_parser(
+        "pack",
+        help="turn tars, a folder or a TFDS data set into ArrayRecord files",
+        description="Writes shards of ArrayRecord, which are read at random without an index. An "
+        "interrupted job continues; items without a readable image or a caption are left out and "
+        "listed in a file of errors.",
+        epilog="example: siglip2 data pack --tars '/data/cc/*.tar' --out /data/cc_records",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tars", metavar="PATTERN", help="webdataset tars, as img2dataset writes")
+    source.add_argument("--folder", metavar="DIR", help="a folder with captions.jsonl and images/")
+    source.add_argument("--tfds", metavar="NAME", help="a prepared TFDS data set")
+    parser.add_argument("--captions", help="the folder's .jsonl, or the TFDS feature of captions")
+    parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
+    parser.add_argument("--split", default="train", help="of the TFDS data set (default: train)")
+    parser.add_argument("--data-dir", help="where the TFDS data set was prepared")
+    parser.add_argument("--out", type=Path, required=True, help="the directory to write")
+    parser.add_argument("--shard-size", type=positive, default=10_000, help="default: 10000")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.set_defaults(run=pack)
+
+
+def _add_inspect(jobs: argparse._SubParsersAction) -> None:
+    parser = jobs.add_parser(
+        "inspect",
+        help="draw a real batch of a config as a page of pictures",
+        description="Draws the first examples of a stage as the model sees them: patches put back "
+        "together with their grid, crops, and texts decoded from their ids, for each sequence "
+        "length, with the statistics of lengths.",
+        epilog="example: siglip2 data inspect configs/tiny.py --out batch.html",
+    )
+    add_config_options(parser)
+    parser.add_argument("--stage", help="which stage (default: the first)")
+    parser.add_argument("--count", type=positive, default=16, help="examples (default: 16)")
+    parser.add_argument("--out", type=Path, default=Path("siglip2_batch.html"))
+    parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
+    parser.set_defaults(run=inspect)
+
+
+def index(args: argparse.Namespace) -> None:
+    """Indexes tars."""
+    from siglip2_jax.data.tars import index_tars
+    from siglip2_jax.progress import progress
+
+    with progress("indexing") as show:
+        found = index_tars(args.pattern, show)
+    summary = {"tars": len(found), "samples": sum(map(len, found))}
+    _print(summary, args.json, "{tars} tars hold {samples} samples")
+
+
+def pack(args: argparse.Namespace) -> int:
+    """Packs a data set; exit code 1 if nothing in it could be used."""
+    import dataclasses
+
+    from siglip2_jax.data.pack import pack as write
+    from siglip2_jax.progress import progress
+
+    with progress("packing") as show:
+        done = write(_source(args), args.out, shard_size=args.shard_size, progress=show)
+    text = "{examples} examples in {shards} shards ({bytes} bytes), {skipped} left out"
+    _print(dataclasses.asdict(done), args.json, text)
+    return 0 if done.examples else 1
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Draws a batch."""
+    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.evals.batch_sheet import batch_sheet, lengths
+
+    config = load_run(args)
+    names = [stage.name for stage in config.stages]
+    if args.stage is not None and args.stage not in names:
+        raise ValueError(f"there is no stage {args.stage!r}; the config has {', '.join(names)}")
+    chosen = names.index(args.stage) if args.stage else 0
+    batches, texts = _batches(config, chosen, args.count)
+    pad_id = config.model.text.pad_id
+    title = f"{args.config}, stage {names[chosen]}"
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(args.out, batch_sheet(batches, texts, pad_id, title).encode())
+    found = {str(budget): lengths(batch, pad_id) for budget, batch in batches.items()}
+    if args.json:
+        print(json.dumps({"sheet": str(args.out), "lengths": found}, indent=2))
+        return
+    for budget, numbers in found.items():
+        print(
+            f"{budget} patches: images use {numbers['patches']:.1f} "
+            f"({numbers['patches_used']:.0%}), texts {numbers['text_tokens']:.1f} tokens, "
+            f"{numbers['texts_full']:.0%} without padding"
+        )
+    print(f"wrote {args.out}")
+
+
+def _batches(config, chosen: int, count: int):
+    """The stage's first examples at each of its budgets, and their texts."""
+    from contextlib import closing
+
+    import numpy as np
+
+    from siglip2_jax.data.lengths import Reading
+    from siglip2_jax.train.inputs import open_tokenizer, stage_lengths, stage_pipeline
+
+    tokenizer = open_tokenizer(config)
+    batches, texts = {}, {}
+    for budget in stage_lengths(config.resolved[chosen]).budgets:
+        pipeline = stage_pipeline(config, chosen, tokenizer)
+        with closing(pipeline.batches(Reading(np.array([budget]), np.array([count])))) as steps:
+            batches[budget] = next(steps).batch
+        texts[budget] = tokenizer.decode(batches[budget].text)
+    return batches, texts
+
+
+def _source(args: argparse.Namespace) -> Source:
+    from siglip2_jax.data.sources import Folder
+    from siglip2_jax.data.tars import Tars
+    from siglip2_jax.data.tfds import Tfds
+
+    if args.tars is not None:
+        return Tars(args.tars)
+    if args.folder is not None:
+        captions = args.captions or "captions.jsonl"
+        return Folder(args.folder, captions=captions, template=args.template)
+    captions = args.captions or "captions"
+    return Tfds(
+        args.tfds, args.split, directory=args.data_dir, captions=captions, template=args.template
+    )
+
+
+def _print(summary: dict, as_json: bool, text: str) -> None:
+    print(json.dumps(summary, indent=2) if as_json else text.format_map(summary))
