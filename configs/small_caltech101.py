@@ -21,8 +21,8 @@ from siglip2_jax.objectives.sigmoid import Sigmoid
 BUDGET = 36  # patches of an image
 
 
-def photos(split: str) -> Folder:
-    """The photos of a split, under the directory that SIGLIP2_DATA names."""
+def photos(split: str, caption: str) -> Folder:
+    """The photos of a split under SIGLIP2_DATA, each with a caption made of its name."""
     if "SIGLIP2_DATA" not in os.environ:
         raise ValueError("set SIGLIP2_DATA to the directory that holds caltech101_20")
     path = os.path.join(os.environ["SIGLIP2_DATA"], "caltech101_20")
@@ -30,7 +30,7 @@ def photos(split: str) -> Folder:
         path,
         captions="labels.jsonl",
         where=(("split", split),),
-        template="a photo of a {name}",
+        template=caption,
     )
 
 
@@ -51,11 +51,11 @@ def config() -> TrainConfig:
         name="main",
         steps=2000,
         batch_size=64,
-        data=Data(source=photos("train"), transforms=crops),
+        data=Data(source=photos("train", "a photo of a {name}"), transforms=crops),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=100)),
-        evals=(ZeroShot(source=photos("val"), name="val", **top1),),
+        evals=(ZeroShot(source=photos("val", "{name}"), name="val", **top1),),
     )
     return TrainConfig(
         model=model(),

@@ -39,6 +39,7 @@ def config() -> TrainConfig:
         stages=(stage,),
         tokenizer="/data/tokenizer.model",
         compute=Compute(dtype="bfloat16", remat="full"),
+        replica=2,  # 256 chips do not divide a width of 1152, 128 do
         checkpoints=Checkpoints(every=1000, keep_last=3, keep_every=50_000),
         logging=Logging(every=50, tensorboard=True),
     )

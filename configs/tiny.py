@@ -15,7 +15,7 @@ from siglip2_jax.objectives.sigmoid import Sigmoid
 
 def config() -> TrainConfig:
     """One stage of 300 steps at native resolution, with two sequence lengths."""
-    photos = Folder(HERE, captions="examples.jsonl", images="photos")
+    photos = Folder(str(HERE), captions="examples.jsonl", images="photos")
     stage = Stage(
         name="main",
         steps=300,

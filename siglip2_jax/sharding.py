@@ -8,6 +8,7 @@ an error. Without a mesh every function here is the single-device code.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -100,6 +101,14 @@ def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSha
         path: NamedSharding(mesh, param_spec(path, leaf.shape, fsdp))
         for path, leaf in shapes.items()
     }
+
+
+def unsplit_share(mesh: Mesh, shapes: Mapping[str, Any]) -> float:
+    """The share of the parameters' memory that every device of the mesh holds whole."""
+    shardings = param_shardings(mesh, shapes)
+    sizes = {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
+    whole = sum(n for path, n in sizes.items() if shardings[path].is_fully_replicated)
+    return whole / sum(sizes.values())
 
 
 def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:

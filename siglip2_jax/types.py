@@ -8,16 +8,44 @@ G side of the position grid, L layers.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
-import flax.struct
+import jax
 from jaxtyping import Array, Bool, Float, Int
 from numpy import ndarray
 
-ArrayLike = Array | ndarray
+ArrayLike = Array | ndarray | jax.ShapeDtypeStruct
+
+T = TypeVar("T")
 
 
-@flax.struct.dataclass
+@dataclass_transform(frozen_default=True)
+def struct(cls: type[T]) -> type[T]:
+    """Makes a class a frozen dataclass and a pytree of its fields.
+
+    Unlike what `jax.tree_util.register_dataclass` makes, it is put together again without its
+    `__init__`: JAX fills trees with placeholders, which no check of shapes should see.
+    """
+    made = dataclasses.dataclass(frozen=True)(cls)
+    names = tuple(field.name for field in dataclasses.fields(made))
+
+    def flatten(x: T) -> tuple[tuple[Any, ...], None]:
+        return tuple(getattr(x, name) for name in names), None
+
+    def flatten_with_keys(x: T) -> tuple[tuple[Any, ...], None]:
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in names), None
+
+    def unflatten(_: None, values: tuple[Any, ...]) -> T:
+        x = object.__new__(made)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(x, name, value)
+        return x
+
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    return made
+
+
+@struct
 class Patches:
     """Images as patches: one type for fixed and native resolution.
 
@@ -35,7 +63,7 @@ class Patches:
     valid: Bool[ArrayLike, "*B N"]
 
 
-@flax.struct.dataclass
+@struct
 class Batch:
     """What one training or evaluation step reads.
 
@@ -51,7 +79,7 @@ class Batch:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@flax.struct.dataclass
+@struct
 class Features:
     """What the towers give: all that objectives, evaluators and users see.
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from siglip2_jax.data.example import RESERVED
 from siglip2_jax.data.sources import Source
 from siglip2_jax.evals.contrastive import recall_at
 from siglip2_jax.evals.prompts import embed_labels
@@ -21,7 +22,9 @@ class ZeroShot:
 
     Attributes:
       source: the labelled set; images that cannot be read count as wrong.
-      label: field of an example that holds the name of its class.
+      label: field of an example that holds the name of its class; None takes its caption, such as
+        `Folder(..., template="{name}")` makes of a row's field "name" (an example's own "name" is
+        its file).
       classes: names of all classes; None means those that occur in `source`.
       templates: prompts with one `{}` for the name.
       name: prefix of its numbers.
@@ -30,12 +33,19 @@ class ZeroShot:
     """
 
     source: Source
-    label: str = "name"
+    label: str | None = None
     classes: tuple[str, ...] | None = None
     templates: tuple[str, ...] = ("a photo of a {}",)
     name: str = "zero_shot"
     every: int = 1000
     max_num_patches: int = 256
+
+    def __post_init__(self) -> None:
+        if self.label in RESERVED:
+            raise ValueError(
+                f"ZeroShot.label is {self.label!r}, which no source's field can be called; take "
+                "another field, or None and a source whose caption is the name of the class"
+            )
 
     def __call__(self, model: Embedder) -> dict[str, float]:
         """`top1`, from 0 to 1; a tie with another class counts as wrong.
@@ -60,10 +70,14 @@ class ZeroShot:
         return {"top1": recall_at(np.nan_to_num(scores, nan=-2.0), own, 1)}
 
     def _label(self, example: dict) -> str:
-        label = example.get(self.label)
-        if not isinstance(label, str):
+        if self.label is not None:
+            found = example.get(self.label)
+        else:
+            found = example["captions"][0] if len(example["captions"]) == 1 else None
+        if not isinstance(found, str):
+            place = "captions" if self.label is None else self.label
             raise ValueError(
-                f"evaluator {self.name!r}: {example['name']} has {label!r} as its {self.label!r}; "
-                "expected the name of its class, so set label to the field that holds it"
+                f"evaluator {self.name!r}: {example['name']} has {example.get(place)!r} as its "
+                f"{place}; expected one text, the name of its class"
             )
-        return label
+        return found

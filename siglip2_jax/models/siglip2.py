@@ -7,6 +7,7 @@ interface: converters, decay masks, sharding rules and logs use them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -63,7 +64,7 @@ class SigLIP2(nnx.Module):
 
     def encode(self, image: Patches, ids: Int[Array, "B T"]) -> Features:
         """Both towers, each run once."""
-        return self.encode_image(image).replace(text=self.encode_text(ids))
+        return dataclasses.replace(self.encode_image(image), text=self.encode_text(ids))
 
     def logits(self, image: Float[Array, "I E"], text: Float[Array, "J E"]) -> Float[Array, "I J"]:
         """`exp(t) * cosine + b`; a sigmoid makes it the probability that the pair matches."""

@@ -55,6 +55,10 @@ class RunCheckpoints:
             preservation_policy=preserve,
             cleanup_tmp_directories=settings is not None,
         )
+        # On several hosts Orbax would ask JAX's preemption service about the step it has just
+        # written, from a thread of its own. Each question sets the count of steps that hosts
+        # compare, so that one could pass by the step at which all others stop.
+        self._checkpointer._manager.reached_preemption = lambda step: False
 
     @property
     def steps(self) -> list[int]:

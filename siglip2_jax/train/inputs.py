@@ -114,7 +114,7 @@ def abstract_batch(
 
 
 def check_batches(config: TrainConfig, devices: int) -> None:
-    """Every batch can be dealt to the devices.
+    """Every batch of a run can be dealt to the devices.
 
     Raises:
       ValueError: one cannot.

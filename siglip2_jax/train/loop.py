@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Generator
@@ -12,34 +11,30 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from siglip2_jax.config import Scratch, TrainConfig, to_json
-from siglip2_jax.convert.orbax import describe
+from siglip2_jax.config import Scratch, TrainConfig
 from siglip2_jax.data.lengths import Reading
 from siglip2_jax.data.pipeline import Loaded
 from siglip2_jax.inference import Embedder
 from siglip2_jax.progress import Update, progress
-from siglip2_jax.sharding import BATCH, make_mesh, put_batch
-from siglip2_jax.train.checkpoint import RunCheckpoints
-from siglip2_jax.train.distributed import StopSignal, ending_together, total
+from siglip2_jax.sharding import BATCH, put_batch
+from siglip2_jax.train.distributed import ending_together, total
 from siglip2_jax.train.inputs import (
     abstract_batch,
-    check_batches,
     image_preprocessor,
-    open_tokenizer,
     stage_lengths,
     stage_pipeline,
     stage_reading,
 )
-from siglip2_jax.train.metrics import MetricWriter
 from siglip2_jax.train.preflight import preflight
-from siglip2_jax.train.spans import Span, kept_steps, spans
-from siglip2_jax.train.start import abstract_state, begin
+from siglip2_jax.train.run import Run, last_good
+from siglip2_jax.train.spans import Span
+from siglip2_jax.train.start import abstract_state, begin, warn_if_unsplit
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program, without_heads
 from siglip2_jax.train.throughput import Throughput
 
-CONFIG = "config.json"
 IN_FLIGHT = 2  # steps that may be under way before their losses are looked at
+BAD_SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged
 
 log = logging.getLogger(__name__)
 
@@ -63,67 +58,14 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
     with ending_together():
         run = Run(config, epath.Path(workdir))
         try:
-            return all(run.stage(index, span) for index, span in enumerate(run.spans))
+            with jax.set_mesh(run.mesh):
+                return all(
+                    StageRun(run, index, span).run()
+                    for index, span in enumerate(run.spans)
+                    if run.saved < span.end
+                )
         finally:
             run.close()
-
-
-class Run:
-    """A training run in its workdir."""
-
-    def __init__(self, config: TrainConfig, workdir: epath.Path):
-        self.config, self.workdir = config, workdir
-        self.mesh = make_mesh(config.replica)
-        self.spans = spans(config)
-        self.tokenizer = open_tokenizer(config)
-        check_batches(config, self.mesh.size)
-        if jax.process_index() == 0:
-            self._record()
-        self.kept = kept_steps(config)
-        self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
-        self.saved = self.checkpoints.latest or 0
-        self.writer = None
-        if jax.process_index() == 0:
-            self.writer = MetricWriter(workdir, config.logging, to_json(config), self.saved)
-        self.signal = StopSignal()
-
-    def close(self) -> None:
-        """Finishes what is being written."""
-        self.signal.close()
-        self.checkpoints.close()
-        if self.writer:
-            self.writer.close()
-
-    def stage(self, index: int, span: Span) -> bool:
-        """Runs one stage, or what is left of it; False if it was told to stop."""
-        if self.saved >= span.end:
-            return True
-        with jax.set_mesh(self.mesh):
-            return StageRun(self, index, span).run()
-
-    def save(self, state: TrainState, step: int, position: int, span: Span) -> None:
-        """Starts to save; nothing happens if this step is saved already."""
-        if step == self.saved:
-            return
-        model = self.config.resolved[self.spans.index(span)].model
-        record = describe(model, self.config.preprocessing) | {
-            "step": step,
-            "stage": span.name,
-            "position": position,
-            "stages": [list(span) for span in self.spans],
-            "config": to_json(self.config),
-            "tokenizer": self.tokenizer.name,
-        }
-        self.checkpoints.save(state, step, record)
-        self.saved = step
-
-    def _record(self) -> None:
-        """Writes the resolved config, and the tokenizer, which `load` looks for."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        temporary = self.workdir / (CONFIG + ".tmp")
-        temporary.write_text(json.dumps(to_json(self.config), indent=2))
-        temporary.replace(self.workdir / CONFIG)
-        self.tokenizer.save(self.workdir)
 
 
 class StageRun:
@@ -135,10 +77,12 @@ class StageRun:
         self._stage = self._program.stage
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
-        self._bad = 0
+        self._bad = 0  # examples replaced by this process
+        self._bad_before = 0  # by all, before the checkpoint that is resumed
 
     def run(self) -> bool:
         """Runs it; False if it was told to stop."""
+        warn_if_unsplit(self._program, self._run.mesh)
         state, reading = self._restore()
         steps = self._compile(reading)
         pipeline = stage_pipeline(self._run.config, self._index, self._run.tokenizer)
@@ -156,12 +100,7 @@ class StageRun:
             state = begin(self._program, run.config, run.mesh, run.workdir)
             return state, stage_reading(run.config, self._index)
         record = run.checkpoints.record(run.saved)
-        if record["stage"] != span.name:
-            raise ValueError(
-                f"step {run.saved} of {run.workdir} belongs to stage {record['stage']!r}, which in "
-                f"this config is in stage {span.name!r}; resume with the config that "
-                f"{CONFIG} records, or train in another workdir"
-            )
+        self._bad_before = record["bad_examples"]
         log.info("resuming at step %d of %s", run.saved, run.workdir)
         state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
         step, position = run.saved - span.first, record["position"]
@@ -195,10 +134,10 @@ class StageRun:
         for loaded in self._throughput.waiting(batches):
             batch = put_batch(loaded.batch, run.mesh)
             done = span.first + loaded.step + 1
-            self._bad += loaded.bad
+            self._count_bad(loaded)
             if loaded.step == 0:
                 self._preflight(state, batch)
-            self._trace(done - 1)
+            run.trace.before(done - 1, state)
             state, metrics = steps[loaded.budget](state, batch)
             size = batch.text.shape[0]
             self._throughput.count(size, self._program.flops(loaded.budget, size))
@@ -211,7 +150,7 @@ class StageRun:
             stopping = run.signal.should_stop(done)
             if stopping or self._save_is_due(done):
                 self._look(0)
-                run.save(state, done, loaded.position, span)
+                run.save(state, done, loaded.position, self._bad_in_all(), span)
             if stopping:
                 run.checkpoints.wait()
                 log.warning("SIGTERM: step %d is saved in %s", done, run.workdir)
@@ -231,18 +170,26 @@ class StageRun:
     def _not_finite(self, step: int, values: dict[str, float]) -> str:
         losses = {k: v for k, v in values.items() if k.startswith("loss/") and not np.isfinite(v)}
         names = ", ".join(f"{name.removeprefix('loss/')} is {v}" for name, v in losses.items())
-        good = "no checkpoint was saved before"
-        if self._run.saved:
-            good = f"the last good checkpoint is step {self._run.saved}"
+        good = last_good(self._run.saved, self._run.workdir)
         return (
-            f"the loss of step {step} is not finite ({names or values['loss']}); {good} in "
-            f"{self._run.workdir}; lower optim.peak_lr or look at the data around it"
+            f"the loss of step {step} is not finite ({names or values['loss']}); {good}; lower "
+            "optim.peak_lr or look at the data around it"
         )
+
+    def _count_bad(self, loaded: Loaded) -> None:
+        """Counts examples that were replaced, and names the first few."""
+        if loaded.bad and self._bad < BAD_SHOWN:
+            log.warning("replaced by other examples: %s", " ".join(loaded.problems))
+        self._bad += loaded.bad
+
+    def _bad_in_all(self) -> int:
+        """Examples of the stage that were replaced so far; every process asks at once."""
+        return self._bad_before + total(self._bad)
 
     def _report(self, state: TrainState, done: int, due: list) -> dict[str, float]:
         """Writes this step's line: losses, rates, and what evaluators say."""
         values = self._look(0) | self._throughput.report()
-        values["bad_examples"] = float(total(self._bad))
+        values["bad_examples"] = float(self._bad_in_all())
         for evaluator in due:
             found = evaluator(self._embedder(state))
             values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
@@ -269,16 +216,6 @@ class StageRun:
         if warning := found.warning(fresh):
             log.warning(warning)
         self._throughput.restart()
-
-    def _trace(self, step: int) -> None:
-        """Starts and stops the profiler around its window."""
-        profile = self._run.config.logging.profile
-        if profile is None:
-            return
-        if step == profile.start:
-            jax.profiler.start_trace(os.fspath(self._run.workdir / "profile"))
-        if step == profile.start + profile.steps:
-            jax.profiler.stop_trace()
 
     def _save_is_due(self, step: int) -> bool:
         return step % self._run.config.checkpoints.every == 0 or step in self._run.kept

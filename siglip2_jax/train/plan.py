@@ -20,7 +20,7 @@ from siglip2_jax.train.chips import CHIPS, Chip
 from siglip2_jax.train.hlo import Analysis, analyse, memory
 from siglip2_jax.train.hlo_walk import Operation
 from siglip2_jax.train.inputs import abstract_batch, stage_lengths
-from siglip2_jax.train.start import abstract_state
+from siglip2_jax.train.start import abstract_state, warn_if_unsplit
 from siglip2_jax.train.step import Program
 from siglip2_jax.train.topology import compile_only
 
@@ -134,6 +134,7 @@ def plan_step(
     stage = program.stage
     lengths = stage_lengths(stage)
     batch_size = batch_size or lengths.batch_size(budget, stage.batch_size)
+    warn_if_unsplit(program, mesh)
     state = abstract_state(program, mesh)
     batch = abstract_batch(stage, budget, batch_size, NamedSharding(mesh, BATCH))
     with jax.set_mesh(mesh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from siglip2_jax.config import Continue, Pretrained, TrainConfig
 from siglip2_jax.convert.run import PARAMS
 from siglip2_jax.models.resize import resize_param
 from siglip2_jax.models.siglip2 import flatten, unflatten
-from siglip2_jax.sharding import param_shardings, put
+from siglip2_jax.sharding import param_shardings, put, unsplit_share
 from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
 from siglip2_jax.train.optim import begin_stage
 from siglip2_jax.train.spans import Span, source_step, spans
@@ -23,6 +24,19 @@ from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
 
 log = logging.getLogger(__name__)
+
+
+def warn_if_unsplit(program: Program, mesh: Mesh) -> None:
+    """Says so where the mesh does not divide the widths of a model, so that it is held whole."""
+    fsdp, share = mesh.shape["fsdp"], unsplit_share(mesh, program.shapes)
+    if fsdp > 1 and share > 0.1:
+        log.warning(
+            "%.0f %% of the parameters are whole on every device, as %d does not divide their "
+            "sizes; a larger replica makes fsdp smaller: try replica=%d",
+            100 * share,
+            fsdp,
+            2 * mesh.shape["replica"],
+        )
 
 
 def abstract_state(program: Program, mesh: Mesh) -> TrainState:
@@ -58,10 +72,11 @@ def begin(
             source = checkpoints, _find_step(start, program, config, checkpoints)
             params |= _continued(program, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
+        moments = state.optimizer
         if source and start.optimizer:
-            state.optimizer = _moments(state, *source)
-        state.step = jax.device_put(np.int32(program.first_step), state.step.sharding)
-    return state
+            moments = _moments(state, *source)
+        step = jax.device_put(np.int32(program.first_step), state.step.sharding)
+    return dataclasses.replace(state, optimizer=moments, step=step)
 
 
 def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import jax
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from siglip2_jax.models.siglip2 import Params
+from siglip2_jax.types import ArrayLike, struct
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
+@struct
 class TrainState:
     """What training carries from step to step; a pytree that goes to a checkpoint as it is.
 
@@ -26,4 +24,4 @@ class TrainState:
     params: Params
     optimizer: Any
     average: Params | None
-    step: Int[Array, ""]
+    step: Int[ArrayLike, ""]

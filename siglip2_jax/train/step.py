@@ -6,6 +6,7 @@ many slices. The step knows no objective by name.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -171,7 +172,7 @@ class Program:
             part = Batch(**part)
             features = student.encode(part.image, part.text)
             reports = self._run(local, params, show(features, part, index))
-            return index + 1, (vars(features.replace(tokens=None, valid=None)), reports)
+            return index + 1, (vars(dataclasses.replace(features, tokens=None, valid=None)), reports)
 
         _, (features, reports) = jax.lax.scan(one, jnp.int32(0), _split(batch, parts))
         features = Features(**jax.tree.map(join_batch, features))

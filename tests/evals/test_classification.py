@@ -65,9 +65,26 @@ def test_ties_and_unreadable_images_are_wrong():
     assert evaluator(Given(images, texts)) == {"top1": 0}
 
 
+def test_a_caption_can_be_the_label():
+    rows = np.eye(2)
+    texts = {f"a photo of a {name}": row for name, row in zip(CLASSES[:2], rows, strict=True)}
+    images = {bytes([i]): rows[i] for i in range(2)}
+    chosen = [{"image": bytes([i]), "captions": (CLASSES[i % 2],), "name": "-"} for i in (0, 1, 0)]
+    assert ZeroShot(source=Memory(tuple(chosen)))(Given(images, texts)) == {"top1": 1}
+    chosen[2]["captions"] = ("bee",)
+    assert ZeroShot(source=Memory(tuple(chosen)))(Given(images, texts)) == {
+        "top1": pytest.approx(2 / 3)
+    }
+    chosen[1]["captions"] = ("ant", "bee")
+    with pytest.raises(ValueError, match=r"has \('ant', 'bee'\) as its captions; expected one"):
+        ZeroShot(source=Memory(tuple(chosen)))(Given(images, texts))
+
+
 def test_labels_must_be_there_and_known():
     model = Given({}, {})
-    with pytest.raises(ValueError, match="no 0 has None as its 'class'; .* set label"):
+    with pytest.raises(ValueError, match="no 0 has None as its class; expected one text"):
         ZeroShot(source=labelled(CLASSES), label="class")(model)
     with pytest.raises(ValueError, match="the label 'bee' is none of its 1 classes"):
         ZeroShot(source=labelled(CLASSES[:2]), label="name_of_class", classes=("ant",))(model)
+    with pytest.raises(ValueError, match="ZeroShot.label is 'name', which no source's field"):
+        ZeroShot(source=labelled(CLASSES), label="name")

@@ -1,0 +1,176 @@
+"""Plans: what the compiler says of a real topology, and every published config."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from siglip2_jax.config import load_config, override
+from siglip2_jax.models.siglip2 import flatten
+from siglip2_jax.objectives.sigmoid import ring_loss
+from siglip2_jax.sharding import BATCH, make_mesh
+from siglip2_jax.train.chips import V5E
+from siglip2_jax.train.inputs import abstract_batch, check_batches, stage_lengths
+from siglip2_jax.train.plan import StepPlan, chip_of, largest_batch, local_bytes, plan_step
+from siglip2_jax.train.start import abstract_state
+from siglip2_jax.train.step import Program
+from siglip2_jax.train.topology import compile_only, topology_mesh
+
+pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TOPOLOGY = {"lit": "v5e:4x4", "finetune": "v5e:2x4", "tiny": "v5e:2x2"}
+PUBLISHED = sorted(p.stem for p in CONFIGS.glob("*.py") if not p.stem.startswith("small_"))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    changes = ["model.vision.depth=1", "model.text.depth=1"]
+    return override(load_config(CONFIGS / "tiny.py"), changes)
+
+
+@pytest.fixture(scope="module")
+def plan(tiny) -> StepPlan:
+    return plan_step(tiny, 0, 64, topology_mesh("v5e:2x2"))
+
+
+def test_memory_is_what_the_shapes_say(plan, tiny):
+    shapes = Program(tiny, 0).shapes
+    total = sum(4 * math.prod(x.shape) for x in shapes.values())
+    split = plan.memory["parameters"]
+    assert total / 4 <= split < total / 4 * 1.2  # only vectors and the like are whole
+    assert 2 * split <= plan.memory["optimizer"] < 2 * split + 64
+    assert plan.memory["average"] == 0
+    rows = 32 // 4
+    assert plan.memory["inputs"] == rows * (64 * (768 * 4 + 8 + 1) + 64 * 4)
+    assert plan.memory["peak"] > split + plan.memory["optimizer"] + plan.memory["activations"]
+
+
+def test_the_numbers_hang_together(plan):
+    assert plan.chip is V5E and plan.chips == 4 and plan.fits
+    assert 0.9 < plan.flops / plan.model_flops < 1.3
+    assert plan.collectives and plan.hbm_bytes > plan.memory["parameters"]
+    rooflines = plan.compute_seconds, plan.hbm_seconds, plan.ici_seconds
+    assert plan.seconds == max(plan.scheduled, *rooflines) > 0
+    assert plan.mfu == pytest.approx(plan.model_flops / plan.seconds / 197e12)
+    assert plan.examples_per_second == pytest.approx(8 / plan.seconds)
+    assert plan.days == pytest.approx(plan.seconds * 300 * 0.5 / 86400)
+    json.dumps(plan.to_json())
+
+
+def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
+    """With memory that grows as 1 GiB and 3 MiB an example, on chips of 16 GiB."""
+    compiled = []
+
+    def pretend(config, index, budget, mesh, batch_size=None):
+        batch_size = batch_size or 32
+        compiled.append(batch_size)
+        return dataclasses.replace(
+            planned, batch_size=batch_size, memory={"peak": 2**30 + 3 * 2**20 * batch_size}
+        )
+
+    planned = StepPlan(
+        "main", 64, 32, 4, V5E, 1.0, 1, {"peak": 0}, 1.0, 1, 1, {}, 1.0, slowest=(), untimed=0
+    )
+    monkeypatch.setattr("siglip2_jax.train.plan.plan_step", pretend)
+    found = largest_batch(tiny, 0, 64, topology_mesh("v5e:2x2"))
+    assert found.batch_size == 5120 and found.fits and 5120 in compiled
+    assert len(compiled) <= 8
+
+
+def test_too_large_for_any_batch(tiny, monkeypatch):
+    huge = StepPlan(
+        "main", 64, 32, 4, V5E, 1.0, 1, {"peak": 2**36}, 1.0, 1, 1, {}, 1.0, slowest=(), untimed=0
+    )
+    monkeypatch.setattr("siglip2_jax.train.plan.plan_step", lambda *_: huge)
+    with pytest.raises(ValueError, match="needs 64.0 GiB a chip with one example"):
+        largest_batch(tiny, 0, 64, topology_mesh("v5e:2x2"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_config_fits_its_topology_in_shape(name):
+    """Everything of a plan but the compiler's minutes: shapes, shardings, batches, schedules."""
+    config = load_config(CONFIGS / f"{name}.py")
+    mesh = topology_mesh(TOPOLOGY.get(name, "v5e:16x16"), replica=config.replica)
+    fsdp = mesh.shape["fsdp"]
+    check_batches(config, mesh.size)
+    for index, stage in enumerate(config.resolved):
+        program = Program(config, index)
+        state = abstract_state(program, mesh)
+        total = sum(4 * math.prod(x.shape) for x in program.shapes.values())
+        learning = sum(4 * math.prod(program.shapes[path].shape) for path in program.trainable)
+        assert local_bytes(state.params) < 1.05 * total / fsdp + 2**22
+        assert local_bytes(state.optimizer) < 2.1 * learning / fsdp + 2**23
+        table = flatten(state.params)["text/embed/table"]
+        assert table.sharding.spec == PartitionSpec(None, "fsdp")
+        for budget in stage_lengths(stage).budgets:
+            size = stage_lengths(stage).batch_size(budget, stage.batch_size)
+            batch = abstract_batch(stage, budget, size, NamedSharding(mesh, BATCH))
+            assert batch.image.pixels.sharding.shard_shape(batch.image.pixels.shape)[0] > 0
+    if name == "lit":
+        assert not any(path.startswith("vision/") for path in program.trainable)
+
+
+def test_ring_memory_does_not_grow_with_the_chips():
+    """128 examples a chip, width 768, on 4, 64 and 256 chips of v5e; value and gradient."""
+    used = []
+    for topology in ("v5e:2x2", "v5e:8x8", "v5e:16x16"):
+        mesh = topology_mesh(topology)
+        rows = jax.ShapeDtypeStruct(
+            (128 * mesh.size, 768), jnp.float32, sharding=NamedSharding(mesh, BATCH)
+        )
+        scalar = jax.ShapeDtypeStruct(
+            (), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())
+        )
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.value_and_grad(ring_loss, argnums=(0, 1, 2, 3)))
+            compiled = compile_only(step.lower(rows, rows, scalar, scalar))
+        used.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert max(used) < 8e6  # one part of the texts is 0.4 MB; all of them are 100 MB
+    assert used[0] >= used[1] == used[2]
+
+
+def test_unknown_chips():
+    with pytest.raises(ValueError, match="rates of a cpu are not known"):
+        chip_of(make_mesh(1, jax.devices()[:2]))
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    """In a process of its own, without any hint in the environment."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from siglip2_jax.cli import main; sys.exit(main())",
+    ]
+    args = ["plan", str(CONFIGS / "tiny.py"), "--topology", "v5e:2x2", "--budget", "32"]
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TPU_"))
+    }
+    done = subprocess.run(
+        [*command, *args, "--json", "--set", "model.vision.depth=1", "--set", "model.text.depth=1"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["mesh"] == {"replica": 1, "fsdp": 4}
+    assert [step["budget"] for step in found["steps"]] == [32] and found["steps"][0]["fits"]
+    bad = subprocess.run(
+        [*command, "plan", str(CONFIGS / "tiny.py"), "--topology", "v5e:3x3"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert bad.returncode == 2 and "unknown TPU topology" in bad.stderr
+    assert len(bad.stderr.splitlines()) == 1
