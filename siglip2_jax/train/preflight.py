@@ -56,8 +56,8 @@ class Preflight:
             return None
         return (
             f"b is {self.bias:.2f}, which fits another batch size than {self.batch_size}: this "
-            f"batch is fit best at {self.best_bias:.1f}; re-centre with "
-            f"Pretrained(bias_shift={self.best_bias - self.bias:.1f})"
+            f"batch is fit best at {self.best_bias:.1f}; re-centre it by adding "
+            f"{self.best_bias - self.bias:.1f} to Pretrained.bias_shift"
         )
 
 

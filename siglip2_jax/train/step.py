@@ -124,12 +124,12 @@ class Program:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
         student = nnx.merge(self._graphdef, without_heads(params))
 
-        def one(carry: None, part: dict[str, Any]) -> tuple[None, tuple[Array, Array]]:
-            features = student.encode(part["image"], part["text"])
+        def one(carry: None, part: Batch) -> tuple[None, tuple[Array, Array]]:
+            features = student.encode(part.image, part.text)
             return None, (features.image, features.text)
 
-        parts = _split(batch, self.stage.optim.accumulate)
-        _, embeddings = jax.lax.scan(one, None, parts)
+        split = jax.tree.map(lambda x: split_batch(x, self.stage.optim.accumulate), batch)
+        _, embeddings = jax.lax.scan(one, None, split)
         return jax.tree.map(join_batch, embeddings)
 
     def _loss(self, params: Params, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
@@ -168,15 +168,14 @@ class Program:
         """
 
         @jax.checkpoint
-        def one(index: Array, part: dict[str, Any]) -> tuple[Array, Any]:
-            part = Batch(**part)
+        def one(index: Array, part: Batch) -> tuple[Array, Any]:
             features = student.encode(part.image, part.text)
             reports = self._run(local, params, show(features, part, index))
-            return index + 1, (vars(dataclasses.replace(features, tokens=None, valid=None)), reports)
+            return index + 1, (dataclasses.replace(features, tokens=None, valid=None), reports)
 
-        _, (features, reports) = jax.lax.scan(one, jnp.int32(0), _split(batch, parts))
-        features = Features(**jax.tree.map(join_batch, features))
-        return features, jax.tree.map(lambda x: x.mean(0), reports)
+        split = jax.tree.map(lambda x: split_batch(x, parts), batch)
+        _, (features, reports) = jax.lax.scan(one, jnp.int32(0), split)
+        return jax.tree.map(join_batch, features), jax.tree.map(lambda x: x.mean(0), reports)
 
     def _run(self, objectives: Mapping[str, Objective], params: Params, view: Any) -> dict:
         """Loss and report of each objective."""
@@ -226,11 +225,6 @@ def place(params: Params) -> Params:
     return unflatten(
         {path: jax.reshard(x, param_spec(path, x.shape, fsdp)) for path, x in flat.items()}
     )
-
-
-def _split(batch: Batch, parts: int) -> dict[str, Any]:
-    """The fields of a batch with a leading axis of parts, which `Batch` itself has not."""
-    return jax.tree.map(lambda x: split_batch(x, parts), vars(batch))
 
 
 def without_heads(params: Params) -> Params:

@@ -4,10 +4,13 @@ import html
 import json
 import re
 
+import pytest
+
 from siglip2_jax.cli.demo import SHOWN
 from siglip2_jax.demo import shipped_examples
 
 
+@pytest.mark.slow  # and part of CI as the README's own command
 def test_trains_measures_and_draws(siglip2, tmp_path):
     out = tmp_path / "new" / "sheet.html"
     result = siglip2("demo", "--steps", 4, "--out", out, "--json", "--workdir", tmp_path / "run")

@@ -149,10 +149,14 @@ def steps_done(workdir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def losses(workdir: Path) -> dict[int, float]:
-    """The loss of each step; fails if a step has two lines."""
+def numbers(workdir: Path) -> dict[int, dict[str, float]]:
+    """The numbers of each step but for speeds; fails if a step has two lines."""
     lines = metrics(workdir)
-    found = {line["step"]: line["loss"] for line in lines}
+    kept = [
+        {k: v for k, v in line.items() if not k.startswith("examples_per_s") and k != "data_wait"}
+        for line in lines
+    ]
+    found = {line["step"]: line for line in kept}
     assert len(found) == len(lines), "a step has two lines"
     return found
 

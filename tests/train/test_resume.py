@@ -1,19 +1,15 @@
-"""Runs that are killed, told to stop, or moved to other processes, and go on as if nothing was."""
+"""A run that is killed or told to stop, and goes on as if nothing had been."""
 
 import random
-import shutil
 import signal
-import time
-from pathlib import Path
 
 import pytest
 from train.processes import (
     LIGHT,
-    ONE_LENGTH,
     SMALL,
     assert_same,
-    losses,
     metrics,
+    numbers,
     saved,
     saved_steps,
     steps_done,
@@ -21,9 +17,65 @@ from train.processes import (
     training,
 )
 
-STEPS = 60
-REPLACED = re.compile("replaced by other examples")
+STOPPED = 143
 
 
-def steps(number: int) -> str:
-    return f"stages.main.steps={number}"
+def test_a_killed_run_repeats_the_steps_that_were_not_saved(tmp_path):
+    """In one run: what was logged before it was killed is logged again, bit by bit."""
+    workdir, steps = tmp_path / "run", "stages.main.steps=14"
+    with training(LIGHT, workdir, steps) as run:
+        run.wait_for(lambda: steps_done(workdir) >= 9)
+        run.kill(signal.SIGKILL)
+        assert run.wait()[0].code == -signal.SIGKILL
+    before, resumed = numbers(workdir), saved_steps(workdir)[-1]
+    assert 5 <= resumed <= len(before)
+    (end,) = train(LIGHT, workdir, steps)
+    assert end.code == 0 and f"resuming at step {resumed}" in end.text, end.text
+    after = numbers(workdir)
+    assert list(after) == list(range(1, 15))
+    assert {step: after[step] for step in before} == before
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    (end,) = train(SMALL, workdir)
+    assert end.code == 0, end.text
+    assert list(numbers(workdir)) == list(range(1, 61))
+    return workdir
+
+
+def is_saving(workdir) -> bool:
+    """Whether a checkpoint is half written."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(tmp_path, uninterrupted):
+    """Killed after some step, killed while it saves, told to stop, and resumed each time."""
+    workdir, draw = tmp_path / "run", random.Random()
+    with training(SMALL, workdir) as run:
+        run.wait_for(lambda: steps_done(workdir) >= draw.randint(7, 20))
+        run.kill(signal.SIGKILL)
+        assert run.wait()[0].code == -signal.SIGKILL
+    done = steps_done(workdir)
+    with training(SMALL, workdir) as run:
+        run.wait_for(lambda: steps_done(workdir) > done and is_saving(workdir))
+        run.kill(signal.SIGKILL)
+        assert run.wait()[0].code == -signal.SIGKILL
+    done = steps_done(workdir)
+    with training(SMALL, workdir) as run:
+        run.wait_for(lambda: steps_done(workdir) > done)
+        run.kill(signal.SIGTERM)
+        (end,) = run.wait()
+    stopped = saved_steps(workdir)[-1]
+    assert end.code == STOPPED and f"step {stopped} is saved" in end.text, end.text
+    assert metrics(workdir)[-1]["step"] == stopped < 60
+    (end,) = train(SMALL, workdir)
+    assert end.code == 0 and f"resuming at step {stopped}" in end.text, end.text
+    assert numbers(workdir) == numbers(uninterrupted)
+    assert saved_steps(workdir) == saved_steps(uninterrupted) == [50, 55, 60]
+    for step in (55, 60):
+        for tree in ("params", "optimizer"):
+            assert_same(saved(workdir, step, tree), saved(uninterrupted, step, tree))

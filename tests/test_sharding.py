@@ -1,0 +1,216 @@
+"""The mesh: how parameters and batches are split, and what moves between devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from models.builders import random_params
+from PIL import Image
+
+from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.inference import Embedder
+from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig, two_towers
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.sharding import (
+    BATCH,
+    gather,
+    has_mesh,
+    join_batch,
+    lookup,
+    make_mesh,
+    param_shardings,
+    param_spec,
+    put,
+    put_batch,
+    split_batch,
+    whole,
+)
+
+P = PartitionSpec
+MOVES = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
+MESHES = [(1, 1), (1, 4), (2, 2)]
+
+
+def mesh_of(shape: tuple[int, int]):
+    return make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
+
+
+def test_mesh():
+    mesh = make_mesh(2, jax.devices()[:6])
+    assert dict(mesh.shape) == {"replica": 2, "fsdp": 3}
+    assert mesh.axis_types == (AxisType.Explicit,) * 2
+    assert make_mesh().size == jax.device_count()
+    for replica in (0, 4):
+        with pytest.raises(ValueError, match=f"6 devices cannot form {replica} replicas"):
+            make_mesh(replica, jax.devices()[:6])
+
+
+@pytest.mark.parametrize(
+    "path, shape, spec",
+    [
+        ("t", (), P()),
+        ("text/head/bias", (8,), P()),
+        ("vision/encoder/blocks/ln1/scale", (4, 8), P()),
+        ("vision/pool/probe", (1, 1, 8), P()),
+        ("vision/embed/kernel", (48, 64), P(None, "fsdp")),
+        ("vision/embed/kernel", (48, 30), P("fsdp", None)),
+        ("vision/embed/kernel", (9, 30), P()),
+        ("vision/pos/table", (16, 16, 64), P(None, None, "fsdp")),
+        ("text/pos/table", (64, 40), P("fsdp", None)),
+        # Features, however many rows; and nothing where they cannot be split.
+        ("text/embed/table", (256_000, 8), P(None, "fsdp")),
+        ("text/embed/table", (256_000, 6), P()),
+        # Never the layers.
+        ("text/encoder/blocks/mlp/fc1/kernel", (64, 8, 32), P(None, None, "fsdp")),
+        ("text/encoder/blocks/attn/query/kernel", (64, 30, 3, 7), P()),
+        ("heads/masked/out/kernel", (16, 12), P("fsdp", None)),
+        ("heads/bias", (16,), P()),
+    ],
+)
+def test_rules(path, shape, spec):
+    assert param_spec(path, shape, 4) == spec
+
+
+def test_every_matrix_of_a_release_is_split():
+    """Over 16 devices all of a B model but vectors, scalars and the probe."""
+    config = two_towers("B", patch_size=16, image_size=256)
+    for path, leaf in flatten(abstract_model(config)[1]).items():
+        small = path.rsplit("/")[-1] in ("bias", "scale", "probe", "t", "b")
+        assert (param_spec(path, leaf.shape, 16) == P()) == small, path
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_placing(shape):
+    mesh, rng = mesh_of(shape), np.random.default_rng(0)
+    leaves = {"a/kernel": rng.random((8, 12), np.float32), "a/bias": rng.random(12, np.float32)}
+    leaves["t"] = np.array(2, np.float32)
+    shardings = param_shardings(mesh, leaves)
+    for path, x in leaves.items():
+        placed = put(x, shardings[path])
+        np.testing.assert_array_equal(placed, x)
+        for shard in placed.addressable_shards:
+            np.testing.assert_array_equal(shard.data, x[shard.index])
+    rows = rng.random((8, 3), np.float32)
+    placed = put_batch({"x": rows}, mesh)["x"]
+    np.testing.assert_array_equal(placed, rows)
+    each = 8 // mesh.size
+    parts = {d: rows[i * each : (i + 1) * each] for i, d in enumerate(mesh.devices.flat)}
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, parts[shard.device])
+
+
+def test_without_a_mesh():
+    x = jnp.arange(12.0).reshape(6, 2)
+    assert not has_mesh()
+    assert whole(x) is x
+    np.testing.assert_array_equal(split_batch(x, 3)[1], x[1::3])
+    np.testing.assert_array_equal(
+        lookup(x, jnp.array([[5, 9]]), jnp.float32)[0], x[5:].repeat(2, 0)
+    )
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_gather(shape):
+    """Matrices travel in the compute dtype, vectors and scalars are not touched."""
+    mesh = mesh_of(shape)
+    kernel, bias = np.random.default_rng(0).random((2, 8, 12), np.float32)[:, :, :8]
+    with jax.set_mesh(mesh):
+        placed = {
+            "kernel": put(kernel, NamedSharding(mesh, P("fsdp", None))),
+            "bias": put(bias[0], NamedSharding(mesh, P())),
+            "t": put(np.array(3, np.float32), NamedSharding(mesh, P())),
+        }
+        program = jax.jit(lambda x: gather(x, jnp.bfloat16))
+        found = program(placed)
+        assert jax.typeof(found["kernel"]).sharding.spec == P(None, None)
+        moved = re.findall(
+            r"(\w+)\[[\d,]+\].{0,9} all-gather", program.lower(placed).as_text("hlo")
+        )
+    assert not moved or set(moved) == {"bf16"}
+    assert [found[name].dtype for name in ("kernel", "bias", "t")] == ["bfloat16", "float32"] + [
+        "float32"
+    ]
+    np.testing.assert_array_equal(found["kernel"], kernel.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_lookup(shape):
+    """As plain indexing, in value and gradient; no device ever has more rows' features than its own
+    share of the table."""
+    rng, mesh = np.random.default_rng(0), mesh_of(shape)
+    table, ids = rng.random((50, 16), np.float32), rng.integers(0, 50, (8, 5)).astype(np.int32)
+    ids[0, 0] = 70  # beyond the table: the last
+    weights = rng.random((8, 5, 16), np.float32)
+
+    def weighed(table, ids, weights):
+        rows = lookup(table, ids, jnp.float32)
+        return jnp.sum(rows * weights), rows
+
+    with jax.set_mesh(mesh):
+        placed = put(table, param_shardings(mesh, {"text/embed/table": table})["text/embed/table"])
+        inputs = placed, *put_batch((ids, weights), mesh)
+        compiled = jax.jit(jax.value_and_grad(weighed, has_aux=True)).lower(*inputs).compile()
+        (_, rows), grad = compiled(*inputs)
+        assert jax.typeof(rows).sharding.spec == P(("replica", "fsdp"), None, None)
+    ids = np.minimum(ids, 49)
+    np.testing.assert_array_equal(rows, table[ids])
+    expected = np.zeros((50, 16))
+    np.add.at(expected, ids, weights)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    assert grad.sharding == placed.sharding
+    assert "f32[50,16]" not in compiled.as_text() or mesh.shape["fsdp"] == 1
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_parts_of_a_batch(shape):
+    """Every device splits its own rows: together the parts are the batch, and nothing moves."""
+    mesh = mesh_of(shape)
+    with jax.set_mesh(mesh):
+        x = put_batch(np.arange(16 * 3.0).reshape(16, 3), mesh)
+        split = jax.jit(lambda x: split_batch(x, 2))
+        both = jax.jit(lambda x: join_batch(split_batch(x, 2)))
+        parts = split(x)
+        assert parts.shape == (2, 8, 3)
+        assert jax.typeof(parts).sharding.spec == P(None, ("replica", "fsdp"), None)
+        assert sorted(parts[..., 0].ravel().tolist()) == np.arange(0, 48, 3).tolist()
+        np.testing.assert_array_equal(both(x), x)
+        for program in (split, both):
+            assert not MOVES.search(program.lower(x).compile().as_text())
+        assert both(x).sharding.is_equivalent_to(NamedSharding(mesh, BATCH), 2)
+
+
+TOWER = {"depth": 2, "mlp_dim": 32, "num_heads": 2}
+CONFIG = ModelConfig(
+    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
+    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
+)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2)], ids=str)
+def test_embedder(shape):
+    """A model that is split over devices embeds as a whole one does, any number at a time."""
+    mesh, params = mesh_of(shape), random_params(CONFIG)
+    flat = flatten(params)
+    shardings = param_shardings(mesh, flat)
+    split = unflatten({path: put(x, shardings[path]) for path, x in flat.items()})
+    parts = ImagePreprocessor(patch_size=4, image_size=None), Tokenizer.load(TOKENIZER)
+    one, many = Embedder(CONFIG, params, *parts), Embedder(CONFIG, split, *parts, mesh=mesh)
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (9 + i, 21, 3), np.uint8)) for i in range(7)]
+    texts = [f"photo number {i}" for i in range(7)]
+    for n in (1, 7):
+        images = [model.embed_images(photos[:n], max_num_patches=16) for model in (one, many)]
+        words = [model.embed_texts(texts[:n], batch_size=3) for model in (one, many)]
+        for whole_model, split_model in (images, words):
+            assert split_model.shape == (n, 24)
+            np.testing.assert_allclose(split_model, whole_model, atol=1e-6)
+    features = [model.image_features(photos[:5], max_num_patches=16) for model in (one, many)]
+    np.testing.assert_array_equal(features[1].grid, features[0].grid)
+    valid = features[0].valid
+    np.testing.assert_allclose(features[1].tokens[valid], features[0].tokens[valid], atol=2e-5)
+    assert (many.temperature, many.bias) == (one.temperature, one.bias)
