@@ -128,10 +128,11 @@ def test_gather(shape):
         program = jax.jit(lambda x: gather(x, jnp.bfloat16))
         found = program(placed)
         assert jax.typeof(found["kernel"]).sharding.spec == P(None, None)
-        moved = re.findall(
-            r"(\w+)\[[\d,]+\].{0,9} all-gather", program.lower(placed).as_text("hlo")
-        )
-    assert not moved or set(moved) == {"bf16"}
+        # What XLA for CPU makes of it says nothing: it gathers bfloat16 as float32.
+        steps = jax.make_jaxpr(lambda x: gather(x, jnp.bfloat16))(placed).eqns
+        steps = [step for step in steps if step.primitive.name == "reshard"]
+    moved = {step.invars[0].aval.ndim: step.invars[0].aval for step in steps}
+    assert moved[2].dtype == jnp.bfloat16 and moved[2].sharding.spec == P("fsdp", None)
     assert [found[name].dtype for name in ("kernel", "bias", "t")] == ["bfloat16", "float32"] + [
         "float32"
     ]
@@ -177,21 +178,21 @@ def test_parts_of_a_batch(shape):
         parts = split(x)
         assert parts.shape == (2, 8, 3)
         assert jax.typeof(parts).sharding.spec == P(None, ("replica", "fsdp"), None)
-        assert sorted(parts[..., 0].ravel().tolist()) == np.arange(0, 48, 3).tolist()
+        assert sorted(np.ravel(parts[..., 0]).tolist()) == np.arange(0, 48, 3).tolist()
         np.testing.assert_array_equal(both(x), x)
         for program in (split, both):
             assert not MOVES.search(program.lower(x).compile().as_text())
         assert both(x).sharding.is_equivalent_to(NamedSharding(mesh, BATCH), 2)
 
 
-TOWER = {"depth": 2, "mlp_dim": 32, "num_heads": 2}
+TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
 CONFIG = ModelConfig(
     vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
     text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
 )
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 4), pytest.param((2, 2), marks=pytest.mark.slow)], ids=str)
 def test_embedder(shape):
     """A model that is split over devices embeds as a whole one does, any number at a time."""
     mesh, params = mesh_of(shape), random_params(CONFIG)
@@ -203,12 +204,11 @@ def test_embedder(shape):
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (9 + i, 21, 3), np.uint8)) for i in range(7)]
     texts = [f"photo number {i}" for i in range(7)]
-    for n in (1, 7):
-        images = [model.embed_images(photos[:n], max_num_patches=16) for model in (one, many)]
-        words = [model.embed_texts(texts[:n], batch_size=3) for model in (one, many)]
-        for whole_model, split_model in (images, words):
-            assert split_model.shape == (n, 24)
-            np.testing.assert_allclose(split_model, whole_model, atol=1e-6)
+    images = [model.embed_images(photos, max_num_patches=16) for model in (one, many)]
+    words = [model.embed_texts(texts, batch_size=3) for model in (one, many)]
+    for expected, found in (images, words):
+        assert found.shape == (7, 24)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
     features = [model.image_features(photos[:5], max_num_patches=16) for model in (one, many)]
     np.testing.assert_array_equal(features[1].grid, features[0].grid)
     valid = features[0].valid

@@ -77,6 +77,7 @@ class StageRun:
         self._stage = self._program.stage
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
+        self._model: Embedder | None = None  # what evaluators see
         self._bad = 0  # examples replaced by this process
         self._bad_before = 0  # by all, before the checkpoint that is resumed
 
@@ -192,6 +193,7 @@ class StageRun:
         values["bad_examples"] = float(self._bad_in_all())
         for evaluator in due:
             found = evaluator(self._embedder(state))
+            self._model.params = {}  # or the next step could not reuse their memory
             values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
         if self._run.writer:
             self._run.writer.write(done, values)
@@ -199,14 +201,15 @@ class StageRun:
         return values
 
     def _embedder(self, state: TrainState) -> Embedder:
-        """The model as a user would load it, on the run's mesh."""
-        return Embedder(
-            self._program.model,
-            without_heads(state.params),
-            image_preprocessor(self._run.config, self._program.model),
-            self._run.tokenizer,
-            mesh=self._run.mesh,
-        )
+        """The model as a user would load it, on the run's mesh; one, which compiles once."""
+        params = without_heads(state.params)
+        if self._model is None:
+            preprocess = image_preprocessor(self._run.config, self._program.model)
+            self._model = Embedder(
+                self._program.model, params, preprocess, self._run.tokenizer, mesh=self._run.mesh
+            )
+        self._model.params = params
+        return self._model
 
     def _preflight(self, state: TrainState, batch) -> None:
         """Says what the loss is before the first step, and what it should be."""

@@ -159,6 +159,6 @@ def _local(workdir: str | os.PathLike[str]) -> str | None:
 def _step_of(line: str) -> float:
     """The step of a line; a line cut off by a crash counts as later than any."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return float("inf")

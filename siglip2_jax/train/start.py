@@ -9,11 +9,12 @@ import re
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from siglip2_jax import convert
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
-from siglip2_jax.convert.run import PARAMS
+from siglip2_jax.convert.run import FOLDER, PARAMS
 from siglip2_jax.models.resize import resize_param
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.sharding import param_shardings, put, unsplit_share
@@ -68,7 +69,7 @@ def begin(
         if isinstance(start, Pretrained):
             params |= _pretrained(program, start, mesh)
         elif isinstance(start, Continue):
-            checkpoints = RunCheckpoints(start.workdir or workdir)
+            checkpoints = _open(start.workdir or workdir)
             source = checkpoints, _find_step(start, program, config, checkpoints)
             params |= _continued(program, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
@@ -94,7 +95,7 @@ def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, ja
         if path in program.shapes:
             value = _fitted(path, stored[path].read(), program.shapes[path].shape, start.source)
             value = value + np.float32(start.bias_shift) if path == "b" else value
-            found[path] = put(value, shardings[path])
+            found[path] = put(np.asarray(value), shardings[path])
     return found
 
 
@@ -152,6 +153,17 @@ def _fitted(path: str, value: np.ndarray, shape: tuple[int, ...], source: str) -
     return resized
 
 
+def _open(workdir: str | os.PathLike[str]) -> RunCheckpoints:
+    """The checkpoints of a run that exists: Orbax would make the directory of one that does not.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not (epath.Path(workdir) / FOLDER).is_dir():
+        raise ValueError(f"{os.fspath(workdir)} is no run to continue: it has no {FOLDER}/")
+    return RunCheckpoints(workdir)
+
+
 def _find_step(
     start: Continue, program: Program, config: TrainConfig, checkpoints: RunCheckpoints
 ) -> int:
@@ -167,9 +179,12 @@ def _find_step(
         run = [span for span in spans(config) if span.end <= program.first_step]
     else:
         run = [Span(*span) for span in checkpoints.record(steps[-1])["stages"]]
-    step = source_step(start, run)
+    step = wanted = source_step(start, run)
     if start.workdir is not None and start.step is None:
-        step = min(steps, key=lambda saved: abs(saved - step))  # not every step was kept
+        step = min(steps, key=lambda saved: abs(saved - wanted))  # not every step was kept
+    if step != wanted:
+        found = f"step {step}, the nearest to {wanted} that {checkpoints.directory} holds"
+        log.warning("stage %r continues from %s", program.stage.name, found)
     if step not in steps:
         found = ", ".join(map(str, steps))
         raise ValueError(f"{checkpoints.directory} holds no step {step}; it holds {found}")

@@ -1,0 +1,75 @@
+"""Runs that were never trained: small configs, states of random numbers, workdirs of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig
+from siglip2_jax.convert.orbax import describe
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.sharding import put
+from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
+from siglip2_jax.train.spans import spans
+from siglip2_jax.train.start import abstract_state
+from siglip2_jax.train.state import TrainState
+from siglip2_jax.train.step import Program
+
+TOWER = {"depth": 2, "mlp_dim": 32, "num_heads": 2}
+SMALL = ModelConfig(
+    vision=VisionConfig(**TOWER, width=24, patch_size=16, grid=16, image_size=None),
+    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
+)
+
+
+def stage(name: str = "main", steps: int = 10, **fields) -> Stage:
+    """A stage that reads nothing that exists."""
+    defaults = {"objectives": {"sigmoid": Sigmoid()}, "optim": Optim(ema=0.9)}
+    data = Data(source=Folder("nowhere"))
+    return Stage(name=name, data=data, batch_size=8, steps=steps, **(defaults | fields))
+
+
+def run(*stages: Stage, model: ModelConfig = SMALL, **fields) -> TrainConfig:
+    """A run of these stages."""
+    return TrainConfig(model=model, stages=stages, tokenizer=str(TOKENIZER), **fields)
+
+
+def random_state(program: Program, mesh: Mesh, step: int) -> TrainState:
+    """Other numbers in every array and for every step; counts are the step's number."""
+    like = abstract_state(program, mesh)
+    leaves = []
+    for i, x in enumerate(by_path(like).values()):
+        rng = np.random.default_rng((step, i))
+        value = rng.standard_normal(x.shape, np.float32) if x.dtype != np.int32 else step
+        leaves.append(put(np.asarray(value, x.dtype), x.sharding))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def save_run(
+    workdir: Path, config: TrainConfig, steps: list[int], mesh: Mesh, **settings
+) -> dict[int, TrainState]:
+    """Writes what a run leaves behind, and returns the states it saved."""
+    Tokenizer.load(TOKENIZER).save(workdir)
+    run = spans(config)
+    kept = {"every": 1, "keep_last": len(steps)} | settings
+    checkpoints, states = RunCheckpoints(workdir, Checkpoints(**kept)), {}
+    for step in steps:
+        index = next(i for i, span in enumerate(run) if step <= span.end)
+        states[step] = random_state(Program(config, index), mesh, step)
+        record = describe(config.resolved[index].model, config.preprocessing)
+        record |= {"step": step, "stage": run[index].name, "stages": [list(span) for span in run]}
+        checkpoints.save(states[step], step, record)
+    checkpoints.close()
+    return states
+
+
+def numbers(tree) -> dict[str, np.ndarray]:
+    """Every array of a state, on the host."""
+    return {path: np.asarray(x) for path, x in by_path(tree).items()}
