@@ -107,12 +107,12 @@ def test_no_average(tmp_path):
 
 def test_what_is_kept(tmp_path):
     """The last two, every fourth, and what a stage needs; opening to read removes nothing."""
-    number = jnp.float32(1)
+    state = TrainState({"t": jnp.float32(1)}, {}, None, jnp.int32(0))
     settings = Checkpoints(every=1, keep_last=2, keep_every=4)
     checkpoints = RunCheckpoints(tmp_path, settings, keep={3})
     assert checkpoints.latest is None
     for step in range(1, 8):
-        checkpoints.save(TrainState({"t": number}, {}, None, number), step, {"step": step})
+        checkpoints.save(state, step, {"step": step})
     checkpoints.close()
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
     reader = RunCheckpoints(tmp_path)

@@ -77,13 +77,14 @@ def fresh() -> dict:
 
 
 def test_scratch(fresh):
-    """The same on any number of devices."""
+    """The same on any number of devices, but for the rounding of what XLA fuses."""
     config = run(stage(objectives=HEADS))
     params = jax.jit(Program(config).init_params)(jax.random.key(0))
     for path, x in flatten(params).items():
-        np.testing.assert_array_equal(fresh[f"params/{path}"], x, err_msg=path)
+        found = fresh[f"params/{path}"]
+        np.testing.assert_allclose(found, x, rtol=1e-6, err_msg=path)
         if not path.startswith("heads/"):
-            np.testing.assert_array_equal(fresh[f"average/{path}"], x, err_msg=path)
+            np.testing.assert_array_equal(fresh[f"average/{path}"], found, err_msg=path)
     assert fresh["params/t"] == np.float32(math.log(10)) and fresh["params/b"] == -10
     assert fresh["step"] == 0 and fresh["params/heads/colour/kernel"].std() > 0.1
     assert not any(path.startswith("average/heads") for path in fresh)
@@ -144,7 +145,7 @@ def test_parts(formats, fresh):
 
 def test_parts_that_match_nothing(formats):
     source = Pretrained(source=formats["npz"], parts=("vison/.*",))
-    message = "'vison/.*',. match none of the parameters of .*whole paths such as 'text/"
+    message = "'vison/.*',. match none of the parameters of .*whole paths such as 'vision/"
     with pytest.raises(ValueError, match=message):
         start(run(stage(start=source)))
 

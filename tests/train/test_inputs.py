@@ -1,0 +1,102 @@
+"""What a stage reads: lengths, seeds, shapes of batches."""
+
+import dataclasses
+from contextlib import closing
+
+import jax
+import numpy as np
+import pytest
+from data.samples import example
+
+from siglip2_jax.config import Data, Stage, TrainConfig
+from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.prepare import Views
+from siglip2_jax.data.sources import Memory
+from siglip2_jax.demo import TOKENIZER, tiny_config
+from siglip2_jax.models.variants import VisionConfig
+from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.train.inputs import (
+    abstract_batch,
+    check_batches,
+    open_tokenizer,
+    stage_lengths,
+    stage_pipeline,
+    stage_reading,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """Adds a number and two crops; takes examples without fields of their source too."""
+
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
+        image = example["image"]
+        crops = [image.crop((0, 0, side, side)) for side in (16, 12)]
+        images = tuple(ImagePreprocessor(16, None)(crop, 9) for crop in crops)
+        example["fields"]["local"] = Views(images, 9)
+        example["fields"]["id"] = np.float32(example.get("id", 0))
+        return example
+
+
+SOURCE = Memory(tuple(example(i) for i in range(12)))
+
+
+def config(fixed: bool = False, transforms: tuple = (), batch_size: int = 4) -> TrainConfig:
+    model = tiny_config()
+    if fixed:
+        sizes = dataclasses.asdict(model.vision) | {"grid": 4, "image_size": 64}
+        model = dataclasses.replace(model, vision=VisionConfig(**sizes))
+    stages = tuple(
+        Stage(
+            name=name,
+            steps=20,
+            batch_size=batch_size,
+            data=Data(source=SOURCE, transforms=transforms),
+            lengths=Lengths(budgets=(6, 12), batch_scale=((12, 0.5),)),
+            objectives={"sigmoid": Sigmoid()},
+        )
+        for name in ("one", "two")
+    )
+    return TrainConfig(model=model, stages=stages, tokenizer=str(TOKENIZER))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("transforms", [(), (Extras(),)])
+def test_abstract_batches_are_what_the_pipeline_gives(fixed, transforms):
+    """Programs compiled before any data is read fit the data."""
+    found = config(fixed, transforms)
+    stage = found.resolved[0]
+    tokenizer = open_tokenizer(found)
+    seen = set()
+    with closing(stage_pipeline(found, 0, tokenizer).batches(stage_reading(found, 0))) as batches:
+        for loaded in batches:
+            size = loaded.batch.text.shape[0]
+            abstract = abstract_batch(stage, loaded.budget, size)
+            got, expected = jax.tree.leaves(loaded.batch), jax.tree.leaves(abstract)
+            assert [(x.shape, x.dtype) for x in got] == [(x.shape, x.dtype) for x in expected]
+            assert jax.tree.structure(loaded.batch) == jax.tree.structure(abstract)
+            seen.add(loaded.budget)
+    assert seen == ({16} if fixed else {6, 12})
+
+
+def test_fixed_resolution_has_one_length_and_whole_batches():
+    stage = config(fixed=True).resolved[0]
+    assert stage_lengths(stage).budgets == (16,)
+    assert set(stage_reading(config(fixed=True), 0).batch_sizes) == {4}
+
+
+def test_readings_continue_and_stages_differ():
+    found = config()
+    whole, rest = stage_reading(found, 0), stage_reading(found, 0, step=7, position=99)
+    np.testing.assert_array_equal(whole.budgets[7:], rest.budgets)
+    assert rest.position == 99 and rest.step == 7
+    assert (whole.budgets != stage_reading(found, 1).budgets).any()
+    tokenizer = open_tokenizer(found)
+    assert stage_pipeline(found, 0, tokenizer).seed != stage_pipeline(found, 1, tokenizer).seed
+
+
+def test_batches_must_be_dealt_evenly():
+    check_batches(config(batch_size=8), 4)
+    with pytest.raises(ValueError, match="batch of 4 at 12 patches cannot be dealt to 8 devices"):
+        check_batches(config(batch_size=8), 8)
