@@ -33,13 +33,11 @@ TAIL = 0.1 * 3.75  # the tail, stretched, as a share of them
 
 def config() -> TrainConfig:
     """One stage of 15 billion examples, 549,317 steps."""
-    model = two_towers("B", patch_size=16, image_size=None)
     total = EXAMPLES // BATCH
     stage = Stage(
         name="naflex",
         examples=int(TAIL * EXAMPLES),
         batch_size=BATCH,
-        model=model,
         start=Continue(workdir="gs://BUCKET/b16_256", stage="main", fraction=0.9),
         data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
         lengths=Lengths(),
@@ -57,7 +55,7 @@ def config() -> TrainConfig:
         ),
     )
     return TrainConfig(
-        model=model,
+        model=two_towers("B", patch_size=16, image_size=None),
         stages=(stage,),
         tokenizer="/data/tokenizer.model",
         compute=Compute(dtype="bfloat16", remat="full"),

@@ -3,43 +3,19 @@
     siglip2 train configs/g_opt_256.py --workdir gs://BUCKET/g_opt_256
     siglip2 plan configs/g_opt_256.py --topology v5e:16x16
 
-40 billion examples in batches of 32,768 (arXiv 2502.14786, sections 2.1 and 2.2). Data and
-tokenizer are yours:
-
-    --set data.source.pattern=/data/train/*.arrayrecord --set tokenizer=/data/tokenizer.model
+The run of `b16_256.py` with larger towers.
 """
 
-from siglip2_jax.config import (
-    Checkpoints,
-    Data,
-    Logging,
-    Optim,
-    Schedule,
-    Stage,
-    TrainConfig,
-)
-from siglip2_jax.data.records import Records
-from siglip2_jax.models.layers import Compute
+import dataclasses
+from pathlib import Path
+
+from siglip2_jax.config import TrainConfig, load_config
 from siglip2_jax.models.variants import two_towers
-from siglip2_jax.objectives.sigmoid import Sigmoid
 
 
 def config() -> TrainConfig:
-    """One stage of 1,220,704 steps; 32,768 examples a step fit 256 chips of v5e."""
-    stage = Stage(
-        name="main",
-        examples=40_000_000_000,
-        batch_size=32_768,
-        data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
-        objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=1e-4, schedule=Schedule(warmup_steps=20_000)),
-    )
-    return TrainConfig(
-        model=two_towers("g-opt", patch_size=16, image_size=256),
-        stages=(stage,),
-        tokenizer="/data/tokenizer.model",
-        compute=Compute(dtype="bfloat16", remat="full"),
-        replica=2,  # 256 chips do not divide a width of 1152, 128 do
-        checkpoints=Checkpoints(every=1000, keep_last=3, keep_every=50_000),
-        logging=Logging(every=50, tensorboard=True),
-    )
+    """One stage of 1,220,704 steps of 32,768 examples."""
+    base = load_config(Path(__file__).with_name("b16_256.py"))
+    model = two_towers("g-opt", patch_size=16, image_size=256)
+    # 256 chips do not divide a width of 1152, 128 do.
+    return dataclasses.replace(base, model=model, replica=2)

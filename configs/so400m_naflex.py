@@ -3,65 +3,23 @@
     siglip2 train configs/so400m_naflex.py --workdir gs://BUCKET/so400m_naflex
     siglip2 plan configs/so400m_naflex.py --topology v5e:16x16 --budget 256
 
-Stage 4 of the paper (arXiv 2502.14786, section 2.4.2) with the sigmoid loss: the run of
-`so400m_256.py` is left at 90 % and the rest of its schedule stretched 3.75 times. Every batch has
-one of the lengths 128, 256, 576, 784 and 1024, with as many examples of each; at 1024 batches are
-halved. The position table has 16 x 16 entries in both, so nothing is resized.
+The run of `b16_naflex.py` with larger towers, from the run of `so400m_256.py`.
 """
 
-from siglip2_jax.config import (
-    Checkpoints,
-    Continue,
-    Data,
-    Logging,
-    Optim,
-    Schedule,
-    Stage,
-    TrainConfig,
-)
-from siglip2_jax.data.lengths import Lengths
-from siglip2_jax.data.records import Records
-from siglip2_jax.models.layers import Compute
-from siglip2_jax.models.variants import two_towers
-from siglip2_jax.objectives.sigmoid import Sigmoid
+import dataclasses
+from pathlib import Path
 
-BATCH = 32_768
-EXAMPLES = 40_000_000_000  # of the run that is continued
-MEAN_SCALE = 5 / 6  # of a step's batch: 1024 has half a batch and twice the steps
-TAIL = 0.1 * 3.75  # the tail, stretched, as a share of them
+from siglip2_jax.config import Continue, TrainConfig, load_config
+from siglip2_jax.models.variants import two_towers
 
 
 def config() -> TrainConfig:
     """One stage of 15 billion examples, 549,317 steps."""
-    model = two_towers("So400m", patch_size=16, image_size=None)
-    total = EXAMPLES // BATCH
-    stage = Stage(
-        name="naflex",
-        examples=int(TAIL * EXAMPLES),
-        batch_size=BATCH,
-        model=model,
+    base = load_config(Path(__file__).with_name("b16_naflex.py"))
+    stage = dataclasses.replace(
+        base.stages[0],
         start=Continue(workdir="gs://BUCKET/so400m_256", stage="main", fraction=0.9),
-        data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
-        lengths=Lengths(),
-        objectives={"sigmoid": Sigmoid()},
-        optim=Optim(
-            peak_lr=1e-3,
-            weight_decay=1e-4,
-            schedule=Schedule(
-                warmup_steps=20_000,
-                total_steps=total,
-                begin=round(0.9 * total),
-                # 3.75 in examples; the half batches at 1024 make 4.5 of it in steps.
-                tail_stretch=3.75 / MEAN_SCALE,
-            ),
-        ),
     )
-    return TrainConfig(
-        model=model,
-        stages=(stage,),
-        tokenizer="/data/tokenizer.model",
-        compute=Compute(dtype="bfloat16", remat="full"),
-        replica=2,  # 256 chips do not divide a width of 1152, 128 do
-        checkpoints=Checkpoints(every=1000, keep_last=3, keep_every=50_000),
-        logging=Logging(every=50, tensorboard=True),
-    )
+    model = two_towers("So400m", patch_size=16, image_size=None)
+    # 256 chips do not divide a width of 1152, 128 do.
+    return dataclasses.replace(base, model=model, stages=(stage,), replica=2)

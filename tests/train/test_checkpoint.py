@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train.runs import SMALL, numbers, run, save_run, stage
+from train.runs import SMALL, Sevens, numbers, run, save_run, stage
 
 from siglip2_jax.config import Checkpoints, Optim
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.start import abstract_state
 from siglip2_jax.train.state import TrainState
-from siglip2_jax.train.step import Program
 
 CONFIG = run(stage())
 
@@ -35,7 +34,7 @@ def saved(workdir):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2)], ids=str)
 def test_restored_on_any_mesh(workdir, saved, shape):
-    like = abstract_state(Program(CONFIG), mesh_of(shape))
+    like = abstract_state(Sevens(CONFIG), mesh_of(shape))
     checkpoints = RunCheckpoints(workdir)
     found, wanted = checkpoints.restore(10, like), numbers(saved[10])
     checkpoints.close()
@@ -53,7 +52,7 @@ def test_what_there_is(workdir, saved):
     assert record["stage"] == "main" and record["stages"] == [["main", 0, 10]]
     shapes = checkpoints.shapes(4, "params")
     assert {path: x.shape for path, x in shapes.items()} == {
-        path: x.shape for path, x in Program(CONFIG).shapes.items()
+        path: x.shape for path, x in Sevens(CONFIG).shapes.items()
     }
     assert checkpoints.shapes(4, "nothing") == {}
     checkpoints.close()
@@ -62,7 +61,7 @@ def test_what_there_is(workdir, saved):
 def test_some_leaves(workdir, saved):
     """Of one tree, without the others."""
     mesh, path = mesh_of((1, 4)), "text/head/kernel"
-    like = {path: by_path(abstract_state(Program(CONFIG), mesh).params)[path]}
+    like = {path: by_path(abstract_state(Sevens(CONFIG), mesh).params)[path]}
     checkpoints = RunCheckpoints(workdir)
     for tree in ("params", "average"):
         found = checkpoints.read(10, tree, like)
@@ -89,7 +88,7 @@ def test_what_does_not_fit(workdir, saved, other, message):
     mesh = mesh_of((1, 4))
     checkpoints = RunCheckpoints(workdir)
     with pytest.raises(ValueError, match=message):
-        checkpoints.restore(10, abstract_state(Program(other), mesh))
+        checkpoints.restore(10, abstract_state(Sevens(other), mesh))
     checkpoints.close()
 
 
@@ -99,15 +98,15 @@ def test_no_average(tmp_path):
     states = save_run(tmp_path, plain, [3], mesh)
     checkpoints = RunCheckpoints(tmp_path)
     assert states[3].average is None
-    assert checkpoints.restore(3, abstract_state(Program(plain), mesh)).average is None
+    assert checkpoints.restore(3, abstract_state(Sevens(plain), mesh)).average is None
     with pytest.raises(ValueError, match="holds nothing for average/b where"):
-        checkpoints.restore(3, abstract_state(Program(CONFIG), mesh))
+        checkpoints.restore(3, abstract_state(Sevens(CONFIG), mesh))
     checkpoints.close()
 
 
 def test_what_is_kept(tmp_path):
     """The last two, every fourth, and what a stage needs; opening to read removes nothing."""
-    state = TrainState({"t": jnp.float32(1)}, {}, None, jnp.int32(0))
+    state = TrainState({"t": jnp.float32(1)}, {"count": jnp.int32(0)}, None, jnp.int32(0))
     settings = Checkpoints(every=1, keep_last=2, keep_every=4)
     checkpoints = RunCheckpoints(tmp_path, settings, keep={3})
     assert checkpoints.latest is None
