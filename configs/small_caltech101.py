@@ -62,6 +62,6 @@ def config() -> TrainConfig:
         stages=(stage,),
         tokenizer=str(TOKENIZER),
         compute=Compute(scan=False),
-        checkpoints=Checkpoints(every=1000),
+        checkpoints=Checkpoints(every=500),
         logging=Logging(every=50),
     )

@@ -8,6 +8,7 @@ be the workdir (its latest step), a step, or one of the step's two trees.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Saved(NamedTuple):
 
 def find(path: epath.Path) -> Saved | None:
     """The model that a path means, or None if it is no part of a run."""
+    if "://" not in os.fspath(path):
+        path = path.absolute()  # of relative paths Orbax says that nothing is there
     if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
         return Saved(path.parent.parent.parent, path.parent, path.name)
     if _is_step(path):
@@ -65,10 +68,12 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
         metadata = ocp.checkpointables_metadata(saved.step)
     except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
         raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
-    config, preprocessing = parse(metadata.custom_metadata or {}, subject)
+    if not metadata.custom_metadata:
+        raise ConversionError(["the checkpoint is damaged (it has no record)"], subject)
+    config, preprocessing = parse(metadata.custom_metadata, subject)
     tree = metadata.metadata.get(saved.tree)
     if tree is None:
-        raise ConversionError([f"the run saved no {saved.tree}"], subject)
+        raise ConversionError([f"{saved.tree}/ is damaged (it lists no arrays)"], subject)
     stored = flatten(tree)
     tensors = {
         path: Lazy(
@@ -83,7 +88,10 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
 
 
 def _is_step(path: epath.Path) -> bool:
-    return path.name.isdecimal() and path.parent.name == FOLDER and (path / PARAMS).is_dir()
+    if not (path.name.isdecimal() and path.parent.name == FOLDER and (path / PARAMS).is_dir()):
+        return False
+    # Buckets know no renaming: there Orbax writes this last, into the directory it has named.
+    return "://" not in os.fspath(path) or (path / "commit_success.txt").exists()
 
 
 def _read_leaf(saved: Saved, stored: Mapping[str, Any], path: str) -> np.ndarray:
@@ -96,5 +104,6 @@ def _read_leaf(saved: Saved, stored: Mapping[str, Any], path: str) -> np.ndarray
     try:
         loaded = ocp.load_checkpointables(saved.step, {saved.tree: unflatten(wanted)})
         return flatten(loaded[saved.tree])[path]
-    except (OSError, ValueError) as error:
-        raise ConversionError([f"{path} is damaged ({error})"], str(saved.step)) from error
+    except (KeyError, OSError, ValueError) as error:  # Orbax tells of a lost file at great length
+        problem = f"{path} cannot be read: files of {saved.tree}/ are missing or damaged"
+        raise ConversionError([problem], str(saved.step)) from error

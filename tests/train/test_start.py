@@ -76,6 +76,7 @@ def fresh() -> dict:
     return numbers(state)
 
 
+@pytest.mark.slow
 def test_scratch(fresh):
     """The same on any number of devices, but for the rounding of what XLA fuses."""
     config = run(stage(objectives=HEADS))
@@ -90,6 +91,7 @@ def test_scratch(fresh):
     assert not any(path.startswith("average/heads") for path in fresh)
 
 
+@pytest.mark.slow
 def test_another_seed(fresh):
     other = numbers(start(run(stage(objectives=HEADS), seed=1), program=Program))
     for path, x in other.items():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from flax import nnx
 from models.builders import TINY, patches, random_params
 
@@ -339,7 +340,7 @@ def test_embeddings_keep_their_order(accumulate):
 def test_losses_that_are_no_numbers_are_named(tmp_path):
     from siglip2_jax.train.loop import StageRun
 
-    run = SimpleNamespace(saved=40, workdir=tmp_path)
+    run = SimpleNamespace(saved=40, workdir=epath.Path(tmp_path))
     stage = SimpleNamespace(_run=run, _pending=[])
     stage._not_finite = functools.partial(StageRun._not_finite, stage)
     good, bad = np.float32(1), np.float32(np.nan)
