@@ -6,13 +6,16 @@ import tempfile
 from pathlib import Path
 
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
-# from dead-locking in XLA's thread pool.
+# from dead-locking in XLA's thread pool. The last two flags make XLA compile several times faster;
+# nothing here runs long enough to need its optimisations.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
     + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    + " --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false"
 )
 
 # Many tests make the same programs anew; XLA compiles each once for the whole run, for all worker

@@ -55,7 +55,8 @@ class Continue:
       fraction: which checkpoint of that stage, as a fraction of its steps; None is its end.
       step: the same as a number of steps of that stage.
       workdir: the run that the stage belongs to; None is this run.
-      optimizer: keep the optimizer's moments of the parameters that both stages train.
+      optimizer: keep the optimizer's moments of the parameters that both stages train. A moving
+        average always starts anew, from the parameters.
     """
 
     stage: str | None = None

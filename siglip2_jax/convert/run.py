@@ -17,6 +17,7 @@ from etils import epath
 
 from siglip2_jax.convert.checkpoint import Preprocessing
 from siglip2_jax.convert.orbax import named_as_ours, parse
+from siglip2_jax.convert.source import absolute
 from siglip2_jax.convert.table import ConversionError, Lazy
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.models.variants import ModelConfig
@@ -40,8 +41,7 @@ class Saved(NamedTuple):
 
 def find(path: epath.Path) -> Saved | None:
     """The model that a path means, or None if it is no part of a run."""
-    if "://" not in os.fspath(path):
-        path = path.absolute()  # of relative paths Orbax says that nothing is there
+    path = absolute(path)
     if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
         return Saved(path.parent.parent.parent, path.parent, path.name)
     if _is_step(path):

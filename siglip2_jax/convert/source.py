@@ -41,12 +41,18 @@ def resolve(source: str | os.PathLike[str]) -> epath.Path:
     text = os.fspath(source)
     if text.startswith("gs://"):
         return _from_bucket(text)
-    path = epath.Path(text).expanduser()
+    path = absolute(text)
     if path.exists():
         return path
     if REPOSITORY.fullmatch(text) and not text.endswith((".npz", ".safetensors")):
         return _from_hub(text)
     raise SourceError(f"there is no file or directory {text!r}{_suggestion(text)}; {ACCEPTED}")
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """The path in full, as Orbax needs it; `gs://` paths are."""
+    path = epath.Path(path)
+    return path if "://" in os.fspath(path) else path.expanduser().absolute()
 
 
 def _from_bucket(text: str) -> epath.Path:

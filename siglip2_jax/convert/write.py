@@ -12,6 +12,7 @@ from etils import epath
 from siglip2_jax.convert import big_vision, huggingface, orbax
 from siglip2_jax.convert.checkpoint import Checkpoint, Format
 from siglip2_jax.convert.huggingface_config import model_type
+from siglip2_jax.convert.source import absolute
 from siglip2_jax.convert.table import Progress
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.preprocess.tokenizer_json import huggingface_files
@@ -53,7 +54,7 @@ def write(
         tokenizer = checkpoint.open_tokenizer()
     elif tokenizer:
         tokenizer.check(config.text.vocab_size)
-    with _staged(epath.Path(path).expanduser(), overwrite) as staging:
+    with _staged(absolute(path), overwrite) as staging:
         if format == "npz":
             big_vision.write(staging, config, params, progress=progress)
             return

@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
 from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
+from siglip2_jax.convert.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.state import TrainState
 
@@ -42,7 +42,7 @@ class RunCheckpoints:
           settings: which checkpoints are kept; None opens what there is, to read.
           keep: steps that are kept in any case: ends of stages, and where stages branch off.
         """
-        self.directory = epath.Path(workdir) / FOLDER
+        self.directory = absolute(workdir) / FOLDER
         policies = ocp.training.preservation_policies
         preserve = None
         if settings is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -25,8 +26,10 @@ FAILED = 2
 NEWS = "siglip2_jax/failure"
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_FAIL_ALIKE = 10.0
+SECONDS_TO_MEET = 3600
 
 log = logging.getLogger(__name__)
+_meetings = itertools.count()  # the same in every process
 
 
 def join_hosts(
@@ -167,6 +170,17 @@ def _watch(over: threading.Event) -> None:
             jax.distributed.shutdown()  # the process that failed waits for this one
         finally:
             os._exit(FAILED)  # the main thread is in a collective, which nothing interrupts
+
+
+def meet() -> None:
+    """Waits for all processes, for as long as it takes; the next collective may not wait so long.
+
+    Gloo, which connects CPUs, gives up where another process comes 30 seconds later, as one may
+    that has compiled on a busier machine.
+    """
+    if global_state.client is not None and jax.process_count() > 1:
+        name = f"siglip2_jax/meeting/{next(_meetings)}"
+        global_state.client.wait_at_barrier(name, SECONDS_TO_MEET * 1000)
 
 
 def total(count: int) -> int:

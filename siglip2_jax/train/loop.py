@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import NamedSharding
 
-from siglip2_jax.config import Scratch, TrainConfig
+from siglip2_jax.config import Pretrained, Scratch, TrainConfig
+from siglip2_jax.convert.source import absolute
 from siglip2_jax.data.lengths import Reading
 from siglip2_jax.data.pipeline import Loaded
 from siglip2_jax.inference import Embedder
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
-from siglip2_jax.train.distributed import ending_together, total
+from siglip2_jax.train.distributed import ending_together, meet, total
 from siglip2_jax.train.inputs import (
     abstract_batch,
     image_preprocessor,
@@ -33,7 +34,9 @@ from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program, without_heads
 from siglip2_jax.train.throughput import Throughput
 
-IN_FLIGHT = 2  # steps that may be under way before their losses are looked at
+# Steps that may be under way before their losses are looked at. On CPU none: nothing is gained, and
+# simulated devices that are steps apart can wait for each other for ever.
+IN_FLIGHT = 2
 BAD_SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged
 
 log = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
       OSError: a file is missing or cannot be written.
     """
     with ending_together():
-        run = Run(config, epath.Path(workdir))
+        run = Run(config, absolute(workdir))
         try:
             with jax.set_mesh(run.mesh):
                 return all(
@@ -120,6 +123,7 @@ class StageRun:
                 batch = abstract_batch(self._stage, budget, size, split)
                 programs[budget] = step.lower(state, batch).compile()
                 show(len(programs), len(budgets))
+        meet()
         return programs
 
     def _train(
@@ -143,7 +147,7 @@ class StageRun:
             size = batch.text.shape[0]
             self._throughput.count(size, self._program.flops(loaded.budget, size))
             self._pending.append((done, metrics))
-            values = self._look(IN_FLIGHT)
+            values = self._look(0 if jax.default_backend() == "cpu" else IN_FLIGHT)
             due = [x for x in self._stage.evals if done % x.every == 0 or done == span.end]
             if due or done % run.config.logging.every == 0 or done == span.end:
                 values = self._report(state, done, due)
@@ -213,7 +217,10 @@ class StageRun:
 
     def _preflight(self, state: TrainState, batch) -> None:
         """Says what the loss is before the first step, and what it should be."""
-        fresh = isinstance(self._stage.start, Scratch)
+        start = self._stage.start
+        fresh = isinstance(start, Scratch)
+        if isinstance(start, Pretrained):  # of LiT, say, `b` is fresh
+            fresh = not any(re.fullmatch(part, "b") for part in start.parts)
         found = preflight(self._program, state, batch)
         log.info(found.explain(fresh))
         if warning := found.warning(fresh):

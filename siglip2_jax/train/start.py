@@ -89,6 +89,11 @@ def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, ja
             f"Pretrained.parts {start.parts} match none of the parameters of {start.source}; "
             f"patterns match whole paths such as {next(iter(stored))!r}"
         )
+    if start.bias_shift and "b" not in paths:
+        raise ValueError(
+            f"Pretrained.bias_shift is {start.bias_shift}, but parts {start.parts} leave b fresh; "
+            'add "b" to parts, or leave bias_shift at 0'
+        )
     shardings = param_shardings(mesh, program.shapes)
     found = {}
     for path in paths:  # one tensor at a time: the whole model is never held twice

@@ -37,7 +37,7 @@ def saved(workdir):
     [
         ("", 10, "params"),
         ("checkpoints/9", 9, "params"),
-        ("checkpoints/9/params", 9, "params"),
+        pytest.param("checkpoints/9/params", 9, "params", marks=pytest.mark.slow),
         ("checkpoints/10/average", 10, "average"),
     ],
 )
@@ -71,7 +71,9 @@ def test_heads_are_left_out(tmp_path):
     assert not [path for path in read(tmp_path).params if path.startswith("heads/")]
 
 
-@pytest.mark.parametrize("format", ["hf", "npz", "orbax"])
+@pytest.mark.parametrize(
+    "format", ["hf", *(pytest.param(x, marks=pytest.mark.slow) for x in ("orbax", "npz"))]
+)
 def test_convert(workdir, saved, tmp_path, format):
     """A run becomes what everyone reads, its tokenizer with it."""
     target = tmp_path / ("model.npz" if format == "npz" else "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from siglip2_jax.demo import HERE
+
 CONFIGS = Path(__file__).with_name("configs")
 SMALL, LIGHT = CONFIGS / "small.py", CONFIGS / "light.py"
+MEASURED = CONFIGS / "measured.py"
 ONE_LENGTH = ("lengths.budgets=(16,)",)  # one program to compile
 
 COMMAND = "import sys; from siglip2_jax.cli import main; sys.exit(main())"
@@ -80,6 +84,9 @@ def started(logs: Path, commands: Sequence[Sequence[str]], devices: int):
         "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     )
     env = os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "32", "XLA_FLAGS": flags}
+    # A CPU program that XLA reads back from the cache no longer orders the collectives inside a
+    # scan with those outside of it, and devices wait for each other for ever.
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     paths = [logs / f"{time.monotonic_ns()}.{i}.log" for i in range(len(commands))]
     popen = []
     try:
@@ -128,6 +135,25 @@ def train(config: Path, workdir: Path, *changes: str, **options) -> list[Ended]:
     """`siglip2 train` to its end; `options` as for `training`."""
     with training(config, workdir, *changes, **options) as run:
         return run.wait()
+
+
+def corrupt_photos(folder: Path, every: int) -> list[str]:
+    """Copies the shipped photos, of which some are cut off.
+
+    Args:
+      folder: where to; it becomes a source's `path`.
+      every: one of how many is corrupt.
+
+    Returns:
+      The names of the corrupt ones.
+    """
+    (folder / "photos").mkdir(parents=True)
+    shutil.copy(HERE / "examples.jsonl", folder)
+    photos = sorted((HERE / "photos").iterdir())
+    for i, photo in enumerate(photos):
+        data = photo.read_bytes()
+        (folder / "photos" / photo.name).write_bytes(data[:100] if i % every == 0 else data)
+    return [photo.name for photo in photos[::every]]
 
 
 def free_port() -> int:

@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from siglip2_jax.config import Logging
-from siglip2_jax.train import throughput
 from siglip2_jax.train.metrics import METRICS, MetricWriter
-from siglip2_jax.train.throughput import Throughput
 
 
 def write(workdir, steps, resumed_at: int = 0, **logging) -> None:
@@ -106,33 +104,3 @@ def test_missing_extra(tmp_path, monkeypatch, module, logging, extra):
     message = rf"needs {module}; pip install 'siglip2_jax\[{extra}\]', or"
     with pytest.raises(ValueError, match=message):
         MetricWriter(tmp_path, Logging(**logging), {}, 0)
-
-
-def test_throughput(monkeypatch):
-    """Two seconds of waiting in ten, on eight devices."""
-    clock = [0.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
-
-    def slow():
-        for item in "ab":
-            clock[0] += 1
-            yield item
-
-    rates = Throughput()
-    for _ in rates.waiting(slow()):
-        clock[0] += 4
-        rates.count(32, 10)
-    found = rates.report()
-    assert found == {"examples_per_s": 6.4, "examples_per_s_per_chip": 0.8, "data_wait": 0.2}
-    clock[0] += 1
-    assert rates.report()["examples_per_s"] == 0  # counted anew
-
-
-def test_utilisation(monkeypatch):
-    clock, chip = [0.0], SimpleNamespace(flops=1e12)
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(throughput, "find_chip", lambda kind: chip)
-    rates = Throughput()
-    rates.count(32, 6 * 10**12)
-    clock[0] = 3.0
-    assert rates.report()["mfu"] == 0.25  # 2e12 of 8e12 per second

@@ -6,6 +6,7 @@ import signal
 import pytest
 from train.processes import (
     LIGHT,
+    ONE_LENGTH,
     SMALL,
     assert_same,
     metrics,
@@ -22,17 +23,17 @@ STOPPED = 143
 
 def test_a_killed_run_repeats_the_steps_that_were_not_saved(tmp_path):
     """In one run: what was logged before it was killed is logged again, bit by bit."""
-    workdir, steps = tmp_path / "run", "stages.main.steps=14"
-    with training(LIGHT, workdir, steps) as run:
-        run.wait_for(lambda: steps_done(workdir) >= 9)
+    workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=40")
+    with training(LIGHT, workdir, *steps) as run:
+        run.wait_for(lambda: steps_done(workdir) >= 9 and saved_steps(workdir))
         run.kill(signal.SIGKILL)
         assert run.wait()[0].code == -signal.SIGKILL
     before, resumed = numbers(workdir), saved_steps(workdir)[-1]
     assert 5 <= resumed <= len(before)
-    (end,) = train(LIGHT, workdir, steps)
+    (end,) = train(LIGHT, workdir, *steps)
     assert end.code == 0 and f"resuming at step {resumed}" in end.text, end.text
     after = numbers(workdir)
-    assert list(after) == list(range(1, 15))
+    assert list(after) == list(range(1, 41))
     assert {step: after[step] for step in before} == before
 
 
@@ -54,9 +55,9 @@ def is_saving(workdir) -> bool:
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(tmp_path, uninterrupted):
     """Killed after some step, killed while it saves, told to stop, and resumed each time."""
-    workdir, draw = tmp_path / "run", random.Random()
+    workdir, moment = tmp_path / "run", random.randint(7, 20)
     with training(SMALL, workdir) as run:
-        run.wait_for(lambda: steps_done(workdir) >= draw.randint(7, 20))
+        run.wait_for(lambda: steps_done(workdir) >= moment)
         run.kill(signal.SIGKILL)
         assert run.wait()[0].code == -signal.SIGKILL
     done = steps_done(workdir)

@@ -111,7 +111,9 @@ def formats(tmp_path_factory) -> dict[str, str]:
     return {format: str(directory / name) for format, name in paths.items()}
 
 
-@pytest.mark.parametrize("format", ["orbax", "hf", "npz"])
+@pytest.mark.parametrize(
+    "format", ["hf", *(pytest.param(x, marks=pytest.mark.slow) for x in ("orbax", "npz"))]
+)
 def test_pretrained(formats, format):
     source = Pretrained(source=formats[format], bias_shift=2.5)
     state = start(run(stage(start=source)))
@@ -123,17 +125,13 @@ def test_pretrained(formats, format):
 
 
 def test_pretrained_by_a_run(tmp_path):
-    config = run(stage(objectives=HEADS))
-    saved = save_run(tmp_path, config, [4, 10], MESH)
-    for source, tree in (
-        (tmp_path, saved[10].params),
-        (tmp_path / "checkpoints" / "4" / "average", saved[4].average),
-    ):
-        found = numbers(start(run(stage(start=Pretrained(source=str(source))))).params)
-        wanted = {path: x for path, x in numbers(tree).items() if not path.startswith("heads/")}
-        assert found.keys() == wanted.keys()
-        for path, x in found.items():
-            np.testing.assert_array_equal(x, wanted[path], err_msg=path)
+    """Its last checkpoint's average here; heads stay behind."""
+    saved = save_run(tmp_path, run(stage(objectives=HEADS)), [10], MESH)
+    source = Pretrained(source=str(tmp_path / "checkpoints" / "10" / "average"))
+    found, wanted = numbers(start(run(stage(start=source))).params), numbers(saved[10].average)
+    assert found.keys() == wanted.keys()
+    for path, x in found.items():
+        np.testing.assert_array_equal(x, wanted[path], err_msg=path)
 
 
 def test_parts(formats):
@@ -202,7 +200,13 @@ def second(start=None, **fields):
 
 
 @pytest.mark.parametrize(
-    "source, step", [(Continue(), 10), (Continue(fraction=0.8), 8), (Continue(step=4), 4)]
+    "source, step",
+    [
+        (Continue(), 10),
+        (Continue(stage="first", fraction=0.8), 8),
+        pytest.param(Continue(step=4), 4, marks=pytest.mark.slow),
+    ],
+    ids=["end", "fraction", "step"],
 )
 def test_continue(workdir, saved, source, step):
     """Parameters and moments go on; the schedule starts anew; the steps of the run go on."""
@@ -225,7 +229,6 @@ def test_continue_with_a_fresh_optimizer(workdir, saved):
 def test_continue_another_run(workdir, saved, caplog, tmp_path):
     """By its last stage; a fraction takes the nearest checkpoint that there is, and says so."""
     for source, step in (
-        (Continue(workdir=str(workdir)), 10),
         (Continue(workdir=str(workdir), stage="first", step=4), 4),
         (Continue(workdir=str(workdir), fraction=0.7), 8),
     ):

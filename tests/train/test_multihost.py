@@ -1,0 +1,116 @@
+"""Several processes train as one: same losses, same parameters, same order of examples."""
+
+import signal
+
+import pytest
+from train.processes import (
+    LIGHT,
+    MEASURED,
+    ONE_LENGTH,
+    SMALL,
+    assert_same,
+    corrupt_photos,
+    numbers,
+    saved,
+    saved_steps,
+    steps_done,
+    train,
+    training,
+)
+
+from siglip2_jax.train.distributed import FAILED, PREEMPTED
+
+# A large eps: gradients that are 0 but for rounding would otherwise give updates of any direction.
+THREE = (
+    *ONE_LENGTH,
+    "stages.main.steps=3",
+    "optim.schedule.warmup_steps=1",
+    "optim.eps=1e-3",
+)
+
+
+def assert_near(a: dict[int, dict[str, float]], b: dict[int, dict[str, float]]) -> None:
+    """The same batches, as sets, and losses within 1e-5."""
+    assert a.keys() == b.keys()
+    for step in a:
+        assert a[step]["digest/batch"] == b[step]["digest/batch"]
+        assert a[step]["loss"] == pytest.approx(b[step]["loss"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Photos of which every sixth is corrupt, as a change of the config."""
+    folder = tmp_path_factory.mktemp("corrupt")
+    corrupt_photos(folder, every=6)
+    return f"data.source.path={folder}"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, source):
+    """Three updates in one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    (end,) = train(MEASURED, workdir, *THREE, source, devices=4)
+    assert end.code == 0, end.text
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [(), ("replica=2", "objectives.sigmoid.implementation=ring")], ids=["dense", "ring"]
+)
+def test_two_processes_are_one(tmp_path, alone, source, changes):
+    """Corrupt examples, which are counted over both, and measurements included."""
+    workdir = tmp_path / "run"
+    for end in train(MEASURED, workdir, *THREE, source, *changes, processes=2, devices=2):
+        assert end.code == 0, end.text
+    found, expected = numbers(workdir), numbers(alone)
+    assert_near(found, expected)
+    counts = [line["bad_examples"] for line in expected.values()]
+    assert counts == [line["bad_examples"] for line in found.values()] and counts[-1] > 0
+    recalls = {name: value for name, value in expected[3].items() if name.startswith("eval/")}
+    assert len(recalls) == 6 and {name: found[3][name] for name in recalls} == recalls
+    assert_same(saved(workdir, 3), saved(alone, 3), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_on_one_stops_both_and_one_goes_on_alone(tmp_path):
+    """Both save the same step; one process resumes with the same batches and losses."""
+    workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=30", "optim.eps=1e-3")
+    with training(SMALL, workdir, *steps, processes=2, devices=2) as run:
+        run.wait_for(lambda: steps_done(workdir) >= 4)
+        run.kill(signal.SIGTERM, index=1)
+        ends = run.wait()
+    stopped = saved_steps(workdir)[-1]
+    assert 4 <= stopped < 30
+    for end in ends:
+        assert end.code == PREEMPTED and f"step {stopped} is saved" in end.text, end.text
+    (end,) = train(SMALL, workdir, *steps, devices=4)
+    assert end.code == 0 and f"resuming at step {stopped}" in end.text, end.text
+    whole = tmp_path / "whole"
+    (end,) = train(SMALL, whole, *steps, devices=4)
+    assert end.code == 0, end.text
+    assert_near(numbers(workdir), numbers(whole))
+
+
+def test_where_one_fails_all_end(tmp_path):
+    """A process that cannot read its data does not leave the other waiting."""
+    only = ((), ("data.source.path=/nowhere",))
+    ends = train(
+        LIGHT, tmp_path / "run", "optim.schedule.warmup_steps=0", processes=2, devices=1, only=only
+    )
+    assert [end.code for end in ends] == [FAILED, FAILED], ends
+    assert all("/nowhere" in end.text for end in ends), ends
+    assert all("Traceback" not in end.text for end in ends), ends
+
+
+@pytest.mark.slow
+def test_too_many_bad_examples_on_one_end_both(tmp_path):
+    """In the middle of the run, after steps that both have made."""
+    corrupt_photos(tmp_path / "photos", every=5)
+    only = ((), (f"data.source.path={tmp_path / 'photos'}",))
+    workdir, changes = tmp_path / "run", (*ONE_LENGTH, "batch_size=80", "checkpoints.every=2")
+    ends = train(LIGHT, workdir, *changes, processes=2, devices=1, only=only)
+    assert [end.code for end in ends] == [FAILED, FAILED], ends
+    for end in ends:
+        assert "more than max_bad_share=5.0%" in end.text and "Traceback" not in end.text, end.text
+    assert saved_steps(workdir)[-1] <= steps_done(workdir) < 10
