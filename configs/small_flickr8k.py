@@ -41,7 +41,7 @@ def config() -> TrainConfig:
     recall = {"every": 250, "max_num_patches": BUDGET}
     stage = Stage(
         name="main",
-        steps=2000,
+        steps=1000,
         batch_size=64,
         data=Data(
             source=photos("train"), transforms=(RandomResizedCrop((0.3, 1.0)), HorizontalFlip())

@@ -34,9 +34,7 @@ from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program, without_heads
 from siglip2_jax.train.throughput import Throughput
 
-# Steps that may be under way before their losses are looked at. On CPU none: nothing is gained, and
-# simulated devices that are steps apart can wait for each other for ever.
-IN_FLIGHT = 2
+IN_FLIGHT = 2  # steps that may be under way before their losses are looked at
 BAD_SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged
 
 log = logging.getLogger(__name__)
@@ -147,7 +145,7 @@ class StageRun:
             size = batch.text.shape[0]
             self._throughput.count(size, self._program.flops(loaded.budget, size))
             self._pending.append((done, metrics))
-            values = self._look(0 if jax.default_backend() == "cpu" else IN_FLIGHT)
+            values = self._look(IN_FLIGHT)
             due = [x for x in self._stage.evals if done % x.every == 0 or done == span.end]
             if due or done % run.config.logging.every == 0 or done == span.end:
                 values = self._report(state, done, due)

@@ -1,5 +1,6 @@
 """`siglip2 train`: what users get wrong, in one sentence each."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ from train.processes import (
 from siglip2_jax.cli import main
 
 CONFIG = str(Path(__file__).parents[1] / "train" / "configs" / "light.py")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command takes over logging, with a stream that does not outlive its test."""
+    root, ours = logging.getLogger(), logging.getLogger("siglip2_jax")
+    handlers, level = root.handlers[:], ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +71,7 @@ def test_a_run_compiles_once_per_length_counts_what_it_replaces_and_traces(tmp_p
     assert any(f"replaced by other examples: {tmp_path}" in line for line in end.text.splitlines())
 
 
+@pytest.mark.slow
 def test_nothing_but_corrupt_examples(tmp_path):
     corrupt_photos(tmp_path / "photos", every=1)
     change = f"data.source.path={tmp_path / 'photos'}"

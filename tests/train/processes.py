@@ -176,7 +176,7 @@ def steps_done(workdir: Path) -> int:
 
 
 def numbers(workdir: Path) -> dict[int, dict[str, float]]:
-    """The numbers of each step but for speeds; fails if a step has two lines."""
+    """The numbers of each step but for speeds; fails if a step has two lines or no loss."""
     lines = metrics(workdir)
     kept = [
         {k: v for k, v in line.items() if not k.startswith("examples_per_s") and k != "data_wait"}
@@ -184,6 +184,7 @@ def numbers(workdir: Path) -> dict[int, dict[str, float]]:
     ]
     found = {line["step"]: line for line in kept}
     assert len(found) == len(lines), "a step has two lines"
+    assert all("loss" in line for line in lines)
     return found
 
 

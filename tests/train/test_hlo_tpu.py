@@ -14,10 +14,12 @@ from siglip2_jax.train.chips import V5E
 from siglip2_jax.train.hlo import Analysis, analyse, memory
 from siglip2_jax.train.topology import compile_only, topology_mesh
 
+pytest.importorskip("libtpu")
+pytestmark = pytest.mark.tpu
+
 
 @pytest.fixture(scope="module")
 def mesh():
-    pytest.importorskip("libtpu")
     return topology_mesh("v5e:2x2")
 
 

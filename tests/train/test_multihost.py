@@ -1,5 +1,6 @@
 """Several processes train as one: same losses, same parameters, same order of examples."""
 
+import shutil
 import signal
 
 import pytest
@@ -73,8 +74,8 @@ def test_two_processes_are_one(tmp_path, alone, source, changes):
 
 
 @pytest.mark.slow
-def test_sigterm_on_one_stops_both_and_one_goes_on_alone(tmp_path):
-    """Both save the same step; one process resumes with the same batches and losses."""
+def test_sigterm_on_one_stops_both_and_the_run_goes_on(tmp_path):
+    """Both save the same step; both, or one alone, resume with the same batches and losses."""
     workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=30", "optim.eps=1e-3")
     with training(SMALL, workdir, *steps, processes=2, devices=2) as run:
         run.wait_for(lambda: steps_done(workdir) >= 4)
@@ -84,12 +85,16 @@ def test_sigterm_on_one_stops_both_and_one_goes_on_alone(tmp_path):
     assert 4 <= stopped < 30
     for end in ends:
         assert end.code == PREEMPTED and f"step {stopped} is saved" in end.text, end.text
+    shutil.copytree(workdir, tmp_path / "both")
+    for end in train(SMALL, tmp_path / "both", *steps, processes=2, devices=2):
+        assert end.code == 0, end.text
     (end,) = train(SMALL, workdir, *steps, devices=4)
     assert end.code == 0 and f"resuming at step {stopped}" in end.text, end.text
     whole = tmp_path / "whole"
     (end,) = train(SMALL, whole, *steps, devices=4)
     assert end.code == 0, end.text
     assert_near(numbers(workdir), numbers(whole))
+    assert_near(numbers(tmp_path / "both"), numbers(whole))
 
 
 def test_where_one_fails_all_end(tmp_path):

@@ -25,6 +25,7 @@ from siglip2_jax.train.step import Program
 from siglip2_jax.train.topology import compile_only, topology_mesh
 
 pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+pytestmark = pytest.mark.tpu
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TOPOLOGY = {"lit": "v5e:4x4", "finetune": "v5e:2x4", "tiny": "v5e:2x2"}

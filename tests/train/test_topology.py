@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 pytest.importorskip("libtpu")
+pytestmark = pytest.mark.tpu
 
 from siglip2_jax.sharding import make_mesh  # noqa: E402
 from siglip2_jax.train.topology import compile_only, topology_mesh, tpu_topology  # noqa: E402
