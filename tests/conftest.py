@@ -1,8 +1,6 @@
 """What every test needs: eight simulated CPU devices, and the paths of the development data."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
@@ -18,12 +16,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_use_fusion_emitters=false"
 )
 
-# Many tests make the same programs anew; XLA compiles each once for the whole run, for all worker
-# processes and commands, which inherit the variables.
-_OWNS_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if _OWNS_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="siglip2_jax_tests_")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# A program for several devices that XLA reads back from its cache can wait for itself for ever.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import pytest  # noqa: E402
 
@@ -43,9 +37,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.shared)
-
-
-def pytest_unconfigure() -> None:
-    """Remove the compiled programs of this run."""
-    if _OWNS_CACHE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

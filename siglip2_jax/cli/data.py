@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand with its own three."""
-    parser = commands.add_parser("data", help="index, pack and look at training data")
+    parser = commands.add_parser(
+        "data",
+        help="index, pack and look at training data",
+        epilog="example: siglip2 data inspect configs/tiny.py --out batch.html",
+    )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
     _add_index(jobs)
     _add_pack(jobs)

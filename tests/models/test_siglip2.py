@@ -1,5 +1,6 @@
 """The model agrees with a float64 restatement, whatever the grid, padding, batch or schedule."""
 
+import dataclasses
 import functools
 
 import jax
@@ -76,7 +77,8 @@ def test_logits_are_scaled_cosines_plus_bias(params):
 def test_padding_and_its_content_never_matter(params, fill):
     tight = patches([(4, 5)], 20)
     padded = patches([(4, 5)], 64, fill=fill)
-    padded = padded.replace(yx=np.where(padded.valid[..., None], padded.yx, 12345))
+    far = np.where(padded.valid[..., None], padded.yx, 12345)
+    padded = dataclasses.replace(padded, yx=far)
     expected, _ = encode(TINY, params, tight)
     found, _ = encode(TINY, params, padded)
     np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
