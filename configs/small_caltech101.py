@@ -18,7 +18,7 @@ from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
-BUDGET = 36  # patches of an image
+BUDGET = 49  # patches of an image
 
 
 def photos(split: str, caption: str) -> Folder:
@@ -38,23 +38,23 @@ def model() -> ModelConfig:
     """Two narrow towers; the prompts need little of theirs."""
     tower = {"width": 128, "mlp_dim": 512, "num_heads": 4}
     return ModelConfig(
-        vision=VisionConfig(**tower, depth=4, patch_size=16, grid=6, image_size=None),
+        vision=VisionConfig(**tower, depth=2, patch_size=8, grid=7, image_size=None),
         text=TextConfig(**tower, depth=1, vocab_size=1024, embed_dim=128, length=16),
     )
 
 
 def config() -> TrainConfig:
     """One stage at native resolution."""
-    crops = (RandomResizedCrop((0.3, 1.0)), HorizontalFlip())
+    crops = (RandomResizedCrop((0.15, 1.0), (0.6, 1.6)), HorizontalFlip())
     top1 = {"every": 250, "max_num_patches": BUDGET}
     stage = Stage(
         name="main",
-        steps=2000,
+        steps=1500,
         batch_size=64,
         data=Data(source=photos("train", "a photo of a {name}"), transforms=crops),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=100)),
+        optim=Optim(peak_lr=1e-3, weight_decay=1e-3, schedule=Schedule(warmup_steps=100)),
         evals=(ZeroShot(source=photos("val", "{name}"), name="val", **top1),),
     )
     return TrainConfig(
