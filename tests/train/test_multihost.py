@@ -97,6 +97,7 @@ def test_sigterm_on_one_stops_both_and_the_run_goes_on(tmp_path):
     assert_near(numbers(tmp_path / "both"), numbers(whole))
 
 
+@pytest.mark.slow
 def test_where_one_fails_all_end(tmp_path):
     """A process that cannot read its data does not leave the other waiting."""
     only = ((), ("data.source.path=/nowhere",))
