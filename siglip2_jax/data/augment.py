@@ -7,7 +7,7 @@ from math import log, sqrt
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -75,40 +75,3 @@ class HorizontalFlip:
             return example
         flipped = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return {**example, "image": flipped}
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Changes brightness, contrast and saturation at random, in this order, as Pillow's enhancers do.
-
-    Each factor is uniform from 1 - x, or 0 if that is less, to 1 + x: 0 gives a black, a plain grey
-    or a colourless image, 1 leaves it as it is.
-
-    Attributes:
-      brightness: x of the brightness, from 0 up.
-      contrast: x of the contrast.
-      saturation: x of the saturation.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(
-                    f"ColorJitter.{name} must be a finite number from 0 up, got "
-                    f"{getattr(self, name)}"
-                )
-
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """The example with its image changed."""
-        image: Image.Image = example["image"]
-        for enhance, spread in (
-            (ImageEnhance.Brightness, self.brightness),
-            (ImageEnhance.Contrast, self.contrast),
-            (ImageEnhance.Color, self.saturation),
-        ):
-            image = enhance(image).enhance(rng.uniform(max(0, 1 - spread), 1 + spread))
-        return {**example, "image": image}
