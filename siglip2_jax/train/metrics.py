@@ -22,6 +22,9 @@ class Sink(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the numbers of one step."""
 
+    def flush(self) -> None:
+        """Makes sure that what was taken survives the process."""
+
     def close(self) -> None:
         """Nothing more comes."""
 
@@ -59,6 +62,11 @@ class MetricWriter:
         for sink in self._sinks:
             sink.write(step, values)
 
+    def flush(self) -> None:
+        """What was written is safe: a checkpoint must not know of steps that the metrics lack."""
+        for sink in self._sinks:
+            sink.flush()
+
     def close(self) -> None:
         """Closes the sinks."""
         for sink in self._sinks:
@@ -88,10 +96,14 @@ class JsonLines:
         if time.monotonic() - self._uploaded > SECONDS_BETWEEN_UPLOADS:
             self._rewrite()
 
-    def close(self) -> None:
-        """Writes what is left."""
+    def flush(self) -> None:
+        """Uploads to a bucket; local lines are there already."""
         if not self._local:
             self._rewrite()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.flush()
 
     def _rewrite(self) -> None:
         temporary = self._path.with_name(self._path.name + ".tmp")
@@ -121,6 +133,10 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flushes."""
         self._writer.close()
@@ -145,6 +161,9 @@ class WeightsAndBiases:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the numbers."""
         self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """Nothing: the client uploads by itself."""
 
     def close(self) -> None:
         """Ends the run."""

@@ -89,6 +89,8 @@ class Run:
             "config": to_json(self.config),
             "tokenizer": self.tokenizer.name,
         }
+        if self.writer:
+            self.writer.flush()
         self.checkpoints.save(state, step, record)
         self.saved = step
 

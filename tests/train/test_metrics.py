@@ -104,3 +104,14 @@ def test_missing_extra(tmp_path, monkeypatch, module, logging, extra):
     message = rf"needs {module}; pip install 'siglip2_jax\[{extra}\]', or"
     with pytest.raises(ValueError, match=message):
         MetricWriter(tmp_path, Logging(**logging), {}, 0)
+
+
+def test_flush_uploads_to_a_bucket(tmp_path):
+    """Where lines cannot be appended they are uploaded now and then, and when a save is due."""
+    writer = MetricWriter(tmp_path, Logging(), {}, 0)
+    writer._sinks[0]._local = False  # as if it were gs://
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    writer.flush()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
