@@ -31,7 +31,7 @@ BATCH = PartitionSpec(AXES)
 # gather; the token table splits features, so that its many rows never travel; stacked blocks never
 # split the axis that is scanned.
 WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
-FEATURES = re.compile(r"text/embed/table")
+FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 
 
@@ -178,15 +178,16 @@ def lookup(
 def split_batch(x: Array, parts: int) -> Array:
     """`[B, ...]` to `[parts, B / parts, ...]`; every device splits its own rows, nothing moves."""
     shape = (x.shape[0] // parts, parts, *x.shape[1:])
-    return jnp.moveaxis(_reshape_rows(x, shape), 1, 0)
+    return jnp.moveaxis(reshape_rows(x, shape), 1, 0)
 
 
 def join_batch(x: Array) -> Array:
     """The inverse of `split_batch`."""
     x = jnp.moveaxis(x, 0, 1)
-    return _reshape_rows(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
+    return reshape_rows(x, (x.shape[0] * x.shape[1], *x.shape[2:]))
 
 
-def _reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
+def reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
+    """Reshapes an array split on its leading axis as a batch, where nothing has to move."""
     split = PartitionSpec(AXES, *[None] * (len(shape) - 1)) if has_mesh() else None
     return jax.lax.reshape(x, shape, out_sharding=split)

@@ -33,10 +33,11 @@ from siglip2_jax.data.sources import Folder, Memory, Mixture
 from siglip2_jax.demo import tiny_config
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig, two_towers
+from siglip2_jax.objectives.base import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class Loss(Objective):
     """An objective with one field of every kind."""
 
     weight: float = 1.0
@@ -47,10 +48,6 @@ class Loss:
     label: str | None = None
     on: bool = False
     free: Any = None
-    across_examples = False
-
-    def head(self, model, *, rngs):
-        return None
 
     def loss(self, head, view):
         raise NotImplementedError
@@ -192,15 +189,12 @@ from typing import Literal
 from siglip2_jax.config import Data, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import tiny_config
+from siglip2_jax.objectives.base import Objective
 
 @dataclasses.dataclass(frozen=True)
-class Mine:
+class Mine(Objective):
     weight: float = 1.0
     mode: Literal["a", "b"] = "a"
-    across_examples = False
-
-    def head(self, model, *, rngs):
-        return None
 
     def loss(self, head, view):
         return view.features.image.sum(), {}

@@ -55,8 +55,9 @@ class Continue:
       fraction: which checkpoint of that stage, as a fraction of its steps; None is its end.
       step: the same as a number of steps of that stage.
       workdir: the run that the stage belongs to; None is this run.
-      optimizer: keep the optimizer's moments of the parameters that both stages train. A moving
-        average always starts anew, from the parameters.
+      optimizer: keep the optimizer's moments of the parameters that both stages train.
+      average: keep the moving average, where both stages have one; otherwise it starts anew, from
+        the parameters.
     """
 
     stage: str | None = None
@@ -64,6 +65,7 @@ class Continue:
     step: int | None = None
     workdir: str | None = None
     optimizer: bool = True
+    average: bool = True
 
     def __post_init__(self) -> None:
         at_least(self, 0, "step", "fraction")

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
@@ -47,9 +47,17 @@ class SigLIP2(nnx.Module):
         self.t = nnx.Param(jnp.asarray(math.log(10.0), jnp.float32))
         self.b = nnx.Param(jnp.asarray(-10.0, jnp.float32))
 
-    def encode_image(self, image: Patches) -> Features:
-        """Patch tokens, pooled vector and unit-length embedding of each image."""
-        tokens, pooled = self.vision(image)
+    def encode_image(
+        self,
+        image: Patches,
+        masked: Bool[Array, "B N"] | None = None,
+        mask_token: Float[Array, " D"] | None = None,
+    ) -> Features:
+        """Patch tokens, pooled vector and unit-length embedding of each image.
+
+        `masked` patches are hidden behind `mask_token`.
+        """
+        tokens, pooled = self.vision(image, masked, mask_token)
         return Features(
             tokens=tokens,
             pooled=pooled,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp, layer_norm
 from siglip2_jax.models.posemb import PositionTable
 from siglip2_jax.models.variants import Tower, VisionConfig
-from siglip2_jax.sharding import gather
+from siglip2_jax.sharding import gather, whole
 from siglip2_jax.types import Patches
 
 
@@ -56,17 +56,28 @@ class VisionTower(nnx.Module):
         self.encoder = Encoder(config, compute=compute, rngs=rngs)
         self.pool = AttentionPool(config, rngs=rngs)
 
-    def __call__(self, image: Patches) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
+    def __call__(
+        self,
+        image: Patches,
+        masked: Bool[Array, "B N"] | None = None,
+        mask_token: Float[Array, " D"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B D"]]:
         """Encodes images.
 
         Args:
           image: a batch of patches.
+          masked: patches to hide: `mask_token` stands in place of their embedding, before
+            positions are added.
+          mask_token: what stands there; needed with `masked`.
 
         Returns:
           float32 patch tokens after the last norm, and the pooled vector, not normalised.
         """
         # Padding may hold anything, NaN included; zeros keep every later value finite.
         pixels = jnp.where(image.valid[..., None], image.pixels, 0)
-        x = gather(self.embed, self.dtype)(pixels) + self.pos(image.yx, image.valid)
+        x = gather(self.embed, self.dtype)(pixels)
+        if masked is not None:
+            x = jnp.where(masked[..., None], whole(mask_token).astype(x.dtype), x)
+        x = x + self.pos(image.yx, image.valid)
         tokens = self.encoder(x.astype(self.dtype), image.valid)
         return tokens, gather(self.pool, jnp.float32)(tokens, image.valid)

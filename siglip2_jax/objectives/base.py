@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array
 
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.models.variants import ModelConfig
-from siglip2_jax.types import Batch, Features
+from siglip2_jax.sharding import reshape_rows
+from siglip2_jax.types import Batch, Features, Patches
+
+
+class Buffer(nnx.Variable):
+    """A running statistic of a head: without gradient, weight decay or optimizer state.
+
+    `Objective.loss` may assign a new value, which the step keeps. Where gradients are accumulated,
+    every part starts from the same value, and the mean of what they assign is kept.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The moving average of the student, without gradient.
+
+    Attributes:
+      model: the two towers.
+      head: this objective's head.
+      batch: what the step reads.
+      seen: what `features` has computed in this step, for all objectives.
+    """
+
+    model: SigLIP2
+    head: Any
+    batch: Batch | None
+    seen: dict[str, Features]
+
+    def features(self, field: str) -> Features:
+        """What it sees in the views `batch.extra[field]`; rows are as in `all_views`."""
+        if field not in self.seen:
+            views = all_views(self.batch, field)
+            self.seen[field] = jax.lax.stop_gradient(self.model.encode_image(views))
+        return self.seen[field]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +54,7 @@ class View:
 
     Attributes:
       student: the model being trained, its parameters under differentiation.
-      teacher: the moving average of the student, without gradient; None where a stage keeps none.
+      teacher: the moving average of the student and its heads; None where a stage keeps none.
       features: the student's output for `batch`. For an objective that looks `across_examples`
         they belong to the global batch, and `tokens` is None where gradients are accumulated.
       batch: the inputs, images and texts in the same order; None for an objective that looks
@@ -29,31 +64,53 @@ class View:
     """
 
     student: SigLIP2
-    teacher: SigLIP2 | None
+    teacher: Teacher | None
     features: Features
     batch: Batch | None
     key: Array
     step: Array
 
 
-@runtime_checkable
-class Objective(Protocol):
+class Objective:
     """One term of the loss: a frozen dataclass whose fields are its hyper-parameters.
 
     Attributes:
-      weight: what its loss is multiplied by in the sum.
+      weight: what its loss is multiplied by in the sum; at 0 it is no part of the program.
       across_examples: True if examples are compared with each other (contrastive losses), so that
         accumulated gradients still need the whole batch at once; False if the loss is a mean over
         examples.
     """
 
     weight: float
-    across_examples: bool
+    across_examples: bool = False
 
     def head(self, model: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
         """A module with parameters of its own, which live under `heads/<name>`; or None."""
-        ...
+        return None
 
     def loss(self, head: Any, view: View) -> tuple[Array, dict[str, Array]]:
         """The loss, a float32 scalar over the global batch, and scalars worth logging."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def flops(self, model: ModelConfig, batch: Batch) -> int:
+        """Analytic FLOPs of a step, beyond the towers' pass over images and texts.
+
+        Args:
+          model: sizes of the towers.
+          batch: a global batch, or its shapes.
+        """
+        return 0
+
+    def alarms(self, report: Mapping[str, float]) -> tuple[str, ...]:
+        """What the logged scalars of `loss` say is going wrong, a sentence each."""
+        return ()
+
+
+def all_views(batch: Batch, field: str) -> Patches:
+    """The views `batch.extra[field]`, `Patches` [B, V, N, P], as [B * V, N, P].
+
+    Views of one example follow each other, so that every device keeps its own.
+    """
+    return jax.tree.map(
+        lambda x: reshape_rows(x, (x.shape[0] * x.shape[1], *x.shape[2:])), batch.extra[field]
+    )

@@ -14,20 +14,21 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.flops import contrastive_flops
 from siglip2_jax.models.variants import ModelConfig
-from siglip2_jax.objectives.base import View
+from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.sharding import AXES, BATCH, has_mesh, whole
+from siglip2_jax.types import Batch
 
 Scalar = Float[Array, ""]
 Rows = Float[Array, "n E"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(Objective):
     """Every image against every text.
 
     Attributes:
@@ -41,8 +42,9 @@ class Sigmoid:
     implementation: Literal["dense", "ring"] = "dense"
     across_examples = True
 
-    def head(self, model: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        """None: `t` and `b` belong to the model."""
+    def flops(self, model: ModelConfig, batch: Batch) -> int:
+        """The logits, forward and backward."""
+        return 3 * contrastive_flops(batch.text.shape[0], model.text.embed_dim)
 
     def loss(self, head: None, view: View) -> tuple[Array, dict[str, Array]]:
         """The loss, the temperature `exp(t)` and the bias."""

@@ -79,6 +79,7 @@ class StageRun:
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
         self._model: Embedder | None = None  # what evaluators see
+        self._alarmed: set[str] = set()  # objectives whose alarms were shown
         self._bad = 0  # examples replaced by this process
         self._bad_before = 0  # by all, before the checkpoint that is resumed
 
@@ -197,10 +198,22 @@ class StageRun:
             found = evaluator(self._embedder(state))
             self._model.params = {}  # or the next step could not reuse their memory
             values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
+        self._raise_alarms(done, values)
         if self._run.writer:
             self._run.writer.write(done, values)
         self._throughput.restart()
         return values
+
+    def _raise_alarms(self, step: int, values: dict[str, float]) -> None:
+        """Warns of what an objective finds wrong, once until it is well again."""
+        for name, objective in self._program.objectives.items():
+            own = {
+                k.removeprefix(f"{name}/"): v for k, v in values.items() if k.startswith(f"{name}/")
+            }
+            alarms = objective.alarms(own)
+            if alarms and name not in self._alarmed:
+                log.warning("step %d, %s: %s", step, name, " ".join(alarms))
+            (self._alarmed.add if alarms else self._alarmed.discard)(name)
 
     def _embedder(self, state: TrainState) -> Embedder:
         """The model as a user would load it, on the run's mesh; one, which compiles once."""
@@ -214,7 +227,9 @@ class StageRun:
         return self._model
 
     def _preflight(self, state: TrainState, batch) -> None:
-        """Says what the loss is before the first step, and what it should be."""
+        """Says what the sigmoid loss is before the first step, and what it should be."""
+        if not any(objective.across_examples for objective in self._program.objectives.values()):
+            return
         start = self._stage.start
         fresh = isinstance(start, Scratch)
         if isinstance(start, Pretrained):  # of LiT, say, `b` is fresh

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from siglip2_jax import convert
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
-from siglip2_jax.convert.run import FOLDER, PARAMS
+from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
 from siglip2_jax.models.resize import resize_param
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.sharding import param_shardings, put, unsplit_share
@@ -73,11 +73,14 @@ def begin(
             source = checkpoints, _find_step(start, program, config, checkpoints)
             params |= _continued(program, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
-        moments = state.optimizer
+        moments, average = state.optimizer, state.average
         if source and start.optimizer:
             moments = _moments(state, *source)
+        if source and start.average and average is not None:
+            saved = _continued(program, *source, mesh, AVERAGE)
+            average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.first_step), state.step.sharding)
-    return dataclasses.replace(state, optimizer=moments, step=step)
+    return dataclasses.replace(state, optimizer=moments, average=average, step=step)
 
 
 def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
@@ -105,10 +108,13 @@ def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, ja
 
 
 def _continued(
-    program: Program, checkpoints: RunCheckpoints, step: int, mesh: Mesh
+    program: Program, checkpoints: RunCheckpoints, step: int, mesh: Mesh, tree: str = PARAMS
 ) -> dict[str, jax.Array]:
-    """Parameters of a run's checkpoint; heads that it lacks stay fresh, others that it has go."""
-    saved = checkpoints.shapes(step, PARAMS)
+    """Parameters of a run's checkpoint, or their average (none where it holds no average).
+
+    Heads that it lacks stay fresh, others that it has go.
+    """
+    saved = checkpoints.shapes(step, tree)
     shardings = param_shardings(mesh, program.shapes)
     same, other = {}, {}
     for path, leaf in program.shapes.items():
@@ -120,9 +126,9 @@ def _continued(
         (same if fits else other)[path] = like
     source = f"{checkpoints.directory / str(step)}"
     missing = [p for p in program.shapes if p not in saved and not p.startswith("heads/")]
-    if missing:
+    if missing and tree == PARAMS:
         raise ValueError(f"{source} lacks {missing[0]}; its model has other towers")
-    params = checkpoints.read(step, PARAMS, same | other)
+    params = checkpoints.read(step, tree, same | other) if same or other else {}
     for path in other:
         log.info("%s is resized from %s", path, other[path].shape)
         value = _fitted(path, np.asarray(params[path]), program.shapes[path].shape, source)

@@ -17,7 +17,7 @@ class TrainState:
     Attributes:
       params: nested dict of float32 arrays: the model's, and objectives' own under `heads/<name>`.
       optimizer: state of the optimizer; it holds moments of trainable parameters only.
-      average: moving average of the model's parameters, or None.
+      average: moving average of `params`, or None.
       step: number of the next step within the run.
     """
 

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from siglip2_jax.config import Stage, TrainConfig
+from siglip2_jax.models.flops import training_flops
 from siglip2_jax.models.siglip2 import (
     Params,
     SigLIP2,
@@ -26,9 +27,9 @@ from siglip2_jax.models.siglip2 import (
     unflatten,
 )
 from siglip2_jax.models.variants import ModelConfig
-from siglip2_jax.objectives.base import Objective, View
+from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
 from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
-from siglip2_jax.train.flops import contrastive_flops, training_flops
+from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
 from siglip2_jax.train.spans import spans
 from siglip2_jax.train.state import TrainState
@@ -44,6 +45,7 @@ class Program:
 
     Attributes:
       stage: the stage.
+      objectives: its losses, those of weight 0 left out.
       model: sizes of the model in this stage.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
       trainable: paths of the parameters that the optimizer changes.
@@ -56,12 +58,16 @@ class Program:
         self.first_step = spans(config)[index].first
         self.model: ModelConfig = stage.model
         self.seed = config.seed
+        self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
         heads = nnx.eval_shape(lambda: self._make_heads(nnx.Rngs(0)))
         self._heads = {name: nnx.split(head)[0] for name, head in heads.items()}
+        buffers = flatten({HEADS: {name: _buffers(head) for name, head in heads.items()}})
         heads = {name: nnx.to_pure_dict(nnx.state(head)) for name, head in heads.items()}
         self.shapes = flatten(model | ({HEADS: heads} if heads else {}))
-        self.trainable = tuple(trainable(stage.optim, tuple(self.shapes)))
+        learnable = [path for path in self.shapes if path not in buffers]
+        self.trainable = tuple(trainable(stage.optim, learnable))
+        self._flops: dict[tuple[int, int], int] = {}
         self._optimizer = make_optimizer(stage.optim, stage.num_steps, self.trainable)
 
     def init_params(self, key: Array) -> Params:
@@ -79,7 +85,7 @@ class Program:
         return TrainState(
             params=params,
             optimizer=self._optimizer.init({path: flat[path] for path in self.trainable}),
-            average=without_heads(params) if self.stage.optim.ema is not None else None,
+            average=params if self.stage.optim.ema is not None else None,
             step=jnp.asarray(0, jnp.int32),
         )
 
@@ -97,16 +103,17 @@ class Program:
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
 
-        def total(changing: dict[str, Array]) -> tuple[Array, Metrics]:
+        def total(changing: dict[str, Array]) -> tuple[Array, tuple[Metrics, Params]]:
             return self._loss(unflatten(flat | changing), state, batch)
 
-        (loss, metrics), gradients = jax.value_and_grad(total, has_aux=True)(changing)
+        (loss, (metrics, buffers)), gradients = jax.value_and_grad(total, has_aux=True)(changing)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, changing)
-        params = unflatten(flat | optax.apply_updates(changing, updates))
+        buffers = flatten(place({HEADS: buffers}))
+        params = unflatten(flat | buffers | optax.apply_updates(changing, updates))
         average = state.average
         if average is not None:
             share = 1 - self.stage.optim.ema
-            average = optax.incremental_update(without_heads(params), average, share)
+            average = optax.incremental_update(params, average, share)
         rate = learning_rate(self.stage.optim, self.stage.num_steps)(state.step - self.first_step)
         norm = optax.tree.norm(gradients)
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
@@ -114,11 +121,18 @@ class Program:
 
     def flops(self, budget: int, batch_size: int) -> int:
         """Analytic model FLOPs of one step; a tower without trainable parameters runs forward."""
+        shape = (budget, batch_size)
+        if shape not in self._flops:
+            self._flops[shape] = self._count_flops(*shape)
+        return self._flops[shape]
+
+    def _count_flops(self, budget: int, batch_size: int) -> int:
         learning = {path.split("/")[0] for path in self.trainable}
         frozen = {"vision", "text"} - learning
         towers = training_flops(self.model, self.model.vision.num_patches or budget, frozen)
-        logits = 3 * contrastive_flops(batch_size, self.model.text.embed_dim)
-        return batch_size * towers + logits
+        batch = abstract_batch(self.stage, budget, batch_size)
+        objectives = sum(x.flops(self.model, batch) for x in self.objectives.values())
+        return batch_size * towers + objectives
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
@@ -132,11 +146,13 @@ class Program:
         _, embeddings = jax.lax.scan(one, None, split)
         return jax.tree.map(join_batch, embeddings)
 
-    def _loss(self, params: Params, state: TrainState, batch: Batch) -> tuple[Array, Metrics]:
-        """The weighted sum of all objectives, and what they report."""
+    def _loss(
+        self, params: Params, state: TrainState, batch: Batch
+    ) -> tuple[Array, tuple[Metrics, Params]]:
+        """The weighted sum of all objectives; what they report, and their heads' new buffers."""
         show = functools.partial(self._view, params, state)
-        local = {k: x for k, x in self.stage.objectives.items() if not x.across_examples}
-        whole = {k: x for k, x in self.stage.objectives.items() if x.across_examples}
+        local = {k: x for k, x in self.objectives.items() if not x.across_examples}
+        whole = {k: x for k, x in self.objectives.items() if x.across_examples}
         student = nnx.merge(self._graphdef, without_heads(params))
         parts = self.stage.optim.accumulate
         if parts == 1:
@@ -145,11 +161,11 @@ class Program:
         else:
             features, reports = self._accumulated(student, params, show, local, batch, parts)
             reports |= self._run(whole, params, show(features, None))
-        loss = sum(x.weight * reports[k][0] for k, x in self.stage.objectives.items())
-        metrics = {f"loss/{name}": value for name, (value, _) in reports.items()}
-        for name, (_, report) in reports.items():
+        loss = sum(x.weight * reports[k][0] for k, x in self.objectives.items())
+        metrics = {f"loss/{name}": value for name, (value, _, _) in reports.items()}
+        for name, (_, report, _) in reports.items():
             metrics |= {f"{name}/{key}": value for key, value in report.items()}
-        return loss, metrics
+        return loss, (metrics, {name: buffers for name, (_, _, buffers) in reports.items()})
 
     def _accumulated(
         self,
@@ -178,11 +194,12 @@ class Program:
         return jax.tree.map(join_batch, features), jax.tree.map(lambda x: x.mean(0), reports)
 
     def _run(self, objectives: Mapping[str, Objective], params: Params, view: Any) -> dict:
-        """Loss and report of each objective."""
-        return {
-            name: objective.loss(self._head(name, params), view(name))
-            for name, objective in objectives.items()
-        }
+        """Loss, report and buffers of each objective."""
+        found = {}
+        for name, objective in objectives.items():
+            head = self._head(name, params)
+            found[name] = (*objective.loss(head, view(name)), _buffers(head))
+        return found
 
     def _view(
         self,
@@ -194,15 +211,17 @@ class Program:
     ):
         """What an objective sees, given its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
-        teacher = None
-        if state.average is not None:
-            teacher = nnx.merge(self._graphdef, jax.lax.stop_gradient(state.average))
+        average, seen = jax.lax.stop_gradient(state.average), {}
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         key = jax.random.fold_in(key, part)
         names = sorted(self.stage.objectives)
 
         def view(name: str) -> View:
             own = jax.random.fold_in(key, names.index(name))
+            teacher = None
+            if average is not None:
+                model = nnx.merge(self._graphdef, without_heads(average))
+                teacher = Teacher(model, self._head(name, average), batch, seen)
             return View(student, teacher, features, batch, own, state.step)
 
         return view
@@ -212,7 +231,7 @@ class Program:
 
     def _make_heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The modules of the objectives that have one."""
-        made = {k: x.head(self.model, rngs=rngs) for k, x in self.stage.objectives.items()}
+        made = {k: x.head(self.model, rngs=rngs) for k, x in self.objectives.items()}
         return {name: head for name, head in made.items() if head is not None}
 
 
@@ -228,5 +247,10 @@ def place(params: Params) -> Params:
 
 
 def without_heads(params: Params) -> Params:
-    """The model's parameters: what is exported, averaged and shown to evaluators."""
+    """The model's parameters: what is exported and shown to evaluators."""
     return {name: value for name, value in params.items() if name != HEADS}
+
+
+def _buffers(head: nnx.Module | None) -> Params:
+    """Running statistics of a head, by path."""
+    return {} if head is None else nnx.to_pure_dict(nnx.state(head, Buffer))

@@ -18,7 +18,7 @@ from siglip2_jax.config import Data, Group, Optim, Schedule, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
-from siglip2_jax.objectives.base import View
+from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.sharding import gather, make_mesh, param_shardings, put, put_batch
 from siglip2_jax.train.checkpoint import by_path
@@ -41,11 +41,10 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": Fal
 
 
 @dataclasses.dataclass(frozen=True)
-class Colour:
+class Colour(Objective):
     """Guesses the mean colour of each patch: a loss of single examples, with a head of its own."""
 
     weight: float = 0.5
-    across_examples = False
 
     def head(self, model, *, rngs):
         return nnx.Linear(model.vision.width, 3, rngs=rngs)

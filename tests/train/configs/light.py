@@ -9,15 +9,11 @@ from siglip2_jax.config import TrainConfig, load_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Brightness:
+class Brightness(Objective):
     """A line from the mean pixel to the mean token id, by `t` and `b`; NaN from `poison` on."""
 
     weight: float = 1.0
     poison: int | None = None
-    across_examples = False
-
-    def head(self, model, *, rngs):
-        return None
 
     def loss(self, head, view):
         t, b, image = view.student.t[...], view.student.b[...], view.batch.image
