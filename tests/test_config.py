@@ -352,6 +352,37 @@ def test_override_of_a_whole_and_a_part():
         override(run(), ["logging.profile=None", "logging.profile.start=5"])
 
 
+ARGUMENTS = """
+from siglip2_jax.config import Data, Stage, TrainConfig
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.demo import tiny_config
+from siglip2_jax.objectives.sigmoid import Sigmoid
+
+def config(size: int = 8, path: str = "photos", rate=1.0) -> TrainConfig:
+    stage = Stage(
+        name="main", data=Data(source=Folder(path)), batch_size=size, steps=5,
+        objectives={"sigmoid": Sigmoid(weight=rate)},
+    )
+    return TrainConfig(model=tiny_config(), tokenizer="t", stages=(stage,))
+"""
+
+
+def test_arguments_of_a_file(tmp_path):
+    """Assignments to parameters of config() go there, all others change what it returns."""
+    path = tmp_path / "mine.py"
+    path.write_text(ARGUMENTS)
+    changes = ["size=16", "path=elsewhere", "rate=0.5", "stages.main.steps=7"]
+    (stage,) = load_config(path, changes).stages
+    assert (stage.batch_size, stage.steps) == (16, 7)
+    assert stage.data.source == Folder("elsewhere")
+    assert stage.objectives["sigmoid"].weight == 0.5
+    assert load_config(path).stages[0].batch_size == 8
+    with pytest.raises(ValueError, match="'size=big': expected int, found big"):
+        load_config(path, ["size=big"])
+    with pytest.raises(ValueError, match="'sise' is not a field of TrainConfig"):
+        load_config(path, ["sise=16"])
+
+
 def test_hints_of_an_unknown_type():
     @dataclasses.dataclass
     class Odd:
@@ -379,7 +410,7 @@ def test_record_is_json():
     assert loss["kind"] == "Loss" and loss["sizes"] == [1, 2] and loss["table"] == {"a": 1.0}
     assert loss["free"] == [
         "4 bytes", 0.5, "float64[2, 3]", "inf", "json.dumps", {"1": "{2}"},
-        "siglip2_jax.config.stage.Scratch",
+        "siglip2_jax.config.start.Scratch",
     ]  # fmt: skip
     assert main["start"] == {"kind": "Scratch"} and main["model"] is None
     assert more["start"]["kind"] == "Continue" and more["start"]["stage"] == "main"

@@ -74,12 +74,13 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="change a field, such as stages.main.optim.peak_lr=3e-4; may be repeated",
+        help="change a field, such as stages.main.optim.peak_lr=3e-4, or give an argument to "
+        "config(), such as scale=1e-6; may be repeated",
     )
 
 
 def load_run(args: argparse.Namespace) -> TrainConfig:
     """The config that `add_config_options` described."""
-    from siglip2_jax.config import load_config, override
+    from siglip2_jax.config import load_config
 
-    return override(load_config(args.config), args.set)
+    return load_config(args.config, args.set)

@@ -105,7 +105,7 @@ def report(plans: list[StepPlan], topology: str) -> str:
 def _block(plan: StepPlan, topology: str) -> str:
     used, chip = plan.memory, plan.chip
     fits = "fits" if plan.fits else "DOES NOT FIT"
-    parts = ("parameters", "optimizer", "average", "inputs", "activations", "code")
+    parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
     where = ", ".join(f"{name} {used[name] / GIB:.2f}" for name in parts if used[name])
     traffic = ", ".join(f"{kind} {count / 1e6:.0f}" for kind, count in plan.collectives.items())
     ratio = plan.flops / plan.model_flops

@@ -1,14 +1,17 @@
 """What a training run is made of: dataclasses, files that hold them, and changes to them."""
 
+from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.files import load_config, to_json
 from siglip2_jax.config.optim import Group, Optim, Schedule
 from siglip2_jax.config.override import override
 from siglip2_jax.config.run import Checkpoints, Logging, Profile, TrainConfig
-from siglip2_jax.config.stage import Continue, Data, Pretrained, Scratch, Stage
+from siglip2_jax.config.stage import Data, Stage
+from siglip2_jax.config.start import Continue, Pretrained, Scratch
 
 __all__ = [
     "Checkpoints",
     "Continue",
+    "Curation",
     "Data",
     "Group",
     "Logging",

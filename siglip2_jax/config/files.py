@@ -8,26 +8,31 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from siglip2_jax.config.hints import Hint, element, field_hints, options
+from siglip2_jax.config.override import override, split_arguments
 from siglip2_jax.config.run import TrainConfig
 
 
-def load_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """Runs a Python file's `config()`.
+def load_config(path: str | os.PathLike[str], assignments: Sequence[str] = ()) -> TrainConfig:
+    """Runs a Python file's `config()`, and changes what it returns.
 
     Args:
       path: the file, local or remote (`gs://`).
+      assignments: `name=value`. Where `name` is a parameter of `config()`, it is passed to it:
+        that is how files offer choices from which much else follows, such as a scale. All others
+        are changes to the result, as in `override`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it has no function `config`, running it failed, or it does not return a
-        `TrainConfig`; one sentence, with the line of the file where it failed.
+      ValueError: it has no function `config`, running it failed, it does not return a
+        `TrainConfig`, or an assignment leads nowhere; one sentence, with the line of the file where
+        it failed.
     """
     file = epath.Path(path)
     if not file.is_file():
@@ -39,14 +44,18 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     try:
         exec(compile(file.read_text(), str(path), "exec"), module.__dict__)
         make = getattr(module, "config", None)
-        found = make() if callable(make) else None
     except Exception as error:
         raise ValueError(_where(error, str(path))) from error
     if not callable(make):
         raise ValueError(f"{path} has no function config(); define one that returns a TrainConfig")
+    arguments, changes = split_arguments(assignments, make)
+    try:
+        found = make(**arguments)
+    except Exception as error:
+        raise ValueError(_where(error, str(path))) from error
     if not isinstance(found, TrainConfig):
         raise ValueError(f"config() of {path} returned a {type(found).__name__}, no TrainConfig")
-    return found
+    return override(found, changes)
 
 
 def _where(error: Exception, path: str) -> str:

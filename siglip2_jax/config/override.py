@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from siglip2_jax.config.hints import Hint, Unfit, describe, element, field_hints, fit, options
@@ -63,6 +65,34 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         else:
             changes.append(Change(keys, text.strip(), source))
     return _apply(config, changes, TrainConfig)
+
+
+def split_arguments(
+    assignments: Iterable[str], function: Callable[..., Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Parts assignments to parameters of a function from all others.
+
+    Args:
+      assignments: such as `["scale=1e-6", "optim.peak_lr=1e-4"]`.
+      function: whose parameters are annotated, or have defaults that tell their types.
+
+    Returns:
+      Arguments by name, as values of the parameters' types; and the other assignments.
+
+    Raises:
+      ValueError: a value has the wrong type.
+    """
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    arguments, others = {}, []
+    for source in assignments:
+        name, equals, text = (part.strip() for part in source.partition("="))
+        if equals and name in parameters:
+            hint = hints.get(name, type(parameters[name].default))
+            arguments[name] = _parse(Change((name,), text, source), hint)
+        else:
+            others.append(source)
+    return arguments, others
 
 
 def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from siglip2_jax.config.checks import at_least
-from siglip2_jax.config.stage import Continue, Stage
+from siglip2_jax.config.stage import Stage
+from siglip2_jax.config.start import Continue, Pretrained, Scratch
 from siglip2_jax.convert.checkpoint import Preprocessing
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig
@@ -105,7 +106,8 @@ class TrainConfig:
             earlier = names[:index]
             if stage.name in earlier:
                 raise ValueError(f"two stages are called {stage.name!r}; names must be unique")
-            _check_start(stage, earlier)
+            for source in stage.sources:
+                _check_start(stage, source, earlier)
         for stage in self.resolved:
             _check_steps(stage)
 
@@ -120,9 +122,8 @@ class TrainConfig:
         )
 
 
-def _check_start(stage: Stage, earlier: list[str]) -> None:
+def _check_start(stage: Stage, start: Scratch | Pretrained | Continue, earlier: list[str]) -> None:
     """A stage that continues one of this run needs it to come before."""
-    start = stage.start
     if not isinstance(start, Continue) or start.workdir is not None:
         return
     if not earlier:

@@ -7,8 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 
-from siglip2_jax.config.checks import at_least, is_regex
+from siglip2_jax.config.checks import at_least
+from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.optim import Optim
+from siglip2_jax.config.start import Continue, Pretrained, Scratch
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.prepare import Transform
 from siglip2_jax.data.sources import Mixture, Source
@@ -18,61 +20,6 @@ from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Objective
 
 NAME = re.compile(r"[A-Za-z_][\w-]*")  # never a number, so that overrides can tell
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scratch:
-    """Starts from fresh parameters."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """Starts from a model that is stored somewhere, with a fresh optimizer.
-
-    Attributes:
-      source: what `siglip2_jax.load` takes: a directory, a file, a Hugging Face repository.
-      parts: regular expressions that match the whole paths of the parameters to take, such as
-        `vision/.*`; the rest is fresh.
-      bias_shift: added to the model's `b`, which has learned how rare a match is: log of the batch
-        size it was trained with over this stage's (SigLIP 2's is 32,768).
-    """
-
-    source: str
-    parts: tuple[str, ...] = (".*",)
-    bias_shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        for pattern in self.parts:
-            is_regex(self, "parts", pattern)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Continue:
-    """Starts from a checkpoint of another stage; changed sizes of images or patches are resized.
-
-    Attributes:
-      stage: the stage to continue; None is the one before, or the last one of another run.
-      fraction: which checkpoint of that stage, as a fraction of its steps; None is its end.
-      step: the same as a number of steps of that stage.
-      workdir: the run that the stage belongs to; None is this run.
-      optimizer: keep the optimizer's moments of the parameters that both stages train.
-      average: keep the moving average, where both stages have one; otherwise it starts anew, from
-        the parameters.
-    """
-
-    stage: str | None = None
-    fraction: float | None = None
-    step: int | None = None
-    workdir: str | None = None
-    optimizer: bool = True
-    average: bool = True
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "step", "fraction")
-        if self.fraction is not None and self.fraction > 1:
-            raise ValueError(f"Continue.fraction is {self.fraction}; it is a fraction, 0 to 1")
-        if self.fraction is not None and self.step is not None:
-            raise ValueError("Continue names both a fraction and a step; give one of them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +58,9 @@ class Stage:
     Attributes:
       name: letters, digits, "_" and "-"; unique in the run.
       data: what to read.
-      batch_size: examples of a step, over all devices; `lengths` may scale it.
+      batch_size: examples that a step trains on, over all devices; `lengths` may scale it.
       steps: how long the stage takes; give either this or `examples`.
-      examples: how long it takes, as the number of examples it reads.
+      examples: how long it takes, as the number of examples it trains on.
       lengths: for native-resolution models, the number of patches of each step's images.
       objectives: losses (`siglip2_jax.objectives.base.Objective`) by name; the parameters of one's
         own live under `heads/<name>`.
@@ -121,6 +68,7 @@ class Stage:
       start: the parameters to start from.
       model: sizes in this stage, where image or patch size change; None is the run's.
       compute: how the model runs in this stage; None is the run's.
+      curation: which of the examples that are read to train on; None takes all.
       evals: evaluators to run during the stage.
     """
 
@@ -135,6 +83,7 @@ class Stage:
     start: Scratch | Pretrained | Continue = Scratch()
     model: ModelConfig | None = None
     compute: Compute | None = None
+    curation: Curation | None = None
     evals: tuple[Evaluator, ...] = ()
 
     def __post_init__(self) -> None:
@@ -161,6 +110,18 @@ class Stage:
                     f"stage {self.name!r}: an objective cannot be called {name!r}; names are made "
                     "of letters, digits, _ and -, and begin with a letter"
                 )
+
+    @property
+    def read_size(self) -> int:
+        """Examples that a step reads, of which curation chooses `batch_size`."""
+        if self.curation is None:
+            return self.batch_size
+        return self.curation.read_size(self.batch_size)
+
+    @property
+    def sources(self) -> tuple[Scratch | Pretrained | Continue, ...]:
+        """All that the stage reads parameters from: its start, and the teacher that curates."""
+        return (self.start, *([self.curation.teacher] if self.curation else []))
 
     @property
     def num_steps(self) -> int:

@@ -58,7 +58,7 @@ def stage_reading(config: TrainConfig, index: int, step: int = 0, position: int 
     """What each step of a stage reads, from its step `step` and the data's `position` on."""
     stage = config.resolved[index]
     return stage_lengths(stage).reading(
-        stage_seed(config, index), stage.num_steps, stage.batch_size, step=step, position=position
+        stage_seed(config, index), stage.num_steps, stage.read_size, step=step, position=position
     )
 
 
@@ -94,7 +94,7 @@ def abstract_batch(
     Args:
       stage: a resolved stage.
       budget: its token budget in this step.
-      batch_size: examples of the step, over all devices.
+      batch_size: examples that the step reads, over all devices.
       sharding: how they are split.
     """
     vision, text = stage.model.vision, stage.model.text
@@ -123,13 +123,14 @@ def check_batches(config: TrainConfig, devices: int) -> None:
         lengths = stage_lengths(stage)
         unit = devices * stage.optim.accumulate
         for budget in lengths.budgets:
-            size = lengths.batch_size(budget, stage.batch_size)
-            if size % unit:
-                raise ValueError(
-                    f"stage {stage.name!r}: the batch of {size} at {budget} patches cannot be "
-                    f"dealt to {devices} devices x {stage.optim.accumulate} microbatches; choose "
-                    f"a batch_size that gives a multiple of {unit}"
-                )
+            for size in {stage.batch_size, stage.read_size}:
+                size = lengths.batch_size(budget, size)
+                if size % unit:
+                    raise ValueError(
+                        f"stage {stage.name!r}: the batch of {size} at {budget} patches cannot be "
+                        f"dealt to {devices} devices x {stage.optim.accumulate} microbatches; "
+                        f"choose a batch_size that gives a multiple of {unit}"
+                    )
 
 
 def _extra(stage: Stage, budget: int) -> dict[str, Any]:

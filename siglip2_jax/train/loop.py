@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -29,7 +30,7 @@ from siglip2_jax.train.inputs import (
 from siglip2_jax.train.preflight import preflight
 from siglip2_jax.train.run import Run, last_good
 from siglip2_jax.train.spans import Span
-from siglip2_jax.train.start import abstract_state, begin, warn_if_unsplit
+from siglip2_jax.train.start import abstract_state, begin, load_reference, warn_if_unsplit
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program, without_heads
 from siglip2_jax.train.throughput import Throughput
@@ -106,6 +107,8 @@ class StageRun:
         self._bad_before = record["bad_examples"]
         log.info("resuming at step %d of %s", run.saved, run.workdir)
         state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
+        reference = load_reference(self._program, run.config, run.mesh, run.workdir)
+        state = dataclasses.replace(state, reference=reference)
         step, position = run.saved - span.first, record["position"]
         return state, stage_reading(run.config, self._index, step, position)
 
@@ -118,7 +121,7 @@ class StageRun:
         programs = {}
         with progress(f"compiling stage {self._span.name}") as show:
             for budget in budgets:
-                size = stage_lengths(self._stage).batch_size(budget, self._stage.batch_size)
+                size = stage_lengths(self._stage).batch_size(budget, self._stage.read_size)
                 batch = abstract_batch(self._stage, budget, size, split)
                 programs[budget] = step.lower(state, batch).compile()
                 show(len(programs), len(budgets))
@@ -144,7 +147,9 @@ class StageRun:
             run.trace.before(done - 1, state)
             state, metrics = steps[loaded.budget](state, batch)
             size = batch.text.shape[0]
-            self._throughput.count(size, self._program.flops(loaded.budget, size))
+            self._throughput.count(
+                self._program.batch_size(size), self._program.flops(loaded.budget, size)
+            )
             self._pending.append((done, metrics))
             values = self._look(IN_FLIGHT)
             due = [x for x in self._stage.evals if done % x.every == 0 or done == span.end]

@@ -34,13 +34,13 @@ class StepPlan:
     Attributes:
       stage: name of the stage.
       budget: patches an image may have.
-      batch_size: examples of the step, over all chips.
+      batch_size: examples that the step reads, over all chips.
       chips: how many.
       chip: what they are.
       share: share of the stage's steps that have this budget.
       steps: of the stage.
-      memory: peak and parts, in bytes: "parameters", "optimizer", "average", "inputs",
-        "activations" (and every other temporary), "code", "peak".
+      memory: peak and parts, in bytes: "parameters", "optimizer", "average", "reference",
+        "inputs", "activations" (and every other temporary), "code", "peak".
       model_flops: analytic.
       flops: of matrix products in the program.
       hbm_bytes: read and written.
@@ -125,7 +125,7 @@ def plan_step(
       index: of the stage.
       budget: patches an image may have, one of the stage's lengths.
       mesh: of the topology's chips.
-      batch_size: examples of the step; None takes what the stage says for this budget.
+      batch_size: examples that the step reads; None takes what the stage says for this budget.
 
     Raises:
       ValueError: the topology's chips are unknown, or the program fits no chip of them.
@@ -133,7 +133,7 @@ def plan_step(
     program = Program(config, index)
     stage = program.stage
     lengths = stage_lengths(stage)
-    batch_size = batch_size or lengths.batch_size(budget, stage.batch_size)
+    batch_size = batch_size or lengths.batch_size(budget, stage.read_size)
     warn_if_unsplit(program, mesh)
     state = abstract_state(program, mesh)
     batch = abstract_batch(stage, budget, batch_size, NamedSharding(mesh, BATCH))
@@ -147,6 +147,7 @@ def plan_step(
         "parameters": local_bytes(state.params),
         "optimizer": local_bytes(state.optimizer),
         "average": local_bytes(state.average),
+        "reference": local_bytes(state.reference),
         "inputs": local_bytes(batch),
         "activations": used["temporaries"],
         "code": used["code"],

@@ -64,6 +64,7 @@ def kept_steps(config: TrainConfig) -> set[int]:
     run = spans(config)
     kept = {span.end for span in run}
     for i, stage in enumerate(config.stages):
-        if isinstance(stage.start, Continue) and stage.start.workdir is None:
-            kept.add(source_step(stage.start, run[:i]))
+        for source in stage.sources:
+            if isinstance(source, Continue) and source.workdir is None:
+                kept.add(source_step(source, run[:i]))
     return kept

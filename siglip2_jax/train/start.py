@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from siglip2_jax import convert
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
 from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
 from siglip2_jax.models.resize import resize_param
-from siglip2_jax.models.siglip2 import flatten, unflatten
+from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.sharding import param_shardings, put, unsplit_share
 from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
 from siglip2_jax.train.optim import begin_stage
@@ -25,6 +26,8 @@ from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
 
 log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of parameters, by path
 
 
 def warn_if_unsplit(program: Program, mesh: Mesh) -> None:
@@ -44,7 +47,15 @@ def abstract_state(program: Program, mesh: Mesh) -> TrainState:
     """Shapes and shardings of a stage's state; computes nothing."""
     with jax.set_mesh(mesh):  # the key too is abstract: the devices may not be there
         params = jax.eval_shape(lambda: program.init_params(jax.random.key(0)))
-        return on_mesh(jax.eval_shape(program.init_state, params), mesh)
+        state = on_mesh(jax.eval_shape(program.init_state, params), mesh)
+    if program.curator is None:
+        return state
+    shardings = param_shardings(mesh, program.curator.shapes)
+    reference = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
+        for path, x in program.curator.shapes.items()
+    }
+    return dataclasses.replace(state, reference=unflatten(reference))
 
 
 def begin(
@@ -67,23 +78,53 @@ def begin(
         params = flatten(jax.jit(program.init_params)(jax.random.key(config.seed)))
         source = None
         if isinstance(start, Pretrained):
-            params |= _pretrained(program, start, mesh)
+            params |= _pretrained(program.shapes, start, mesh)
         elif isinstance(start, Continue):
             checkpoints = _open(start.workdir or workdir)
             source = checkpoints, _find_step(start, program, config, checkpoints)
-            params |= _continued(program, *source, mesh)
+            params |= _continued(program.shapes, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
         moments, average = state.optimizer, state.average
         if source and start.optimizer:
             moments = _moments(state, *source)
         if source and start.average and average is not None:
-            saved = _continued(program, *source, mesh, AVERAGE)
+            saved = _continued(program.shapes, *source, mesh, AVERAGE)
             average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.first_step), state.step.sharding)
-    return dataclasses.replace(state, optimizer=moments, average=average, step=step)
+    reference = load_reference(program, config, mesh, workdir)
+    return dataclasses.replace(
+        state, optimizer=moments, average=average, step=step, reference=reference
+    )
 
 
-def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
+def load_reference(
+    program: Program, config: TrainConfig, mesh: Mesh, workdir: str | os.PathLike[str]
+) -> Params | None:
+    """Parameters of the teacher that curates a stage's batches, or None; arguments as `begin`.
+
+    Raises:
+      ValueError: it is missing, or lacks parameters.
+      OSError: the same.
+    """
+    if program.curator is None:
+        return None
+    teacher, shapes = program.stage.curation.teacher, program.curator.shapes
+    with jax.set_mesh(mesh):
+        if isinstance(teacher, Pretrained):
+            params = _pretrained(shapes, teacher, mesh)
+        else:
+            checkpoints = _open(teacher.workdir or workdir)
+            step = _find_step(teacher, program, config, checkpoints)
+            params = _continued(shapes, checkpoints, step, mesh)
+    if missing := sorted(shapes.keys() - params.keys()):
+        raise ValueError(
+            f"the teacher that curates stage {program.stage.name!r} lacks {missing[0]}; give one "
+            "with both towers"
+        )
+    return unflatten({path: params[path] for path in shapes})
+
+
+def _pretrained(shapes: Shapes, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
     """Parameters of a checkpoint in any format, resized where the stage needs it."""
     stored = convert.read(start.source).params
     paths = [path for path in stored if any(re.fullmatch(p, path) for p in start.parts)]
@@ -97,27 +138,27 @@ def _pretrained(program: Program, start: Pretrained, mesh: Mesh) -> dict[str, ja
             f"Pretrained.bias_shift is {start.bias_shift}, but parts {start.parts} leave b fresh; "
             'add "b" to parts, or leave bias_shift at 0'
         )
-    shardings = param_shardings(mesh, program.shapes)
+    shardings = param_shardings(mesh, shapes)
     found = {}
     for path in paths:  # one tensor at a time: the whole model is never held twice
-        if path in program.shapes:
-            value = _fitted(path, stored[path].read(), program.shapes[path].shape, start.source)
+        if path in shapes:
+            value = _fitted(path, stored[path].read(), shapes[path].shape, start.source)
             value = value + np.float32(start.bias_shift) if path == "b" else value
             found[path] = put(np.asarray(value), shardings[path])
     return found
 
 
 def _continued(
-    program: Program, checkpoints: RunCheckpoints, step: int, mesh: Mesh, tree: str = PARAMS
+    shapes: Shapes, checkpoints: RunCheckpoints, step: int, mesh: Mesh, tree: str = PARAMS
 ) -> dict[str, jax.Array]:
     """Parameters of a run's checkpoint, or their average (none where it holds no average).
 
     Heads that it lacks stay fresh, others that it has go.
     """
     saved = checkpoints.shapes(step, tree)
-    shardings = param_shardings(mesh, program.shapes)
+    shardings = param_shardings(mesh, shapes)
     same, other = {}, {}
-    for path, leaf in program.shapes.items():
+    for path, leaf in shapes.items():
         if path not in saved:
             continue
         fits = saved[path].shape == leaf.shape
@@ -125,13 +166,13 @@ def _continued(
         like = jax.ShapeDtypeStruct(saved[path].shape, saved[path].dtype, sharding=sharding)
         (same if fits else other)[path] = like
     source = f"{checkpoints.directory / str(step)}"
-    missing = [p for p in program.shapes if p not in saved and not p.startswith("heads/")]
+    missing = [p for p in shapes if p not in saved and not p.startswith("heads/")]
     if missing and tree == PARAMS:
         raise ValueError(f"{source} lacks {missing[0]}; its model has other towers")
     params = checkpoints.read(step, tree, same | other) if same or other else {}
     for path in other:
         log.info("%s is resized from %s", path, other[path].shape)
-        value = _fitted(path, np.asarray(params[path]), program.shapes[path].shape, source)
+        value = _fitted(path, np.asarray(params[path]), shapes[path].shape, source)
         params[path] = put(value, shardings[path])
     return params
 

@@ -19,9 +19,12 @@ class TrainState:
       optimizer: state of the optimizer; it holds moments of trainable parameters only.
       average: moving average of `params`, or None.
       step: number of the next step within the run.
+      reference: parameters of the frozen teacher that curates the batches, or None. Checkpoints do
+        not hold it: it is read from where it came from.
     """
 
     params: Params
     optimizer: Any
     average: Params | None
     step: Int[ArrayLike, ""]
+    reference: Params | None = None

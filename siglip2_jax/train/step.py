@@ -29,6 +29,7 @@ from siglip2_jax.models.siglip2 import (
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
 from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
+from siglip2_jax.train.curator import Curator
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
 from siglip2_jax.train.spans import spans
@@ -47,6 +48,7 @@ class Program:
       stage: the stage.
       objectives: its losses, those of weight 0 left out.
       model: sizes of the model in this stage.
+      curator: what chooses examples of the super-batch; None where a stage trains on all.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
       trainable: paths of the parameters that the optimizer changes.
       first_step: number of the stage's first step within the run.
@@ -58,6 +60,7 @@ class Program:
         self.first_step = spans(config)[index].first
         self.model: ModelConfig = stage.model
         self.seed = config.seed
+        self.curator = Curator(stage) if stage.curation is not None else None
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
         heads = nnx.eval_shape(lambda: self._make_heads(nnx.Rngs(0)))
@@ -94,12 +97,18 @@ class Program:
 
         Args:
           state: the state before.
-          batch: the global batch, images and texts in the same order.
+          batch: the global batch, images and texts in the same order; where a stage curates, the
+            super-batch.
 
         Returns:
           The state after, and float32 scalars: `loss`, `loss/<objective>`, what objectives report
           as `<objective>/<name>`, `grad_norm` (before clipping) and `learning_rate`.
         """
+        chosen: Metrics = {}
+        if self.curator is not None:
+            student = nnx.merge(self._graphdef, without_heads(state.params))
+            key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+            batch, chosen = self.curator.choose(student, state.reference, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
 
@@ -116,11 +125,20 @@ class Program:
             average = optax.incremental_update(params, average, share)
         rate = learning_rate(self.stage.optim, self.stage.num_steps)(state.step - self.first_step)
         norm = optax.tree.norm(gradients)
+        metrics |= {f"curation/{name}": value for name, value in chosen.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
-        return TrainState(params, optimizer, average, state.step + 1), metrics
+        state = dataclasses.replace(
+            state, params=params, optimizer=optimizer, average=average, step=state.step + 1
+        )
+        return state, metrics
 
     def flops(self, budget: int, batch_size: int) -> int:
-        """Analytic model FLOPs of one step; a tower without trainable parameters runs forward."""
+        """Analytic model FLOPs of one step; a tower without trainable parameters runs forward.
+
+        Args:
+          budget: patches an image may have.
+          batch_size: examples that the step reads.
+        """
         shape = (budget, batch_size)
         if shape not in self._flops:
             self._flops[shape] = self._count_flops(*shape)
@@ -130,9 +148,15 @@ class Program:
         learning = {path.split("/")[0] for path in self.trainable}
         frozen = {"vision", "text"} - learning
         towers = training_flops(self.model, self.model.vision.num_patches or budget, frozen)
+        read, batch_size = batch_size, self.batch_size(batch_size)
         batch = abstract_batch(self.stage, budget, batch_size)
         objectives = sum(x.flops(self.model, batch) for x in self.objectives.values())
-        return batch_size * towers + objectives
+        curation = self.curator.flops(budget, read) if self.curator else 0
+        return batch_size * towers + objectives + curation
+
+    def batch_size(self, read: int) -> int:
+        """Examples that are trained on, out of those that a step reads."""
+        return read if self.curator is None else self.stage.curation.batch_size(read)
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""

@@ -1,0 +1,125 @@
+"""Chooses what a step trains on, by what two models say of a super-batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from siglip2_jax.config import Stage
+from siglip2_jax.models.flops import forward_flops
+from siglip2_jax.models.siglip2 import Params, SigLIP2, abstract_model, flatten
+from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.sharding import reshape_rows
+from siglip2_jax.types import Batch, Patches
+
+REFERENCE = "reference"
+
+
+class Curator:
+    """The teacher of a stage that curates, and how it chooses.
+
+    Attributes:
+      model: the teacher's sizes.
+      shapes: `jax.ShapeDtypeStruct` of its parameters, by path.
+    """
+
+    def __init__(self, stage: Stage):
+        """For a resolved stage.
+
+        Raises:
+          ValueError: the teacher cannot read what the stage's model reads.
+        """
+        self._curation, self._student = stage.curation, stage.model
+        self.model: ModelConfig = stage.curation.model or stage.model
+        _check_inputs(stage.name, self._student, self.model)
+        self._graphdef, shapes = abstract_model(self.model, stage.compute)
+        self.shapes = flatten(shapes)
+
+    def choose(
+        self, student: SigLIP2, reference: Params, batch: Batch, key: Array
+    ) -> tuple[Batch, dict[str, Array]]:
+        """The part of a super-batch to train on.
+
+        Args:
+          student: the model being trained.
+          reference: the teacher's parameters.
+          batch: the super-batch.
+          key: randomness of this step.
+
+        Returns:
+          The chosen examples, with the teacher's embeddings of them in `extra`; and scalars worth
+          logging.
+        """
+        from siglip2_jax.objectives.curation import select
+        from siglip2_jax.objectives.deal import deal
+
+        teacher = nnx.merge(self._graphdef, reference)
+        image = recut(batch.image, self._student, self.model)
+        learner = _embed(student, batch.image, batch.text)
+        known = _embed(teacher, image, batch.text)
+        count = self._curation.batch_size(batch.text.shape[0])
+        indices, report = select(learner, known, key, count=count, chunks=self._curation.chunks)
+        embeddings = {"image": known.image, "text": known.text}
+        extra = batch.extra | {REFERENCE: embeddings}
+        return deal(dataclasses.replace(batch, extra=extra), indices), report
+
+    def flops(self, budget: int, read: int) -> int:
+        """Analytic FLOPs of choosing: a forward pass of both models over what is read."""
+        models = (self._student, self.model)
+        return read * sum(forward_flops(x, x.vision.num_patches or budget) for x in models)
+
+
+def _embed(model: SigLIP2, image: Patches, text: Any) -> Any:
+    from siglip2_jax.objectives.curation import Embedded
+
+    features = jax.lax.stop_gradient(model.encode(image, text))
+    t, b = (jax.lax.stop_gradient(x[...]) for x in (model.t, model.b))
+    return Embedded(features.image, features.text, t, b)
+
+
+def recut(image: Patches, old: ModelConfig, new: ModelConfig) -> Patches:
+    """Square images cut into patches of another size; the pixels are the same."""
+    if old.vision.patch_size == new.vision.patch_size:
+        return image
+    batch, side = image.pixels.shape[0], old.vision.image_size
+    p, q = old.vision.patch_size, new.vision.patch_size
+    rows, columns = side // p, side // q
+    pixels = reshape_rows(image.pixels, (batch, rows, rows, p, p, 3))
+    pixels = reshape_rows(pixels.transpose(0, 1, 3, 2, 4, 5), (batch, columns, q, columns, q, 3))
+    pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
+    grid = jnp.stack(jnp.divmod(jnp.arange(columns**2), columns), axis=-1)
+    like = image.yx[:, :1] * 0  # zeros that are split over the mesh as the images are
+    return Patches(
+        pixels=reshape_rows(pixels, (batch, columns**2, q * q * 3)),
+        yx=like + grid,
+        valid=(like[..., 0] + jnp.ones(columns**2, jnp.int32)).astype(bool),
+    )
+
+
+def _check_inputs(stage: str, student: ModelConfig, teacher: ModelConfig) -> None:
+    """Pixels and ids mean the same to both."""
+    pairs = {
+        "image size": (student.vision.image_size, teacher.vision.image_size),
+        "vocabulary": (student.text.vocab_size, teacher.text.vocab_size),
+        "text length": (student.text.length, teacher.text.length),
+    }
+    if student.native_resolution:
+        pairs["patch size"] = (student.vision.patch_size, teacher.vision.patch_size)
+    for name, (mine, other) in pairs.items():
+        if mine != other:
+            raise ValueError(
+                f"stage {stage!r}: the teacher that curates has {name} {other} and the model "
+                f"{mine}; choose a teacher that reads the same"
+            )
+    for model in (student, teacher):
+        side, patch = model.vision.image_size, model.vision.patch_size
+        if side is not None and side % patch and student.vision != teacher.vision:
+            raise ValueError(
+                f"stage {stage!r}: patches of {patch} do not fill images of {side} pixels, so the "
+                "teacher's cannot be cut from them; choose a teacher of the same patch size"
+            )
