@@ -1,12 +1,12 @@
 """Makes the photos that ship with the package from a local copy of COCO photos with licences.
 
-Keeps photos under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions and
-credits beside them.
+Keeps photos under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions, boxes
+and credits beside them.
 
     python scripts/make_demo_photos.py COCO_DIR --out siglip2_jax/demo
 
 COCO_DIR holds `images/` and `annotations.jsonl` with `file`, `license`, `license_url`,
-`flickr_url` and `captions`.
+`flickr_url`, `captions`, `width`, `height` and `boxes`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from siglip2_jax.data.regions import Region, from_coco
+
 LICENSES = {
     "Attribution License": "CC BY 2.0",
     "Attribution-ShareAlike License": "CC BY-SA 2.0",
 }
 LONG_SIDE = 320
+
+
+def to_json(region: Region) -> dict[str, object]:
+    """A region with the digits that photos of this size can bear."""
+    return region.as_dict() | {"box": [round(x, 4) for x in region.box]}
 
 
 def main() -> None:
@@ -43,6 +50,7 @@ def main() -> None:
             {
                 "file": row["file"],
                 "captions": row["captions"],
+                "regions": [to_json(region) for region in from_coco(row)],
                 "source": row["flickr_url"],
                 "license": LICENSES[row["license"]],
                 "license_url": row["license_url"],

@@ -1,4 +1,4 @@
-"""`siglip2 data`: index tars, pack data sets, look at batches."""
+"""`siglip2 data`: index tars, pack data sets, add regions, look at batches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from siglip2_jax.cli import data_regions
 from siglip2_jax.cli.options import add_config_options, load_run, positive
 
 if TYPE_CHECKING:
@@ -14,15 +15,16 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the subcommand with its own three."""
+    """Adds the subcommand with its own four."""
     parser = commands.add_parser(
         "data",
-        help="index, pack and look at training data",
+        help="index, pack, annotate and look at training data",
         epilog="example: siglip2 data inspect configs/tiny.py --out batch.html",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
     _add_index(jobs)
     _add_pack(jobs)
+    data_regions.add_parser(jobs)
     _add_inspect(jobs)
 
 
@@ -68,7 +70,8 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
         help="draw a real batch of a config as a page of pictures",
         description="Draws the first examples of a stage as the model sees them: patches put back "
         "together with their grid, crops, and texts decoded from their ids, for each sequence "
-        "length, with the statistics of lengths.",
+        "length, with the statistics of lengths. The boxes of a captioning decoder's targets are "
+        "drawn.",
         epilog="example: siglip2 data inspect configs/tiny.py --out batch.html",
     )
     add_config_options(parser)
@@ -118,7 +121,8 @@ def inspect(args: argparse.Namespace) -> None:
     pad_id = config.model.text.pad_id
     title = f"{args.config}, stage {names[chosen]}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.out, batch_sheet(batches, texts, pad_id, title).encode())
+    targets = _targets(config, chosen, batches)
+    write_whole(args.out, batch_sheet(batches, texts, pad_id, title, targets).encode())
     found = {str(budget): lengths(batch, pad_id) for budget, batch in batches.items()}
     if args.json:
         print(json.dumps({"sheet": str(args.out), "lengths": found}, indent=2))
@@ -149,6 +153,20 @@ def _batches(config, chosen: int, count: int):
             batches[budget] = next(steps).batch
         texts[budget] = tokenizer.decode(batches[budget].text)
     return batches, texts
+
+
+def _targets(config, chosen: int, batches: dict):
+    """What the captioning decoder is to write, read back from ids, for each example."""
+    from siglip2_jax.data.targets import DecoderTargets
+
+    transforms = config.resolved[chosen].data.transforms
+    made_by = [transform for transform in transforms if isinstance(transform, DecoderTargets)]
+    if not made_by:
+        return {}
+    return {
+        budget: [[made_by[-1].parse(ids) for ids in rows] for rows in batch.extra["targets"]]
+        for budget, batch in batches.items()
+    }
 
 
 def _source(args: argparse.Namespace) -> Source:

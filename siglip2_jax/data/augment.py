@@ -1,4 +1,8 @@
-"""Random crops and flips of training images; NumPy and Pillow only."""
+"""Random crops and flips of training images; NumPy and Pillow only.
+
+An example's regions (`data.regions`) move with the pixels. Captions and phrases stay as they are,
+also where they name a side.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from siglip2_jax.data.regions import cropped, flipped, moved
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,13 @@ class RandomResizedCrop:
       area: smallest and largest share of the image's area, 0 to 1; uniform between.
       aspect: smallest and largest ratio of the crop's width / height to the image's, around 1; the
         logarithm is uniform over what fits.
+      min_visible: share of a region's area that must be in the crop, 0 to 1, for it to be kept;
+        what is thinner than a pixel is dropped too.
     """
 
     area: tuple[float, float] = (0.2, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    min_visible: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -38,9 +47,17 @@ class RandomResizedCrop:
                 "RandomResizedCrop.aspect must be two ratios, one in (0, 1] and one from 1 up, got "
                 f"{self.aspect}"
             )
+        if not 0 <= self.min_visible <= 1:
+            raise ValueError(
+                f"RandomResizedCrop.min_visible must be from 0 to 1, got {self.min_visible}"
+            )
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """The example with its image cropped; sides are rounded to whole pixels, at least one."""
+        """The example with its image cropped; sides are rounded to whole pixels, at least one.
+
+        Raises:
+          ValueError: its regions are malformed.
+        """
         image: Image.Image = example["image"]
         area = rng.uniform(*self.area)
         # The crop is sqrt(area * ratio) of the image's width and sqrt(area / ratio) of its height.
@@ -50,12 +67,14 @@ class RandomResizedCrop:
         height = max(1, round(image.height * min(1, sqrt(area / ratio))))
         left = int(rng.integers(image.width - width + 1))
         top = int(rng.integers(image.height - height + 1))
-        return {**example, "image": image.crop((left, top, left + width, top + height))}
+        window = left, top, left + width, top + height
+        regions = moved(example, lambda x: cropped(x, image.size, window, self.min_visible))
+        return {**example, "image": image.crop(window), **regions}
 
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Swaps left and right; captions that name a side are not changed.
+    """Swaps left and right; captions and phrases that name a side are not changed.
 
     Attributes:
       probability: how often, 0 to 1.
@@ -70,8 +89,12 @@ class HorizontalFlip:
             )
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """The example, with its image flipped or as it is."""
+        """The example, with its image flipped or as it is.
+
+        Raises:
+          ValueError: its regions are malformed.
+        """
         if rng.random() >= self.probability:
             return example
-        flipped = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return {**example, "image": flipped}
+        image = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return {**example, "image": image, **moved(example, flipped)}

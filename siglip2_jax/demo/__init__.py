@@ -1,7 +1,7 @@
 """A small image-caption set and a tiny model's sizes, shipped with the package.
 
 Photos and captions come from COCO 2017: the photos are those their authors published on Flickr
-under CC BY 2.0 or CC BY-SA 2.0, made smaller here; the captions are COCO's (CC BY 4.0).
+under CC BY 2.0 or CC BY-SA 2.0, made smaller here; captions and boxes are COCO's (CC BY 4.0).
 `examples.jsonl` credits each photo.
 """
 

@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 
+from siglip2_jax.data.regions import Box
+from siglip2_jax.data.targets import Parsed
 from siglip2_jax.evals.sheet import data_uri
 from siglip2_jax.types import Batch, Patches
 
 GRID = (255, 64, 64)
+BOX = (64, 255, 64)
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>$title</title>
@@ -81,7 +84,11 @@ def lengths(batch: Batch, pad_id: int) -> dict[str, float]:
 
 
 def batch_sheet(
-    batches: Mapping[int, Batch], texts: Mapping[int, Sequence[str]], pad_id: int, title: str
+    batches: Mapping[int, Batch],
+    texts: Mapping[int, Sequence[str]],
+    pad_id: int,
+    title: str,
+    targets: Mapping[int, Sequence[Sequence[Parsed]]] | None = None,
 ) -> str:
     """Draws the page.
 
@@ -90,6 +97,8 @@ def batch_sheet(
       texts: its texts, decoded from the ids, for each budget.
       pad_id: the id of the text's padding.
       title: heading.
+      targets: what a captioning decoder is to write of each example, for each budget; boxes are
+        drawn.
 
     Returns:
       HTML that refers to no other file.
@@ -104,14 +113,19 @@ def batch_sheet(
     table = "".join(f"<th>{name}</th>" for name in heads)
     parts = [f"<table><tr>{table}</tr>{rows}</table>"]
     for budget, batch in batches.items():
-        figures = "".join(_figure(batch, i, text) for i, text in enumerate(texts[budget]))
+        found = (targets or {}).get(budget) or [()] * len(texts[budget])
+        figures = "".join(
+            _figure(batch, i, text, parsed)
+            for i, (text, parsed) in enumerate(zip(texts[budget], found, strict=True))
+        )
         parts.append(f"<h2>{budget} patches</h2>\n<section>{figures}</section>")
     return _PAGE.substitute(title=html.escape(title), body="\n".join(parts))
 
 
-def _figure(batch: Batch, i: int, text: str) -> str:
+def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
     image = batch.image
     picture = draw_patches(image.pixels[i], image.yx[i], image.valid[i])
+    _draw_boxes(picture, [target.box for target in targets if target.box])
     rows, columns = image.yx[i][image.valid[i]].max(axis=0, initial=0) + 1
     views = [
         (name, draw_patches(value.pixels[i, v], value.yx[i, v], value.valid[i, v]))
@@ -122,7 +136,20 @@ def _figure(batch: Batch, i: int, text: str) -> str:
     small = "".join(
         f'<img src="{data_uri(view)}" alt="{html.escape(name)}">' for name, view in views
     )
+    lines = "".join(f"<br>{html.escape(_line(target))}" for target in targets if target.text)
     return (
         f'<figure><img src="{data_uri(picture)}" alt="">{small}<figcaption>{html.escape(text)}'
-        f"<br><small>{rows} x {columns} patches</small></figcaption></figure>"
+        f"<br><small>{rows} x {columns} patches{lines}</small></figcaption></figure>"
     )
+
+
+def _draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> None:
+    draw = ImageDraw.Draw(picture)
+    for ymin, xmin, ymax, xmax in boxes:
+        right, bottom = picture.width - 1, picture.height - 1
+        draw.rectangle((xmin * right, ymin * bottom, xmax * right, ymax * bottom), outline=BOX)
+
+
+def _line(target: Parsed) -> str:
+    box = " ".join(f"{side:.3f}" for side in target.box or ())
+    return f"{target.task}: {target.text}" + (f" [{box}]" if box else "")

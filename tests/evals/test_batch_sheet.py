@@ -1,8 +1,14 @@
 """Patches drawn back are the picture they were cut from."""
 
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from siglip2_jax.data.targets import Parsed
 from siglip2_jax.evals.batch_sheet import GRID, batch_sheet, draw_patches, lengths
 from siglip2_jax.preprocess.image import ImagePreprocessor, collate
 from siglip2_jax.types import Batch, Patches
@@ -52,6 +58,19 @@ def test_views_are_drawn_and_texts_escaped():
     page = batch_sheet({4: batch}, {4: ["<script>", "b"]}, 0, "<title>")
     assert page.count("<img") == 2 * (1 + 2)
     assert "<script>" not in page and "&lt;script&gt;" in page and "2 x 2 patches" in page
+
+
+def test_boxes_of_targets_are_drawn():
+    batch = Batch(image=stacked(np.zeros((64, 128, 3), np.uint8), tokens=512), text=text()[None])
+    targets = Parsed("refer", "a <dog>", (0.25, 0.5, 0.75, 1.0)), Parsed(None, "", None)
+    page = batch_sheet({512: batch}, {512: ["x"]}, 0, "title", {512: [targets]})
+    assert "<br>refer: a &lt;dog&gt; [0.250 0.500 0.750 1.000]" in page and "None" not in page
+    data = re.search('base64,([^"]*)', page)[1]
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), np.int32)
+    assert drawn.shape == (64, 128, 3)
+    rows, columns = np.nonzero(drawn[:, :, 1] - drawn[:, :, 0] > 60)  # green, not the red grid
+    box = [rows.min(), columns.min(), rows.max(), columns.max()]
+    np.testing.assert_allclose(box, [16, 64, 47, 127], atol=2)
 
 
 def text() -> np.ndarray:

@@ -1,0 +1,97 @@
+"""`siglip2 data regions`: boxes with phrases for the rows of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from siglip2_jax.cli.options import positive
+
+if TYPE_CHECKING:
+    from siglip2_jax.data.annotators import Annotator
+
+
+def add_parser(jobs: argparse._SubParsersAction) -> None:
+    """Adds the job."""
+    parser = jobs.add_parser(
+        "regions",
+        help="add boxes with phrases to the rows of a folder, for the captioning decoder",
+        description="Writes the rows of a folder's .jsonl with `regions` added, of annotated boxes "
+        "or of what a detector finds of the n-grams of the captions. Beside images/, the file is "
+        "read by Folder(DIR, captions=FILE). An interrupted job continues; rows without a readable "
+        "image are left out and listed in a file of errors.",
+        epilog="example: siglip2 data regions --folder /data/pairs --detector owlv2 "
+        "--out /data/pairs/regions.jsonl",
+    )
+    parser.add_argument(
+        "--folder", metavar="DIR", required=True, help="with captions.jsonl and images/"
+    )
+    parser.add_argument(
+        "--captions", metavar="NAME", default="captions.jsonl", help="the folder's .jsonl"
+    )
+    parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
+    parser.add_argument(
+        "--out", metavar="FILE.jsonl", type=Path, required=True, help="the file to write"
+    )
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--annotations", action="store_true", help="boxes of the rows, as COCO's")
+    kind.add_argument("--detector", choices=("owlv2",), help="needs the extra `regions`")
+    parser.add_argument(
+        "--model", metavar="REPO", help="of the detector: a Hugging Face id or a directory"
+    )
+    parser.add_argument("--device", help="of the detector (default: cuda if there is one, or cpu)")
+    parser.add_argument(
+        "--min-score", type=_share, default=0.1, help="drop regions below it, 0 to 1 (default: 0.1)"
+    )
+    parser.add_argument(
+        "--max-per-image", metavar="N", type=positive, help="keep the N best (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Adds regions; exit code 1 if no row could be used."""
+    import dataclasses
+
+    from siglip2_jax.data.annotate import Limits, annotate
+    from siglip2_jax.data.sources import Folder
+    from siglip2_jax.progress import progress
+
+    source = Folder(args.folder, captions=args.captions, template=args.template)
+    limits = Limits(args.min_score, args.max_per_image)
+    source.open()  # what is missing there is said before a detector is loaded
+    with progress("regions") as show:
+        done = annotate(source, args.out, _annotator(args), limits, progress=show)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(done), indent=2))
+    else:
+        left_out = f", {done.skipped} left out" if done.skipped else ""
+        print(f"{args.out}: {done.rows} rows with {done.regions} regions{left_out}")
+    return 0 if done.rows else 1
+
+
+def _annotator(args: argparse.Namespace) -> Annotator:
+    from siglip2_jax.data.annotators import Annotations, Detections
+
+    if args.annotations:
+        if args.model is not None or args.device is not None:
+            raise ValueError("--model and --device are of --detector, not of --annotations")
+        return Annotations()
+    from siglip2_jax.data.owlv2 import DEFAULT_REPO, Owlv2Detector
+
+    repo = args.model or DEFAULT_REPO
+    return Detections(Owlv2Detector(repo, args.device, threshold=args.min_score))
+
+
+def _share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

@@ -1,0 +1,106 @@
+"""A source whose examples are read more or less often, by weights from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int64
+
+from siglip2_jax.data.sources import Examples, Source
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Examples of a source, as often as their weights say.
+
+    This is where subsampling against bias comes in (Alabdulmohsin et al., "CLIP the Bias?", ICLR
+    2024, whose filters SigLIP 2 uses, arXiv 2502.14786, section 2.1): moment matching gives every
+    example a probability of being kept, which is its weight here. The paper does not publish its
+    rates, so nothing in this package uses weights unless told to.
+
+    An example of weight w is read w times in a round, on average over rounds: floor(w) or ceil(w)
+    times in each, and the rounds differ. Weights of a whole data set keep their proportions better
+    than independent draws would: one random number decides a round (systematic sampling).
+
+    Attributes:
+      source: where examples come from.
+      weights: path of a `.npy` file with one number for each example, at least 0, in the source's
+        order; local or `gs://`.
+      rounds: how many rounds an epoch has, each with draws of its own. Opening it takes 8 bytes for
+        each example of each round.
+      seed: of the draws.
+    """
+
+    source: Source
+    weights: str
+    rounds: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"Weighted.rounds must be at least 1, got {self.rounds}")
+
+    def open(self) -> Examples:
+        """Reads the weights and draws which examples are read.
+
+        Raises:
+          ValueError: the file is missing, is no array of numbers from 0 up, has another length than
+            the source, or leaves nothing to read.
+        """
+        examples = self.source.open()
+        weights = _read(self.weights)
+        if len(weights) != len(examples):
+            raise ValueError(
+                f"{self.weights} holds {len(weights)} weights for {len(examples)} examples; write "
+                "one for each, in the source's order"
+            )
+        rng = np.random.default_rng(self.seed)
+        indices = np.concatenate([draw(weights, rng.random()) for _ in range(self.rounds)])
+        if not len(indices):
+            raise ValueError(
+                f"{self.weights} leaves no example to read; its sum is {weights.sum()}"
+            )
+        return _Chosen(examples, indices)
+
+
+def draw(weights: Float[np.ndarray, " n"], offset: float) -> Int64[np.ndarray, " m"]:
+    """Systematic sampling: which examples are read in a round, each floor(w) or ceil(w) times.
+
+    Args:
+      weights: how often each is read on average, at least 0.
+      offset: 0 to below 1, uniform.
+    """
+    edges = np.floor(np.cumsum(weights) + offset)
+    counts = np.diff(edges, prepend=np.floor(offset)).astype(np.int64)
+    return np.repeat(np.arange(len(weights)), counts)
+
+
+class _Chosen:
+    def __init__(self, examples: Examples, indices: Int64[np.ndarray, " m"]) -> None:
+        self._examples, self._indices = examples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self._examples[int(self._indices[index])]
+
+
+def _read(path: str) -> Float[np.ndarray, " n"]:
+    try:
+        with epath.Path(path).open("rb") as file:
+            weights = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); expected a .npy file with a weight for each example"
+        ) from error
+    if weights.ndim != 1 or weights.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path} holds {weights.dtype}{list(weights.shape)}; expected a list of numbers"
+        )
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(f"{path} holds weights below 0, or that are no numbers; expected 0 and up")
+    return weights.astype(np.float64)

@@ -1,0 +1,83 @@
+"""Sources read by weights: counts, order, files that do not fit."""
+
+import numpy as np
+import pytest
+
+from siglip2_jax.data.sources import Memory, Mixture
+from siglip2_jax.data.weighted import Weighted, draw
+
+EXAMPLES = tuple({"image": b"", "captions": ("a",), "name": str(i)} for i in range(5))
+SOURCE = Memory(EXAMPLES)
+
+
+def weighted(tmp_path, weights, **fields) -> Weighted:
+    path = tmp_path / "weights.npy"
+    np.save(path, np.asarray(weights))
+    return Weighted(SOURCE, str(path), **fields)
+
+
+def names(source: Weighted) -> list[str]:
+    examples = source.open()
+    return [examples[i]["name"] for i in range(len(examples))]
+
+
+def test_whole_numbers(tmp_path):
+    assert names(weighted(tmp_path, [1, 0, 2, 1, 0])) == ["0", "2", "2", "3"]
+    assert names(weighted(tmp_path, np.ones(5))) == list("01234")
+    assert Mixture(((weighted(tmp_path, np.ones(5)), 0.3), (SOURCE, 0.7)))
+
+
+def test_shares_hold_over_rounds(tmp_path):
+    weights = np.array([0.5, 0.1, 0.9, 0.0, 1.5])
+    found = names(weighted(tmp_path, weights, rounds=4000))
+    counts = np.array([found.count(str(i)) for i in range(5)]) / 4000
+    # The mean of 4000 draws with a deviation of at most a half: 5 of its standard errors.
+    np.testing.assert_allclose(counts, weights, atol=5 * 0.5 / 4000**0.5)
+    assert counts[3] == 0
+
+
+def test_rounds_and_seeds_differ(tmp_path):
+    fields = {"weights": np.full(5, 0.5), "rounds": 8}
+    found = names(weighted(tmp_path, **fields))
+    assert found == names(weighted(tmp_path, **fields))
+    assert found != names(weighted(tmp_path, **fields, seed=1))
+    assert set(found) == set("01234")
+
+
+def test_floor_or_ceil():
+    """Of the cumulative sums too, so that no stretch of the data set is far off its share."""
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 30):
+        for _ in range(50):
+            weights = rng.uniform(0, 4, size) * rng.integers(0, 2, size)
+            chosen = draw(weights, rng.random())
+            assert np.array_equal(chosen, np.sort(chosen))
+            counts = np.bincount(chosen, minlength=size)
+            assert (abs(counts - weights) < 1 + 1e-9).all()
+            assert (abs(np.cumsum(counts) - np.cumsum(weights)) <= 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ([1.0, 1.0], "holds 2 weights for 5 examples; write one for each"),
+        (np.zeros(5), "leaves no example to read; its sum is 0.0"),
+        ([1, 1, 1, 1, -1], "holds weights below 0"),
+        ([1, 1, 1, 1, np.nan], "holds weights below 0, or that are no numbers"),
+        (np.ones((5, 1)), r"holds float64\[5, 1\]; expected a list of numbers"),
+        (["a"] * 5, "expected a list of numbers"),
+    ],
+)
+def test_bad_weights(tmp_path, weights, message):
+    with pytest.raises(ValueError, match=message):
+        weighted(tmp_path, weights).open()
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read .*expected a .npy file"):
+        Weighted(SOURCE, str(tmp_path / "none.npy")).open()
+    (tmp_path / "text.npy").write_text("0.5\n")
+    with pytest.raises(ValueError, match="cannot be read .*expected a .npy file"):
+        Weighted(SOURCE, str(tmp_path / "text.npy")).open()
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        weighted(tmp_path, np.ones(5), rounds=0)
