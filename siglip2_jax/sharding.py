@@ -191,3 +191,9 @@ def reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
     """Reshapes an array split on its leading axis as a batch, where nothing has to move."""
     split = PartitionSpec(AXES, *[None] * (len(shape) - 1)) if has_mesh() else None
     return jax.lax.reshape(x, shape, out_sharding=split)
+
+
+def pass_on(x: Array) -> Array:
+    """Inside `jax.shard_map`: the part of the device before, on a ring through all devices."""
+    devices = jax.lax.axis_size(AXES)
+    return jax.lax.ppermute(x, AXES, [(i, (i + 1) % devices) for i in range(devices)])

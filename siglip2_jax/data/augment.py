@@ -1,4 +1,4 @@
-"""Random crops and flips of training images; NumPy and Pillow only.
+"""Crops, flips and sizes of training images; NumPy and Pillow only.
 
 An example's regions (`data.regions`) move with the pixels. Captions and phrases stay as they are,
 also where they name a side.
@@ -98,3 +98,29 @@ class HorizontalFlip:
             return example
         image = example["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return {**example, "image": image, **moved(example, flipped)}
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Makes large images smaller before slower transforms see them; small ones stay as they are.
+
+    Attributes:
+      side: the longer side in pixels that an image may have; some more than what the model reads
+        loses nothing to it.
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"Shrink.side must be at least 1, got {self.side}")
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """The example, with a longer side of at most `side` pixels."""
+        image: Image.Image = example["image"]
+        share = self.side / max(image.size)
+        if share >= 1:
+            return example
+        size = tuple(max(1, round(share * x)) for x in image.size)
+        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return {**example, "image": small}

@@ -52,8 +52,8 @@ class Transform(Protocol):
     number of patches an image may have in this step; and everything that its source gave. To add
     an array of one's own to the batch, put it, or `Views`, into the dict `example["fields"]`: it
     becomes `Batch.extra[key]`, stacked. Every example must give the same fields in the same
-    shapes; so must a blank one without any field of a source, from which the shapes are known
-    before data is read.
+    shapes; so must a blank one with an empty text and without any field of a source, from which
+    the shapes are known before data is read.
     """
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class DecoderTargets:
       begin every sequence of the task.
 
     Where there is no region, the rows of refer and ground hold nothing but pads, and their prefix
-    is 0. Each of the two draws a region of its own.
+    is 0; so does the row of caption where the text is blank. Refer and ground each draw a region
+    of their own.
 
     Attributes:
       tokenizer_path: a tokenizer's file or directory, as `Tokenizer.load` takes it; opened once in
@@ -120,26 +121,28 @@ class DecoderTargets:
           ValueError: its regions are malformed or a text cannot be tokenised; or the tokenizer
             cannot be opened.
         """
-        tokenizer = self.tokenizer
         found = [region for region in read_regions(example) if region.score >= self.min_score]
         targets = np.full((len(self.tasks), self.length), self.pad_id, np.int32)
         prefix = np.zeros(len(self.tasks), np.int32)
         for row, task in enumerate(self.tasks):
             if task == "caption":
                 rest = example["text"]
-            elif found:
-                rest = self._pair(task, found[rng.integers(len(found))])
             else:
-                continue
-            try:
-                head, tail = _encode(tokenizer, [PREFIXES[task], f" {rest}"])
-            except TokenizerError as error:
-                raise ExampleError(f"{example.get('name', 'an example')}: {error}.") from error
-            ids = [*[*head, *tail][: self.length - 1], tokenizer.eos_id]
-            targets[row, : len(ids)] = ids
-            prefix[row] = len(head)
+                rest = self._pair(task, found[rng.integers(len(found))]) if found else ""
+            if rest.strip():
+                ids, prefix[row] = self._sequence(task, rest, example.get("name", "an example"))
+                targets[row, : len(ids)] = ids
         example["fields"] |= {"targets": targets, "prefix": prefix}
         return example
+
+    def _sequence(self, task: Task, rest: str, name: str) -> tuple[list[int], int]:
+        """Ids of a sequence without pads, and how many of them are the prefix."""
+        tokenizer = self.tokenizer
+        try:
+            head, tail = _encode(tokenizer, [PREFIXES[task], f" {rest}"])
+        except TokenizerError as error:
+            raise ExampleError(f"{name}: {error}.") from error
+        return [*[*head, *tail][: self.length - 1], tokenizer.eos_id], len(head)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from siglip2_jax.models.flops import contrastive_flops
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
-from siglip2_jax.sharding import AXES, BATCH, has_mesh, whole
+from siglip2_jax.sharding import AXES, BATCH, has_mesh, pass_on, whole
 from siglip2_jax.types import Batch
 
 Scalar = Float[Array, ""]
@@ -130,7 +130,7 @@ def _ring_local(
         loss += _pair_losses(logits, pairs).sum() / n
         d_t += jnp.sum(d_logits * (logits - b))
         d_b += d_logits.sum()
-        text, d_text = (_pass_on(x, devices) for x in (text, d_text))
+        text, d_text = (pass_on(x) for x in (text, d_text))
         return text, d_text, loss, d_image, d_t, d_b
 
     # Every device has its own value of each, which zeros made from nothing would not say.
@@ -139,7 +139,3 @@ def _ring_local(
     _, d_text, loss, d_image, d_t, d_b = jax.lax.fori_loop(0, devices, meet, start)
     loss, d_t, d_b = (jax.lax.psum(x, AXES) for x in (loss, d_t, d_b))
     return loss, (d_image, d_text, d_t, d_b)
-
-
-def _pass_on(x: Array, devices: int) -> Array:
-    return jax.lax.ppermute(x, AXES, [(i, (i + 1) % devices) for i in range(devices)])

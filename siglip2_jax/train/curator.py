@@ -14,10 +14,11 @@ from siglip2_jax.config import Stage
 from siglip2_jax.models.flops import forward_flops
 from siglip2_jax.models.siglip2 import Params, SigLIP2, abstract_model, flatten
 from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.objectives.curation import Embedded, select
+from siglip2_jax.objectives.deal import deal
+from siglip2_jax.objectives.softmax_distill import REFERENCE
 from siglip2_jax.sharding import reshape_rows
 from siglip2_jax.types import Batch, Patches
-
-REFERENCE = "reference"
 
 
 class Curator:
@@ -35,6 +36,7 @@ class Curator:
           ValueError: the teacher cannot read what the stage's model reads.
         """
         self._curation, self._student = stage.curation, stage.model
+        self._whole = stage.optim.accumulate == 1
         self.model: ModelConfig = stage.curation.model or stage.model
         _check_inputs(stage.name, self._student, self.model)
         self._graphdef, shapes = abstract_model(self.model, stage.compute)
@@ -52,31 +54,33 @@ class Curator:
           key: randomness of this step.
 
         Returns:
-          The chosen examples, with the teacher's embeddings of them in `extra`; and scalars worth
-          logging.
+          The chosen examples, with what the teacher says of them in `extra["reference"]` (unless
+          gradients are accumulated); and scalars worth logging.
         """
-        from siglip2_jax.objectives.curation import select
-        from siglip2_jax.objectives.deal import deal
-
         teacher = nnx.merge(self._graphdef, reference)
         image = recut(batch.image, self._student, self.model)
         learner = _embed(student, batch.image, batch.text)
         known = _embed(teacher, image, batch.text)
         count = self._curation.batch_size(batch.text.shape[0])
         indices, report = select(learner, known, key, count=count, chunks=self._curation.chunks)
-        embeddings = {"image": known.image, "text": known.text}
-        extra = batch.extra | {REFERENCE: embeddings}
-        return deal(dataclasses.replace(batch, extra=extra), indices), report
+        batch, image, text = deal((batch, known.image, known.text), indices)
+        if self._whole:
+            reference = dataclasses.replace(known, image=image, text=text)
+            batch = dataclasses.replace(batch, extra=batch.extra | {REFERENCE: reference})
+        return batch, report
 
     def flops(self, budget: int, read: int) -> int:
-        """Analytic FLOPs of choosing: a forward pass of both models over what is read."""
+        """Analytic FLOPs of choosing: both models' forward pass over what is read, and scores.
+
+        Every chosen example meets all that were read, as an image and as a text.
+        """
         models = (self._student, self.model)
-        return read * sum(forward_flops(x, x.vision.num_patches or budget) for x in models)
+        count = self._curation.batch_size(read)
+        scores = 2 * 2 * read * count * sum(model.text.embed_dim for model in models)
+        return scores + read * sum(forward_flops(x, x.vision.num_patches or budget) for x in models)
 
 
-def _embed(model: SigLIP2, image: Patches, text: Any) -> Any:
-    from siglip2_jax.objectives.curation import Embedded
-
+def _embed(model: SigLIP2, image: Patches, text: Any) -> Embedded:
     features = jax.lax.stop_gradient(model.encode(image, text))
     t, b = (jax.lax.stop_gradient(x[...]) for x in (model.t, model.b))
     return Embedded(features.image, features.text, t, b)

@@ -139,7 +139,7 @@ def _extra(stage: Stage, budget: int) -> dict[str, Any]:
         return {}
     vision = stage.model.vision
     blank = Image.new("RGB", (2 * vision.patch_size, 2 * vision.patch_size))
-    example: dict[str, Any] = {"image": blank, "text": "a", "captions": ("a",), "name": "blank"}
+    example: dict[str, Any] = {"image": blank, "text": "", "captions": (), "name": "blank"}
     example |= {"budget": budget, "fields": {}}
     rng = np.random.default_rng(0)
     for transform in stage.data.transforms:

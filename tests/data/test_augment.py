@@ -7,7 +7,7 @@ import pytest
 from data.samples import example, preparation
 from PIL import Image
 
-from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
+from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.prepare import Transform, collate
 
 WIDTH, HEIGHT = 240, 160
@@ -126,3 +126,18 @@ def test_they_work_in_the_preparation_of_a_batch():
 def test_options_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_shrink():
+    """The longer side is cut down, the shape stays; small images are the same object."""
+    pixels = np.zeros((60, 200, 3), np.uint8)
+    pixels[:, 100:] = 200
+    wide = {"image": Image.fromarray(pixels), "text": "a"}
+    small = Shrink(50)(wide, np.random.default_rng(0))["image"]
+    assert small.size == (50, 15)
+    found = np.asarray(small)
+    assert (found[:, :23] == 0).all() and (found[:, 27:] == 200).all()
+    assert Shrink(200)(wide, np.random.default_rng(0)) is wide
+    assert Shrink(1)(wide, np.random.default_rng(0))["image"].size == (1, 1)
+    with pytest.raises(ValueError, match="Shrink.side must be at least 1, got 0"):
+        Shrink(0)
