@@ -9,7 +9,8 @@ instructions; LayerNorm statistics and softmax are float32.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def attend(
     query: Float[Array, "B Q H C"],
     key: Float[Array, "B K H C"],
     value: Float[Array, "B K H C"],
-    valid: Bool[Array, "B K"] | None,
+    valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys; the softmax is float32.
 
@@ -62,7 +63,7 @@ def attend(
       query: queries, not yet scaled.
       key: keys.
       value: values.
-      valid: which keys exist; None means all.
+      valid: which keys exist, for all queries or for each; None means all.
 
     Returns:
       One value per query, in the dtype of `query`.
@@ -73,7 +74,8 @@ def attend(
     key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
     scores = jnp.matmul(query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if valid is not None:
-        scores = jnp.where(valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        valid = valid[:, None] if valid.ndim == 3 else valid[:, None, None]
+        scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
     # The softmax's division comes last, on the few outputs rather than on the many weights.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     attended = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
@@ -82,14 +84,27 @@ def attend(
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with separate query, key, value and out projections."""
+    """Multi-head attention with separate query, key, value and out projections.
 
-    def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    What keys and values are made of may have another width than the queries, `input_width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        input_width: int | None = None,
+        use_bias: bool = True,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         def linear(inputs: int | tuple[int, int], outputs: int | tuple[int, int]):
             return nnx.LinearGeneral(
                 inputs,
                 outputs,
                 axis=(-2, -1) if isinstance(inputs, tuple) else -1,
+                use_bias=use_bias,
                 kernel_init=nnx.initializers.xavier_uniform(),
                 dtype=dtype,
                 preferred_element_type=jnp.float32,
@@ -99,22 +114,38 @@ class Attention(nnx.Module):
         self.dtype = dtype
         heads = (num_heads, width // num_heads)
         self.query = linear(width, heads)
-        self.key = linear(width, heads)
-        self.value = linear(width, heads)
+        self.key = linear(input_width or width, heads)
+        self.value = linear(input_width or width, heads)
         self.out = linear(heads, width)
 
     def __call__(
         self,
         queries: Float[Array, "B Q D"],
-        inputs: Float[Array, "B K D"],
-        valid: Bool[Array, "B K"] | None = None,
+        inputs: Float[Array, "B K M"],
+        valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid `inputs`; the result is float32."""
-        query, key, value = self.query(queries), self.key(inputs), self.value(inputs)
-        query, key, value = (
-            checkpoint_name(x.astype(self.dtype), "qkv") for x in (query, key, value)
-        )
+        return self.read(queries, *self.keys_values(inputs), valid)
+
+    def keys_values(
+        self, inputs: Float[Array, "B K M"]
+    ) -> tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]]:
+        """What there is to attend to, in the compute dtype."""
+        return self._project(self.key, inputs), self._project(self.value, inputs)
+
+    def read(
+        self,
+        queries: Float[Array, "B Q D"],
+        key: Float[Array, "B K H C"],
+        value: Float[Array, "B K H C"],
+        valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Attends from `queries` to the valid ones of given keys; the result is float32."""
+        query = self._project(self.query, queries)
         return self.out(checkpoint_name(attend(query, key, value, valid), "attn_out"))
+
+    def _project(self, linear: nnx.LinearGeneral, x: Array) -> Array:
+        return checkpoint_name(linear(x).astype(self.dtype), "qkv")
 
 
 class Mlp(nnx.Module):
@@ -172,7 +203,6 @@ class Encoder(nnx.Module):
             return Block(tower, dtype=dtype, rngs=rngs)
 
         self.blocks = stack(rngs.split(tower.depth))
-        self.depth = tower.depth
         self.norm = layer_norm(tower.width, rngs)
 
     def __call__(
@@ -192,16 +222,33 @@ class Encoder(nnx.Module):
         def layer(x: Array, block: Block) -> tuple[Array, None]:
             return gather(block, dtype)(x, valid), None
 
-        layer = _rematerialised(layer, self.compute.remat)
-        if self.compute.scan:
-            x, _ = jax.lax.scan(layer, x, self.blocks)
-        else:
-            for i in range(self.depth):
-                x, _ = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], self.blocks))
-        return self.norm(x)
+        return self.norm(run_blocks(layer, x, self.blocks, self.compute))
 
 
-def _rematerialised(layer, remat: Remat):
+Layer = Callable[[Array, Any], tuple[Array, None]]
+
+
+def run_blocks(layer: Layer, x: Array, blocks: Any, compute: Compute) -> Array:
+    """Runs tokens through stacked blocks.
+
+    Args:
+      layer: runs one block, given as a slice of `blocks`.
+      x: what the first block reads.
+      blocks: a pytree whose leaves have a leading depth axis.
+      compute: as a loop or unrolled, and what the backward pass computes again.
+
+    Returns:
+      What the last block gives.
+    """
+    layer = _rematerialised(layer, compute.remat)
+    if compute.scan:
+        return jax.lax.scan(layer, x, blocks)[0]
+    for i in range(jax.tree.leaves(blocks)[0].shape[0]):
+        x, _ = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
+    return x
+
+
+def _rematerialised(layer: Layer, remat: Remat) -> Layer:
     """`layer` under the given remat policy."""
     policies = jax.checkpoint_policies
     if remat == "none":

@@ -1,0 +1,163 @@
+"""Cross-entropy over a vocabulary too large for its logits to be kept.
+
+A caption of 64 tokens for each of 128 examples on a device, against 256,000 entries, has 8 GB of
+float32 logits. So tokens come a chunk at a time, and their derivatives are found while the logits
+are there: that is three matrix products, where finding the logits again in a backward pass would be
+a fourth. Tokens that count are brought to the front and chunks in which none counts are skipped, so
+that padding, which is most of what short captions are, costs nothing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
+
+from siglip2_jax.sharding import AXES, BATCH, has_mesh
+
+
+def vocabulary_loss(
+    hidden: Float32[Array, "*n D"],
+    kernel: Float32[Array, "D V"],
+    targets: Int[Array, "*n"],
+    weights: Float[Array, "*n"],
+    *,
+    chunk: int,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, ""], Float[Array, "*n"]]:
+    """The sum over all tokens of `-weight * log softmax(hidden @ kernel)[target]`.
+
+    It is global over the mesh by construction. Tokens stay on their device; the kernel is gathered
+    once, in `dtype`, and its gradient, summed in float32 on the device, is sent back once.
+
+    Args:
+      hidden: what the logits are made of, split over the mesh as `BATCH`.
+      kernel: the output projection, whole or with one dimension split over `fsdp`.
+      targets: the right entries, in [0, V), split as `BATCH`.
+      weights: what each token counts, split as `BATCH`; at 0 a token is left out.
+      chunk: tokens at a time on a device, whose `[chunk, V]` float32 logits are in memory.
+      dtype: of the factors of matrix products, which accumulate in float32.
+
+    Returns:
+      The sum, with a gradient for `hidden` and `kernel`; and, for reports and without gradient,
+      the cross-entropy of each token, 0 where its weight is 0.
+
+    Raises:
+      ValueError: `chunk` is less than 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}, but at least 1 token is taken at a time")
+    return _loss(hidden, kernel, targets, weights, chunk, jnp.dtype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _loss(*inputs: Any) -> tuple[Array, Array]:
+    return _on_mesh(*inputs, derive=False)[0]
+
+
+def _forward(*inputs: Any) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    return _on_mesh(*inputs, derive=True)
+
+
+def _backward(
+    chunk: int, dtype: DTypeLike, derivatives: tuple[Array, ...], cotangents: tuple[Array, ...]
+) -> tuple[Array | None, ...]:
+    return *(cotangents[0] * x for x in derivatives), None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _on_mesh(
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array,
+    chunk: int,
+    dtype: DTypeLike,
+    *,
+    derive: bool,
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    """The sum and each token's loss; the derivatives by hidden and kernel if asked for."""
+    local = partial(_local, chunk=chunk, derive=derive)
+    if not has_mesh():
+        return local(hidden.astype(dtype), kernel.astype(dtype), targets, weights)
+    spec = jax.typeof(kernel).sharding.spec
+    split = next((i for i, axis in enumerate(spec) if axis), None)
+
+    def device(hidden: Array, kernel: Array, targets: Array, weights: Array):
+        whole = kernel.astype(dtype)
+        if split is not None:
+            whole = jax.lax.all_gather(whole, "fsdp", axis=split, tiled=True)
+        (loss, losses), derivatives = local(hidden.astype(dtype), whole, targets, weights)
+        if derive:
+            derivatives = derivatives[0], _sum_over_devices(derivatives[1], split)
+        return (jax.lax.psum(loss, AXES), losses), derivatives
+
+    specs = (PartitionSpec(), BATCH), ((BATCH, spec) if derive else ())
+    run = jax.shard_map(device, in_specs=(BATCH, spec, BATCH, BATCH), out_specs=specs)
+    return run(hidden, kernel, targets, weights)
+
+
+def _sum_over_devices(x: Array, split: int | None) -> Array:
+    """The sum of an array over all devices, with dimension `split` dealt out over `fsdp`."""
+    if split is None:
+        return jax.lax.psum(x, AXES)
+    x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=split, tiled=True)
+    return jax.lax.psum(x, "replica")
+
+
+def _local(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, *, chunk: int, derive: bool
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    """What `_on_mesh` gives, for the tokens of one device."""
+    order = jnp.argsort(weights.ravel() == 0, stable=True)
+    # Every device has its own sums, which zeros made from nothing would not say.
+    zeros = partial(jnp.broadcast_to, 0 * weights.ravel()[0])
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(order.size, *x.shape[weights.ndim :])[order]
+        x = jnp.pad(x, [(0, -len(x) % chunk)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(-1, chunk, *x.shape[1:])
+
+    def join(x: Array) -> Array:
+        x = x.reshape(-1, *x.shape[2:])[jnp.argsort(order)]
+        return x.reshape(*weights.shape, *x.shape[1:])
+
+    def skip(sums: tuple[Array, ...], hidden: Array, targets: Array, weights: Array):
+        return sums, (zeros(chunk), zeros(hidden.shape))[: len(sums)]
+
+    def step(sums: tuple[Array, ...], part: tuple[Array, ...]):
+        work = partial(_chunk, kernel=kernel)
+        return jax.lax.cond((part[-1] != 0).any(), work, skip, sums, *part)
+
+    start = (zeros(()), zeros(kernel.shape)) if derive else (zeros(()),)
+    sums, found = jax.lax.scan(step, start, (cut(hidden), cut(targets), cut(weights)))
+    losses, *d_hidden = map(join, found)
+    return (sums[0], losses), (*d_hidden, *sums[1:])
+
+
+def _chunk(
+    sums: tuple[Array, ...], hidden: Array, targets: Array, weights: Array, *, kernel: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Adds a chunk to the loss and, where it is summed, to the derivative by the kernel."""
+    hidden = jnp.where(weights[:, None] == 0, 0, hidden)
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    top = logits.max(axis=1, keepdims=True)
+    exponentials = jnp.exp(logits - top)
+    total = exponentials.sum(axis=1, keepdims=True)
+    right = jnp.arange(kernel.shape[1]) == targets[:, None]
+    losses = (jnp.log(total) + top)[:, 0] - jnp.where(right, logits, 0).sum(axis=1)
+    losses = jnp.where(weights == 0, 0, losses)
+    loss = sums[0] + jnp.sum(weights * losses)
+    if len(sums) == 1:
+        return (loss,), (losses,)
+    d_logits = (weights[:, None] * (exponentials / total - right)).astype(hidden.dtype)
+    d_hidden = jnp.matmul(d_logits, kernel.T, preferred_element_type=jnp.float32)
+    d_kernel = jnp.matmul(hidden.T, d_logits, preferred_element_type=jnp.float32)
+    return (loss, sums[1] + d_kernel), (losses, d_hidden)
