@@ -68,8 +68,10 @@ class ColorJitter:
 
 def turn_hue(image: Image.Image, turn: float) -> Image.Image:
     """An RGB image with its hue turned by `turn` of the circle, in steps of 1/256."""
-    hue, saturation, value = image.convert("HSV").split()
     shift = round(turn * 256)
+    if not shift:
+        return image  # there and back again, colours would be rounded
+    hue, saturation, value = image.convert("HSV").split()
     hue = hue.point([(level + shift) % 256 for level in range(256)])
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 

@@ -29,7 +29,7 @@ def forward_flops(config: ModelConfig, num_patches: int) -> int:
     Returns:
       FLOPs.
     """
-    return _vision(config.vision, num_patches) + _text(config.text)
+    return vision_flops(config.vision, num_patches) + _text(config.text)
 
 
 def training_flops(config: ModelConfig, num_patches: int, frozen: Collection[str] = ()) -> int:
@@ -46,7 +46,7 @@ def training_flops(config: ModelConfig, num_patches: int, frozen: Collection[str
     Raises:
       ValueError: `frozen` names something that is not a tower.
     """
-    flops = {"vision": _vision(config.vision, num_patches), "text": _text(config.text)}
+    flops = {"vision": vision_flops(config.vision, num_patches), "text": _text(config.text)}
     if unknown := sorted(set(frozen) - set(flops)):
         raise ValueError(f"frozen names {unknown}, but the towers are 'vision' and 'text'")
     return sum(once * (1 if name in frozen else 3) for name, once in flops.items())
@@ -65,7 +65,16 @@ def contrastive_flops(batch: int, width: int) -> int:
     return 2 * batch * batch * width
 
 
-def _vision(config: VisionConfig, num_patches: int) -> int:
+def vision_flops(config: VisionConfig, num_patches: int) -> int:
+    """FLOPs of the vision tower for one image, forward.
+
+    Args:
+      config: sizes.
+      num_patches: N, patches of the image, padding included.
+
+    Returns:
+      FLOPs.
+    """
     width = config.width
     embed = 2 * num_patches * (config.patch_size**2 * 3) * width
     # The pooling head: keys and values of all tokens, the rest for its one query.

@@ -1,0 +1,148 @@
+"""Masked prediction against float64 NumPy: which patches are hidden, and what is made of them."""
+
+import dataclasses
+from math import comb
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from objectives.samples import SIZES, SMALL, batch, matched, measure, participation, scene, view
+
+from siglip2_jax.models.flops import vision_flops
+from siglip2_jax.objectives.masked import MaskedPrediction, choose_patches
+from siglip2_jax.sharding import make_mesh, put_batch
+
+OBJECTIVE = MaskedPrediction(weight=0.0625, chunk=12, **SIZES)
+
+
+def some_valid(rows: int = 64, patches: int = 11) -> np.ndarray:
+    """Any number of valid patches, none too, anywhere."""
+    rng = np.random.default_rng(0)
+    return rng.random((rows, patches)) < np.linspace(0, 1, rows)[:, None]
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 1.0])
+def test_hidden_patches(ratio):
+    valid = some_valid()
+    masked, positions, weights = (
+        np.asarray(x) for x in choose_patches(jnp.asarray(valid), ratio, jax.random.key(0))
+    )
+    assert not (masked & ~valid).any()
+    counts = masked.sum(1)
+    np.testing.assert_array_equal(counts, np.round(ratio * valid.sum(1)))
+    assert positions.shape == weights.shape == (64, int(np.ceil(ratio * 11)))
+    for row in range(64):
+        kept = weights[row] > 0
+        assert set(positions[row][kept]) == set(np.flatnonzero(masked[row]))
+        assert kept.sum() == counts[row]
+        np.testing.assert_allclose(weights[row][kept], 1 / max(counts[row], 1) / 64, rtol=1e-6)
+
+
+def test_every_set_of_patches_is_as_likely():
+    valid = jnp.asarray([[True, False, True, True, True, True]] * 2000)
+    masked = np.asarray(choose_patches(valid, 0.5, jax.random.key(1))[0])
+    sets, counts = np.unique(masked, axis=0, return_counts=True)
+    assert len(sets) == comb(5, 2)  # round(2.5) is 2
+    deviation = np.sqrt(2000 * 0.1 * 0.9)
+    assert abs(counts - 200).max() < 4 * deviation
+
+
+def test_hidden_patches_are_the_same_on_many_devices():
+    valid, key = some_valid(16), jax.random.key(2)
+    expected = choose_patches(jnp.asarray(valid), 0.5, key)
+    mesh = make_mesh(2, jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = put_batch(valid, mesh)
+        found = jax.jit(choose_patches, static_argnums=1)(placed, 0.5, key)
+        assert all(x.sharding.is_equivalent_to(placed.sharding, 2) for x in found)
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+def tokens(shown):
+    """Which patches are hidden, and the tokens of the student that does not see them; teacher's."""
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.extra["global"])
+    masked = choose_patches(image.valid, 0.5, shown.key)[0]
+    student = shown.student.encode_image(image, masked, shown.student_head.mask_token[...])
+    teacher = shown.teacher.encode_image(image)
+    return np.asarray(masked), np.asarray(student.tokens), np.asarray(teacher.tokens)
+
+
+def test_loss_report_and_center():
+    """All hidden patches in one list, each with the weight that makes the mean of means."""
+    shown = scene(OBJECTIVE)
+    loss, report, center, _ = measure(shown)
+    masked, student, teacher = tokens(shown)
+    counts = masked.sum(1)
+    np.testing.assert_array_equal(counts, [3, 3, 4, 0, 2, 2, 2, 4])  # the fourth has one patch
+    weights = np.concatenate([np.full(n, 1 / (8 * n)) for n in counts if n])[:, None]
+    heads = shown.student_head.projection, shown.teacher_head.projection
+    expected = matched(heads, student[masked][:, None], teacher[masked], weights)
+    found = loss, report["teacher_entropy"], report["usage"], center
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.extra["global"])
+    first = np.asarray(choose_patches(image.valid, 0.5, shown.key)[1])[:, 0]
+    one_each = student[np.arange(8), first]
+    np.testing.assert_allclose(report["rank"], participation(one_each), rtol=1e-4)
+
+
+def test_only_the_student_has_gradients():
+    grads = measure(scene(OBJECTIVE))[3]
+    for part in ("teacher", "teacher_head"):
+        assert not any(np.any(x) for x in jax.tree.leaves(grads[part])), part
+    assert not np.any(grads["student_head"]["projection"].pop("center"))
+    assert all(np.any(x) for x in jax.tree.leaves(grads["student_head"]))
+    vision = grads["student"].pop("vision")
+    assert all(np.any(x) for x in jax.tree.leaves(vision["encoder"]))
+    assert not any(np.any(x) for x in jax.tree.leaves((vision["pool"], grads["student"])))
+
+
+def test_padding_changes_nothing():
+    found, expected = measure(scene(OBJECTIVE, fill=np.nan)), measure(scene(OBJECTIVE))
+    for have, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=2e-6 * max(1, np.max(abs(want))))
+
+
+def test_a_hidden_patch_is_not_seen():
+    """Other pixels under the mask change the teacher's features and none of the student's."""
+    shown = scene(OBJECTIVE)
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.extra["global"])
+    masked, student, teacher = tokens(shown)
+    pixels = np.where(masked[..., None], -image.pixels, image.pixels)[:, None]
+    views = dataclasses.replace(shown.batch.extra["global"], pixels=jnp.asarray(pixels))
+    changed = dataclasses.replace(
+        shown, batch=dataclasses.replace(shown.batch, extra={"global": views})
+    )
+    _, student_again, teacher_again = tokens(changed)
+    np.testing.assert_array_equal(student_again, student)
+    assert abs(teacher_again - teacher)[masked].max() > 0.1
+
+
+def test_each_key_hides_others():
+    one, other = scene(OBJECTIVE), dataclasses.replace(scene(OBJECTIVE), key=jax.random.key(6))
+    assert measure(one)[0] == measure(scene(OBJECTIVE))[0] != measure(other)[0]
+
+
+def test_flops():
+    """Three times the student's pass, and its heads at 5 of 9 patches; the teacher's heads once."""
+    projection = 2 * (12 * 8 + 8 * 8 + 8 * 4 + 4 * 16)
+    expected = 8 * (3 * vision_flops(SMALL.vision, 9) + 4 * 5 * projection)
+    assert OBJECTIVE.flops(SMALL, batch()) == expected
+
+
+def test_what_is_missing_is_said():
+    shown = scene(OBJECTIVE)
+    seen = view(shown)
+    with pytest.raises(ValueError, match="MaskedPrediction learns from a moving average"):
+        OBJECTIVE.loss(shown.student_head, dataclasses.replace(seen, teacher=None))
+    bare = dataclasses.replace(shown.batch, extra={})
+    with pytest.raises(ValueError, match="MaskedPrediction reads the views global, .* lacks"):
+        OBJECTIVE.loss(shown.student_head, dataclasses.replace(seen, batch=bare))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.1])
+def test_options_are_checked(ratio):
+    with pytest.raises(ValueError, match="ratio must be above 0 and at most 1, got"):
+        dataclasses.replace(OBJECTIVE, ratio=ratio)
