@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.sharding import reshape_rows
@@ -84,8 +85,14 @@ class Objective:
     weight: float
     across_examples: bool = False
 
-    def head(self, model: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module | None:
-        """A module with parameters of its own, which live under `heads/<name>`; or None."""
+    def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> nnx.Module | None:
+        """A module with parameters of its own, which live under `heads/<name>`; or None.
+
+        Args:
+          model: sizes of the towers.
+          compute: how the towers run, and so the module.
+          rngs: randomness of fresh parameters.
+        """
         return None
 
     def loss(self, head: Any, view: View) -> tuple[Array, dict[str, Array]]:

@@ -42,7 +42,6 @@ class Captioning(Objective):
       depth: L, blocks of the decoder; None is half of the text tower's, rounded down.
       length: S, positions of the decoder.
       chunk: tokens at a time on a device whose logits over the vocabulary are in memory.
-      compute: how the decoder runs, in the same dtype as the towers if they should match.
     """
 
     weight: float = 1.0
@@ -50,11 +49,10 @@ class Captioning(Objective):
     depth: int | None = None
     length: int = 64
     chunk: int = 1024
-    compute: Compute = Compute()
 
-    def head(self, model: ModelConfig, *, rngs: nnx.Rngs) -> Decoder:
+    def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> Decoder:
         """The decoder."""
-        return Decoder(self._config(model), compute=self.compute, rngs=rngs)
+        return Decoder(self._config(model), compute=compute, rngs=rngs)
 
     def loss(self, head: Decoder, view: View) -> tuple[Array, dict[str, Array]]:
         """The mean over sentences of the mean cross-entropy of a sentence's tokens.

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from siglip2_jax.models.flops import vision_flops
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import View, all_views
 from siglip2_jax.objectives.distillation import Distillation, rank_share
@@ -52,7 +53,7 @@ class MaskedPrediction(Distillation):
                 f"MaskedPrediction.ratio must be above 0 and at most 1, got {self.ratio}"
             )
 
-    def head(self, model: ModelConfig, *, rngs: nnx.Rngs) -> MaskHead:
+    def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> MaskHead:
         """A projection of patch features, and the mask token."""
         return MaskHead(self.projection(model, rngs), model.vision.width, rngs=rngs)
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from siglip2_jax.models.flops import vision_flops
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import View, all_views
@@ -47,7 +48,7 @@ class SelfDistill(Distillation):
                 f"SelfDistill.views_at_once must be at least 1 or None, got {self.views_at_once}"
             )
 
-    def head(self, model: ModelConfig, *, rngs: nnx.Rngs) -> ProjectionHead:
+    def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> ProjectionHead:
         """A projection of pooled features."""
         return self.projection(model, rngs)
 

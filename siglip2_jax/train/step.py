@@ -255,7 +255,8 @@ class Program:
 
     def _make_heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         """The modules of the objectives that have one."""
-        made = {k: x.head(self.model, rngs=rngs) for k, x in self.objectives.items()}
+        compute = self.stage.compute
+        made = {k: x.head(self.model, compute, rngs=rngs) for k, x in self.objectives.items()}
         return {name: head for name, head in made.items() if head is not None}
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from models.builders import patches, random_params
 from scipy.special import log_softmax, softmax
 
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model
 from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.objectives.base import Teacher, View
@@ -50,7 +51,7 @@ def model(seed: int) -> SigLIP2:
 
 def head(objective: Distillation, seed: int) -> nnx.Module:
     """The objective's head, every value random."""
-    made, rng = objective.head(SMALL, rngs=nnx.Rngs(0)), np.random.default_rng(seed)
+    made, rng = objective.head(SMALL, Compute(), rngs=nnx.Rngs(0)), np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape, np.float32)), made)
 
 

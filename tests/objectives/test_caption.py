@@ -30,7 +30,7 @@ assert 0 < DRAWN.sum() < B
 
 @functools.cache
 def graphdef(objective: Captioning):
-    head = nnx.eval_shape(lambda: objective.head(MODEL, rngs=nnx.Rngs(0)))
+    head = nnx.eval_shape(lambda: objective.head(MODEL, Compute(), rngs=nnx.Rngs(0)))
     return nnx.split(head)
 
 
@@ -164,9 +164,12 @@ def test_fresh_decoder_knows_nothing():
 
 
 def test_head_and_defaults():
-    objective = Captioning(compute=Compute(dtype="bfloat16"))
+    objective = Captioning()
     assert not objective.across_examples
-    head = nnx.eval_shape(lambda: objective.head(MODEL, rngs=nnx.Rngs(0)))
+    compute = Compute(dtype="bfloat16")
+    head = nnx.eval_shape(lambda: objective.head(MODEL, compute, rngs=nnx.Rngs(0)))
+        lambda: objective.head(MODEL, Compute(dtype="bfloat16"), rngs=nnx.Rngs(0))
+    )
     assert isinstance(head, Decoder) and head.dtype == jnp.bfloat16
     config = head.config
     assert (config.depth, config.length, config.memory_dim) == (1, 64, MODEL.vision.width)
@@ -193,8 +196,8 @@ def test_flops_agree_with_the_compilers_count():
         model.text, width=256, depth=4, mlp_dim=512, num_heads=4, vocab_size=1024
     )
     model = dataclasses.replace(model, text=text)
-    objective = Captioning(compute=Compute(scan=False))
-    head = nnx.eval_shape(lambda: objective.head(model, rngs=nnx.Rngs(0)))
+    objective = Captioning()
+    head = nnx.eval_shape(lambda: objective.head(model, Compute(scan=False), rngs=nnx.Rngs(0)))
     program, state = nnx.split(head)
 
     def logits(params, ids, tokens, valid, parallel):

@@ -24,6 +24,7 @@ from objectives.samples import (
 
 from siglip2_jax.config import Data, Optim, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model, flatten, unflatten
 from siglip2_jax.objectives.distillation import rank_share
 from siglip2_jax.objectives.masked import MaskedPrediction
@@ -234,7 +235,7 @@ def test_centers_are_not_trained():
 @pytest.mark.parametrize(("objectives", "accumulate"), [(BOTH, 1), (SILC, 2)], ids=["1", "2"])
 def test_the_center_is_the_running_mean_of_the_teachers_logits(objectives, accumulate):
     history = run(objectives=objectives, accumulate=accumulate)
-    graphdef, sizes = abstract_model(SMALL)[0], OBJECTIVE.head(SMALL, rngs=nnx.Rngs(0))
+    graphdef, sizes = abstract_model(SMALL)[0], OBJECTIVE.head(SMALL, Compute(), rngs=nnx.Rngs(0))
     center = np.float64(history[0][0]["heads/silc/center"])
     for i in range(UPDATES):
         average = unflatten({k: jnp.asarray(x) for k, x in history[i][1].items()})

@@ -21,6 +21,7 @@ from objectives.samples import (
 )
 
 from siglip2_jax.models.flops import vision_flops
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
@@ -163,7 +164,7 @@ def test_options_are_checked(field, value, message):
 
 
 def test_head_is_of_the_sizes_asked_for():
-    made = nnx.eval_shape(lambda: SelfDistill(weight=1.0).head(SMALL, rngs=nnx.Rngs(0)))
+    made = nnx.eval_shape(lambda: SelfDistill(weight=1.0).head(SMALL, Compute(), rngs=nnx.Rngs(0)))
     shapes = {k: x.shape for k, x in nnx.to_flat_state(nnx.state(made))}
     assert shapes[("prototypes", "kernel")] == (256, 65_536)
     assert shapes[("fc1", "kernel")] == (12, 2048) and shapes[("fc2", "kernel")] == (2048, 2048)

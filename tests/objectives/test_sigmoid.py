@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from models.builders import TINY
 from scipy.special import expit
 
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid, dense_loss, ring_loss
 from siglip2_jax.sharding import make_mesh, put_batch
@@ -110,4 +111,4 @@ def test_memory_of_the_ring_does_not_grow_with_devices():
 def test_objective():
     objective = Sigmoid(implementation="ring")
     assert isinstance(objective, Objective) and objective.across_examples
-    assert objective.head(TINY, rngs=nnx.Rngs(0)) is None
+    assert objective.head(TINY, Compute(), rngs=nnx.Rngs(0)) is None

@@ -8,6 +8,7 @@ from flax import nnx
 from models.builders import TINY
 from scipy.special import log_softmax, softmax
 
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.curation import Embedded
@@ -103,7 +104,7 @@ def test_objective():
     np.testing.assert_allclose(loss, wanted, rtol=2e-6)
     np.testing.assert_allclose(report["divergence"], wanted - entropy, rtol=1e-5)
     assert isinstance(objective, Objective) and objective.across_examples
-    assert objective.head(TINY, rngs=nnx.Rngs(0)) is None
+    assert objective.head(TINY, Compute(), rngs=nnx.Rngs(0)) is None
     width = TINY.text.embed_dim
     assert objective.flops(TINY, inputs(16)) == 3 * 2 * 16 * 16 * width
 

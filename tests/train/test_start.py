@@ -40,7 +40,7 @@ class WithHead(Objective):
 
     weight: float = 1.0
 
-    def head(self, model, *, rngs):
+    def head(self, model, compute, *, rngs):
         return nnx.Linear(model.vision.width, 3, rngs=rngs)
 
     def loss(self, head, view):

@@ -46,7 +46,7 @@ class Colour(Objective):
 
     weight: float = 0.5
 
-    def head(self, model, *, rngs):
+    def head(self, model, compute, *, rngs):
         return nnx.Linear(model.vision.width, 3, rngs=rngs)
 
     def loss(self, head, view: View):
