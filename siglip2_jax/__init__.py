@@ -7,6 +7,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siglip2_jax.captioning import Captioner, load_captioner
     from siglip2_jax.inference import Embedder, load
     from siglip2_jax.models.siglip2 import SigLIP2
     from siglip2_jax.types import Batch, Features, Patches
@@ -15,14 +16,26 @@ __version__ = metadata.version("siglip2_jax")
 
 _HOME = {
     "Batch": "siglip2_jax.types",
+    "Captioner": "siglip2_jax.captioning",
     "Embedder": "siglip2_jax.inference",
     "Features": "siglip2_jax.types",
     "Patches": "siglip2_jax.types",
     "SigLIP2": "siglip2_jax.models.siglip2",
     "load": "siglip2_jax.inference",
+    "load_captioner": "siglip2_jax.captioning",
 }
 
-__all__ = ["Batch", "Embedder", "Features", "Patches", "SigLIP2", "__version__", "load"]
+__all__ = [
+    "Batch",
+    "Captioner",
+    "Embedder",
+    "Features",
+    "Patches",
+    "SigLIP2",
+    "__version__",
+    "load",
+    "load_captioner",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -28,6 +28,7 @@ LAYERS = (
     "objectives",
     "convert",
     "inference",
+    "captioning",
     "demo",
     "evals",
     "config",

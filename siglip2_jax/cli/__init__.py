@@ -7,9 +7,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from siglip2_jax.cli import classify, convert, data, demo, embed, info, plan, train, verify
+from siglip2_jax.cli import (
+    caption,
+    classify,
+    convert,
+    data,
+    demo,
+    embed,
+    info,
+    plan,
+    train,
+    verify,
+)
 
-COMMANDS = (demo, info, classify, embed, convert, verify, train, plan, data)
+COMMANDS = (demo, info, classify, embed, caption, convert, verify, train, plan, data)
 
 
 def parser() -> argparse.ArgumentParser:

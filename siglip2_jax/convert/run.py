@@ -19,10 +19,13 @@ from siglip2_jax.convert.checkpoint import Preprocessing
 from siglip2_jax.convert.orbax import named_as_ours, parse
 from siglip2_jax.convert.source import absolute
 from siglip2_jax.convert.table import ConversionError, Lazy
+from siglip2_jax.models.decoder import DecoderConfig
+from siglip2_jax.models.generate import abstract_decoder
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.models.variants import ModelConfig
 
 FOLDER, PARAMS, AVERAGE = "checkpoints", "params", "average"
+HEADS = "heads"  # within a tree: what objectives have learned for themselves
 
 
 class Saved(NamedTuple):
@@ -61,6 +64,52 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
     Raises:
       ConversionError: the checkpoint is damaged or of a later version, or has no such tree.
     """
+    record, tensors = _open(saved)
+    config, preprocessing = parse(record, str(saved.step))
+    tensors = {path: x for path, x in tensors.items() if not path.startswith(f"{HEADS}/")}
+    return config, named_as_ours(config, tensors), preprocessing
+
+
+def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy]]]:
+    """Sizes and parameters of every captioning decoder among the heads, by the head's name.
+
+    A head is a decoder if its arrays are; sizes follow from their shapes.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    heads: dict[str, dict[str, Lazy]] = {}
+    for path, tensor in _open(saved)[1].items():
+        tree, _, rest = path.partition("/")
+        if tree == HEADS:
+            name, _, parameter = rest.partition("/")
+            heads.setdefault(name, {})[parameter] = tensor
+    found = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
+    return {name: (config, x) for name, (config, x) in found.items() if config is not None}
+
+
+def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
+    """Sizes of the decoder with exactly these arrays, or None if there is none."""
+    shapes = {path: tensor.shape for path, tensor in tensors.items()}
+    try:
+        depth, width, num_heads, _ = shapes["blocks/attn/query/kernel"]
+        config = DecoderConfig(
+            width=width,
+            depth=depth,
+            mlp_dim=shapes["blocks/mlp/fc1/kernel"][-1],
+            num_heads=num_heads,
+            vocab_size=shapes["out/kernel"][-1],
+            length=shapes["pos/table"][0],
+            memory_dim=shapes["blocks/cross/key/kernel"][1],
+        )
+    except (KeyError, IndexError, ValueError):
+        return None
+    expected = flatten(abstract_decoder(config)[1])
+    return config if shapes == {path: x.shape for path, x in expected.items()} else None
+
+
+def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
+    """What a checkpoint says of itself, and all arrays of the tree."""
     from orbax.checkpoint import v1 as ocp  # slow to import
 
     subject = str(saved.step)
@@ -70,7 +119,6 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
         raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
     if not metadata.custom_metadata:
         raise ConversionError(["the checkpoint is damaged (it has no record)"], subject)
-    config, preprocessing = parse(metadata.custom_metadata, subject)
     tree = metadata.metadata.get(saved.tree)
     if tree is None:
         raise ConversionError([f"{saved.tree}/ is damaged (it lists no arrays)"], subject)
@@ -82,9 +130,8 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
             functools.partial(_read_leaf, saved, stored, path),
         )
         for path, leaf in stored.items()
-        if not path.startswith("heads/")
     }
-    return config, named_as_ours(config, tensors), preprocessing
+    return metadata.custom_metadata, tensors
 
 
 def _is_step(path: epath.Path) -> bool:

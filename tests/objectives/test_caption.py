@@ -168,8 +168,6 @@ def test_head_and_defaults():
     assert not objective.across_examples
     compute = Compute(dtype="bfloat16")
     head = nnx.eval_shape(lambda: objective.head(MODEL, compute, rngs=nnx.Rngs(0)))
-        lambda: objective.head(MODEL, Compute(dtype="bfloat16"), rngs=nnx.Rngs(0))
-    )
     assert isinstance(head, Decoder) and head.dtype == jnp.bfloat16
     config = head.config
     assert (config.depth, config.length, config.memory_dim) == (1, 64, MODEL.vision.width)
