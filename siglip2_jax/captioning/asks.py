@@ -1,0 +1,112 @@
+"""What a decoder is asked, and its answer: texts that begin, and end, as those of training.
+
+The tasks and their texts are those of `siglip2_jax.data.targets` (LocCa, arXiv 2403.19596; SigLIP
+2, arXiv 2502.14786, section 2.2). Boxes are pixels here and shares of the image there.
+"""
+
+from __future__ import annotations
+
+import os
+import string
+from typing import NamedTuple
+
+from siglip2_jax.data.boxes import BoxText
+from siglip2_jax.data.regions import Box
+from siglip2_jax.data.targets import PREFIXES, parse
+from siglip2_jax.preprocess.decode import ImageSource
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+
+PixelBox = tuple[float, float, float, float]
+"""Left, top, right and bottom (xmin, ymin, xmax, ymax) in pixels of the upright image."""
+
+# What may come after the given part of a sequence begins with one of these.
+_NEXT = string.digits + string.ascii_lowercase
+
+
+class Ask(NamedTuple):
+    """An image and what is wanted: its caption, the box of a phrase, or a phrase for a box.
+
+    Attributes:
+      image: a path, encoded bytes, a PIL image or a uint8 array `[H, W, 3]`.
+      phrase: whose box is wanted.
+      box: whose phrase is wanted.
+    """
+
+    image: ImageSource
+    phrase: str | None = None
+    box: PixelBox | None = None
+
+
+class Answer(NamedTuple):
+    """What a decoder wrote.
+
+    Attributes:
+      text: the caption or phrase.
+      box: of the phrase; None for captions, and where what was written is no box.
+      score: sum of the natural logarithms of the probabilities of the tokens written.
+    """
+
+    text: str
+    box: PixelBox | None
+    score: float
+
+
+def first_ids(
+    ask: Ask, size: tuple[int, int], tokenizer: Tokenizer, boxes: BoxText, length: int
+) -> list[int]:
+    """The ids that are given: those with which all training sequences of such an ask begin.
+
+    Args:
+      ask: what is asked.
+      size: width and height of its upright image.
+      tokenizer: the decoder's.
+      boxes: how it writes boxes.
+      length: positions of the decoder.
+
+    Raises:
+      ValueError: the phrase is blank or too long, or the box is not one within the image.
+    """
+    if ask.phrase is not None:
+        if not ask.phrase.strip():
+            raise ValueError("a phrase to locate is blank; say what to look for")
+        ids = _begun(tokenizer, PREFIXES["refer"], ask.phrase)
+    elif ask.box is not None:
+        ids = _begun(tokenizer, PREFIXES["ground"], boxes.write(_as_shares(ask.box, size)))
+    else:
+        ids = tokenizer.encode(PREFIXES["caption"])
+    if len(ids) >= length:
+        raise ValueError(
+            f"{ask.phrase or 'what is given'!r:.60} takes {len(ids)} tokens, which leaves no room "
+            f"among the decoder's {length} positions; make it shorter"
+        )
+    return ids
+
+
+def read_answer(text: str, score: float, ask: Ask, size: tuple[int, int], boxes: BoxText) -> Answer:
+    """What a sequence says in answer to an ask about an image of this width and height."""
+    parsed = parse(text, boxes)
+    if ask.phrase is None:
+        return Answer(parsed.text, ask.box, score)
+    if parsed.box is None:
+        return Answer(ask.phrase, None, score)
+    (width, height), (ymin, xmin, ymax, xmax) = size, parsed.box
+    return Answer(ask.phrase, (xmin * width, ymin * height, xmax * width, ymax * height), score)
+
+
+def _begun(tokenizer: Tokenizer, prefix: str, given: str) -> list[int]:
+    """The prefix, as always on its own, and what all texts that go on differently share.
+
+    A tokenizer may join the last given character and what follows: then the decoder writes both.
+    """
+    rows = [tokenizer.encode(f" {given} : {following}") for following in _NEXT]
+    return tokenizer.encode(prefix) + os.path.commonprefix(rows)
+
+
+def _as_shares(box: PixelBox, size: tuple[int, int]) -> Box:
+    (left, top, right, bottom), (width, height) = box, size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(
+            "a box must be left < right and top < bottom in pixels of the upright image, which is "
+            f"{width} wide and {height} high, got left, top, right, bottom = {list(box)}"
+        )
+    return (top / height, left / width, bottom / height, right / width)

@@ -1,0 +1,78 @@
+"""Loading a run's decoder together with its model."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from typing import Literal
+
+import jax.numpy as jnp
+
+from siglip2_jax import convert
+from siglip2_jax.captioning.captioner import Captioner
+from siglip2_jax.convert import run
+from siglip2_jax.convert.source import resolve
+from siglip2_jax.data.boxes import BoxText
+from siglip2_jax.inference import load
+from siglip2_jax.models.decoder import DecoderConfig
+from siglip2_jax.models.siglip2 import unflatten
+from siglip2_jax.preprocess.text_norm import TextNorm
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+
+
+def load_captioner(
+    source: str | PathLike[str],
+    tokenizer: str | PathLike[str] | Tokenizer | None = None,
+    *,
+    head: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    preproc: Literal["reference", "hf"] | None = None,
+    text_norm: TextNorm | None = None,
+    exif: bool = True,
+    boxes: BoxText | None = None,
+) -> Captioner:
+    """Loads a model with the decoder that its run has trained; released checkpoints have none.
+
+    Args:
+      source: a run's workdir, one of its checkpoints, or the tree `params` or `average` in that.
+      tokenizer: as for `siglip2_jax.load`; None takes the one in the workdir.
+      head: which decoder, by the name of its objective; needed where there are several.
+      dtype: of the matrix products.
+      preproc: as for `siglip2_jax.load`.
+      text_norm: as for `siglip2_jax.load`.
+      exif: as for `siglip2_jax.load`.
+      boxes: how the decoder has learned to write boxes, which runs do not record; None is
+        `BoxText()`.
+
+    Raises:
+      OSError: there is no such source, or it cannot be reached.
+      ValueError: it has no such decoder or no tokenizer, or is damaged; one sentence says what to
+        do.
+    """
+    config, tensors = _find(source, head)
+    embedder = load(source, tokenizer, dtype=dtype, preproc=preproc, text_norm=text_norm, exif=exif)
+    params = unflatten({path: jnp.asarray(x.read()) for path, x in tensors.items()})
+    return Captioner(embedder, config, params, boxes=boxes)
+
+
+def _find(
+    source: str | PathLike[str], head: str | None
+) -> tuple[DecoderConfig, dict[str, convert.Lazy]]:
+    """Sizes and parameters of the one decoder that is meant."""
+    subject = os.fspath(source)
+    saved = run.find(resolve(source))
+    if saved is None:
+        convert.read(source)  # says what is wrong with what is no checkpoint at all
+    decoders = run.read_decoders(saved) if saved else {}
+    if not decoders:
+        problem = (
+            "it holds no decoder, as no released checkpoint does; train one on it, with `siglip2 "
+            "train configs/decoder_on_frozen.py`, and give the workdir"
+        )
+        raise convert.ConversionError([problem], subject)
+    names = ", ".join(decoders)
+    if head is None and len(decoders) > 1:
+        raise convert.ConversionError([f"it holds several decoders; name one of {names}"], subject)
+    if head is not None and head not in decoders:
+        raise convert.ConversionError([f"it holds no decoder {head!r}, but {names}"], subject)
+    return decoders[head or names]
