@@ -1,4 +1,4 @@
-"""Trains every arm of `configs/evidence.py` and measures what its vision tower has learned.
+"""Trains every arm of `configs/small_evidence.py` and measures what its vision tower has learned.
 
     python scripts/evidence.py --data DIR --out /tmp/evidence --steps 1000
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-CONFIG = Path(__file__).parents[1] / "configs" / "evidence.py"
+CONFIG = Path(__file__).parents[1] / "configs" / "small_evidence.py"
 ARMS = ("sigmoid", "caption", "distill", "curate")
 DATASETS = ("caltech101_20", "flickr8k_1k")
 PATCHES = 49

@@ -28,8 +28,18 @@ pytest.importorskip("libtpu", reason="needs the extra `tpu`")
 pytestmark = pytest.mark.tpu
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TOPOLOGY = {"lit": "v5e:4x4", "finetune": "v5e:2x4", "tiny": "v5e:2x2"}
-PUBLISHED = sorted(p.stem for p in CONFIGS.glob("*.py") if not p.stem.startswith("small_"))
+TOPOLOGY = {
+    "lit": "v5e:4x4",
+    "finetune": "v5e:2x4",
+    "decoder_on_frozen": "v5e:4x4",
+    "tiny": "v5e:2x2",
+}
+LONG = ("siglip2_b16", "siglip2_so400m")  # many stages; siglip2_g_opt has the same but for sizes
+PUBLISHED = [
+    pytest.param(p.stem, marks=pytest.mark.slow) if p.stem in LONG else p.stem
+    for p in sorted(CONFIGS.glob("*.py"))
+    if not p.stem.startswith("small_")
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """One arm of a comparison: does a part of the recipe help, at the same compute?
 
-    siglip2 train configs/evidence.py --workdir /tmp/a --set data=DIR --set arm=caption --set seed=1
+    siglip2 train configs/small_evidence.py --workdir /tmp/a --set data=DIR --set arm=caption --set seed=1
 
 `scripts/evidence.py` runs all arms and measures; docs/evidence.md has what came out. Every arm
 spends the model FLOPs that `steps` steps of the sigmoid loss alone would:
