@@ -132,7 +132,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.workdir.exists():
         parser.error(f"{args.workdir} exists; a resumed run's time would be a part of it only")
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = "cpu"  # of the training process; and here:
+    jax.config.update("jax_platforms", "cpu")
     coco, workdir = (args.data / "coco_mini").resolve(), args.workdir.resolve()
     workdir.mkdir(parents=True)
     rows = make_rows(coco)
