@@ -241,7 +241,7 @@ class StageRun:
             fresh = not any(re.fullmatch(part, "b") for part in start.parts)
         found = preflight(self._program, state, batch)
         log.info(found.explain(fresh))
-        if warning := found.warning(fresh):
+        if warning := found.warning(fresh, isinstance(start, Pretrained)):
             log.warning(warning)
         self._throughput.restart()
 

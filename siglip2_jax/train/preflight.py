@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip2_jax.objectives.sigmoid import dense_loss
+from siglip2_jax.sharding import split_batch
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
 from siglip2_jax.types import Batch
@@ -50,29 +51,44 @@ class Preflight:
             return f"{line}, {self.orthogonal:.3f} expected of a fresh model"
         return f"{line}, a trained model stays below {self.uninformed:.3f}"
 
-    def warning(self, fresh: bool) -> str | None:
-        """What is wrong, if anything: a trained model whose `b` is meant for another batch size."""
+    def warning(self, fresh: bool, released: bool = True) -> str | None:
+        """What is wrong, if anything: a trained model whose `b` is meant for another batch size.
+
+        Args:
+          fresh: the model was not trained before.
+          released: it comes from outside the run, so that the stage's start can shift `b`.
+        """
         if fresh or abs(self.best_bias - self.bias) < TOLERANCE:
             return None
         return (
             f"b is {self.bias:.2f}, which fits another batch size than {self.batch_size}: this "
-            f"batch is fit best at {self.best_bias:.1f}; re-centre it by adding "
-            f"{self.best_bias - self.bias:.1f} to Pretrained.bias_shift"
+            f"batch is fit best at {self.best_bias:.1f}; "
+            + (
+                f"re-centre it by adding {self.best_bias - self.bias:.1f} to Pretrained.bias_shift"
+                if released
+                else "the first steps will move it"
+            )
         )
 
 
 def preflight(program: Program, state: TrainState, batch: Batch) -> Preflight:
-    """Embeds one batch and tries other biases on it; to be called under the mesh."""
+    """Embeds one batch and tries other biases on it; to be called under the mesh.
+
+    Where a stage curates, as many examples of the super-batch as it trains on count.
+    """
+
+    read = batch.text.shape[0]
+    parts = read // program.batch_size(read)
+    n = read // parts
 
     @jax.jit
     def losses(params, batch: Batch, shifts: jax.Array):
-        image, text = program.embed(params, batch)
+        image, text = (split_batch(x, parts)[0] for x in program.embed(params, batch))
         t, b = params["t"], params["b"]
         return jax.lax.map(lambda shift: dense_loss(image, text, t, b + shift), shifts), b
 
     found, b = losses(state.params, batch, jnp.asarray(SHIFTS))
     found, bias = np.asarray(found, np.float64), float(b)
-    n = batch.text.shape[0]
     return Preflight(
         loss=float(found[np.flatnonzero(SHIFTS == 0)[0]]),
         orthogonal=_softplus(-bias) + (n - 1) * _softplus(bias),

@@ -35,8 +35,8 @@ def losses(n: int, biases: np.ndarray) -> np.ndarray:
     return np.array([np.logaddexp(0, -labels * (scaled + b)).sum() / n for b in biases])
 
 
-def look(image: np.ndarray, text: np.ndarray, bias: float, mesh=None) -> Preflight:
-    """The pre-flight of a model that embeds like this, whatever it is shown."""
+def look(image: np.ndarray, text: np.ndarray, bias: float, mesh=None, parts: int = 1) -> Preflight:
+    """The pre-flight of a model that embeds like this and trains on one of `parts`."""
     n = len(image)
     data = Data(source=Folder("nowhere"))
     stage = Stage(name="a", data=data, batch_size=8, steps=1, objectives={"sigmoid": Sigmoid()})
@@ -44,10 +44,23 @@ def look(image: np.ndarray, text: np.ndarray, bias: float, mesh=None) -> Preflig
     images = jax.tree.map(lambda x: np.repeat(x, n, 0), patches([(1, 1)], 1))
     ids = np.zeros((n, TINY.text.length), np.int32)
     batch = Batch(images, ids, {"image": image, "text": text})
+    program.batch_size = lambda read: read // parts
     program.embed = lambda params, batch: (batch.extra["image"], batch.extra["text"])
     params = {"t": jnp.float32(T), "b": jnp.float32(bias)}
     state = TrainState(params, None, None, jnp.int32(0))
     return preflight(program, state, put_batch(batch, mesh) if mesh else batch)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_curated(devices):
+    """As many examples count as are trained on, not all that are read."""
+    image, text = embeddings(SMALL)
+    doubled = np.repeat(image, 2, 0), np.repeat(text, 2, 0)
+    mesh = make_mesh(1, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        found = look(*doubled, -7.3, mesh, parts=2)
+    np.testing.assert_allclose(found.loss, losses(SMALL, [-7.3])[0], rtol=2e-6)
+    assert found.batch_size == SMALL
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -97,6 +110,8 @@ def test_warning():
     text = FOUND.warning(fresh=False)
     assert "b is -16.50" in text and "best at -12.0" in text
     assert "adding 4.5 to Pretrained.bias_shift" in text
+    own = FOUND.warning(fresh=False, released=False)
+    assert "bias_shift" not in own and own.endswith("the first steps will move it")
     assert FOUND.warning(fresh=True) is None
     near = Preflight(
         loss=1.0, orthogonal=10.5, uninformed=4.46, bias=-13.0, best_bias=-12.0, batch_size=32
