@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from siglip2_jax.config import TrainConfig, load_config
+from siglip2_jax.objectives.base import Objective
 
 
 @dataclasses.dataclass(frozen=True)
