@@ -1,8 +1,8 @@
 """One arm of a comparison: does a part of the recipe help, at the same compute?
 
-    siglip2 train configs/small_evidence.py --workdir /tmp/a --set data=DIR --set arm=caption --set seed=1
+    siglip2 train configs/small_evidence.py --workdir /tmp/a --set data=DIR --set arm=caption
 
-`scripts/evidence.py` runs all arms and measures; docs/evidence.md has what came out. Every arm
+`scripts/evidence.py` runs all arms and measures. Every arm
 spends the model FLOPs that `steps` steps of the sigmoid loss alone would:
 
 - sigmoid: the sigmoid loss.
