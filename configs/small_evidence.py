@@ -2,8 +2,8 @@
 
     siglip2 train configs/small_evidence.py --workdir /tmp/a --set data=DIR --set arm=caption
 
-`scripts/evidence.py` runs all arms and measures. Every arm spends the model FLOPs that `steps` steps
-of the sigmoid loss alone would:
+`scripts/evidence.py` runs all arms and measures. Every arm spends the model FLOPs that `steps`
+steps of the sigmoid loss alone would:
 
 - sigmoid: the sigmoid loss.
 - caption: with a captioning decoder.
