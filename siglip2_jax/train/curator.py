@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
@@ -81,9 +80,8 @@ class Curator:
 
 
 def _embed(model: SigLIP2, image: Patches, text: Any) -> Embedded:
-    features = jax.lax.stop_gradient(model.encode(image, text))
-    t, b = (jax.lax.stop_gradient(x[...]) for x in (model.t, model.b))
-    return Embedded(features.image, features.text, t, b)
+    features = model.encode(image, text)
+    return Embedded(features.image, features.text, model.t[...], model.b[...])
 
 
 def recut(image: Patches, old: ModelConfig, new: ModelConfig) -> Patches:

@@ -218,7 +218,10 @@ class StageRun:
             alarms = objective.alarms(own)
             if alarms and name not in self._alarmed:
                 log.warning("step %d, %s: %s", step, name, " ".join(alarms))
-            (self._alarmed.add if alarms else self._alarmed.discard)(name)
+            if alarms:
+                self._alarmed.add(name)
+            else:
+                self._alarmed.discard(name)
 
     def _embedder(self, state: TrainState) -> Embedder:
         """The model as a user would load it, on the run's mesh; one, which compiles once."""
