@@ -20,7 +20,7 @@ class Tower:
 
     Attributes:
       width: D, the size of a token.
-      depth: L, the number of blocks.
+      depth: L, the number of blocks; at least 1.
       mlp_dim: hidden size of the MLPs.
       num_heads: H; a head has `width / num_heads` channels.
     """
@@ -31,6 +31,12 @@ class Tower:
     num_heads: int
 
     def __post_init__(self) -> None:
+        smallest = min(self.width, self.depth, self.mlp_dim, self.num_heads)
+        if smallest < 1:
+            raise ValueError(
+                f"a tower has width {self.width}, depth {self.depth}, mlp_dim {self.mlp_dim} and "
+                f"{self.num_heads} heads; each must be at least 1"
+            )
         if self.width % self.num_heads:
             raise ValueError(
                 f"a tower of width {self.width} cannot be split into {self.num_heads} heads; "

@@ -68,3 +68,10 @@ def test_native_resolution_is_told_apart():
 def test_heads_must_divide_width():
     with pytest.raises(ValueError, match="width 100 cannot be split into 3 heads"):
         Tower(width=100, depth=1, mlp_dim=1, num_heads=3)
+
+
+@pytest.mark.parametrize("name", ["width", "depth", "mlp_dim", "num_heads"])
+def test_a_tower_has_some_of_everything(name):
+    sizes = {"width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 1} | {name: 0}
+    with pytest.raises(ValueError, match="each must be at least 1"):
+        Tower(**sizes)
