@@ -40,7 +40,7 @@ from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import HERE, TOKENIZER
-from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig, two_towers
 from siglip2_jax.objectives.caption import Captioning
@@ -79,7 +79,7 @@ class Recipe:
         self.full = scale == 1
         shipped = Folder(str(HERE), captions="examples.jsonl", images="photos")
         if not (self.full or data):
-            self.evals = (ContrastiveAccuracy(source=shipped, name="photos", every=100_000),)
+            self.evals = (Retrieval(source=shipped, name="photos", every=100_000),)
         else:
             self.evals = ()
         self.source = Records(data or "/data/train/*.arrayrecord") if self.full or data else shipped

@@ -10,7 +10,7 @@ from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.objectives.sigmoid import Sigmoid
@@ -50,8 +50,8 @@ def config() -> TrainConfig:
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=100)),
         evals=(
-            ContrastiveAccuracy(source=photos("val"), name="val", **recall),
-            ContrastiveAccuracy(source=photos("train"), name="train", count=100, **recall),
+            Retrieval(source=photos("val"), name="val", **recall),
+            Retrieval(source=photos("train"), name="train", count=100, **recall),
         ),
     )
     return TrainConfig(

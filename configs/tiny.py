@@ -9,7 +9,7 @@ from siglip2_jax.config import Checkpoints, Data, Logging, Optim, Schedule, Stag
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import HERE, TOKENIZER, tiny_config
-from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
 
@@ -24,7 +24,7 @@ def config() -> TrainConfig:
         lengths=Lengths(budgets=(32, 64), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=30)),
-        evals=(ContrastiveAccuracy(source=photos, name="photos", every=100, max_num_patches=64),),
+        evals=(Retrieval(source=photos, name="photos", every=100, max_num_patches=64),),
     )
     return TrainConfig(
         model=tiny_config(),

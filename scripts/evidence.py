@@ -53,7 +53,7 @@ def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
     import siglip2_jax
     from siglip2_jax.data.sources import Folder
     from siglip2_jax.evals.classification import ZeroShot
-    from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+    from siglip2_jax.evals.retrieval import Retrieval
 
     model = siglip2_jax.load(str(workdir))
     held_out, options = (("split", "val"),), {"every": 1, "max_num_patches": PATCHES}
@@ -63,7 +63,7 @@ def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
         found = {"task": ZeroShot(source=source, name="val", **options)(model)["top1"]}
     else:
         source = Folder(os.path.join(data, dataset), where=held_out)
-        numbers = ContrastiveAccuracy(source=source, name="val", **options)(model)
+        numbers = Retrieval(source=source, name="val", **options)(model)
         found = {"task": numbers["image_to_text@10"]}
     return found | {"camvid_miou": probe(model, Path(data) / "camvid_60")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from scipy.special import expit
@@ -22,11 +23,11 @@ from siglip2_jax.data.prefetch import ahead, batched
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, abstract_model, flatten, unflatten
 from siglip2_jax.models.variants import ModelConfig, Variant, find_variant
-from siglip2_jax.preprocess.decode import ImageError, ImageSource
+from siglip2_jax.preprocess.decode import ImageError, ImageSource, NamedImage
 from siglip2_jax.preprocess.image import ImagePreprocessor, collate
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.sharding import BATCH, put, whole
+from siglip2_jax.sharding import BATCH, make_mesh, put, whole
 from siglip2_jax.types import Features, Patches
 
 DEFAULT_MAX_NUM_PATCHES = 256
@@ -94,6 +95,7 @@ class Embedder:
       text_norm: how texts are normalised before tokenisation.
       mesh: where the parameters are split and batches are run, all processes together and on the
         same inputs; None runs on one device.
+      data_wait: seconds that the device has waited for decoded images so far.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Embedder:
         self.text_norm = tokenizer.text_norm if tokenizer else text_norm
         self.dtype = dtype
         self.mesh = mesh
+        self.data_wait = 0.0
         graphdef, _ = abstract_model(config, Compute(dtype=dtype))
 
         # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
@@ -125,10 +128,11 @@ class Embedder:
                 features = nnx.merge(graphdef, params).encode_image(image)
                 return jax.tree.map(whole, features)
 
-        @jax.jit
-        def embed_image(params: Params, image: Patches) -> jax.Array:
+        @partial(jax.jit, static_argnames="normalize")
+        def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
             with jax.default_matmul_precision("highest"):
-                return whole(nnx.merge(graphdef, params).encode_image(image).image)
+                features = nnx.merge(graphdef, params).encode_image(image)
+                return whole(features.image if normalize else features.pooled)
 
         @jax.jit
         def embed_text(params: Params, ids: jax.Array) -> jax.Array:
@@ -137,6 +141,12 @@ class Embedder:
 
         self._encode_image, self._embed_image = encode_image, embed_image
         self._embed_text = embed_text
+
+    def spread(self, devices: Sequence[jax.Device]) -> None:
+        """Runs batches on several devices of this process from now on, each with all parameters."""
+        self.mesh = make_mesh(replica=len(devices), devices=devices)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.params = jax.tree.map(lambda x: put(np.asarray(x), everywhere), self.params)
 
     @property
     def variant(self) -> Variant | None:
@@ -159,6 +169,7 @@ class Embedder:
         *,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        normalize: bool = True,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> Float[np.ndarray, "n E"]:
         """Embeds images.
@@ -168,20 +179,23 @@ class Embedder:
           max_num_patches: the token budget of native-resolution models; ignored at fixed
             resolution.
           batch_size: images per program call.
+          normalize: False gives the pooling head's outputs as they are, which probes are trained
+            on (big_vision's `pre_logits`).
           on_error: what an unreadable image does. "warn" gives it a row of NaN and a warning that
             names it; "raise" stops.
 
         Returns:
-          float32 rows of unit length.
+          float32 rows, of unit length unless `normalize` is False.
 
         Raises:
           ImageError: an image is unreadable and `on_error` is "raise".
         """
         width = self.config.vision.width
         if isinstance(images, Patches):
-            return _rows(self._run(self._embed_image, images, batch_size), width)
+            program = partial(self._embed_image, normalize=normalize)
+            return _rows(self._run(program, images, batch_size), width)
         rows = []
-        for row in self.stream_images(images, max_num_patches, batch_size):
+        for row in self.stream_images(images, max_num_patches, batch_size, normalize):
             if isinstance(row, ImageError):
                 if on_error == "raise":
                     raise row
@@ -195,13 +209,15 @@ class Embedder:
         images: ImageSource | Iterable[ImageSource],
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        normalize: bool = True,
     ) -> Iterator[Float[np.ndarray, " E"] | ImageError]:
         """Embeds any number of images in bounded memory: yields a row or an error for each.
 
         Images are decoded on threads ahead of the device.
         """
+        program = partial(self._embed_image, normalize=normalize)
         for errors, patches in self._patches(images, max_num_patches, batch_size):
-            parts = self._run(self._embed_image, patches, batch_size) if patches else ()
+            parts = self._run(program, patches, batch_size) if patches else ()
             rows = (row for part in parts for row in part)
             for error in errors:
                 yield next(rows) if error is None else error
@@ -331,7 +347,7 @@ class Embedder:
         self, images: ImageSource | Iterable[ImageSource], max_num_patches: int, batch_size: int
     ) -> Iterator[tuple[list[ImageError | None], Patches | None]]:
         """Preprocessed batches: an error or None per image, the patches of the good ones if any."""
-        if isinstance(images, (str, bytes, Image, PathLike, np.ndarray)):
+        if isinstance(images, (str, bytes, Image, PathLike, np.ndarray, NamedImage)):
             images = [images]
         num_tokens = self.preprocess.num_tokens(max_num_patches)
 
@@ -341,10 +357,13 @@ class Embedder:
             except ImageError as error:
                 return error
 
+        start = time.perf_counter()
         for batch in batched(ahead(prepare, images, 2 * batch_size), batch_size):
+            self.data_wait += time.perf_counter() - start
             good = [item for item in batch if not isinstance(item, ImageError)]
             errors = [item if isinstance(item, ImageError) else None for item in batch]
             yield errors, Patches(*collate(good, num_tokens)) if good else None
+            start = time.perf_counter()
 
     def _run(self, program, inputs, batch_size: int) -> Iterator:
         """Runs `program` over the leading axis in batches of a few fixed sizes, as NumPy."""

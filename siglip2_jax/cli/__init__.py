@@ -14,13 +14,14 @@ from siglip2_jax.cli import (
     data,
     demo,
     embed,
+    eval,
     info,
     plan,
     train,
     verify,
 )
 
-COMMANDS = (demo, info, classify, embed, caption, convert, verify, train, plan, data)
+COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, plan, data)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
 
     from siglip2_jax import load
-    from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+    from siglip2_jax.evals.retrieval import Retrieval
     from siglip2_jax.train.distributed import PREEMPTED
     from siglip2_jax.train.loop import train
 
     config = demo_config(args.steps, args.seed)
-    measure = ContrastiveAccuracy(source=_photos(), max_num_patches=MAX_NUM_PATCHES)
+    measure = Retrieval(source=_photos(), max_num_patches=MAX_NUM_PATCHES)
     before = measure(_untrained(args.seed))
     with tempfile.TemporaryDirectory(prefix="siglip2_demo_") as temporary:
         workdir = args.workdir or Path(temporary)

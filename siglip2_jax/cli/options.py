@@ -66,6 +66,17 @@ def load_model(args: argparse.Namespace) -> Embedder:
     )
 
 
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how the processes of a run find each other."""
+    hosts = parser.add_argument_group("hosts, where they do not find each other by themselves")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    hosts.add_argument("--num-processes", type=int)
+    hosts.add_argument("--process-id", type=int)
+    hosts.add_argument(
+        "--no-distributed", action="store_true", help="stay alone, even within a slice"
+    )
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds CONFIG and the changes to it."""
     parser.add_argument("config", metavar="CONFIG", help="a Python file with a config()")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from siglip2_jax.cli.options import add_config_options, load_run
+from siglip2_jax.cli.options import add_config_options, add_host_options, load_run
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -24,13 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         required=True,
         help="where checkpoints, metrics.jsonl and config.json go; local or gs://",
     )
-    hosts = parser.add_argument_group("hosts, where they do not find each other by themselves")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    hosts.add_argument("--num-processes", type=int)
-    hosts.add_argument("--process-id", type=int)
-    hosts.add_argument(
-        "--no-distributed", action="store_true", help="stay alone, even within a slice"
-    )
+    add_host_options(parser)
     parser.set_defaults(run=run)
 
 

@@ -8,8 +8,8 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,11 @@ from etils import epath
 from siglip2_jax.config.hints import Hint, element, field_hints, options
 from siglip2_jax.config.override import override, split_arguments
 from siglip2_jax.config.run import TrainConfig
+
+if TYPE_CHECKING:
+    from siglip2_jax.evals.suite import Suite
+
+T = TypeVar("T")
 
 
 def load_config(path: str | os.PathLike[str], assignments: Sequence[str] = ()) -> TrainConfig:
@@ -34,28 +39,53 @@ def load_config(path: str | os.PathLike[str], assignments: Sequence[str] = ()) -
         `TrainConfig`, or an assignment leads nowhere; one sentence, with the line of the file where
         it failed.
     """
+    make = _load_function(path, "config", TrainConfig)
+    arguments, changes = split_arguments(assignments, make)
+    return override(_call(make, arguments, str(path), TrainConfig), changes)
+
+
+def load_suite(path: str | os.PathLike[str]) -> Suite:
+    """Runs a Python file's `suite()`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it has no function `suite`, running it failed, or it does not return a `Suite`.
+    """
+    from siglip2_jax.evals.suite import Suite
+
+    return _call(_load_function(path, "suite", Suite), {}, str(path), Suite)
+
+
+def _load_function(path: str | os.PathLike[str], name: str, kind: type) -> Callable[..., Any]:
     file = epath.Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a Python file with a config()")
+        raise FileNotFoundError(f"{path}: no such file; expected a Python file with a {name}()")
     # Dataclasses look their module up by name, so the file becomes one.
     module = types.ModuleType(f"config_{file.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
         exec(compile(file.read_text(), str(path), "exec"), module.__dict__)
-        make = getattr(module, "config", None)
     except Exception as error:
         raise ValueError(_where(error, str(path))) from error
+    make = getattr(module, name, None)
     if not callable(make):
-        raise ValueError(f"{path} has no function config(); define one that returns a TrainConfig")
-    arguments, changes = split_arguments(assignments, make)
+        raise ValueError(
+            f"{path} has no function {name}(); define one that returns a {kind.__name__}"
+        )
+    return make
+
+
+def _call(make: Callable[..., T], arguments: Mapping[str, Any], path: str, kind: type[T]) -> T:
     try:
         found = make(**arguments)
     except Exception as error:
-        raise ValueError(_where(error, str(path))) from error
-    if not isinstance(found, TrainConfig):
-        raise ValueError(f"config() of {path} returned a {type(found).__name__}, no TrainConfig")
-    return override(found, changes)
+        raise ValueError(_where(error, path)) from error
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"{make.__name__}() of {path} returned a {type(found).__name__}, no {kind.__name__}"
+        )
+    return found
 
 
 def _where(error: Exception, path: str) -> str:

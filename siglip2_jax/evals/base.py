@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from siglip2_jax.inference import Embedder
+from jaxtyping import Float32
+from numpy import ndarray
+
+from siglip2_jax.types import Features
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What evaluators see of a model: an `inference.Embedder`, or what stands for one."""
+
+    def embed_images(self, images: Any, **options: Any) -> Float32[ndarray, "n E"]:
+        """As `Embedder.embed_images`."""
+
+    def image_features(self, images: Any, **options: Any) -> Features:
+        """As `Embedder.image_features`."""
+
+    def embed_texts(self, texts: Any, **options: Any) -> Float32[ndarray, "n E"]:
+        """As `Embedder.embed_texts`."""
+
+
+@runtime_checkable
+class OpenModel(Model, Protocol):
+    """One whose parameters can be looked at, too."""
+
+    config: Any
+    params: Any
+    mesh: Any
 
 
 @runtime_checkable
@@ -19,6 +45,6 @@ class Evaluator(Protocol):
     name: str
     every: int
 
-    def __call__(self, model: Embedder) -> dict[str, float]:
+    def __call__(self, model: Model) -> dict[str, float]:
         """Measures; on several hosts every process calls it with the same model."""
         ...

@@ -1,7 +1,9 @@
-"""Prompts for zero-shot classification.
+"""Prompts for zero-shot classification, and one embedding per class made of them.
 
 The 80 templates are those published with CLIP for ImageNet (Radford et al. 2021, arXiv 2103.00020;
-openai/CLIP, MIT licence), which every zero-shot evaluation since has used.
+openai/CLIP, MIT licence), which every zero-shot evaluation since has used. The rules are those of
+big_vision's evaluator (`evaluators/proj/image_text/prompt_engineering.py` and
+`discriminative_classifier.py`), which SigLIP's zero-shot numbers come from.
 """
 
 from __future__ import annotations
@@ -11,7 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from siglip2_jax.inference import Embedder
+from siglip2_jax.data.prefetch import batched
+from siglip2_jax.evals.base import Model
+from siglip2_jax.preprocess.text_norm import normalize
+
+PROMPTS_AT_ONCE = 8192
+_PLACE = "\0"  # neither punctuation nor white space: `normalize` leaves it alone
 
 OPENAI_TEMPLATES: tuple[str, ...] = (
     "a bad photo of a {}.",
@@ -95,22 +102,100 @@ OPENAI_TEMPLATES: tuple[str, ...] = (
     "a photo of a small {}.",
     "a tattoo of the {}.",
 )
+CLIP_PAPER: tuple[str, ...] = (*OPENAI_TEMPLATES, "{}")  # big_vision's `clip_paper`
+
+
+def canonicalize(text: str, keep: str = "") -> str:
+    """`text` in big_vision's canonical form, as `normalize(text, "canonicalize")` gives it.
+
+    Args:
+      text: a class name or a template.
+      keep: a string of punctuation that stays where it occurs: "{}" in templates.
+    """
+    if not keep:
+        return normalize(text, "canonicalize")
+    return normalize(text.replace(keep, _PLACE), "canonicalize").replace(_PLACE, keep)
+
+
+def fill_prompts(
+    names: Sequence[str], templates: Sequence[str], *, canonical: bool = False
+) -> list[tuple[str, ...]]:
+    """Every template filled with every name.
+
+    Args:
+      names: class names.
+      templates: prompts with one `{}` for the name.
+      canonical: bring names and templates to their canonical form, and take only the first of
+        several names separated by commas, as big_vision's evaluator does.
+
+    Returns:
+      The prompts of each class.
+
+    Raises:
+      ValueError: there are no names or templates, a template has not one place for the name, or
+        nothing is left of a name in its canonical form.
+    """
+    if not (names and templates):
+        raise ValueError(
+            f"{len(names)} class names and {len(templates)} templates make no prompts; give at "
+            "least one of each"
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(
+                f"the template {template!r} has {template.count('{}')} places for the class name; "
+                'expected one {}, as in "a photo of a {}."'
+            )
+    if canonical:
+        templates = [canonicalize(template, keep="{}") for template in templates]
+        names = [_first_name(name) for name in names]
+    return [tuple(template.replace("{}", name) for template in templates) for name in names]
+
+
+def _first_name(name: str) -> str:
+    first = canonicalize(name, keep=",").split(",")[0]
+    if not first.strip():
+        raise ValueError(
+            f"the class name {name!r} has nothing but punctuation before its first comma; give "
+            "another name, or canonical=False"
+        )
+    return first
 
 
 def embed_labels(
-    model: Embedder, labels: Sequence[str], templates: Sequence[str] = ("{}",)
+    model: Model,
+    labels: Sequence[str],
+    templates: Sequence[str] = ("{}",),
+    *,
+    canonical: bool = False,
 ) -> Float[np.ndarray, "n E"]:
     """One unit-length embedding per label: the normalised mean over the templates.
+
+    Labels with the same prompts are embedded once, so that their rows are the same to the last
+    bit. Prompts go through the model some thousands at a time.
 
     Args:
       model: embeds the prompts.
       labels: class names.
       templates: prompts with one `{}` for the label.
+      canonical: as for `fill_prompts`.
 
     Returns:
       float32 rows.
+
+    Raises:
+      ValueError: as `fill_prompts`.
     """
-    prompts = [template.replace("{}", label) for label in labels for template in templates]
-    rows = model.embed_texts(prompts).reshape(len(labels), len(templates), -1)
-    mean = rows.mean(axis=1)
-    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    prompts = fill_prompts(labels, templates, canonical=canonical)
+    different = list(dict.fromkeys(prompts))
+    blocks = batched(different, max(1, PROMPTS_AT_ONCE // len(templates)))
+    means = np.concatenate([_mean_embeddings(model, block) for block in blocks])
+    place = {texts: i for i, texts in enumerate(different)}
+    return means[[place[texts] for texts in prompts]]
+
+
+def _mean_embeddings(model: Model, prompts: Sequence[tuple[str, ...]]) -> Float[np.ndarray, "n E"]:
+    rows = model.embed_texts([text for texts in prompts for text in texts])
+    mean = rows.reshape(len(prompts), len(prompts[0]), -1).mean(axis=1, dtype=np.float64)
+    length = np.linalg.norm(mean, axis=1, keepdims=True)
+    return (mean / np.maximum(length, 1e-8)).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import (  # the plugins register themselves in Image.OPEN
@@ -20,7 +21,6 @@ from PIL import (  # the plugins register themselves in Image.OPEN
     WebPImagePlugin,  # noqa: F401
 )
 
-ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 MAX_PIXELS = 200_000_000
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
@@ -37,6 +37,22 @@ _UPRIGHT = {
 
 class ImageError(ValueError):
     """A picture that cannot be read: one sentence with the item, what was found and a way out."""
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """A picture with the name it has elsewhere, for errors: bytes out of an archive have none.
+
+    Attributes:
+      image: the picture.
+      name: what to call it.
+    """
+
+    image: str | os.PathLike | bytes | Image.Image | np.ndarray
+    name: str
+
+
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray | NamedImage
 
 
 def decode(
@@ -57,8 +73,8 @@ def decode(
 
     Args:
       source: a path (`gs://` included), the bytes of a file, a Pillow image, or a uint8 array
-        [H, W, 3], [H, W, 4] (RGBA), [H, W] or [H, W, 1]. Files: JPEG, PNG, WebP, GIF, TIFF, BMP,
-        AVIF, JPEG 2000, PPM.
+        [H, W, 3], [H, W, 4] (RGBA), [H, W] or [H, W, 1]; or one of these as a `NamedImage`. Files:
+        JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PPM.
       exif: whether to turn the picture upright as its EXIF orientation says. TIFF's own
         orientation is part of how Pillow reads the format and is always applied.
       max_pixels: the largest accepted width * height, checked before pixels are decoded.
@@ -71,6 +87,8 @@ def decode(
       ImageError: the file is missing, a directory, empty, damaged, too large or no picture; or
         the array or Pillow image is empty or of a kind not listed above.
     """
+    if isinstance(source, NamedImage):
+        source, name = source.image, name or source.name
     label = name or _label(source)
     if isinstance(source, np.ndarray):
         return _to_upright_rgb(_from_array(source, label), exif, max_pixels, label)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from siglip2_jax.inference import Embedder
+from siglip2_jax.preprocess.decode import NamedImage
 
 
 class Given(Embedder):
@@ -14,6 +15,7 @@ class Given(Embedder):
 
     def embed_images(self, images, *, max_num_patches=256, **_):
         self.budgets.append(max_num_patches)
+        images = [x.image if isinstance(x, NamedImage) else x for x in images]
         return np.stack([self._images[image] for image in images]).astype(np.float32)
 
     def embed_texts(self, texts, **_):

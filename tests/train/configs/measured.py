@@ -6,7 +6,7 @@ from pathlib import Path
 from siglip2_jax.config import TrainConfig, load_config
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import HERE
-from siglip2_jax.evals.contrastive import ContrastiveAccuracy
+from siglip2_jax.evals.retrieval import Retrieval
 
 
 def config() -> TrainConfig:
@@ -14,5 +14,5 @@ def config() -> TrainConfig:
     run = load_config(Path(__file__).with_name("small.py"))
     (stage,) = run.stages
     photos = Folder(str(HERE), captions="examples.jsonl", images="photos")
-    recall = ContrastiveAccuracy(source=photos, name="photos", count=12, max_num_patches=16)
+    recall = Retrieval(source=photos, name="photos", count=12, max_num_patches=16)
     return dataclasses.replace(run, stages=(dataclasses.replace(stage, evals=(recall,)),))

@@ -1,0 +1,171 @@
+"""`siglip2 eval`: benchmarks, our number beside the published one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from siglip2_jax.cli.options import add_host_options, add_model_options, load_model, positive
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "eval",
+        help="measure a model on benchmarks, beside the published numbers",
+        description="Measures a model on one or several benchmarks. With --out, results are kept, "
+        "a report is written, and the same command goes on where it was stopped. On a slice, run "
+        "it on every host with the same data.",
+        epilog="example: siglip2 eval siglip2_b16_naflex.npz --task imagenet,coco --data /data "
+        "--budgets 64,256 --out results",
+    )
+    add_model_options(parser)
+    parser.add_argument("--task", default="", help="names, separated by commas; `list` lists them")
+    parser.add_argument("--suite", help="a Python file with a suite(), instead of --task")
+    parser.add_argument(
+        "--data", type=Path, help="the directory with a directory for each data set, or one of them"
+    )
+    parser.add_argument(
+        "--budgets",
+        type=_budgets,
+        default=None,
+        metavar="N,N",
+        help="token budgets for NaFlex models (default: --max-num-patches)",
+    )
+    parser.add_argument("--out", type=Path, help="a directory for the report and for resuming")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument(
+        "--transformers",
+        action="store_true",
+        help="run a Hugging Face SOURCE with transformers and torch, to tell a difference of "
+        "protocol from one of the model",
+    )
+    add_host_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    return tuple(positive(part.strip()) for part in text.split(","))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a line a result; exit code 1 if no data was found.
+
+    Raises:
+      ValueError: neither or both of --task and --suite, or no --data.
+    """
+    from siglip2_jax.config import load_suite
+    from siglip2_jax.evals.suite import evaluate, parse_entries
+    from siglip2_jax.evals.tasks.catalogue import all_tasks
+
+    if args.task == "list":
+        for task in all_tasks().values():
+            print(f"{task.name:20} {task.folder}: {task.how}")
+        return 0
+    if bool(args.task) == bool(args.suite):
+        raise ValueError("pass one of --task NAME and --suite FILE; --task list lists the tasks")
+    if args.data is None or not args.data.is_dir():
+        raise ValueError(
+            f"--data is {args.data}; expected the directory with a directory for each data set"
+        )
+    budgets = args.budgets or (args.max_num_patches,)
+    suite = load_suite(args.suite) if args.suite else parse_entries(args.task, budgets)
+    model, batch_size = _open_model(args)
+    results = []
+    for result in evaluate(
+        model,
+        suite,
+        args.data,
+        args.out,
+        pretrained=args.source,
+        batch_size=batch_size,
+        decoder=partial(_open_decoder, args),
+    ):
+        results.append(result)
+        _print(result)
+    if _is_first():
+        _write(args, results)
+    return int(all(result.missing for result in results))
+
+
+def _open_model(args: argparse.Namespace):
+    """The model on this host's devices, and images per program call."""
+    if args.transformers:
+        from siglip2_jax.evals.transformers_model import open_transformers
+        from siglip2_jax.preprocess.tokenizer import Tokenizer
+
+        text_norm = args.text_norm or "unicode_lower"
+        words = args.tokenizer and Tokenizer.load(args.tokenizer, text_norm=text_norm)
+        exif = not args.no_exif
+        model = open_transformers(args.source, words, text_norm=text_norm, exif=exif)
+        return model, args.batch_size
+    import jax
+
+    from siglip2_jax.train.distributed import join_hosts
+
+    if not args.no_distributed:
+        join_hosts(args.coordinator, args.num_processes, args.process_id)
+    model = load_model(args)
+    devices = jax.local_devices()
+    if len(devices) > 1:
+        model.spread(devices)
+    return model, args.batch_size * len(devices)
+
+
+def _open_decoder(args: argparse.Namespace):
+    from siglip2_jax.captioning import load_captioner
+
+    return load_captioner(
+        args.source,
+        args.tokenizer,
+        dtype=args.dtype,
+        preproc=args.preproc,
+        text_norm=args.text_norm,
+        exif=not args.no_exif,
+    )
+
+
+def _is_first() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _print(result) -> None:
+    from siglip2_jax.evals.report.published import in_units, published
+
+    if not _is_first():
+        return
+    patches = result.protocol["num_patches"]
+    place = f"{result.dataset}, {patches} patches"
+    if result.missing:
+        print(f"{place}: no data: {result.missing}", flush=True)
+        return
+    numbers = []
+    for name, value in result.metrics.items():
+        if "/" not in name:  # one of many languages
+            known = published(result.model, result.dataset, name, patches)
+            beside = f" (published {known.value:g})" if known else ""
+            numbers.append(f"{name} {in_units(name, value):.2f}{beside}")
+    print(
+        f"{place}: {', '.join(numbers)}; {result.images} images, {result.images_per_s:.1f}/s, "
+        f"data wait {result.data_wait:.0%}",
+        flush=True,
+    )
+    for problem in result.failed[:10]:
+        print(f"siglip2: counted as wrong: {problem}", file=sys.stderr)
+
+
+def _write(args: argparse.Namespace, results: list) -> None:
+    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.evals.report.write import write_report
+
+    if args.json:
+        rows = [result.to_json() for result in results]
+        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False).encode())
+    if args.out:
+        write_report(results, args.out)
+        print(f"report: {args.out / 'report.html'}")

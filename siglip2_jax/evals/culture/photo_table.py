@@ -1,0 +1,73 @@
+"""Photos that a CSV table lists."""
+
+from __future__ import annotations
+
+import csv
+import io
+from os import PathLike
+from typing import Any
+
+from etils import epath
+
+from siglip2_jax.data.example import make_example
+
+
+def read_table(path: str | PathLike[str], columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, as texts.
+
+    Args:
+      path: the file, local or `gs://`.
+      columns: those that every row must have; others are kept too.
+
+    Raises:
+      ValueError: the file is missing or malformed, or lacks a column.
+    """
+    file = epath.Path(path)
+    if not file.is_file():
+        raise ValueError(
+            f"{path}: no such file; expected CSV with the columns {', '.join(columns)}"
+        )
+    try:
+        reader = csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
+        found = reader.fieldnames or ()
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV table in UTF-8 ({error})") from error
+    if missing := [name for name in columns if name not in found]:
+        raise ValueError(
+            f"{path}: there is no column {missing[0]!r}, found {', '.join(found) or 'nothing'}"
+        )
+    for i, row in enumerate(rows, 1):
+        if any(row[name] is None for name in columns):
+            raise ValueError(f"{path}, row {i}: cut short; it has fewer cells than the header")
+    return rows
+
+
+class Photos:
+    """Opened examples: photos in files, read one by one, with the fields of each."""
+
+    def __init__(self, rows: list[tuple[epath.Path, dict[str, Any]]], table: epath.Path) -> None:
+        """Takes what a table says.
+
+        Args:
+          rows: each photo's path and fields.
+          table: where this is from, for errors.
+
+        Raises:
+          ValueError: there is no row, or the first photo is not there.
+        """
+        if not rows:
+            raise ValueError(f"{table}: no row is to be used; expected one for each photo")
+        if not rows[0][0].is_file():
+            raise ValueError(
+                f"{rows[0][0]}: no such photo, the first of {len(rows)} in {table}; unpack the "
+                "photos there"
+            )
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        path, fields = self._rows[index]
+        return make_example(path.read_bytes(), (), str(path), fields)

@@ -1,0 +1,117 @@
+"""Embeddings while they are made: parts on disk that survive an interruption, rows of all hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jaxtyping import Float
+
+ROWS_PER_PART = 2048
+
+
+class Parts:
+    """Rows of one call of one process, saved every few thousand.
+
+    Attributes:
+      failed: a sentence for each image without a row.
+    """
+
+    def __init__(self, directory: Path | None, call: int, width: int):
+        """Reads what an interrupted evaluation has left.
+
+        Args:
+          directory: where the parts are; None keeps rows in memory only.
+          call: which call of the evaluation this is.
+          width: E, the size of a row.
+        """
+        self._prefix = f"{jax.process_index():05d}-{call:03d}-"
+        self._directory, self._width = directory, width
+        self._blocks: list[np.ndarray] = []
+        self._new: list[np.ndarray | None] = []
+        self._reports: list[str] = []
+        self.failed: list[str] = []
+        self._saved = 0
+        if directory is not None:
+            self._read(directory)
+
+    def _read(self, directory: Path) -> None:
+        for path in sorted(directory.glob(f"{self._prefix}*.npz")):
+            try:
+                with np.load(path) as part:
+                    rows, failed = part["rows"], json.loads(str(part["failed"]))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                break  # and make it again
+            self._blocks.append(rows)
+            self._saved += len(rows)
+            self.failed += failed
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return self._saved + len(self._new)
+
+    def add(self, row: Float[np.ndarray, " E"] | None, problem: str | None) -> None:
+        """Takes the next row, or why there is none."""
+        self._new.append(row)
+        if problem is not None:
+            self._reports.append(problem)
+        if len(self._new) == ROWS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows in memory as one part."""
+        if not self._new:
+            return
+        nothing = np.full(self._width, np.nan, np.float32)
+        rows = np.stack([nothing if row is None else row for row in self._new])
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / f"{self._prefix}{self._saved:012d}.npz"
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                np.savez(file, rows=rows, failed=json.dumps(self._reports))
+            os.replace(temporary, path)
+        self._blocks.append(rows)
+        self._saved += len(rows)
+        self.failed += self._reports
+        self._new, self._reports = [], []
+
+    def rows(self) -> Float[np.ndarray, "n E"]:
+        """All rows that were flushed; NaN where an image could not be read."""
+        return np.concatenate([np.zeros((0, self._width), np.float32), *self._blocks])
+
+
+def gather_blocks(own: Float[np.ndarray, "k E"], total: int, size: int) -> Float[np.ndarray, "n E"]:
+    """The rows of all processes in order, where process p of P has made blocks p, p + P, ...
+
+    Args:
+      own: rows of this process; every process has some part of the same call.
+      total: n, the number of rows of all; what fills up the last round is cut off.
+      size: rows of a block.
+    """
+    processes = jax.process_count()
+    if processes == 1 or not total:
+        return own
+    rounds = -(-total // (size * processes))
+    filled = np.full((rounds * size, own.shape[1]), np.nan, np.float32)
+    filled[: len(own)] = own
+    everyone = process_allgather(filled).reshape(processes, rounds, size, -1)
+    return everyone.transpose(1, 0, 2, 3).reshape(-1, own.shape[1])[:total]
+
+
+def gather_texts(own: Sequence[str]) -> list[str]:
+    """The texts of all processes, process by process."""
+    if jax.process_count() == 1:
+        return list(own)
+    data = np.frombuffer(json.dumps(list(own)).encode(), np.uint8)
+    lengths = process_allgather(np.array(len(data))).reshape(-1)
+    filled = np.pad(data, (0, int(lengths.max()) - len(data)))
+    everyone = process_allgather(filled).reshape(len(lengths), -1)
+    parts = (row[:n].tobytes() for row, n in zip(everyone, lengths, strict=True))
+    return [text for part in parts for text in json.loads(part)]

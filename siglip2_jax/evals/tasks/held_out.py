@@ -1,0 +1,33 @@
+"""Which rows of a file of JSON lines are to be measured on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SPLITS = "test", "val", "validation"
+
+
+def held_out(path: Path) -> tuple[tuple[str, str], ...]:
+    """The condition on rows, for `Folder.where`: the test split, else validation, else none.
+
+    Raises:
+      ValueError: rows have splits, but none of these.
+    """
+    found: set[str] = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line or "{}")
+        except ValueError:
+            continue  # the source says what is wrong with it
+        if isinstance(row, dict) and isinstance(row.get("split"), str):
+            found.add(row["split"])
+    for split in SPLITS:
+        if split in found:
+            return (("split", split),)
+    if found:
+        raise ValueError(
+            f"{path}: its splits are {', '.join(sorted(found))}; expected {', '.join(SPLITS)} "
+            "among them, or no splits"
+        )
+    return ()
