@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,8 @@ def _save(out: Path | None, key: str, result: Result) -> None:
         text = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
         write_whole(out / "results" / f"{key}.json", text.encode())
     shutil.rmtree(out / "parts" / key, ignore_errors=True)
+    with suppress(OSError):  # another one is still there, or none ever was
+        (out / "parts").rmdir()
 
 
 def parse_entries(tasks: str, budgets: Sequence[int]) -> Suite:
