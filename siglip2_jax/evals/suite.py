@@ -9,11 +9,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
@@ -84,22 +84,25 @@ def evaluate(
     Raises:
       ValueError: data is malformed.
     """
-    identity = fingerprint(model)
+    identity = "" if out is None else fingerprint(model)  # it reads all parameters
+    open_decoder = cache(partial(_open_decoder, decoder))  # once for all tasks
     native = model.config.vision.image_size is None
     for entry in suite.entries:
         (task,) = choose_tasks([entry.task])
         root, missing, writer = task.find(data), task.missing(data), None
         if root is not None and task.writes:
-            writer, missing = _open_decoder(decoder)
+            writer, missing = open_decoder()
+        about = _about(task, model, pretrained)
         for budget in entry.budgets if native else (BUDGET,):
-            about = _about(task, model, pretrained)
             if root is None or (task.writes and writer is None):
                 settings = protocol(None, model, budget)
                 yield Result(**about, metrics={}, protocol=settings, missing=missing)
                 continue
-            cache = None if out is None else ClassCache(str(out / "classes"), identity)
+            classes = None if out is None else ClassCache(str(out / "classes"), identity)
             pictures = None if out is None else out / "pictures" / f"{task.name}-{budget}"
-            evaluator = task.make(Setting(root=root, budget=budget, pictures=pictures, cache=cache))
+            evaluator = task.make(
+                Setting(root=root, budget=budget, pictures=pictures, cache=classes)
+            )
             settings = protocol(evaluator, model, budget)
             key = _key(identity, task.name, str(root.resolve()), settings)
             found = _saved(out, key)
@@ -188,7 +191,7 @@ def fingerprint(model: Embedder) -> str:
     for path, leaf in jax.tree.leaves_with_path(model.params):
         flat = np.asarray(leaf).reshape(-1)
         some = flat[:: max(1, flat.size // 16)][:16].astype(np.float32)
-        digest.update(f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)}".encode() + some.tobytes())
+        digest.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".encode() + some.tobytes())
     return digest.hexdigest()[:32]
 
 
