@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip2_jax.cli.options import add_model_options, positive
+from siglip2_jax.cli.options import add_model_options, load_decoder, positive
 
 if TYPE_CHECKING:
-    from siglip2_jax.captioning import Answer, Captioner, PixelBox, Writing
+    from siglip2_jax.captioning import Answer, PixelBox, Writing
 
 COLOUR = "#ff2d55"
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.images)
     writing = _writing(args)
     _check_drawing(args, len(images))
-    model = _load(args)
+    model = load_decoder(args, args.head)
     asks = (Ask(image, args.locate, args.describe) for image in images)
     answers = model.stream(asks, writing, args.max_num_patches, args.batch_size)
     results, failed = [], 0
@@ -114,20 +114,6 @@ def _check_drawing(args: argparse.Namespace, count: int) -> None:
         raise ValueError(f"--draw takes one image, got {count}")
     if args.draw.suffix.lower() != ".png":
         raise ValueError(f"--draw writes PNG files, got {args.draw}; name one that ends in .png")
-
-
-def _load(args: argparse.Namespace) -> Captioner:
-    from siglip2_jax.captioning import load_captioner
-
-    return load_captioner(
-        args.source,
-        args.tokenizer,
-        head=args.head,
-        dtype=args.dtype,
-        preproc=args.preproc,
-        text_norm=args.text_norm,
-        exif=not args.no_exif,
-    )
 
 
 def _described(answer: Answer, args: argparse.Namespace) -> dict[str, Any]:

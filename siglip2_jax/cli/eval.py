@@ -8,7 +8,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from siglip2_jax.cli.options import add_host_options, add_model_options, load_model, positive
+from siglip2_jax.cli.options import (
+    add_host_options,
+    add_model_options,
+    load_decoder,
+    load_model,
+    positive,
+)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         pretrained=args.source,
         batch_size=batch_size,
-        decoder=partial(_open_decoder, args),
+        decoder=partial(load_decoder, args),
     ):
         results.append(result)
         _print(result)
@@ -115,19 +121,6 @@ def _open_model(args: argparse.Namespace):
     return model, args.batch_size * len(devices)
 
 
-def _open_decoder(args: argparse.Namespace):
-    from siglip2_jax.captioning import load_captioner
-
-    return load_captioner(
-        args.source,
-        args.tokenizer,
-        dtype=args.dtype,
-        preproc=args.preproc,
-        text_norm=args.text_norm,
-        exif=not args.no_exif,
-    )
-
-
 def _is_first() -> bool:
     import jax
 
@@ -135,21 +128,18 @@ def _is_first() -> bool:
 
 
 def _print(result) -> None:
-    from siglip2_jax.evals.report.published import in_units, published
+    from siglip2_jax.evals.report.rows import rows
 
     if not _is_first():
         return
-    patches = result.protocol["num_patches"]
-    place = f"{result.dataset}, {patches} patches"
+    place = f"{result.dataset}, {result.protocol['num_patches']} patches"
     if result.missing:
         print(f"{place}: no data: {result.missing}", flush=True)
         return
     numbers = []
-    for name, value in result.metrics.items():
-        if "/" not in name:  # one of many languages
-            known = published(result.model, result.dataset, name, patches)
-            beside = f" (published {known.value:g})" if known else ""
-            numbers.append(f"{name} {in_units(name, value):.2f}{beside}")
+    for row in rows(result):
+        ours, theirs, _ = row.texts()
+        numbers.append(f"{row.metric} {ours}" + (f" (published {theirs})" if row.theirs else ""))
     print(
         f"{place}: {', '.join(numbers)}; {result.images} images, {result.images_per_s:.1f}/s, "
         f"data wait {result.data_wait:.0%}",

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from siglip2_jax.captioning import Captioner
     from siglip2_jax.config import TrainConfig
     from siglip2_jax.inference import Embedder
 
@@ -59,6 +60,21 @@ def load_model(args: argparse.Namespace) -> Embedder:
     return load(
         args.source,
         args.tokenizer,
+        dtype=args.dtype,
+        preproc=args.preproc,
+        text_norm=args.text_norm,
+        exif=not args.no_exif,
+    )
+
+
+def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner:
+    """Loads the same with the decoder that its run has trained under the name `head`."""
+    from siglip2_jax.captioning import load_captioner
+
+    return load_captioner(
+        args.source,
+        args.tokenizer,
+        head=head,
         dtype=args.dtype,
         preproc=args.preproc,
         text_norm=args.text_norm,
