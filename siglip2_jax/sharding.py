@@ -135,6 +135,12 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def platform() -> str:
+    """What programs are made for: "tpu", "gpu" or "cpu"; the mesh's devices, if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
 def whole(x: Array) -> Array:
     """Every device gets all of `x`; nothing moves without a mesh."""
     return jax.reshard(x, PartitionSpec(*[None] * x.ndim)) if has_mesh() else x

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from siglip2_jax.models.layers import Attention, Compute, Mlp, layer_norm, run_blocks
@@ -69,13 +68,16 @@ class DecoderBlock(nnx.Module):
     The A rows of `x` are sequences, several for each of the B images.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         shape = config.width, config.num_heads
+        dtype = jnp.dtype(compute.dtype)
         kind = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.ln1 = layer_norm(config.width, rngs)
         self.attn = Attention(*shape, **kind)
         self.ln2 = layer_norm(config.width, rngs)
-        self.cross = Attention(*shape, input_width=config.memory_dim, **kind)
+        self.cross = Attention(
+            *shape, input_width=config.memory_dim, kind=compute.attention, **kind
+        )
         self.ln3 = layer_norm(config.width, rngs)
         self.mlp = Mlp(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
 
@@ -130,7 +132,7 @@ class Decoder(nnx.Module):
 
         @jax.vmap
         def stack(rngs: nnx.Rngs) -> DecoderBlock:
-            return DecoderBlock(config, dtype=dtype, rngs=rngs)
+            return DecoderBlock(config, compute=self.compute, rngs=rngs)
 
         self.blocks = stack(rngs.split(config.depth))
         self.norm = layer_norm(config.width, rngs)

@@ -9,6 +9,7 @@ instructions; LayerNorm statistics and softmax are float32.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.attention import Kind, attend
 from siglip2_jax.models.variants import Tower
 from siglip2_jax.sharding import gather
 
@@ -36,51 +38,18 @@ class Compute:
       remat: what the backward pass computes again: "none", "full" (keep only each block's input),
         "dots" (keep matrix products), or the names of the activations to keep, out of "qkv",
         "attn_out", "x_mid" and "mlp_pre".
+      attention: which program computes attention in the towers; see `attention.attend`.
     """
 
     dtype: str = "float32"
     scan: bool = True
     remat: Remat = "none"
+    attention: Kind = "auto"
 
 
 def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm as released: eps 1e-6, two-pass float32 statistics; the result is float32."""
     return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
-
-
-def attend(
-    query: Float[Array, "B Q H C"],
-    key: Float[Array, "B K H C"],
-    value: Float[Array, "B K H C"],
-    valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None,
-) -> Float[Array, "B Q H C"]:
-    """Softmax attention over the valid keys; the softmax is float32.
-
-    Rows of queries are never masked: what a padding query computes is finite and unused. A row
-    without any valid key attends uniformly rather than giving NaN.
-
-    Args:
-      query: queries, not yet scaled.
-      key: keys.
-      value: values.
-      valid: which keys exist, for all queries or for each; None means all.
-
-    Returns:
-      One value per query, in the dtype of `query`.
-    """
-    # Heads lead in all operands, so that on CPU both products run as plain batched matmuls; this is
-    # twice as fast there as jax.nn.dot_product_attention and the same program on TPU.
-    query = query.transpose(0, 2, 1, 3)
-    key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-    scores = jnp.matmul(query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    if valid is not None:
-        valid = valid[:, None] if valid.ndim == 3 else valid[:, None, None]
-        scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
-    # The softmax's division comes last, on the few outputs rather than on the many weights.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    attended = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    attended /= weights.sum(axis=-1, keepdims=True)
-    return attended.astype(value.dtype).transpose(0, 2, 1, 3)
 
 
 class Attention(nnx.Module):
@@ -96,6 +65,7 @@ class Attention(nnx.Module):
         *,
         input_width: int | None = None,
         use_bias: bool = True,
+        kind: Kind = "auto",
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -111,7 +81,7 @@ class Attention(nnx.Module):
                 rngs=rngs,
             )
 
-        self.dtype = dtype
+        self.dtype, self.kind = dtype, kind
         heads = (num_heads, width // num_heads)
         self.query = linear(width, heads)
         self.key = linear(input_width or width, heads)
@@ -142,7 +112,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid ones of given keys; the result is float32."""
         query = self._project(self.query, queries)
-        return self.out(checkpoint_name(attend(query, key, value, valid), "attn_out"))
+        found = attend(query, key, value, valid, self.kind)
+        return self.out(checkpoint_name(found, "attn_out"))
 
     def _project(self, linear: nnx.LinearGeneral, x: Array) -> Array:
         return checkpoint_name(linear(x).astype(self.dtype), "qkv")
@@ -176,9 +147,12 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """`x += attention(norm(x)); x += mlp(norm(x))`."""
 
-    def __init__(self, tower: Tower, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, compute: Compute, rngs: nnx.Rngs):
+        dtype = jnp.dtype(compute.dtype)
         self.ln1 = layer_norm(tower.width, rngs)
-        self.attn = Attention(tower.width, tower.num_heads, dtype=dtype, rngs=rngs)
+        self.attn = Attention(
+            tower.width, tower.num_heads, kind=compute.attention, dtype=dtype, rngs=rngs
+        )
         self.ln2 = layer_norm(tower.width, rngs)
         self.mlp = Mlp(tower.width, tower.mlp_dim, dtype=dtype, rngs=rngs)
 
@@ -196,11 +170,10 @@ class Encoder(nnx.Module):
 
     def __init__(self, tower: Tower, *, compute: Compute, rngs: nnx.Rngs):
         self.compute = compute
-        dtype = jnp.dtype(compute.dtype)
 
         @jax.vmap
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(tower, dtype=dtype, rngs=rngs)
+            return Block(tower, compute=compute, rngs=rngs)
 
         self.blocks = stack(rngs.split(tower.depth))
         self.norm = layer_norm(tower.width, rngs)
@@ -240,7 +213,7 @@ def run_blocks(layer: Layer, x: Array, blocks: Any, compute: Compute) -> Array:
     Returns:
       What the last block gives.
     """
-    layer = _rematerialised(layer, compute.remat)
+    layer = _rematerialised(layer, compute)
     if compute.scan:
         return jax.lax.scan(layer, x, blocks)[0]
     for i in range(jax.tree.leaves(blocks)[0].shape[0]):
@@ -248,14 +221,16 @@ def run_blocks(layer: Layer, x: Array, blocks: Any, compute: Compute) -> Array:
     return x
 
 
-def _rematerialised(layer: Layer, remat: Remat) -> Layer:
+def _rematerialised(layer: Layer, compute: Compute) -> Layer:
     """`layer` under the given remat policy."""
     policies = jax.checkpoint_policies
-    if remat == "none":
-        return layer
-    if remat == "full":
-        return jax.checkpoint(layer, prevent_cse=False)
-    if remat == "dots":
-        return jax.checkpoint(layer, prevent_cse=False, policy=policies.dots_saveable)
-    names = policies.save_only_these_names(*remat)
-    return jax.checkpoint(layer, prevent_cse=False, policy=names)
+    # In a loop the passes are apart; unrolled, XLA would merge them and keep everything.
+    again = functools.partial(jax.checkpoint, layer, prevent_cse=not compute.scan)
+    match compute.remat:
+        case "none":
+            return layer
+        case "full":
+            return again()
+        case "dots":
+            return again(policy=policies.dots_saveable)
+    return again(policy=policies.save_only_these_names(*compute.remat))
