@@ -217,6 +217,33 @@ def test_a_handful_of_programs():
     assert 1 <= count.total() <= 8  # batches of 1, 2 and 4, the image tower's, keys
 
 
+def test_an_image_is_encoded_once_for_all_its_asks(monkeypatch):
+    asks = [Ask(PHOTOS[i], phrase=x) for i in (0, 1, 2) for x in (None, "a dog", "cat")[: 3 - i]]
+    asks.insert(3, Ask(b""))
+    numbered = list(enumerate(asks))
+    groups = [numbered[:3], numbered[3:4], numbered[4:6], numbered[6:]]
+    encoded, encode = [], Embedder.image_features
+
+    def noted(self, patches, **options):
+        encoded.append(len(patches.pixels))
+        return encode(self, patches, **options)
+
+    monkeypatch.setattr(Embedder, "image_features", noted)
+    # Scores are rounded as the batches have it.
+    plain = [
+        getattr(x, "text", "unreadable") for x in looks().stream(asks, Writing("sample"), 16, 4)
+    ]
+    encoded.clear()
+    found = list(looks().stream_groups(groups, Writing("sample"), 16, 4))
+    assert encoded == [3]
+    assert isinstance(found.pop(1), ImageError) and plain.pop(3) == "unreadable"
+    assert [answer.text for own in found for answer in own] == plain
+    assert [own[0].size for own in found] == [(40, 20), (16, 16), (30, 9)]
+    with pytest.warns(UserWarning, match="zero bytes.*nothing is written about it"):
+        again = looks().answer(groups, Writing("sample"), 16)
+    assert again[1] is None and [len(own or []) for own in again] == [3, 0, 2, 1]
+
+
 def test_a_broken_image_costs_its_own_text_only(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
     images = [PHOTOS[0], tmp_path / "broken.jpg", b"", PHOTOS[1]]
@@ -278,12 +305,17 @@ def test_without_a_fitting_tokenizer():
 
 def save_workdir(workdir: Path, **texts: str) -> None:
     """A run's checkpoint 3, with a decoder for each text that writes it, and an average of it."""
-    learned = Captioning(depth=DECODER.depth, length=DECODER.length)
-    objectives = {"sigmoid": Sigmoid(), **dict.fromkeys(texts, learned)}
-    config = run(stage(objectives=objectives, optim=Optim(ema=0.9)), model=MODEL)
-    state = random_state(Sevens(config), make_mesh(1, jax.devices()[:1]), 3)
     heads = {name: parrot(training_ids("caption", text=text)) for name, text in texts.items()}
     average = {name: parrot(training_ids("caption", text="averaged")) for name in texts}
+    save_heads(workdir, heads, average)
+
+
+def save_heads(workdir: Path, heads: dict[str, dict], average: dict[str, dict]) -> None:
+    """A run's checkpoint 3 with decoders of these parameters."""
+    learned = Captioning(depth=DECODER.depth, length=DECODER.length)
+    objectives = {"sigmoid": Sigmoid(), **dict.fromkeys(heads, learned)}
+    config = run(stage(objectives=objectives, optim=Optim(ema=0.9)), model=MODEL)
+    state = random_state(Sevens(config), make_mesh(1, jax.devices()[:1]), 3)
     trees = {
         "params": random_params(MODEL) | {"heads": heads},
         "average": random_params(MODEL) | {"heads": average},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import string
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from siglip2_jax.data.boxes import BoxText
@@ -37,6 +38,10 @@ class Ask(NamedTuple):
     box: PixelBox | None = None
 
 
+Group = Sequence[tuple[int, Ask]]
+"""Asks about one image, at least one of them, each with its place in the call, for its draws."""
+
+
 class Answer(NamedTuple):
     """What a decoder wrote.
 
@@ -44,11 +49,13 @@ class Answer(NamedTuple):
       text: the caption or phrase.
       box: of the phrase; None for captions, and where what was written is no box.
       score: sum of the natural logarithms of the probabilities of the tokens written.
+      size: width and height of the upright image.
     """
 
     text: str
     box: PixelBox | None
     score: float
+    size: tuple[int, int]
 
 
 def first_ids(
@@ -86,11 +93,12 @@ def read_answer(text: str, score: float, ask: Ask, size: tuple[int, int], boxes:
     """What a sequence says in answer to an ask about an image of this width and height."""
     parsed = parse(text, boxes)
     if ask.phrase is None:
-        return Answer(parsed.text, ask.box, score)
+        return Answer(parsed.text, ask.box, score, size)
     if parsed.box is None:
-        return Answer(ask.phrase, None, score)
+        return Answer(ask.phrase, None, score, size)
     (width, height), (ymin, xmin, ymax, xmax) = size, parsed.box
-    return Answer(ask.phrase, (xmin * width, ymin * height, xmax * width, ymax * height), score)
+    box = (xmin * width, ymin * height, xmax * width, ymax * height)
+    return Answer(ask.phrase, box, score, size)
 
 
 def _begun(tokenizer: Tokenizer, prefix: str, given: str) -> list[int]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from os import PathLike
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float32
-from PIL.Image import Image
 
-from siglip2_jax.captioning.asks import Answer, Ask, PixelBox, first_ids, read_answer
+from siglip2_jax.captioning.asks import Answer, Ask, Group, PixelBox, first_ids, read_answer
+from siglip2_jax.captioning.inputs import Images, OnError, collect, pairs, several
 from siglip2_jax.captioning.writing import Method, Writer, Writing
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.data.prefetch import ahead, batched
@@ -21,16 +20,10 @@ from siglip2_jax.inference import DEFAULT_BATCH_SIZE, DEFAULT_MAX_NUM_PATCHES, E
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary
 from siglip2_jax.models.siglip2 import Params
-from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
+from siglip2_jax.preprocess.decode import ImageError, decode
 from siglip2_jax.preprocess.image import collate
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.types import Patches
-
-T = TypeVar("T")
-Images = ImageSource | Iterable[ImageSource]
-OnError = Literal["warn", "raise"]
-
-_ONE = (str, bytes, Image, PathLike, np.ndarray)
+from siglip2_jax.types import Features, Patches
 
 
 class Captioner:
@@ -43,6 +36,7 @@ class Captioner:
       tokenizer: makes its ids texts. Phrases are normalised as the embedder's texts are, but keep
         their punctuation.
       boxes: how it writes boxes; by default ymin, xmin, ymax and xmax, as integers from 0 to 500.
+      data_wait: seconds that the device has waited for decoded images so far.
     """
 
     def __init__(
@@ -63,6 +57,7 @@ class Captioner:
         self.config = config
         self.params = params
         self.boxes = boxes or BoxText()
+        self.data_wait = 0.0
         # "canonicalize" deletes the colons between phrases and boxes: decoders never learn it.
         text_norm = embedder.tokenizer.text_norm
         self.tokenizer = Tokenizer(
@@ -105,8 +100,8 @@ class Captioner:
           ValueError: an argument is out of its range.
         """
         writing = Writing(method, beams, temperature, top_p, seed)
-        found = self.stream(map(Ask, _several(images)), writing, max_num_patches, batch_size)
-        return [answer.text if answer else "" for answer in _collect(found, on_error)]
+        found = self.stream(map(Ask, several(images)), writing, max_num_patches, batch_size)
+        return [answer.text if answer else "" for answer in collect(found, on_error)]
 
     def locate(
         self,
@@ -130,10 +125,10 @@ class Captioner:
           ImageError: an image is unreadable and `on_error` is "raise".
           ValueError: there are not as many phrases as images, or one is blank or too long.
         """
-        asks = [Ask(x, phrase=phrase) for x, phrase in _pairs(images, _several(phrases), "phrases")]
+        asks = [Ask(x, phrase=phrase) for x, phrase in pairs(images, several(phrases), "phrases")]
         writing = Writing(method, beams, temperature, top_p, seed)
         found = self.stream(asks, writing, max_num_patches, batch_size)
-        return [answer.box if answer else None for answer in _collect(found, on_error)]
+        return [answer.box if answer else None for answer in collect(found, on_error)]
 
     def describe(
         self,
@@ -157,10 +152,10 @@ class Captioner:
           ImageError: an image is unreadable and `on_error` is "raise".
           ValueError: there are not as many boxes as images, or one has no area in its image.
         """
-        asks = [Ask(x, box=box) for x, box in _pairs(images, boxes, "boxes")]
+        asks = [Ask(x, box=box) for x, box in pairs(images, boxes, "boxes")]
         writing = Writing(method, beams, temperature, top_p, seed)
         found = self.stream(asks, writing, max_num_patches, batch_size)
-        return [answer.text if answer else "" for answer in _collect(found, on_error)]
+        return [answer.text if answer else "" for answer in collect(found, on_error)]
 
     def stream(
         self,
@@ -176,88 +171,111 @@ class Captioner:
         Raises:
           ValueError: a phrase, a box or an argument cannot be used.
         """
+        groups = ([numbered] for numbered in enumerate(asks))
+        for found in self.stream_groups(groups, writing, max_num_patches, batch_size):
+            yield found if isinstance(found, ImageError) else found[0]
+
+    def stream_groups(
+        self,
+        groups: Iterable[Group],
+        writing: Writing,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Iterator[list[Answer] | ImageError]:
+        """As `stream`, where several asks are about one image, which is read and encoded once.
+
+        Args:
+          groups: the asks of each image; the image of the first is the one that is read.
+          writing: how the decoder writes.
+          max_num_patches: as for `caption`.
+          batch_size: images per call of the encoder, asks per call of the decoder.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         prepare = partial(self._prepare, max_num_patches=max_num_patches)
-        for batch in batched(ahead(prepare, enumerate(asks), 2 * batch_size), batch_size):
+        start = time.perf_counter()
+        for batch in batched(ahead(prepare, groups, 2 * batch_size), batch_size):
+            self.data_wait += time.perf_counter() - start
             good = [item for item in batch if not isinstance(item, ImageError)]
             answers = iter(self._answer(good, writing, max_num_patches, batch_size))
             for item in batch:
                 yield item if isinstance(item, ImageError) else next(answers)
+            start = time.perf_counter()
 
-    def _prepare(self, numbered: tuple[int, Ask], max_num_patches: int) -> _Ready | ImageError:
-        place, ask = numbered
-        preprocess = self.embedder.preprocess
+    def answer(
+        self, groups: Iterable[Group], writing: Writing, max_num_patches: int
+    ) -> list[list[Answer] | None]:
+        """As `stream_groups`, all at once; None, and a warning, for an unreadable image."""
+        return collect(self.stream_groups(groups, writing, max_num_patches), "warn")
+
+    def _prepare(self, group: Group, max_num_patches: int) -> _Ready | ImageError:
+        (first, ask), preprocess = group[0], self.embedder.preprocess
         try:
             image = decode(ask.image, exif=preprocess.exif, max_pixels=preprocess.max_pixels)
         except ImageError as error:
             return error
+        rules = (image.size, self.tokenizer, self.boxes, self.config.length)
         try:
-            ids = first_ids(ask, image.size, self.tokenizer, self.boxes, self.config.length)
+            ids = [first_ids(ask, *rules) for _, ask in group]
         except ValueError as error:
-            name = ask.image if isinstance(ask.image, (str, PathLike)) else f"image {place}"
+            name = ask.image if isinstance(ask.image, (str, PathLike)) else f"image {first}"
             raise ValueError(f"{name}: {error}") from error
-        return _Ready(place, ask, image.size, preprocess(image, max_num_patches), ids)
+        return _Ready(group, image.size, preprocess(image, max_num_patches), ids)
 
     def _answer(
-        self, batch: list[_Ready], writing: Writing, max_num_patches: int, batch_size: int
-    ) -> list[Answer]:
-        if not batch:
+        self, images: list[_Ready], writing: Writing, max_num_patches: int, batch_size: int
+    ) -> list[list[Answer]]:
+        """Encodes images in one go, then writes about them, batch after batch."""
+        if not images:
             return []
         num_tokens = self.embedder.preprocess.num_tokens(max_num_patches)
-        patches = Patches(*collate([x.patches for x in batch], num_tokens))
+        patches = Patches(*collate([x.patches for x in images], num_tokens))
         features = self.embedder.image_features(patches, batch_size=batch_size)
-        prefix = np.zeros((len(batch), self.config.length), np.int32)
-        for row, x in zip(prefix, batch, strict=True):
-            row[: len(x.ids)] = x.ids
-        lengths = np.array([len(x.ids) for x in batch], np.int32)
-        prompts = Prompts(features.tokens, features.valid, prefix, lengths)
-        places = np.array([x.place for x in batch], np.int32)
-        # Few sizes bound the programs compiled; what fills up ends when the last image does.
+        asked = [
+            _Asked(row, place, ask, ids)
+            for row, x in enumerate(images)
+            for (place, ask), ids in zip(x.group, x.ids, strict=True)
+        ]
+        answers: list[list[Answer]] = [[] for _ in images]
+        for batch in batched(asked, batch_size):
+            texts, scores = self._write_batch(batch, features, writing, batch_size)
+            for x, text, score in zip(batch, texts, scores, strict=True):
+                size = images[x.row].size
+                answers[x.row].append(read_answer(text, score, x.ask, size, self.boxes))
+        return answers
+
+    def _write_batch(
+        self, batch: list[_Asked], features: Features, writing: Writing, batch_size: int
+    ) -> tuple[list[str], list[float]]:
+        """Texts and their scores."""
+        # Few sizes bound the programs compiled; what fills up ends when the last ask does.
         size = min(batch_size, 1 << (len(batch) - 1).bit_length())
-        rows = np.minimum(np.arange(size), len(batch) - 1)
-        prompts, places = jax.tree.map(lambda x: x[rows], (prompts, places))
+        filled = batch + batch[-1:] * (size - len(batch))
+        prefix = np.zeros((size, self.config.length), np.int32)
+        for row, x in zip(prefix, filled, strict=True):
+            row[: len(x.ids)] = x.ids
+        lengths = np.array([len(x.ids) for x in filled], np.int32)
+        places = np.array([x.place for x in filled], np.int32)
+        rows = [x.row for x in filled]
+        prompts = Prompts(features.tokens[rows], features.valid[rows], prefix, lengths)
         found = self._write(self.params, prompts, places, writing)
         texts = self.tokenizer.decode(np.asarray(found.ids)[: len(batch)])
-        scores = np.asarray(found.score)[: len(batch)].tolist()
-        return [
-            read_answer(text, score, x.ask, x.size, self.boxes)
-            for x, text, score in zip(batch, texts, scores, strict=True)
-        ]
+        return texts, np.asarray(found.score)[: len(batch)].tolist()
 
 
 class _Ready(NamedTuple):
-    """An ask of this place in the call, with its image's width and height, patches, given ids."""
+    """Asks, their image's width and height, its patches, and the given ids of each ask."""
 
-    place: int
-    ask: Ask
+    group: Group
     size: tuple[int, int]
     patches: tuple[Float32[np.ndarray, "N P"], tuple[int, int]]
+    ids: list[list[int]]
+
+
+class _Asked(NamedTuple):
+    """An ask of this place in the call, about this row of a batch of images, with its given ids."""
+
+    row: int
+    place: int
+    ask: Ask
     ids: list[int]
-
-
-def _several(items: T | Iterable[T]) -> Iterable[T]:
-    """One image or text needs no list."""
-    return [items] if isinstance(items, _ONE) else items
-
-
-def _pairs(images: Images, others: Iterable[T], name: str) -> list[tuple[ImageSource, T]]:
-    images, others = list(_several(images)), list(others)
-    if len(images) != len(others):
-        raise ValueError(
-            f"there are {len(images)} images and {len(others)} {name}; give one for each image"
-        )
-    return list(zip(images, others, strict=True))
-
-
-def _collect(found: Iterable[Answer | ImageError], on_error: OnError) -> list[Answer | None]:
-    """Answers, or None for unreadable images."""
-    answers = []
-    for answer in found:
-        if isinstance(answer, ImageError):
-            if on_error == "raise":
-                raise answer
-            warnings.warn(f"{answer}; nothing is written about it", stacklevel=3)
-            answer = None
-        answers.append(answer)
-    return answers

@@ -1,4 +1,4 @@
-"""Embeddings while they are made: parts on disk that survive an interruption, rows of all hosts."""
+"""Embeddings and answers in the making: parts that survive an interruption, rows of all hosts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ROWS_PER_PART = 2048
 
 
 class Parts:
-    """Rows of one call of one process, saved every few thousand.
+    """Rows of one call of one process, saved every few thousand, with notes on some of them.
 
     Attributes:
-      failed: a sentence for each image without a row.
+      notes: in the order of the rows; of embeddings, why an image has none.
     """
 
     def __init__(self, directory: Path | None, call: int, width: int):
@@ -29,14 +29,14 @@ class Parts:
         Args:
           directory: where the parts are; None keeps rows in memory only.
           call: which call of the evaluation this is.
-          width: E, the size of a row.
+          width: E, the size of a row; 0 where notes say it all.
         """
         self._prefix = f"{jax.process_index():05d}-{call:03d}-"
         self._directory, self._width = directory, width
         self._blocks: list[np.ndarray] = []
         self._new: list[np.ndarray | None] = []
-        self._reports: list[str] = []
-        self.failed: list[str] = []
+        self._new_notes: list[str] = []
+        self.notes: list[str] = []
         self._saved = 0
         if directory is not None:
             self._read(directory)
@@ -45,22 +45,22 @@ class Parts:
         for path in sorted(directory.glob(f"{self._prefix}*.npz")):
             try:
                 with np.load(path) as part:
-                    rows, failed = part["rows"], json.loads(str(part["failed"]))
+                    rows, notes = part["rows"], json.loads(str(part["notes"]))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 break  # and make it again
             self._blocks.append(rows)
             self._saved += len(rows)
-            self.failed += failed
+            self.notes += notes
 
     def __len__(self) -> int:
         """How many rows there are."""
         return self._saved + len(self._new)
 
-    def add(self, row: Float[np.ndarray, " E"] | None, problem: str | None) -> None:
-        """Takes the next row, or why there is none."""
+    def add(self, row: Float[np.ndarray, " E"] | None, note: str | None) -> None:
+        """Takes the next row, which is NaN if None, and a note on it."""
         self._new.append(row)
-        if problem is not None:
-            self._reports.append(problem)
+        if note is not None:
+            self._new_notes.append(note)
         if len(self._new) == ROWS_PER_PART:
             self.flush()
 
@@ -75,15 +75,15 @@ class Parts:
             path = self._directory / f"{self._prefix}{self._saved:012d}.npz"
             temporary = path.with_suffix(".tmp")
             with temporary.open("wb") as file:
-                np.savez(file, rows=rows, failed=json.dumps(self._reports))
+                np.savez(file, rows=rows, notes=json.dumps(self._new_notes))
             os.replace(temporary, path)
         self._blocks.append(rows)
         self._saved += len(rows)
-        self.failed += self._reports
-        self._new, self._reports = [], []
+        self.notes += self._new_notes
+        self._new, self._new_notes = [], []
 
     def rows(self) -> Float[np.ndarray, "n E"]:
-        """All rows that were flushed; NaN where an image could not be read."""
+        """All rows that were flushed; NaN where there was none."""
         return np.concatenate([np.zeros((0, self._width), np.float32), *self._blocks])
 
 

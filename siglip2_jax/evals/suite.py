@@ -21,6 +21,7 @@ from siglip2_jax.captioning import Captioner
 from siglip2_jax.data.files import write_whole
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.class_embeddings import ClassCache
+from siglip2_jax.evals.decoder.measured import MeasuredCaptioner
 from siglip2_jax.evals.measured import Measured
 from siglip2_jax.evals.report.result import Result
 from siglip2_jax.evals.tasks.base import Setting, Task
@@ -90,8 +91,11 @@ def evaluate(
     for entry in suite.entries:
         (task,) = choose_tasks([entry.task])
         root, missing, writer = task.find(data), task.missing(data), None
+        weights = identity
         if root is not None and task.writes:
             writer, missing = open_decoder()
+            if writer is not None and out is not None:
+                weights += f" {fingerprint(writer)} {writer.boxes}"
         about = _about(task, model, pretrained)
         for budget in entry.budgets if native else (BUDGET,):
             if root is None or (task.writes and writer is None):
@@ -104,13 +108,19 @@ def evaluate(
                 Setting(root=root, budget=budget, pictures=pictures, cache=classes)
             )
             settings = protocol(evaluator, model, budget)
-            key = _key(identity, task.name, str(root.resolve()), settings)
+            key = _key(weights, task.name, str(root.resolve()), settings)
             found = _saved(out, key)
             if not _agreed(found is not None):
                 name = f"{task.name}, {budget} patches" if native else task.name
-                parts = None if out is None else out / "parts" / key
-                measured = Measured(model, parts, batch_size=batch_size)
-                found = _measure(evaluator, measured, writer, about, settings, name)
+                # Who embeds which images follows from these two.
+                share = f"{jax.process_count()}-{batch_size}"
+                parts = None if out is None else out / "parts" / key / share
+                if writer is None:
+                    measured = Measured(model, parts, batch_size=batch_size)
+                else:  # which runs on one of the devices that the model is spread over
+                    size = batch_size // (model.mesh.size if model.mesh else 1)
+                    measured = MeasuredCaptioner(writer, parts, batch_size=max(1, size))
+                found = _measure(evaluator, measured, about, settings, name)
                 _save(out, key, found)
             if found is not None:  # other processes need not have what process 0 saved
                 yield found
@@ -130,8 +140,7 @@ def _open_decoder(
 
 def _measure(
     evaluator: Evaluator,
-    measured: Measured,
-    writer: Captioner | None,
+    measured: Measured | MeasuredCaptioner,
     about: dict[str, Any],
     settings: dict[str, Any],
     name: str,
@@ -140,21 +149,20 @@ def _measure(
     count = 0 if source is None else len(source.open())
     start = time.perf_counter()
     with progress(name) as show:
-        if writer is None:
-            measured.report_to(show, count)
-            metrics = evaluator(measured)
-        else:
-            metrics = evaluator(writer, show)
+        measured.report_to(show, count)
+        metrics = evaluator(measured)
     seconds = time.perf_counter() - start
-    if writer is None:
-        embedding = max(measured.seconds, 1e-9)
-        rate = measured.embedded * jax.process_count() / embedding
-        notes = {"failed": tuple(measured.failed), "images": measured.images, "images_per_s": rate}
-        notes["data_wait"] = min(1.0, measured.data_wait / embedding)
-    else:
-        notes = {"images": count, "images_per_s": count / seconds}
-    metrics = {name: float(value) for name, value in metrics.items()}
-    return Result(**about, metrics=metrics, protocol=settings, seconds=seconds, **notes)
+    embedding = max(measured.seconds, 1e-9)
+    return Result(
+        **about,
+        metrics={name: float(value) for name, value in metrics.items()},
+        protocol=settings,
+        failed=tuple(measured.failed),
+        images=measured.images,
+        seconds=seconds,
+        images_per_s=measured.embedded * jax.process_count() / embedding,
+        data_wait=min(1.0, measured.data_wait / embedding),
+    )
 
 
 def _about(task: Task, model: Embedder, pretrained: str) -> dict[str, Any]:
@@ -185,8 +193,8 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
     return found
 
 
-def fingerprint(model: Embedder) -> str:
-    """Tells a model's weights from others: a hash of shapes and of some numbers of each array."""
+def fingerprint(model: Embedder | Captioner) -> str:
+    """Tells weights from others: a hash of shapes and of some numbers of each array."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(model.params):
         flat = np.asarray(leaf).reshape(-1)

@@ -4,14 +4,16 @@ import json
 
 import pytest
 from evals.test_cider import plain_cider
-from test_captioning import PHOTOS, SMALL, saying, writes_caption
+from test_captioning import PHOTOS, saying, writes_caption
 from test_inference import png
 
 from siglip2_jax.data.sources import Folder, Memory
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.decoder.captions import CaptionQuality
+from siglip2_jax.evals.decoder.measured import MeasuredCaptioner
 
 SAID = "a dog by a tree"
+BUDGET = {"max_num_patches": 16}
 
 
 def examples(*captions):
@@ -24,12 +26,16 @@ def examples(*captions):
 def test_written_captions_against_those_of_the_set():
     rows = examples(["A dog by a tree."], [], ["two cats", "a dog"], ["a dog by a tall tree"])
     rows.append({"image": b"\xff\xd8\xff cut", "captions": ("a bus",), "name": "broken"})
-    evaluator = CaptionQuality(source=Memory(tuple(rows)), **SMALL)
+    evaluator = CaptionQuality(source=Memory(tuple(rows)), **BUDGET)
     assert isinstance(evaluator, Evaluator)
     seen = []
-    with pytest.warns(UserWarning, match="its caption counts as empty") as caught:
-        found = evaluator(writes_caption(), lambda *progress: seen.append(progress))
-    assert len(caught) == 1 and seen == [(i, 5) for i in range(1, 6)]
+    with pytest.warns(UserWarning, match="broken: .*nothing is written about it") as caught:
+        found = evaluator(writes_caption())
+    assert len(caught) == 1
+    measured = MeasuredCaptioner(writes_caption(), batch_size=2)
+    measured.report_to(lambda *progress: seen.append(progress), 5)
+    assert evaluator(measured) == found and seen == [(i, 5) for i in range(1, 5)]
+    assert measured.images == 4 and len(measured.failed) == 1
     references = [[SAID], ["two cats", "a dog"], ["a dog by a tall tree"], ["a bus"]]
     expected = plain_cider([SAID, SAID, SAID, ""], references)
     # Counted by hand; the references nearest in length have 5 + 2 + 6 + 2 words, as many as said.
@@ -42,13 +48,13 @@ def test_written_captions_against_those_of_the_set():
 
 def test_nothing_is_written():
     rows = examples(["a dog"], ["a cat"], ["a bus"])
-    evaluator = CaptionQuality(source=Memory(tuple(rows)), count=2, **SMALL)
+    evaluator = CaptionQuality(source=Memory(tuple(rows)), count=2, **BUDGET)
     silent = saying(writes_caption(), [*writes_caption().tokenizer.encode("cap:"), 1])
     assert evaluator(silent) == {"cider_d": 0, "bleu_4": 0, "empty": 2}
 
 
 def test_too_few_images():
-    one = CaptionQuality(source=Memory(tuple(examples(["a dog"], [], []))), **SMALL)
+    one = CaptionQuality(source=Memory(tuple(examples(["a dog"], [], []))), **BUDGET)
     with pytest.raises(ValueError, match="'captions': 1 of its examples have a caption to compare"):
         one(writes_caption())
 
@@ -57,7 +63,7 @@ def test_too_few_images():
 def test_real_captions(shared):
     folder = shared / "data" / "coco_mini"
     source = Folder(str(folder), captions="annotations.jsonl", where=(("split", "val"),))
-    found = CaptionQuality(source=source, count=30, **SMALL)(writes_caption())
+    found = CaptionQuality(source=source, count=30, **BUDGET)(writes_caption())
     lines = (folder / "annotations.jsonl").read_text().splitlines()
     rows = [row["captions"] for row in map(json.loads, lines) if row["split"] == "val"][:30]
     assert found["empty"] == 0

@@ -8,8 +8,8 @@ import pytest
 from models.builders import random_params
 from PIL import Image
 
-from siglip2_jax.evals import measured, parts
-from siglip2_jax.evals.measured import Measured
+from siglip2_jax.evals import parts
+from siglip2_jax.evals.measured import Measured, own_share
 from siglip2_jax.evals.parts import Parts, gather_blocks, gather_texts
 from siglip2_jax.inference import Embedder
 from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
@@ -89,14 +89,13 @@ def test_rows_of_all_processes_are_in_order(total, processes, monkeypatch):
     """Processes one after the other, each with what the others would send."""
     size, rows = 4, np.arange(2.0 * total, dtype=np.float32).reshape(total, 2)
     shares = []
+    monkeypatch.setattr(parts.jax, "process_count", lambda: processes)
     for index in range(processes):
-        blocks = (list(rows[i : i + size]) for i in range(0, total, size))
-        own = list(measured._every(blocks, processes, index))
+        own = list(own_share(rows, size, index))
         shares.append(np.array(own, np.float32).reshape(-1, 2))
     assert sum(map(len, shares)) == total
     rounds = -(-total // (size * processes))
     sent = [np.pad(x, [(0, rounds * size - len(x)), (0, 0)]) for x in shares]
-    monkeypatch.setattr(parts.jax, "process_count", lambda: processes)
     monkeypatch.setattr(parts, "process_allgather", lambda x: np.stack(sent))
     for share in shares:
         np.testing.assert_array_equal(gather_blocks(share, total, size), rows)

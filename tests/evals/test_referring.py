@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_captioning import SMALL, saying, training_ids, writes_caption
+from test_captioning import saying, training_ids, writes_caption
 from test_inference import noise
 
 from siglip2_jax.evals.base import Evaluator
@@ -15,6 +15,7 @@ from siglip2_jax.evals.decoder.expressions import (
     box_of_pixels,
     held_out_images,
 )
+from siglip2_jax.evals.decoder.measured import MeasuredCaptioner
 from siglip2_jax.evals.decoder.referring import Referring
 
 
@@ -55,13 +56,17 @@ def test_the_share_of_boxes_that_are_found(photos):
     ]
     path = write_rows(photos, rows)
     source = ExpressionFile(str(path), str(photos), "val")
-    evaluator = Referring(source=source, **SMALL)
+    evaluator = Referring(source=source, max_num_patches=16)
     assert isinstance(evaluator, Evaluator) and isinstance(source, Expressions)
     seen = []
     model = saying(writes_caption(), training_ids("refer"))
-    with pytest.warns(UserWarning, match="broken.jpg.*nothing is found in it") as caught:
-        found = evaluator(model, lambda *progress: seen.append(progress))
-    assert len(caught) == 1 and seen == [(1, 3), (2, 3), (3, 3)]
+    with pytest.warns(UserWarning, match="broken.jpg.*nothing is written about it") as caught:
+        found = evaluator(model)
+    assert len(caught) == 1
+    measured = MeasuredCaptioner(model, batch_size=4)
+    measured.report_to(lambda *progress: seen.append(progress), len(rows))
+    assert evaluator(measured) == found and seen == [(1, 3), (2, 3), (3, 3)]
+    assert measured.images == 3 and "broken.jpg" in measured.failed[0]
     assert found == {
         "acc@0.5": pytest.approx(3 / 9),
         "mean_iou": pytest.approx((1 + 1 + 0.5 + 0.475) / 9, abs=1e-9),
@@ -148,7 +153,7 @@ def test_real_boxes(shared, tmp_path):
             areas.append(box["bbox"][2] * box["bbox"][3] / photo["width"] / photo["height"])
     source = ExpressionFile(str(write_rows(tmp_path, rows)), str(folder / "images"))
     whole = training_ids("refer", phrase="it", box=[0, 0, 1, 1])
-    found = Referring(source=source, **SMALL)(saying(writes_caption(), whole))
+    found = Referring(source=source, max_num_patches=16)(saying(writes_caption(), whole))
     assert found["unparsed"] == found["unreadable"] == 0 and len(rows) > 50
     assert found["acc@0.5"] == pytest.approx(np.mean(np.array(areas) >= 0.5)) and found["acc@0.5"]
     assert found["mean_iou"] == pytest.approx(np.mean(areas), abs=1e-6)

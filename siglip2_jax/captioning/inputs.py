@@ -1,0 +1,55 @@
+"""What is given to a captioner, one or several at once, and what it found, as lists."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from os import PathLike
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL.Image import Image
+
+from siglip2_jax.preprocess.decode import ImageError, ImageSource
+
+T = TypeVar("T")
+Images = ImageSource | Iterable[ImageSource]
+OnError = Literal["warn", "raise"]
+
+_ONE = (str, bytes, Image, PathLike, np.ndarray)
+
+
+def several(items: T | Iterable[T]) -> Iterable[T]:
+    """One image or text needs no list."""
+    return [items] if isinstance(items, _ONE) else items
+
+
+def pairs(images: Images, others: Iterable[T], name: str) -> list[tuple[ImageSource, T]]:
+    """Each image with its own of the others, which errors call `name`.
+
+    Raises:
+      ValueError: there are not as many.
+    """
+    images, others = list(several(images)), list(others)
+    if len(images) != len(others):
+        raise ValueError(
+            f"there are {len(images)} images and {len(others)} {name}; give one for each image"
+        )
+    return list(zip(images, others, strict=True))
+
+
+def collect(found: Iterable[T | ImageError], on_error: OnError) -> list[T | None]:
+    """What was found, or None for unreadable images.
+
+    Raises:
+      ImageError: an image is unreadable and `on_error` is "raise".
+    """
+    answers = []
+    for answer in found:
+        if isinstance(answer, ImageError):
+            if on_error == "raise":
+                raise answer
+            warnings.warn(f"{answer}; nothing is written about it", stacklevel=3)
+            answer = None
+        answers.append(answer)
+    return answers
