@@ -36,7 +36,8 @@ class Task:
       name: on the command line, and the data set's in reports.
       kind: what is measured.
       folder: its directory within the data directory; several tasks may share one.
-      needs: files and directories that must be in it.
+      needs: files and directories that must be in it, as patterns; of several in a tuple one will
+        do, and the first is asked for.
       how: a sentence on how to get them.
       make: the evaluator.
       metric: the number to show first.
@@ -48,7 +49,7 @@ class Task:
     name: str
     kind: Kind
     folder: str
-    needs: tuple[str, ...]
+    needs: tuple[str | tuple[str, ...], ...]
     how: str
     make: Callable[[Setting], Evaluator]
     metric: str
@@ -58,13 +59,17 @@ class Task:
 
     def find(self, data: Path) -> Path | None:
         """The task's directory: within the data directory, or that itself; None if not there."""
-        for root in (data / self.folder, data):
-            if all((root / need).exists() for need in self.needs):
-                return root
-        return None
+        return next((root for root in self._roots(data) if not self._gone(root)), None)
 
     def missing(self, data: Path) -> str:
-        """A sentence on what is not there and how to get it."""
-        root = data / self.folder
-        gone = [need for need in self.needs if not (root / need).exists()]
-        return f"{', '.join(str(root / need) for need in gone)}: not there; {self.how}"
+        """A sentence on what is not there, where most of it is, and how to get it."""
+        root = min(self._roots(data), key=lambda root: len(self._gone(root)))
+        return f"{', '.join(str(root / need) for need in self._gone(root))}: not there; {self.how}"
+
+    def _roots(self, data: Path) -> tuple[Path, Path]:
+        return data / self.folder, data
+
+    def _gone(self, root: Path) -> list[str]:
+        """The needs that nothing in a directory meets."""
+        needs = [need if isinstance(need, tuple) else (need,) for need in self.needs]
+        return [either[0] for either in needs if not any(any(root.glob(x)) for x in either)]

@@ -15,13 +15,24 @@ from siglip2_jax.evals.classification import ZeroShot
 from siglip2_jax.evals.labels import ClassFolders, ReaL, objectnet_classes
 from siglip2_jax.evals.prompts import CLIP_PAPER
 from siglip2_jax.evals.tasks.base import Setting, Task
-from siglip2_jax.evals.tasks.held_out import held_out
+from siglip2_jax.evals.tasks.held_out import SPLITS, held_out
+from siglip2_jax.evals.tasks.prepared import (
+    IMAGENET,
+    IMAGENET_V2,
+    Prepared,
+    how_prepared,
+    imagenet_photos,
+    is_prepared,
+    or_prepared,
+)
 
 NAMES = "classnames.json"
 _NAMES_HOW = (
     "classnames.json holds CLIP's 1,000 names of ImageNet's classes in the usual order, as a list "
     "or as CLIP Benchmark's en_classnames.json"
 )
+_VAL = or_prepared("val", IMAGENET)
+_V2 = "imagenetv2-matched-frequency-format-val"
 BABEL = "DE", "ES", "FR", "HI", "JA", "RU", "SW", "TH", "TR", "ZH"
 
 
@@ -41,19 +52,21 @@ def _official(setting: Setting, source: Source, label: str, **fields: Any) -> Ze
     )
 
 
+def _validation(setting: Setting) -> Source:
+    return imagenet_photos(setting.root, "val", IMAGENET, "validation")
+
+
 def _imagenet(setting: Setting) -> ZeroShot:
-    folders = ClassFolders(str(setting.root / "val"), count=1000)
-    return _official(setting, folders, "label", classes=_names(setting.root))
+    return _official(setting, _validation(setting), "label", classes=_names(setting.root))
 
 
 def _v2(setting: Setting) -> ZeroShot:
-    folders = ClassFolders(str(setting.root / "imagenetv2-matched-frequency-format-val"), 1000)
-    return _official(setting, folders, "label", classes=_names(setting.root))
+    source = imagenet_photos(setting.root, _V2, IMAGENET_V2, "test")
+    return _official(setting, source, "label", classes=_names(setting.root))
 
 
 def _real(setting: Setting) -> ZeroShot:
-    folders = ClassFolders(str(setting.root / "val"), count=1000)
-    source = ReaL(folders, str(setting.root / "real.json"))
+    source = ReaL(_validation(setting), str(setting.root / "real.json"))
     return _official(setting, source, "real", classes=_names(setting.root))
 
 
@@ -67,7 +80,7 @@ def _babel(language: str) -> Task:
     def make(setting: Setting) -> ZeroShot:
         root = setting.root
         return ZeroShot(
-            source=ClassFolders(str(root / "val"), count=1000),
+            source=_validation(setting),
             label="label",
             classes=read_babel(root / "babel_imagenet.json", language),
             templates=read_templates(root / "babel_prompts.json", language),
@@ -81,9 +94,9 @@ def _babel(language: str) -> Task:
         dataset="babel_imagenet",
         kind="zeroshot_classification",
         folder="imagenet",
-        needs=("val", "babel_imagenet.json", "babel_prompts.json"),
-        how="val as for imagenet; babel_imagenet.json and the prompts (nllb_dist13b_prompts.json) "
-        "are in gregor-ge/Babel-ImageNet",
+        needs=(_VAL, "babel_imagenet.json", "babel_prompts.json"),
+        how=f"val as for imagenet, {how_prepared(IMAGENET)}; babel_imagenet.json and the prompts "
+        "(nllb_dist13b_prompts.json) are in gregor-ge/Babel-ImageNet",
         make=make,
         metric="top1",
         language=language.lower(),
@@ -91,12 +104,18 @@ def _babel(language: str) -> Task:
 
 
 def _labelled(root: Path, prompt: tuple[str, ...], setting: Setting) -> ZeroShot:
-    """A set with class names of its own: JSON lines with `name`, or a folder for each class."""
+    """A set with names of its own: JSON lines with `name`, TFDS, or a folder for each class."""
     fields: dict[str, Any] = {"templates": prompt, "max_num_patches": setting.budget}
     if (root / "labels.jsonl").is_file():
         where = held_out(root / "labels.jsonl")
         source = Folder(str(root), captions="labels.jsonl", where=where, template="{name}")
         return ZeroShot(source=source, **fields)
+    if is_prepared(root):
+        prepared = Prepared(root)
+        label, names = prepared.labels
+        classes = tuple(name.replace("_", " ") for name in names)
+        source = prepared.labelled(SPLITS)
+        return ZeroShot(source=source, label=label, classes=classes, **fields)
     source = ClassFolders(str(root))
     opened = source.open()
     names = sorted({opened[i]["folder"] for i in range(len(opened))})
@@ -118,26 +137,28 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="imagenet",
         folder="imagenet",
-        needs=("val", NAMES),
+        needs=(_VAL, NAMES),
         how="val holds a folder for each WordNet id with its 50 photos "
-        f"(ILSVRC2012_img_val.tar from image-net.org, sorted by valprep.sh); {_NAMES_HOW}",
+        "(ILSVRC2012_img_val.tar from image-net.org, sorted by valprep.sh), "
+        f"{how_prepared(IMAGENET)}; {_NAMES_HOW}",
         make=_imagenet,
         **_KIND,
     ),
     Task(
         name="imagenet_v2",
         folder="imagenet_v2",
-        needs=("imagenetv2-matched-frequency-format-val", NAMES),
-        how=f"unpack imagenetv2-matched-frequency.tar.gz (vaishaal/ImageNetV2); {_NAMES_HOW}",
+        needs=(or_prepared(_V2, IMAGENET_V2), NAMES),
+        how="unpack imagenetv2-matched-frequency.tar.gz (vaishaal/ImageNetV2), "
+        f"{how_prepared(IMAGENET_V2)}; {_NAMES_HOW}",
         make=_v2,
         **_KIND,
     ),
     Task(
         name="imagenet_real",
         folder="imagenet",
-        needs=("val", "real.json", NAMES),
-        how="val as for imagenet; real.json is in google-research/reassessed-imagenet; "
-        f"{_NAMES_HOW}",
+        needs=(_VAL, "real.json", NAMES),
+        how=f"val as for imagenet, {how_prepared(IMAGENET)}; real.json is in "
+        f"google-research/reassessed-imagenet; {_NAMES_HOW}",
         make=_real,
         **_KIND,
     ),
@@ -169,7 +190,8 @@ TASKS: tuple[Task, ...] = (
         name="folders",
         folder=".",
         needs=(),
-        how="give a directory with a folder of photos for each class, called by its name",
+        how="give a directory with a folder of photos for each class, called by its name, or of a "
+        "version of a TFDS dataset with class labels",
         make=_folders,
         **_KIND,
     ),

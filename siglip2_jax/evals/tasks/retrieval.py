@@ -10,7 +10,8 @@ from siglip2_jax.evals.crossmodal import CrossModal
 from siglip2_jax.evals.karpathy import Karpathy
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.evals.tasks.base import Setting, Task
-from siglip2_jax.evals.tasks.held_out import held_out
+from siglip2_jax.evals.tasks.held_out import SPLITS, held_out
+from siglip2_jax.evals.tasks.prepared import INFO, Prepared, is_prepared
 
 
 def _karpathy(file: str, images: str) -> Callable[[Setting], Retrieval]:
@@ -22,8 +23,12 @@ def _karpathy(file: str, images: str) -> Callable[[Setting], Retrieval]:
 
 
 def _captions(setting: Setting) -> Retrieval:
-    where = held_out(setting.root / "captions.jsonl")
-    return Retrieval(source=Folder(str(setting.root), where=where), max_num_patches=setting.budget)
+    root = setting.root
+    if is_prepared(root):
+        source = Prepared(root).captioned(SPLITS)
+    else:
+        source = Folder(str(root), where=held_out(root / "captions.jsonl"))
+    return Retrieval(source=source, max_num_patches=setting.budget)
 
 
 def _xm3600(setting: Setting) -> CrossModal:
@@ -92,6 +97,13 @@ TASKS: tuple[Task, ...] = (
         metric="mean",
     ),
     _rows("flickr8k", "flickr8k_1k"),
-    _rows("captions", "."),
+    Task(
+        name="captions",
+        folder=".",
+        needs=(("captions.jsonl", INFO), ("images", INFO)),
+        how=_ROWS + "; or give the directory of a version of a TFDS dataset with captions",
+        make=_captions,
+        **_KIND,
+    ),
 )
 """In the order of the paper's tables, then sets of one's own."""
