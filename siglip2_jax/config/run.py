@@ -8,6 +8,7 @@ from siglip2_jax.config.checks import at_least
 from siglip2_jax.config.stage import Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
 from siglip2_jax.convert.checkpoint import Preprocessing
+from siglip2_jax.data.prepare import check_scaled_decode
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.variants import ModelConfig
 
@@ -110,6 +111,7 @@ class TrainConfig:
                 _check_start(stage, source, earlier)
         for stage in self.resolved:
             _check_steps(stage)
+            _check_decode(stage, self.preprocessing)
 
     @property
     def resolved(self) -> tuple[Stage, ...]:
@@ -136,6 +138,17 @@ def _check_start(stage: Stage, start: Scratch | Pretrained | Continue, earlier: 
             f"stage {stage.name!r} continues {start.stage!r}, which is no earlier stage; those are "
             + ", ".join(earlier)
         )
+
+
+def _check_decode(stage: Stage, preprocessing: Preprocessing) -> None:
+    """A scaled decode is only used where it changes next to nothing."""
+    if not stage.data.scaled_decode:
+        return
+    antialiased = preprocessing.mode == "hf" or stage.model.native_resolution
+    try:
+        check_scaled_decode(antialiased, stage.data.transforms)
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: {error}") from None
 
 
 def _check_steps(stage: Stage) -> None:

@@ -34,6 +34,9 @@ class Data:
       prefetch: batches that are ready ahead of the step.
       max_bad_share: the share of unreadable examples that is tolerated, 0 to 1; each is replaced.
       shuffle: draw examples in random order, another one each epoch.
+      scaled_decode: decode JPEGs that are several times larger than what the model reads at a
+        fraction of their size, which is faster and changes images slightly (`data.prepare.Prepare`
+        says how much). For antialiased resizes, without crops or views; evaluation never does it.
     """
 
     source: Source | Mixture
@@ -43,6 +46,7 @@ class Data:
     prefetch: int = 2
     max_bad_share: float = 0.05
     shuffle: bool = True
+    scaled_decode: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 0, "workers", "max_bad_share")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -80,6 +80,8 @@ class HorizontalFlip:
       probability: how often, 0 to 1.
     """
 
+    scale_free: ClassVar[bool] = True
+
     probability: float = 0.5
 
     def __post_init__(self) -> None:
@@ -108,6 +110,8 @@ class Shrink:
       side: the longer side in pixels that an image may have; some more than what the model reads
         loses nothing to it.
     """
+
+    scale_free: ClassVar[bool] = True
 
     side: int
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -90,6 +90,8 @@ class DecoderTargets:
       pad_id: the id of the padding.
       text_norm: what is done to the sequences before they are tokenised.
     """
+
+    scale_free: ClassVar[bool] = True
 
     tokenizer_path: str
     length: int = 64

@@ -139,15 +139,20 @@ class ImagePreprocessor:
           ValueError: `max_num_patches` is less than 1.
         """
         image = decode(source, exif=self.exif, max_pixels=self.max_pixels, name=name)
-        height, width = self._resized(image.size[::-1], max_num_patches)
+        height, width = self.resized(image.size[::-1], max_num_patches)
         grid = height // self.patch_size, width // self.patch_size
         return self._pixels(image, (height, width)), grid
+
+    @property
+    def antialiased(self) -> bool:
+        """Whether shrinking averages over all pixels, not just those nearest to the new ones."""
+        return self.mode == "hf" or self.image_size is None
 
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Float32[np.ndarray, "N P"]:
         if self.mode == "hf":
             levels = patchify(resize_pillow(image, size, self.resample), self.patch_size)
             return _HUGGING_FACE_LEVELS[levels]
-        resize = resize_antialias if self.image_size is None else resize_no_antialias
+        resize = resize_antialias if self.antialiased else resize_no_antialias
         pixels = patchify(resize(np.asarray(image), size), self.patch_size)
         # The official code scales before it resizes; as a resize is linear, this differs only in
         # rounding, and touches far fewer values.
@@ -156,7 +161,12 @@ class ImagePreprocessor:
         pixels -= 1
         return pixels
 
-    def _resized(self, size: tuple[int, int], max_num_patches: int) -> tuple[int, int]:
+    def resized(self, size: tuple[int, int], max_num_patches: int = 256) -> tuple[int, int]:
+        """Height and width to which an image of this height and width is resized.
+
+        Raises:
+          ValueError: `max_num_patches` is less than 1.
+        """
         if max_num_patches < 1:
             raise ValueError(f"max_num_patches must be at least 1, got {max_num_patches}.")
         if self.image_size is not None:
@@ -165,7 +175,7 @@ class ImagePreprocessor:
 
     def grid(self, size: tuple[int, int], max_num_patches: int = 256) -> tuple[int, int]:
         """Rows and columns of patches of an image of this height and width."""
-        height, width = self._resized(size, max_num_patches)
+        height, width = self.resized(size, max_num_patches)
         return height // self.patch_size, width // self.patch_size
 
     def num_tokens(self, max_num_patches: int = 256) -> int:
@@ -176,7 +186,7 @@ class ImagePreprocessor:
 
     def explain(self, size: tuple[int, int], max_num_patches: int = 256) -> str:
         """Says in one sentence what becomes of an image of this height and width."""
-        height, width = self._resized(size, max_num_patches)
+        height, width = self.resized(size, max_num_patches)
         rows, cols = self.grid(size, max_num_patches)
         sentence = (
             f"{size[0]} x {size[1]} pixels (height x width) are resized to {height} x {width}, "

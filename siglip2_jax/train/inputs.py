@@ -71,6 +71,7 @@ def stage_pipeline(config: TrainConfig, index: int, tokenizer: Tokenizer) -> Pip
         tokenizer=tokenizer,
         transforms=data.transforms,
         aspect=stage.lengths.aspect,
+        scaled_decode=data.scaled_decode,
     )
     return Pipeline(
         source=data.source,

@@ -1,4 +1,12 @@
-"""How fast training goes, and how much of the time it waits for data."""
+"""How fast training goes, and how much of the time it waits for data.
+
+`data_wait` is the share of the time in which the loop stood still because the next batch was not
+ready. Near 0, data keeps up and the device sets the pace. Well above, data does. How much time the
+device loses it does not say: steps that were started earlier go on meanwhile, so that data which is
+a little too slow makes the loop wait nearly always and the device hardly ever. That is told by
+comparing `examples_per_s_per_chip` with the rate that `siglip2 plan` estimates. On a CPU the step
+and the preparation of data share the cores, and a share above 0 only says that both need them.
+"""
 
 from __future__ import annotations
 
