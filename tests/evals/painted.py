@@ -7,31 +7,45 @@ from PIL import Image
 
 from siglip2_jax.evals.dense.data import DenseData
 from siglip2_jax.inference import Embedder
+from siglip2_jax.preprocess.decode import decode
+from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
 from siglip2_jax.types import Features
 
 PATCH, BUDGET = 8, 20
 GRIDS = ((4, 5), (5, 4), (3, 4), (2, 6), (4, 4), (6, 3))  # the last two are for testing
 
 
+class Whole(ImagePreprocessor):
+    """Photos are cut into patches in the size that they have."""
+
+    def __call__(self, source, max_num_patches=256, name=None):
+        photo = np.asarray(decode(source, name=name), np.float32) / 127.5 - 1
+        return patchify(photo, PATCH), (photo.shape[0] // PATCH, photo.shape[1] // PATCH)
+
+    def num_tokens(self, max_num_patches=256):
+        return BUDGET
+
+
 class Painted(Embedder):
     """A token is the mean colour of its patch; padding is NaN."""
+
+    preprocess = Whole(PATCH, None)
 
     def __init__(self):
         pass
 
-    def image_features(self, images, **_):
-        tokens = np.full((len(images), BUDGET, 3), np.nan, np.float32)
-        grids = []
-        for row, image in zip(tokens, images, strict=True):
-            photo = Image.open(image)
-            grid = photo.height // PATCH, photo.width // PATCH
-            small = np.asarray(photo.resize(grid[::-1], Image.Resampling.BOX)) / 255
-            row[: grid[0] * grid[1]] = small.reshape(-1, 3)
-            grids.append(grid)
-        grids = np.array(grids, np.int32)
-        valid = np.arange(BUDGET) < np.prod(grids, axis=1)[:, None]
-        pooled = np.stack([row[v].mean(0) for row, v in zip(tokens, valid, strict=True)])
-        return Features(tokens=tokens, pooled=pooled, image=pooled, valid=valid, grid=grids)
+    def image_features(self, image):
+        colours = image.pixels.reshape(*image.valid.shape, -1, 3).mean(-2) / 2 + 0.5
+        valid = image.valid[..., None]
+        count = np.maximum(valid.sum(1), 1)
+        pooled = np.where(valid, colours, 0).sum(1) / count
+        return Features(
+            tokens=np.where(valid, colours, np.float32(np.nan)),
+            pooled=pooled.astype(np.float32),
+            image=pooled.astype(np.float32),
+            valid=image.valid,
+            grid=np.where(valid, image.yx + 1, 0).max(1),
+        )
 
 
 def write_scenes(folder: Path, kind: str) -> DenseData:

@@ -1,17 +1,30 @@
 """Dense probes find what tokens tell, from photos of all shapes."""
 
+import dataclasses
+from functools import partial
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from evals.painted import Painted, write_scenes
-from models.builders import random_params
+from models.builders import TINY, random_params, with_vision
 from PIL import Image
 
 from siglip2_jax import Embedder
 from siglip2_jax.demo import tiny_config
 from siglip2_jax.evals.base import Evaluator
-from siglip2_jax.evals.dense.data import DenseData, read_depth, read_index, read_legend
+from siglip2_jax.evals.dense.data import (
+    DenseData,
+    read_depth,
+    read_index,
+    read_legend,
+    relative_depth,
+)
+from siglip2_jax.evals.dense.dpt import DPT
 from siglip2_jax.evals.dense.heads import DepthHead
+from siglip2_jax.evals.dense.layer import Linear
+from siglip2_jax.evals.dense.normals import NormalsHead
 from siglip2_jax.evals.dense.probes import DepthProbe, NormalsProbe, SegmentationProbe
 from siglip2_jax.evals.dense.train import Recipe
 from siglip2_jax.preprocess.image import ImagePreprocessor
@@ -67,12 +80,86 @@ def test_depth_of_scenes_that_tokens_tell(tmp_path):
         cropped(Painted())
 
 
+LINEAR_NORMALS = {"decoder": Linear(), "head": NormalsHead()}
+
+
 def test_normals_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "normals")
-    probe = NormalsProbe(data=data, recipe=RECIPE, pictures=str(tmp_path / "drawn"))
+    pictures = str(tmp_path / "drawn")
+    probe = NormalsProbe(data=data, recipe=RECIPE, pictures=pictures, **LINEAR_NORMALS)
     assert isinstance(probe, Evaluator)
     assert probe(Painted())["angular_rmse"] < 30  # the three normals are 90 degrees apart
     assert len(list((tmp_path / "drawn").iterdir())) == len(data.test)
+
+
+def damage(path: str) -> None:
+    Path(path).write_bytes(b"no photo")
+
+
+@pytest.mark.filterwarnings("ignore:.*goes on without it")
+def test_photos_that_cannot_be_read(tmp_path):
+    """In training they are left out; in the test all of their pixels are wrong."""
+    folders = {kind: tmp_path / kind for kind in ("classes", "depth", "normals")}
+    for folder in folders.values():
+        folder.mkdir()
+    recipe = dataclasses.replace(RECIPE, steps=15)
+    options = {"recipe": recipe, "num_pictures": 2}
+    data = {kind: write_scenes(folder, kind) for kind, folder in folders.items()}
+    probes = {
+        "classes": partial(SegmentationProbe, classes=("red", "green", "blue")),
+        "depth": partial(DepthProbe, head=DepthHead(warmup_steps=10)),
+        "normals": partial(NormalsProbe, **LINEAR_NORMALS),
+    }
+    found = {}
+    for kind, make in probes.items():
+        pairs = data[kind]
+        whole = dataclasses.replace(pairs, train=pairs.train[1:], test=pairs.test[1:])
+        expected = make(data=whole, **options)(Painted())
+        damage(pairs.train[0][0])
+        damage(pairs.test[0][0])
+        drawn = folders[kind] / "drawn"
+        found[kind] = expected, make(data=pairs, pictures=str(drawn), **options)(Painted())
+        assert [path.name for path in drawn.iterdir()] == ["001_5.png"]
+    expected, metrics = found["classes"]
+    lost, kept = ((np.asarray(Image.open(x)) != 255).sum() for _, x in data["classes"].test)
+    right = expected["pixel_accuracy"] * kept / (lost + kept)
+    assert metrics["pixel_accuracy"] == pytest.approx(right, abs=1e-3)
+    expected, metrics = found["depth"]
+    truth = read_depth(data["depth"].test[0][1]).astype(np.float64)
+    off = np.maximum(truth, 10 - truth)[truth > 0]
+    worst = np.sqrt(np.mean(off**2))
+    assert metrics["rmse"] == pytest.approx((expected["rmse"] + worst) / 2, abs=2e-3)
+    expected, metrics = found["normals"]
+    mean = (expected["angular_rmse"] + 180) / 2
+    assert metrics["angular_rmse"] == pytest.approx(mean, abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*goes on without it")
+def test_no_training_photo_can_be_read(tmp_path):
+    data = write_scenes(tmp_path, "classes")
+    for photo, _ in data.train:
+        damage(photo)
+    with pytest.raises(ValueError, match=r"none of 4 training photos, such as .*0\.png, can be"):
+        SegmentationProbe(data=data, classes=("a", "b", "c"), recipe=RECIPE)(Painted())
+
+
+@pytest.mark.slow
+def test_the_dpt_decoder_learns(tmp_path):
+    """From the blocks of a tower that has learned nothing: better than one answer for all."""
+    config = with_vision(TINY, depth=4)
+    model = Embedder(config, random_params(config), ImagePreprocessor(4, None))
+    data = write_scenes(tmp_path, "depth")
+    recipe = Recipe(steps=40, batch_size=4, learning_rate=3e-3, weight_decay=0.0)
+    head = DepthHead(16, high=1.0, finer=1, sig_weight=10.0, warmup_steps=0)
+    options = {"decoder": DPT(16), "recipe": recipe, "max_num_patches": 20}
+    data = dataclasses.replace(data, test=data.train)  # does it learn them?
+    found = DepthProbe(data=data, head=head, relative=True, **options)(model)["rmse"]
+    truth = [relative_depth(read_depth(label)) for _, label in data.test]
+    constant = np.mean([x[x > 0].std() for x in truth])
+    assert found < 0.6 * constant
+    data = write_scenes(tmp_path, "normals")
+    data = dataclasses.replace(data, test=data.train)
+    assert NormalsProbe(data=data, **options)(model)["angular_rmse"] < 45
 
 
 def test_a_training_set_of_void_is_refused(tmp_path):

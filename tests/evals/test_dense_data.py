@@ -13,6 +13,7 @@ from siglip2_jax.evals.dense.data import (
     read_index,
     read_legend,
     read_normals,
+    relative_depth,
 )
 
 
@@ -89,3 +90,12 @@ def test_arrays_are_read(tmp_path):
         read_normals(path)
     np.save(path, np.array([[[0, 0, 1.1], [np.nan, 0, 1], [0, 0, 0]]]))
     np.testing.assert_array_equal(read_normals(path), [[[0, 0, 1], [0, 0, 0], [0, 0, 0]]])
+
+
+def test_depth_within_a_photo():
+    depth = np.array([[0, 2.0], [2.5, 4]], np.float32)
+    expected = [[0, 0.01], [0.01 + 0.99 * 0.25, 1]]
+    np.testing.assert_allclose(relative_depth(depth), expected, rtol=1e-6)
+    flat = np.array([[0, 2.0, 2.001]], np.float32)
+    np.testing.assert_allclose(relative_depth(flat), [[0, 0.01, 0.109]], atol=1e-4)
+    np.testing.assert_array_equal(relative_depth(0 * depth), 0 * depth)

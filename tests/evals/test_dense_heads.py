@@ -5,12 +5,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from evals.painted import plain_bilinear
 
-from siglip2_jax.evals.dense.heads import ClassHead, DepthHead, Head, NormalsHead
-from siglip2_jax.evals.dense.layer import bilinear, patch_scores, whitened
+from siglip2_jax.evals.dense.grids import bilinear
+from siglip2_jax.evals.dense.heads import ClassHead, DepthHead, Head
+from siglip2_jax.evals.dense.layer import Decoder, Linear, whitened
 from siglip2_jax.evals.dense.losses import gradient_loss, sig_loss
+from siglip2_jax.evals.dense.metrics import angular_rmse
+from siglip2_jax.evals.dense.normals import NormalsHead, UncertainNormalsHead
 from siglip2_jax.types import Features
 
 
@@ -37,9 +41,10 @@ def test_pooled_vectors_stand_beside_every_token():
     features = random_features(rng, [(2, 3), (4, 2)])
     weights = {"tokens": (4, 5), "pooled": (4, 5), "bias": (5,)}
     weights = {k: rng.standard_normal(shape).astype(np.float32) for k, shape in weights.items()}
-    found = patch_scores(
-        jax.tree.map(jnp.array, weights), jax.tree.map(jnp.array, features), (4, 3)
-    )
+    assert isinstance(Linear(), Decoder)
+    weights, blocks = jax.tree.map(jnp.array, (weights, [features]))
+    found, grid = Linear().scores(weights, blocks, (4, 3))
+    np.testing.assert_array_equal(grid, features.grid)
     both = np.vstack([weights["tokens"], weights["pooled"]]).astype(np.float64)
     for i, (h, w) in enumerate(features.grid):
         own = features.tokens[i][: h * w]
@@ -126,10 +131,23 @@ def test_depth_losses_are_those_of_float64():
     np.testing.assert_allclose(sig_loss(p, t, 0.0), early, rtol=1e-5)
     slope = plain_gradient_loss(predicted, truth)
     np.testing.assert_allclose(jax.jit(gradient_loss)(p, t), slope, rtol=2e-6)
-    loss = jax.jit(DepthHead(warmup_steps=3).loss)
-    for step, first in ((2, early), (3, plain_sig_loss(predicted, truth))):
-        found = loss(p, t, jnp.int32(step))
-        np.testing.assert_allclose(found, first + 0.5 * slope, rtol=5e-6)
+
+
+def test_depth_is_trained_by_both_losses():
+    """With scores of two bins as fine as the labels, in which the depth is known."""
+    predicted, truth = depths()
+    t, size = jnp.array(truth, jnp.float32), jnp.array([truth.shape[1:]] * 2)
+    share = (predicted - 0.5) / 8.5  # of the second bin, of 0.5 and 9 m
+    scores = jnp.array(np.stack([1 - share, share], axis=-1), jnp.float32)
+    mixed = (np.maximum(scores, 0) + 0.1) @ [0.5, 9] / 1.2
+    for weight in (1.0, 10.0):
+        head = DepthHead(2, 0.5, 9.0, finer=1, warmup_steps=3, sig_weight=weight)
+        loss = jax.jit(head.loss)
+        for step, variance in ((2, 0.0), (3, 1.0)):
+            expected = weight * plain_sig_loss(mixed, truth, variance)
+            expected += 0.5 * plain_gradient_loss(mixed, truth)
+            found = loss(scores, size, size, t, jnp.int32(step))
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_depth_losses_do_not_see_a_common_factor_twice():
@@ -143,29 +161,59 @@ def test_depth_losses_do_not_see_a_common_factor_twice():
 
 def test_cross_entropy_is_the_mean_over_labelled_pixels():
     rng = np.random.default_rng(0)
-    scores, truth = rng.standard_normal((2, 5, 6, 3)) * 3, rng.integers(-1, 3, (2, 5, 6))
-    p = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    losses = [-math.log(p[i, y, x, k]) for (i, y, x), k in np.ndenumerate(truth) if k >= 0]
-    head = ClassHead(3)
-    found = head.loss(jnp.array(scores, jnp.float32), jnp.array(truth), jnp.int32(0))
-    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-6)
+    scores, truth = rng.standard_normal((2, 3, 4, 3)) * 9, rng.integers(-1, 3, (2, 5, 6))
+    grid, size = np.array([[3, 4], [2, 3]]), np.array([[5, 6], [4, 6]])
+    truth[1, 4:] = -1
+    losses = []
+    for x, t, old, new in zip(scores, truth, grid, size, strict=True):
+        p = np.exp(plain_bilinear(x[: old[0], : old[1]], *new))
+        p /= p.sum(-1, keepdims=True)
+        losses += [
+            -math.log(p[*at, k]) for at, k in np.ndenumerate(t[: new[0], : new[1]]) if k >= 0
+        ]
+    given = map(jnp.array, (scores.astype(np.float32), grid, size, truth))
+    found = jax.jit(ClassHead(3).loss)(*given, jnp.int32(0))
+    np.testing.assert_allclose(found, np.mean(losses), rtol=2e-6)
+
+
+def test_cross_entropy_has_the_slope_of_a_common_softmax():
+    """Image by image or all at once, by comparison or by index: the same up to rounding."""
+    rng = np.random.default_rng(1)
+    scores = jnp.array(rng.standard_normal((3, 4, 5, 7)) * 5, jnp.float32)
+    truth, grid = jnp.array(rng.integers(-1, 7, (3, 20, 17))), jnp.full((3, 2), 4)
+    size = jnp.array([[20, 17]] * 3)
+
+    def plain(scores):
+        maps = bilinear(scores, grid, size, (20, 17))
+        losses = optax.softmax_cross_entropy_with_integer_labels(maps, jnp.maximum(truth, 0))
+        return jnp.sum(losses, where=truth >= 0) / (truth >= 0).sum()
+
+    found = jax.grad(lambda x: ClassHead(7).loss(x, grid, size, truth, jnp.int32(0)))(scores)
+    np.testing.assert_allclose(found, jax.grad(plain)(scores), atol=2e-8)
 
 
 def test_normals_are_unit_vectors():
     rng = np.random.default_rng(0)
-    scores = rng.standard_normal((1, 2, 3, 3)).astype(np.float32)
-    expected = plain_bilinear(scores[0].astype(np.float64), 9, 8)
-    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-    head = NormalsHead()
-    found = head.maps(jnp.array(scores), jnp.array([[2, 3]]), jnp.array([[9, 8]]), (9, 8))
-    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    scores = rng.standard_normal((1, 2, 3, 4)).astype(np.float32)
+    values = plain_bilinear(scores[0].astype(np.float64), 9, 8)
+    expected = values[..., :3] / np.linalg.norm(values[..., :3], axis=-1, keepdims=True)
     truth = np.zeros((1, 9, 8, 3), np.float32)
     truth[0, 2:, :, 1] = 1
-    loss = head.loss(found, jnp.array(truth), jnp.int32(0))
-    np.testing.assert_allclose(loss, 1 - expected[2:, :, 1].mean(), atol=1e-6)
+    cosine, known = expected[2:, :, 1], jnp.array(truth)
+    angle, score = np.arccos(cosine), values[2:, :, 3]
+    kappa = np.where(score > 0, score, np.exp(score) - 1) + 1.01
+    sure = kappa * angle + np.log(1 + np.exp(-math.pi * kappa)) - np.log(kappa**2 + 1)
+    for head, losses in ((NormalsHead(), 1 - cosine), (UncertainNormalsHead(), sure)):
+        given = jnp.array(scores[..., : head.channels]), jnp.array([[2, 3]]), jnp.array([[9, 8]])
+        np.testing.assert_allclose(head.maps(*given, (9, 8))[0], expected, atol=1e-5)
+        loss = head.loss(*given, known, jnp.int32(0))
+        np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [ClassHead(3), DepthHead(), NormalsHead()])
+HEADS = [ClassHead(3), DepthHead(), NormalsHead(), UncertainNormalsHead()]
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("known", [0, 1])
 def test_a_batch_without_labels_moves_nothing(head, known):
     """Nor does one labelled pixel give NaN."""
@@ -177,10 +225,22 @@ def test_a_batch_without_labels_moves_nothing(head, known):
     grid, size = jnp.full((2, 2), 2), jnp.full((2, 2), 8)
 
     def loss(scores):
-        return head.loss(head.maps(scores, grid, size, (8, 8)), truth, jnp.int32(999))
+        return head.loss(scores, grid, size, truth, jnp.int32(999))
 
     scores = np.random.default_rng(0).standard_normal((2, 2, 2, head.channels), np.float32)
     value, slope = jax.jit(jax.value_and_grad(loss))(scores)
     assert np.isfinite(value) and np.isfinite(slope).all()
     assert np.asarray(head.known(truth)).sum() == known
-    assert (value > 0) == (known > 0) and (np.abs(slope).max() > 0) == (known > 0)
+    assert (value != 0) == (known > 0) and (np.abs(slope).max() > 0) == (known > 0)
+
+
+def test_nothing_is_worse_than_the_worst_answer():
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(0, 10, (9, 9)).astype(np.float32)
+    worst = DepthHead().worst(depth)
+    for other in (0.001, 10, *rng.uniform(0.001, 10, 20)):
+        assert (abs(worst - depth) >= abs(other - depth)).all()
+    normals = rng.standard_normal((5, 5, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    assert angular_rmse(NormalsHead().worst(normals), normals) == pytest.approx(180)
+    assert (ClassHead(3).worst(rng.integers(-1, 3, (4, 4)).astype(np.int32)) == -1).all()

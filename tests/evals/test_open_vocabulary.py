@@ -1,6 +1,7 @@
 """Segmentation by the names of classes: patches in the space of texts."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,7 @@ from siglip2_jax import Embedder
 from siglip2_jax.demo import TOKENIZER, tiny_config
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.dense.data import read_index, read_legend
+from siglip2_jax.evals.dense.features import read_features
 from siglip2_jax.evals.dense.open_vocabulary import OpenVocabulary, patch_embeddings
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
@@ -94,7 +96,8 @@ class Named(Painted):
 
 def plain_maps(pairs):
     """What the cosines say, enlarged pixel by pixel; and the truth."""
-    features = Painted().image_features([photo for photo, _ in pairs])
+    photos = [photo for photo, _ in pairs]
+    (features,), _ = read_features(Painted(), photos, max_num_patches=0, blocks=0, label="")
     for tokens, valid, grid, (_, label) in zip(
         features.tokens, features.valid, features.grid, pairs, strict=True
     ):
@@ -127,6 +130,21 @@ def test_scenes_whose_colours_have_names(tmp_path):
     assert (truth == said).all(-1)[classes != 255].mean() > 0.9
     with jax.set_mesh(make_mesh()):
         assert evaluator(Named()) == pytest.approx(found, abs=1e-3)
+
+
+def test_photos_that_cannot_be_read_are_wrong(tmp_path):
+    data = write_scenes(tmp_path, "classes")
+    pairs = data.train + data.test
+    options = {"classes": CLASSES, "pictures": str(tmp_path / "drawn")}
+    whole = OpenVocabulary(pairs=pairs[1:], **options)(Named())["pixel_accuracy"]
+    Path(pairs[0][0]).write_bytes(b"no photo")
+    labels = [np.asarray(Image.open(label)) for _, label in pairs]
+    lost, rest = (labels[0] != 255).sum(), sum((label != 255).sum() for label in labels[1:])
+    with pytest.warns(UserWarning, match=r"0\.png: not an image file"):
+        found = OpenVocabulary(pairs=pairs, **options)(Named())
+    assert found["pixel_accuracy"] == pytest.approx(whole * rest / (lost + rest), abs=1e-12)
+    with pytest.warns(UserWarning, match=r"0\.png: not an image file"):
+        assert OpenVocabulary(pairs=pairs[:1], **options)(Named())["miou"] == 0
 
 
 def test_one_class_and_nothing_but_void(tmp_path):

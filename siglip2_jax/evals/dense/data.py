@@ -154,6 +154,23 @@ def read_depth(path: str, unit: float = 1e-3) -> Float32[np.ndarray, "H W"]:
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
 
+def relative_depth(depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+    """Depth from 0.01 for the nearest pixel to 1 for the farthest; 0 stays unknown.
+
+    As Probe3D makes it of NAVI (arXiv 2404.08636); where all is within a centimetre, that is 1.
+
+    Args:
+      depth: in metres.
+    """
+    known = depth > 0
+    if not known.any():
+        return depth
+    near, far = depth[known].min(), depth[known].max()
+    return np.where(known, 0.01 + 0.99 * (depth - near) / max(0.01, far - near), 0).astype(
+        np.float32
+    )
+
+
 def read_normals(path: str) -> Float32[np.ndarray, "H W 3"]:
     """The unit normal of each pixel's surface; zeros where it is unknown.
 

@@ -1,18 +1,81 @@
-"""One linear layer on every patch of frozen features, and the enlarging of what it says."""
+"""What a probe trains on frozen features: the interface, and one linear layer on every patch."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from siglip2_jax.evals.dense.grids import on_grid
 from siglip2_jax.types import Features
 
 Weights = dict[str, Array]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """From features of images to scores on a grid; hashable.
+
+    Attributes:
+      blocks: how many evenly spaced blocks of the tower it reads; 0 means the tower's own tokens.
+    """
+
+    blocks: ClassVar[int]
+
+    def initial(self, width: int, channels: int, seed: int) -> Weights:
+        """Random weights.
+
+        Args:
+          width: D, of tokens and pooled vectors.
+          channels: C, of the scores.
+          seed: of the draw.
+        """
+        ...
+
+    def scores(
+        self, weights: Weights, features: Sequence[Features], side: tuple[int, int]
+    ) -> tuple[Float[Array, "B H W C"], Int[Array, "B 2"]]:
+        """Scores on padded grids, and the rows and columns of each that are real.
+
+        Args:
+          weights: as `initial` gives them.
+          features: of each block that is read, tokens in row-major order, padding at the end.
+          side: rows and columns of the largest grid of patches.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """One linear layer on each patch's token beside the image's pooled vector.
+
+    The pooled vector takes the place of the class token (SigLIP 2, arXiv 2502.14786, section
+    3.3.1). As the layer is linear, the two are multiplied apart and never concatenated.
+    """
+
+    blocks: ClassVar[int] = 0
+
+    def initial(self, width: int, channels: int, seed: int) -> Weights:
+        """Small random `tokens` [D, C] and `pooled` [D, C], and no `bias` [C]."""
+        draw = partial(jax.random.normal, shape=(width, channels))
+        tokens, pooled = (0.01 * draw(key) for key in jax.random.split(jax.random.key(seed)))
+        return {"tokens": tokens, "pooled": pooled, "bias": jnp.zeros(channels)}
+
+    def scores(
+        self, weights: Weights, features: Sequence[Features], side: tuple[int, int]
+    ) -> tuple[Float[Array, "B H W C"], Int[Array, "B 2"]]:
+        """The layer's outputs on grids of patches."""
+        (image,) = features
+        with jax.default_matmul_precision("highest"):
+            per_image = image.pooled @ weights["pooled"] + weights["bias"]
+            scores = image.tokens @ weights["tokens"] + per_image[:, None]
+        return on_grid(scores, image.grid, side), image.grid
 
 
 def whitened(train: Features, test: Features) -> tuple[Features, Features]:
@@ -21,12 +84,15 @@ def whitened(train: Features, test: Features) -> tuple[Features, Features]:
     This stands for the batch normalisation of DINOv3's linear head: on frozen features its
     statistics are known from the start.
     """
-    rows = [x[v].astype(np.float64) for x, v in zip(train.tokens, train.valid, strict=True)]
-    count = sum(map(len, rows))
-    mean = sum(x.sum(0) for x in rows) / count
-    std = np.sqrt(sum(((x - mean) ** 2).sum(0) for x in rows) / count)
+    count = train.valid.sum()
+
+    def mean_of(power: int, shift: np.ndarray) -> np.ndarray:
+        rows = (x[v] for x, v in zip(train.tokens, train.valid, strict=True))
+        return sum(((x.astype(np.float64) - shift) ** power).sum(0) for x in rows) / count
+
+    mean = mean_of(1, np.zeros(train.tokens.shape[-1]))
     pooled = train.pooled.astype(np.float64)
-    by_patch, by_image = (mean, std), (pooled.mean(0), pooled.std(0))
+    by_patch, by_image = (mean, np.sqrt(mean_of(2, mean))), (pooled.mean(0), pooled.std(0))
 
     def scaled(features: Features) -> Features:
         tokens = _scaled(features.tokens, *by_patch)
@@ -44,37 +110,6 @@ def _scaled(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     return (x.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
 
 
-def patch_scores(
-    weights: Weights, features: Features, side: tuple[int, int]
-) -> Float[Array, "B H W C"]:
-    """The linear layer on each patch's token beside the image's pooled vector, on padded grids.
-
-    The pooled vector takes the place of the class token (SigLIP 2, arXiv 2502.14786, section
-    3.3.1). As the layer is linear, the two are multiplied apart and never concatenated.
-
-    Args:
-      weights: `tokens` [D, C], `pooled` [D, C] and `bias` [C].
-      features: tokens in row-major order, padding at the end.
-      side: rows and columns of the largest grid; smaller ones repeat their last row and column.
-    """
-    with jax.default_matmul_precision("highest"):
-        per_image = features.pooled @ weights["pooled"] + weights["bias"]
-        scores = features.tokens @ weights["tokens"] + per_image[:, None]
-    height, width = features.grid[:, 0, None], features.grid[:, 1, None]
-    rows = jnp.minimum(jnp.arange(side[0]), height - 1)
-    columns = jnp.minimum(jnp.arange(side[1]), width - 1)
-    index = (rows * width)[:, :, None] + columns[:, None, :]
-    found = jnp.take_along_axis(scores, index.reshape(len(index), -1, 1), axis=1)
-    return found.reshape(len(index), *side, -1)
-
-
-def initial_weights(width: int, channels: int, seed: int) -> Weights:
-    """Small random weights and no bias."""
-    draw = partial(jax.random.normal, shape=(width, channels))
-    tokens, pooled = (0.01 * draw(key) for key in jax.random.split(jax.random.key(seed)))
-    return {"tokens": tokens, "pooled": pooled, "bias": jnp.zeros(channels)}
-
-
 def dropped(features: Features, rate: float, key: Array) -> Features:
     """Leaves out some features of each image, the same ones in all its patches."""
     if rate == 0:
@@ -84,32 +119,3 @@ def dropped(features: Features, rate: float, key: Array) -> Features:
     return dataclasses.replace(
         features, tokens=features.tokens * keep[0][:, None], pooled=features.pooled * keep[1]
     )
-
-
-def bilinear(
-    values: Float[Array, "B H W C"],
-    old: Int[Array, "B 2"],
-    new: Int[Array, "B 2"],
-    shape: tuple[int, int],
-) -> Float[Array, "B h w C"]:
-    """Bilinear resize at half-pixel centres without antialiasing, as `torch.interpolate` does.
-
-    Args:
-      values: finite; real within each image's `old` rows and columns, from the top left.
-      old: rows and columns of each image.
-      new: rows and columns to resize to, at most `shape`.
-      shape: rows and columns of the result; what lies outside `new` is meaningless and finite.
-    """
-    rows, columns = (
-        _weights(old[:, i], new[:, i], values.shape[1 + i], shape[i]) for i in range(2)
-    )
-    return jnp.einsum("bhi,bijc,bwj->bhwc", rows, values, columns, precision="highest")
-
-
-def _weights(
-    old: Int[Array, " B"], new: Int[Array, " B"], old_side: int, new_side: int
-) -> Float[Array, "B new old"]:
-    """How much each old position counts at each new one; padding does not."""
-    centre = (jnp.arange(new_side) + 0.5) * (old / new)[:, None] - 0.5
-    centre = jnp.clip(centre, 0, old[:, None] - 1)
-    return jnp.maximum(0, 1 - jnp.abs(centre[..., None] - jnp.arange(old_side)))

@@ -1,4 +1,4 @@
-"""Losses of depth maps."""
+"""Losses of maps of depth and of normals."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ def gradient_loss(predicted: Float[Array, "B h w"], truth: Float[Array, "B h w"]
         found += jnp.sum(across, where=known[:, :, :-2] & known[:, :, 2:])
         total += found / jnp.maximum(known.sum(), 1)
     return total
+
+
+def angular_likelihood(cosine: Float[Array, "*B"], kappa: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Negative log-likelihood of an angle whose spread is predicted (Bae et al., arXiv 2109.09881).
+
+    `kappa * angle + log(1 + exp(-pi * kappa)) - log(kappa^2 + 1)`, without its constant.
+
+    Args:
+      cosine: of the angle between predicted and true normal; beyond 0.9999 it has no slope.
+      kappa: concentration, positive.
+    """
+    angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-4, 1 - 1e-4))
+    return kappa * angle + jnp.log1p(jnp.exp(-jnp.pi * kappa)) - jnp.log1p(kappa**2)

@@ -10,17 +10,20 @@ from jaxtyping import Float, Int
 
 def confusion(
     predicted: Int[np.ndarray, "H W"], truth: Int[np.ndarray, "H W"], num_classes: int
-) -> Int[np.ndarray, "K K"]:
+) -> Int[np.ndarray, "K K+1"]:
     """Counts pixels by true class (row) and predicted class (column); a truth below 0 is void.
 
-    Sum it over all images before taking `mean_iou`.
+    The last column counts pixels whose prediction is below 0, no class. Sum it over all images
+    before taking `mean_iou`.
     """
     known = truth >= 0
-    cells = truth[known].astype(np.int64) * num_classes + predicted[known]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    said = np.where(predicted < 0, num_classes, predicted)[known]
+    shape = num_classes, num_classes + 1
+    cells = truth[known].astype(np.int64) * shape[1] + said
+    return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def mean_iou(counts: Int[np.ndarray, "K K"]) -> float:
+def mean_iou(counts: Int[np.ndarray, "K K+1"]) -> float:
     """Mean over the classes of intersection / union of all pixels, 0 to 1.
 
     A class that is neither in the truth nor predicted does not count; one that is predicted and
@@ -30,14 +33,14 @@ def mean_iou(counts: Int[np.ndarray, "K K"]) -> float:
       ValueError: no pixel was counted.
     """
     hit = counts.diagonal()
-    union = counts.sum(0) + counts.sum(1) - hit
+    union = counts[:, :-1].sum(0) + counts.sum(1) - hit
     if not union.any():
         raise ValueError("mean IoU got no labelled pixel; every pixel of the truth is void")
     return float((hit[union > 0] / union[union > 0]).mean())
 
 
 def depth_rmse(predicted: Float[np.ndarray, "H W"], truth: Float[np.ndarray, "H W"]) -> float:
-    """Root mean square error over pixels whose true depth is above 0, in metres; NaN if none."""
+    """Root mean square error of pixels whose true depth is above 0, in its unit; NaN if none."""
     known = truth > 0
     error = predicted[known].astype(np.float64) - truth[known]
     return float(np.sqrt(np.mean(error**2))) if known.any() else float("nan")

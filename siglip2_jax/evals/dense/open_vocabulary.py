@@ -13,33 +13,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
 from siglip2_jax.evals.dense.data import read_class_map
+from siglip2_jax.evals.dense.features import PhotoModel, read_features
 from siglip2_jax.evals.dense.heads import ClassHead
-from siglip2_jax.evals.dense.layer import Weights
+from siglip2_jax.evals.dense.layer import Linear, Weights
 from siglip2_jax.evals.dense.metrics import confusion, mean_iou
 from siglip2_jax.evals.dense.pictures import class_colours, write_picture
+from siglip2_jax.evals.dense.rows import run_rows
 from siglip2_jax.evals.dense.train import draw_maps
 from siglip2_jax.evals.prompts import fill_prompts
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.models.variants import VisionConfig
 from siglip2_jax.models.vision import AttentionPool
-from siglip2_jax.sharding import BATCH, gather, put, whole
+from siglip2_jax.sharding import gather, whole
 from siglip2_jax.types import Features
 
 PHOTOS_AT_ONCE = 128
 ROWS_AT_ONCE = 4096
+
+
+@runtime_checkable
+class OpenPhotoModel(OpenModel, PhotoModel, Protocol):
+    """A model that shows its parameters and how it prepares photos."""
 
 
 def patch_embeddings(model: OpenModel, features: Features) -> Float[np.ndarray, "n N E"]:
@@ -58,23 +65,12 @@ def patch_embeddings(model: OpenModel, features: Features) -> Float[np.ndarray, 
             "keeps to itself; load it without --transformers"
         )
     valid = np.asarray(features.valid)
+    result = np.zeros((*valid.shape, model.config.vision.width), np.float32)
+    if not valid.any():
+        return result
     rows = np.asarray(features.tokens, np.float32)[valid][:, None]
-    devices = 1 if model.mesh is None else model.mesh.size
-    size = -(-min(ROWS_AT_ONCE, len(rows)) // devices) * devices
-    program, params = _pool_program(model.config.vision), model.params["vision"]["pool"]
-    parts = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        filled = np.zeros((size, *rows.shape[1:]), np.float32)
-        filled[: len(part)] = part
-        if model.mesh is None:
-            found = program(params, filled)
-        else:
-            with jax.set_mesh(model.mesh):
-                found = program(params, put(filled, NamedSharding(model.mesh, BATCH)))
-        parts.append(np.asarray(found)[: len(part)])
-    result = np.zeros((*valid.shape, parts[0].shape[-1]), np.float32)
-    result[valid] = np.concatenate(parts)
+    program = partial(_pool_program(model.config.vision), model.params["vision"]["pool"])
+    result[valid] = run_rows(model.mesh, program, rows, ROWS_AT_ONCE)
     return result
 
 
@@ -96,7 +92,7 @@ class OpenVocabulary:
     """Mean intersection over union of the class whose text is closest to each pixel.
 
     Cosines of patches and classes are enlarged bilinearly to the label's size; the greatest wins.
-    Every photo must be readable.
+    Of a photo that cannot be read, which is listed, all labelled pixels count as wrong.
 
     Attributes:
       pairs: paths of photos and of their class maps, such as `data.read_index(...).test`.
@@ -129,11 +125,11 @@ class OpenVocabulary:
         if not self.pairs:
             raise ValueError("OpenVocabulary.pairs is empty; give at least one photo and label")
 
-    def __call__(self, model: OpenModel) -> dict[str, float]:
+    def __call__(self, model: OpenPhotoModel) -> dict[str, float]:
         """`miou` and `pixel_accuracy`, from 0 to 1, over all pixels together.
 
         Raises:
-          ValueError: a photo or label cannot be used, or no pixel has a label.
+          ValueError: a label cannot be used, or no pixel has one.
         """
         rows = class_embeddings(
             model, self.classes, self.templates, canonical=self.canonical, cache=self.cache
@@ -142,26 +138,35 @@ class OpenVocabulary:
         zeros = jnp.zeros_like(rows.T)
         weights = {"tokens": jnp.asarray(rows.T), "pooled": zeros, "bias": zeros[0]}
         count = len(self.classes)
-        total = np.zeros((count, count), np.int64)
-        for done, (predicted, truth) in enumerate(self._maps(model, weights)):
-            self._write(done, truth, predicted)
+        total = np.zeros((count, count + 1), np.int64)
+        for predicted, truth in self._maps(model, weights):
             total += confusion(predicted, truth, count)
         return {"miou": mean_iou(total), "pixel_accuracy": float(np.trace(total) / total.sum())}
 
-    def _maps(self, model: OpenModel, weights: Weights) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The predicted and the true classes of each photo."""
+    def _maps(
+        self, model: OpenPhotoModel, weights: Weights
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The predicted and the true classes of each photo; writes pictures of them."""
+        head = ClassHead(len(self.classes))
         for start in range(0, len(self.pairs), PHOTOS_AT_ONCE):
             pairs = self.pairs[start : start + PHOTOS_AT_ONCE]
-            features = model.image_features(
-                [photo for photo, _ in pairs], max_num_patches=self.max_num_patches
+            photos = read_features(
+                model,
+                [photo for photo, _ in pairs],
+                max_num_patches=self.max_num_patches,
+                blocks=0,
+                label=f"{self.name}, photos from {start}",
             )
-            tokens = patch_embeddings(model, features)
+            (features,) = photos.features
+            features = dataclasses.replace(features, tokens=patch_embeddings(model, features))
+            photos = photos._replace(features=(features,))
             labels = [read_class_map(path, len(self.classes), self.void) for _, path in pairs]
-            sizes = np.array([label.shape for label in labels], np.int32)
-            features = dataclasses.replace(features, tokens=tokens)
             # One at a time: with many classes the map of a photo is large.
-            drawn = draw_maps(ClassHead(len(self.classes)), weights, features, sizes, 1)
-            yield from zip(drawn, labels, strict=True)
+            drawn = draw_maps(Linear(), head, weights, photos, labels, 1)
+            for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
+                if i in photos.read:
+                    self._write(start + i, truth, predicted)
+                yield predicted, truth
 
     def _write(self, place: int, truth: np.ndarray, predicted: np.ndarray) -> None:
         if self.pictures and place < self.num_pictures and jax.process_index() == 0:

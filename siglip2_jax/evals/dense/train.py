@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from siglip2_jax.evals.dense.features import Photos
 from siglip2_jax.evals.dense.heads import Head
-from siglip2_jax.evals.dense.layer import Weights, dropped, initial_weights, patch_scores
+from siglip2_jax.evals.dense.layer import Decoder, Weights, dropped
 from siglip2_jax.progress import progress
 from siglip2_jax.types import Features
 
@@ -67,13 +70,19 @@ class Recipe:
 
 
 def train_head(
-    head: Head, features: Features, truth: Sequence[np.ndarray], recipe: Recipe, label: str
+    decoder: Decoder,
+    head: Head,
+    features: Sequence[Features],
+    truth: Sequence[np.ndarray],
+    recipe: Recipe,
+    label: str,
 ) -> Weights:
-    """Trains the layer; the same inputs always give the same weights on the same machine.
+    """Trains the decoder; the same inputs always give the same weights on the same machine.
 
     Args:
+      decoder: what is trained.
       head: the kind of map.
-      features: whitened, of all training images.
+      features: whitened, of all training images, for each block that the decoder reads.
       truth: each image's label, of any size.
       recipe: how to train.
       label: what is shown while it trains.
@@ -83,50 +92,79 @@ def train_head(
     """
     if not any(np.asarray(head.known(x)).any() for x in truth):
         raise ValueError(f"{label}: none of {len(truth)} training images has a labelled pixel")
-    side, shape = _largest(features.grid), _largest([x.shape[:2] for x in truth])
+    side, shape = _largest(features[0].grid), _largest([x.shape[:2] for x in truth])
     optimizer = recipe.optimizer()
 
-    def loss(weights: Weights, batch: Features, labels: Array, size: Array, step: Array) -> Array:
+    def loss(weights: Weights, batch: Any, labels: Array, size: Array, step: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(recipe.seed + 1), step)
-        scores = patch_scores(weights, dropped(batch, recipe.dropout, key), side)
-        return head.loss(head.maps(scores, batch.grid, size, shape), labels, step)
+        batch = [dropped(block, recipe.dropout, key) for block in batch]
+        scores, grid = decoder.scores(weights, batch, side)
+        return head.loss(scores, grid, size, labels, step)
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=(0, 1))
     def update(weights, state, batch, labels, size, step):
         gradient = jax.grad(loss)(weights, batch, labels, size, step)
         updates, state = optimizer.update(gradient, state, weights)
         return optax.apply_updates(weights, updates), state
 
-    weights = initial_weights(features.pooled.shape[-1], head.channels, recipe.seed)
+    weights = decoder.initial(features[0].pooled.shape[-1], head.channels, recipe.seed)
     state = optimizer.init(weights)
     with progress(label) as show:
         for step, chosen in enumerate(_order(len(truth), recipe)):
             labels, size = _padded([truth[i] for i in chosen], shape, head.void)
-            batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], features)
+            batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], list(features))
             weights, state = update(weights, state, batch, labels, size, np.int32(step))
             show(step + 1, recipe.steps)
     return weights
 
 
 def draw_maps(
+    decoder: Decoder,
     head: Head,
     weights: Weights,
-    features: Features,
+    photos: Photos,
+    truth: Sequence[np.ndarray],
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """What a trained decoder says of each image, at its label's rows and columns.
+
+    Args:
+      decoder: as it was trained.
+      head: likewise.
+      weights: the result.
+      photos: features of those images that can be read; of others comes the head's worst answer.
+      truth: each image's label.
+      batch_size: images per program call.
+    """
+    read = set(photos.read.tolist())
+    sizes = np.array([truth[i].shape[:2] for i in photos.read], np.int32).reshape(-1, 2)
+    drawn = _drawn(decoder, head, weights, photos.features, sizes, batch_size)
+    for i, label in enumerate(truth):
+        yield next(drawn) if i in read else head.worst(label)
+
+
+def _drawn(
+    decoder: Decoder,
+    head: Head,
+    weights: Weights,
+    features: Sequence[Features],
     sizes: Int[np.ndarray, "n 2"],
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """What a trained layer says of each image, at its label's rows and columns."""
-    side, shape = _largest(features.grid), _largest(sizes)
+    """The answers for images that can be read."""
+    if not len(sizes):
+        return
+    side, shape = _largest(features[0].grid), _largest(sizes)
 
     @jax.jit
-    def draw(weights: Weights, batch: Features, size: Array) -> Array:
-        scores = patch_scores(weights, batch, side)
-        return head.answer(head.maps(scores, batch.grid, size, shape))
+    def draw(weights: Weights, batch: list[Features], size: Array) -> Array:
+        scores, grid = decoder.scores(weights, batch, side)
+        return head.answer(head.maps(scores, grid, size, shape))
 
     for start in range(0, len(sizes), batch_size):
         # The last batch is filled up with its last image: one program for all.
         chosen = np.minimum(np.arange(start, start + batch_size), len(sizes) - 1)
-        batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], features)
+        batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], list(features))
         drawn = np.asarray(draw(weights, batch, sizes[chosen]))
         for found, (height, width) in zip(drawn, sizes[start : start + batch_size], strict=False):
             yield found[:height, :width]

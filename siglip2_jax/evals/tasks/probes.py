@@ -6,22 +6,37 @@ from typing import Any
 
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.evals.dense.data import read_index, read_legend
+from siglip2_jax.evals.dense.dpt import DPT
+from siglip2_jax.evals.dense.heads import DepthHead
 from siglip2_jax.evals.dense.open_vocabulary import OpenVocabulary
-from siglip2_jax.evals.dense.probes import DepthProbe, NormalsProbe, SegmentationProbe
+from siglip2_jax.evals.dense.probes import PROBE3D, DepthProbe, NormalsProbe, SegmentationProbe
 from siglip2_jax.evals.fewshot import FewShot
-from siglip2_jax.evals.labels import ClassFolders
 from siglip2_jax.evals.linear_probe import LinearProbe
 from siglip2_jax.evals.prompts import CLIP_PAPER
 from siglip2_jax.evals.tasks.base import Setting, Task
-from siglip2_jax.evals.tasks.held_out import held_out
+from siglip2_jax.evals.tasks.held_out import SPLITS, held_out
+from siglip2_jax.evals.tasks.prepared import (
+    IMAGENET,
+    INFO,
+    Prepared,
+    how_prepared,
+    imagenet_photos,
+    is_prepared,
+    or_prepared,
+)
 
 
 def _imagenet(setting: Setting) -> dict[str, Any]:
-    train, test = (ClassFolders(str(setting.root / part), count=1000) for part in ("train", "val"))
+    train = imagenet_photos(setting.root, "train", IMAGENET, "train")
+    test = imagenet_photos(setting.root, "val", IMAGENET, "validation")
     return {"train": train, "test": test, "label": "label", "max_num_patches": setting.budget}
 
 
-def _rows(setting: Setting) -> dict[str, Any]:
+def _own(setting: Setting) -> dict[str, Any]:
+    if is_prepared(setting.root):
+        prepared = Prepared(setting.root)
+        sources = {"train": prepared.labelled(("train",)), "test": prepared.labelled(SPLITS)}
+        return sources | {"label": prepared.labels[0], "max_num_patches": setting.budget}
     parts = {"train": (("split", "train"),), "test": held_out(setting.root / "labels.jsonl")}
     sources = {
         name: Folder(str(setting.root), captions="labels.jsonl", where=where, template="{label}")
@@ -39,6 +54,16 @@ def _dense(setting: Setting, **options: str) -> dict[str, Any]:
 def _segmentation(setting: Setting) -> SegmentationProbe:
     legend = read_legend(setting.root / "classes.json")
     return SegmentationProbe(classes=legend.names, void=legend.void, **_dense(setting))
+
+
+def _navi_depth(setting: Setting) -> DepthProbe:
+    return DepthProbe(
+        decoder=DPT(),
+        head=DepthHead(high=1.0, finer=1, sig_weight=10.0, warmup_steps=0),
+        relative=True,
+        recipe=PROBE3D,
+        **_dense(setting, label="depth"),
+    )
 
 
 def _open_vocabulary(setting: Setting) -> OpenVocabulary:
@@ -59,8 +84,22 @@ _MAPS = (
     f"{_INDEX.format('label')}, label a picture of class numbers; classes.json is "
     '{"names": [...], "void": 255}'
 )
-_TRAIN = "train and val hold a folder for each WordNet id (image-net.org)"
-_LABELS = 'labels.jsonl has rows {"file", "label", "split": "train" or "test"}, images the photos'
+_DEPTH = _INDEX.format("depth") + ", depth a 16-bit picture of millimetres"
+_NORMALS = _INDEX.format("normals") + ", normals a .npy file of vectors or an RGB picture"
+_NAVI = (
+    "; of NAVI (google/navi), train is the multiview scenes and test the wild sets, each photo "
+    "cut to a square around its object and resized to 512 x 512 with its label, 0 off the object, "
+    "as mbanani/probe3d does"
+)
+_PHOTOS = or_prepared("train", IMAGENET), or_prepared("val", IMAGENET)
+_TRAIN = (
+    f"train and val hold a folder for each WordNet id (image-net.org), {how_prepared(IMAGENET)}"
+)
+_LABELLED = ("labels.jsonl", INFO), ("images", INFO)
+_LABELS = (
+    'labels.jsonl has rows {"file", "label", "split": "train" or "test"}, images the photos; or '
+    "give the directory of a version of a TFDS dataset with class labels"
+)
 
 
 def _segmented(name: str, folder: str, dataset: str = "") -> Task:
@@ -82,7 +121,7 @@ TASKS: tuple[Task, ...] = (
         dataset="imagenet",
         kind="fewshot",
         folder="imagenet",
-        needs=("train", "val"),
+        needs=_PHOTOS,
         how=_TRAIN,
         make=lambda setting: FewShot(**_imagenet(setting)),
         metric="10shot",
@@ -92,7 +131,7 @@ TASKS: tuple[Task, ...] = (
         dataset="imagenet",
         kind="linear_probe",
         folder="imagenet",
-        needs=("train", "val"),
+        needs=_PHOTOS,
         how=_TRAIN,
         make=lambda setting: LinearProbe(**_imagenet(setting)),
         metric="top1",
@@ -101,18 +140,18 @@ TASKS: tuple[Task, ...] = (
         name="10shot",
         kind="fewshot",
         folder=".",
-        needs=("labels.jsonl", "images"),
+        needs=_LABELLED,
         how=_LABELS,
-        make=lambda setting: FewShot(**_rows(setting)),
+        make=lambda setting: FewShot(**_own(setting)),
         metric="10shot",
     ),
     Task(
         name="linear",
         kind="linear_probe",
         folder=".",
-        needs=("labels.jsonl", "images"),
+        needs=_LABELLED,
         how=_LABELS,
-        make=lambda setting: LinearProbe(**_rows(setting)),
+        make=lambda setting: LinearProbe(**_own(setting)),
         metric="top1",
     ),
     _segmented("pascal", "pascal", "pascal_voc"),
@@ -133,7 +172,7 @@ TASKS: tuple[Task, ...] = (
         kind="depth",
         folder="nyu",
         needs=("index.jsonl", "depth"),
-        how=_INDEX.format("depth") + ", depth a 16-bit picture of millimetres",
+        how=_DEPTH,
         make=lambda setting: DepthProbe(crop=(45, 471, 41, 601), **_dense(setting, label="depth")),
         metric="rmse",
     ),
@@ -142,7 +181,7 @@ TASKS: tuple[Task, ...] = (
         kind="depth",
         folder="depth_7scenes_32",
         needs=("index.jsonl",),
-        how=_INDEX.format("depth") + ", depth a 16-bit picture of millimetres",
+        how=_DEPTH,
         make=lambda setting: DepthProbe(**_dense(setting, label="depth")),
         metric="rmse",
     ),
@@ -152,7 +191,27 @@ TASKS: tuple[Task, ...] = (
         kind="normals",
         folder="nyu",
         needs=("index.jsonl", "normals"),
-        how=_INDEX.format("normals") + ", normals a .npy file of vectors or an RGB picture",
+        how=_NORMALS,
+        make=lambda setting: NormalsProbe(**_dense(setting, label="normals")),
+        metric="angular_rmse",
+    ),
+    Task(
+        name="navi_depth",
+        dataset="navi",
+        kind="depth",
+        folder="navi",
+        needs=("index.jsonl", "depth"),
+        how=_DEPTH + _NAVI,
+        make=_navi_depth,
+        metric="rmse",
+    ),
+    Task(
+        name="navi_normals",
+        dataset="navi",
+        kind="normals",
+        folder="navi",
+        needs=("index.jsonl", "normals"),
+        how=_NORMALS + _NAVI,
         make=lambda setting: NormalsProbe(**_dense(setting, label="normals")),
         metric="angular_rmse",
     ),
