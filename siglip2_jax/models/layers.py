@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.attention import Kind, attend
+from siglip2_jax.models.dense import dense
 from siglip2_jax.models.variants import Tower
 from siglip2_jax.sharding import gather
 
@@ -112,11 +113,12 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid ones of given keys; the result is float32."""
         query = self._project(self.query, queries)
-        found = attend(query, key, value, valid, self.kind)
-        return self.out(checkpoint_name(found, "attn_out"))
+        found = checkpoint_name(attend(query, key, value, valid, self.kind), "attn_out")
+        return dense(self.out, found.reshape(*found.shape[:2], -1))
 
     def _project(self, linear: nnx.LinearGeneral, x: Array) -> Array:
-        return checkpoint_name(linear(x).astype(self.dtype), "qkv")
+        flat = checkpoint_name(dense(linear, x).astype(self.dtype), "qkv")
+        return flat.reshape(*flat.shape[:2], *linear.out_features)
 
 
 class Mlp(nnx.Module):
@@ -140,8 +142,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Applies the MLP to every token; the result is float32."""
-        hidden = checkpoint_name(self.fc1(x).astype(self.dtype), "mlp_pre")
-        return self.fc2(nnx.gelu(hidden, approximate=True))
+        hidden = checkpoint_name(dense(self.fc1, x).astype(self.dtype), "mlp_pre")
+        return dense(self.fc2, nnx.gelu(hidden, approximate=True))
 
 
 class Block(nnx.Module):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.dense import dense
 from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp, layer_norm
 from siglip2_jax.models.posemb import PositionTable
 from siglip2_jax.models.variants import Tower, VisionConfig
@@ -75,7 +76,7 @@ class VisionTower(nnx.Module):
         """
         # Padding may hold anything, NaN included; zeros keep every later value finite.
         pixels = jnp.where(image.valid[..., None], image.pixels, 0)
-        x = gather(self.embed, self.dtype)(pixels)
+        x = dense(gather(self.embed, self.dtype), pixels)
         if masked is not None:
             x = jnp.where(masked[..., None], whole(mask_token).astype(x.dtype), x)
         x = x + self.pos(image.yx, image.valid)
