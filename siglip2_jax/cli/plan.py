@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 
 from siglip2_jax.cli.options import add_config_options, load_run, positive
 
 if TYPE_CHECKING:
-    from siglip2_jax.train.plan import StepPlan
+    from jax.sharding import Mesh
+
+    from siglip2_jax.config import TrainConfig
+    from siglip2_jax.train.search import Candidate
 
 GIB = 2**30
+INTERRUPTED = 130
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -31,6 +36,28 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find the largest batch that fits"
     )
+    search = parser.add_argument_group(
+        "search",
+        "of one stage and sequence length; Ctrl-C ends it after the program that is "
+        "being compiled and shows what there is",
+    )
+    search.add_argument(
+        "--search", action="store_true", help="try compute settings: time against memory"
+    )
+    search.add_argument(
+        "--batches", help="batch sizes to try, such as 8192,32768 (default: the config's)"
+    )
+    search.add_argument(
+        "--remats",
+        help="only these, such as none,full,dots,attn_out+x_mid: what the backward pass finds "
+        "saved (default: seven)",
+    )
+    search.add_argument(
+        "--scan",
+        choices=("both", "scan", "unrolled"),
+        default="both",
+        help="layers (default: both)",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
@@ -41,16 +68,39 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan never touches a device
-    from siglip2_jax.progress import progress
     from siglip2_jax.train.inputs import check_batches
-    from siglip2_jax.train.plan import largest_batch, plan_step
     from siglip2_jax.train.topology import topology_mesh
 
+    _check_options(args)
     config = load_run(args)
     replica = config.replica * args.slices if config.replica % args.slices else config.replica
     mesh = topology_mesh(args.topology, args.slices, replica)
     check_batches(config, mesh.size)
-    work = list(_chosen(config, args))
+    work = _chosen(config, args)
+    where = f"{args.slices} x {args.topology}" if args.slices > 1 else args.topology
+    found = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
+    act = _search if args.search else _plan
+    code, more, text = act(config, work, mesh, where, args)
+    print(json.dumps(found | more, indent=2) if args.json else text)
+    return code
+
+
+Answer = tuple[int, dict[str, object], str]  # exit code, JSON, text
+
+
+def _plan(
+    config: TrainConfig,
+    work: list[tuple[int, int]],
+    mesh: Mesh,
+    where: str,
+    args: argparse.Namespace,
+) -> Answer:
+    """Every program once."""
+    from siglip2_jax.progress import progress
+    from siglip2_jax.train.largest import largest_batch
+    from siglip2_jax.train.plan import plan_step
+    from siglip2_jax.train.plan_text import report
+
     plans, largest = [], []
     with progress("compiling") as show:
         for i, (index, budget) in enumerate(work):
@@ -59,24 +109,91 @@ def run(args: argparse.Namespace) -> int:
             if args.largest_batch:
                 largest.append(largest_batch(config, index, budget, mesh))
             show(i + 1, len(work))
-    if args.json:
-        found = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
-        found |= {"steps": [plan.to_json() for plan in plans]}
-        found |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
-        print(json.dumps(found, indent=2))
-    else:
-        print(
-            report(plans, f"{args.slices} x {args.topology}" if args.slices > 1 else args.topology)
+    found = {"steps": [plan.to_json() for plan in plans]}
+    found |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
+    lines = [report(plans, where)]
+    lines += [
+        f"largest batch at {plan.budget} patches: {plan.batch_size:,} "
+        f"({plan.memory['peak'] / GIB:.1f} GiB, {plan.seconds * 1e3:.0f} ms)"
+        for plan in largest
+    ]
+    return 0 if all(plan.fits for plan in plans) else 1, found, "\n".join(lines)
+
+
+def _search(
+    config: TrainConfig,
+    work: list[tuple[int, int]],
+    mesh: Mesh,
+    where: str,
+    args: argparse.Namespace,
+) -> Answer:
+    """One program with many settings; rows go to standard error as they come."""
+    from siglip2_jax.progress import progress
+    from siglip2_jax.train.plan import plan_step
+    from siglip2_jax.train.plan_text import row, search_table
+    from siglip2_jax.train.search import pareto, search
+
+    if len(work) > 1:
+        raise ValueError(
+            f"a search is of one program and {len(work)} are chosen; add --stage and --budget"
         )
-        for plan in largest:
-            print(
-                f"largest batch at {plan.budget} patches: {plan.batch_size:,} "
-                f"({plan.memory['peak'] / GIB:.1f} GiB, {plan.seconds * 1e3:.0f} ms)"
-            )
-    return 0 if all(plan.fits for plan in plans) else 1
+    ((index, budget),) = work
+    tried = _candidates(config, index, budget, mesh, args)
+    trials, stopped = [], False
+
+    def plan(changed: TrainConfig, batch_size: int):
+        show(len(trials), len(tried), str(tried[len(trials)]))
+        return plan_step(changed, index, budget, mesh, batch_size)
+
+    try:
+        with progress("compiling") as show:
+            for trial in search(config, index, tried, plan):
+                trials.append(trial)
+                print(row(trial), file=sys.stderr, flush=True)
+                show(len(trials), len(tried))
+    except KeyboardInterrupt:
+        stopped = True
+    title = f"stage {config.stages[index].name}, {budget} patches on {where} ({mesh.size:,} chips)"
+    if stopped:
+        title += f", stopped after {len(trials)} of {len(tried)}"
+    best = pareto(trials)
+    found = {"stage": config.stages[index].name, "budget": budget, "stopped": stopped}
+    found |= {"trials": [trial.to_json() | {"pareto": trial in best} for trial in trials]}
+    code = INTERRUPTED if stopped else 0 if best else 1
+    return code, found, search_table(trials, title)
 
 
-def _chosen(config: Any, args: argparse.Namespace):
+def _check_options(args: argparse.Namespace) -> None:
+    narrowed = args.batches or args.remats or args.scan != "both"
+    if narrowed and not args.search:
+        raise ValueError("--batches, --remats and --scan narrow a search down; add --search")
+    if args.search and args.largest_batch:
+        raise ValueError("--search tries the sizes of --batches; leave --largest-batch out")
+
+
+def _candidates(
+    config: TrainConfig, index: int, budget: int, mesh: Mesh, args: argparse.Namespace
+) -> list[Candidate]:
+    """What the options say to try."""
+    from siglip2_jax.train.inputs import stage_lengths
+    from siglip2_jax.train.search import REMATS, candidates, remat_of
+
+    stage = config.resolved[index]
+    unit = mesh.size * stage.optim.accumulate
+    sizes = [stage_lengths(stage).batch_size(budget, stage.read_size)]
+    if args.batches:
+        sizes = [int(size) if size.isdecimal() else 0 for size in args.batches.split(",")]
+    if any(size < 1 or size % unit for size in sizes):
+        raise ValueError(
+            f"--batches is {args.batches!r}, expected multiples of {unit} (chips x microbatches) "
+            "with commas between"
+        )
+    scans = {"both": (True, False), "scan": (True,), "unrolled": (False,)}[args.scan]
+    remats = [remat_of(text) for text in args.remats.split(",")] if args.remats else REMATS
+    return candidates(sizes, scans, remats)
+
+
+def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[int, int]]:
     """Stage index and budget of every program to compile."""
     from siglip2_jax.train.inputs import stage_lengths
 
@@ -93,47 +210,3 @@ def _chosen(config: Any, args: argparse.Namespace):
     if not found:
         raise ValueError(f"no stage trains with {args.budget} patches")
     return found
-
-
-def report(plans: list[StepPlan], topology: str) -> str:
-    """The plans as text, per chip and step."""
-    blocks = [_block(plan, topology) for plan in plans]
-    days = sum(plan.days for plan in plans)
-    return "\n\n".join([*blocks, f"all steps above: {days:.2f} days"])
-
-
-def _block(plan: StepPlan, topology: str) -> str:
-    used, chip = plan.memory, plan.chip
-    fits = "fits" if plan.fits else "DOES NOT FIT"
-    parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
-    where = ", ".join(f"{name} {used[name] / GIB:.2f}" for name in parts if used[name])
-    traffic = ", ".join(f"{kind} {count / 1e6:.0f}" for kind, count in plan.collectives.items())
-    ratio = plan.flops / plan.model_flops
-    lines = [
-        f"stage {plan.stage}, {plan.budget} patches, batch {plan.batch_size:,} on {topology} "
-        f"({plan.chips:,} chips)",
-        f"  memory       {used['peak'] / GIB:.2f} of {chip.hbm_bytes / GIB:.0f} GiB: {fits} "
-        f"(GiB: {where})",
-        f"  FLOPs        {plan.flops / 1e12:.2f} T, {ratio:.2f} x the model's "
-        f"{plan.model_flops / 1e12:.2f} T",
-        f"  HBM          {plan.hbm_bytes / 1e9:.1f} GB",
-        f"  collectives  MB: {traffic or 'none'}",
-        f"  roofline     compute {plan.compute_seconds * 1e3:.1f} ms, HBM "
-        f"{plan.hbm_seconds * 1e3:.1f} ms, links {plan.ici_seconds * 1e3:.1f} ms",
-        f"  step         {plan.seconds * 1e3:.1f} ms estimated, MFU {plan.mfu:.3f}, "
-        f"{plan.examples_per_second:.1f} examples/s per chip, {plan.days:.2f} days",
-    ]
-    if plan.untimed:
-        lines.append(f"               ({plan.untimed} operations are not in the estimate)")
-    lines.append("  slowest")
-    lines += [
-        f"    {(op.cycles or 0) / chip.clock_hz * 1e3:7.1f} ms  x{op.trips:<3} "
-        f"{op.op_name.rsplit('/', 1)[-1] or op.name}  {_ours(op.source)}"
-        for op in plan.slowest[:5]
-    ]
-    return "\n".join(lines)
-
-
-def _ours(source: str) -> str:
-    """A source line without the path of the installation."""
-    return source.rpartition("siglip2_jax/")[2] if "siglip2_jax/" in source else source

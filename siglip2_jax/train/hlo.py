@@ -2,21 +2,34 @@
 
 XLA's own `cost_analysis()` counts the body of a loop once, however often it runs; here every loop
 counts as often as it runs. Time is the compiler's static estimate (`estimated_cycles`), without
-contention for HBM or links and without what it does not estimate: collectives, custom calls such as
-Pallas kernels, gathers and scatters. It is good for comparing programs that are compiled alike.
+contention for HBM or links and without what it does not estimate: collectives, gathers, scatters.
+Pallas kernels are timed apart (`kernel_time`). It is good for comparing programs that are compiled
+alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 
+from siglip2_jax.train.chips import Chip
 from siglip2_jax.train.hlo_parse import parse
 from siglip2_jax.train.hlo_walk import Operation, Walk
+from siglip2_jax.train.kernels import Kernel
 
 _NOTABLE = 4096  # bytes; below it are counters and flags
+
+Amount = Callable[[Operation], float]
+KernelTimer = Callable[[tuple[Kernel, ...], Chip], tuple[int | None, ...]]
+
+AMOUNTS: dict[str, Amount] = {
+    "time": lambda op: op.cycles or 0,
+    "hbm": lambda op: op.hbm_bytes,
+    "collectives": lambda op: op.collective_bytes,
+}
+"""What there can be much of: cycles, bytes of HBM, bytes sent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +48,7 @@ class Analysis:
 
     @property
     def flops(self) -> int:
-        """FLOPs of matrix products, those of custom calls not included."""
+        """FLOPs of matrix products, and what kernels say of themselves."""
         return sum(op.flops for op in self.operations)
 
     @property
@@ -56,7 +69,7 @@ class Analysis:
 
     @property
     def not_estimated(self) -> tuple[Operation, ...]:
-        """Custom calls, gathers and the like, whose time is missing in `seconds`."""
+        """Gathers, foreign calls and the like, whose time is missing in `seconds`."""
         return tuple(
             op
             for op in self.operations
@@ -66,26 +79,66 @@ class Analysis:
             and not op.opcode.endswith(("-start", "send", "recv"))
         )
 
-    def top(self, amount: Callable[[Operation], float], count: int = 10) -> list[Operation]:
-        """The operations with most of something.
-
-        Args:
-          amount: of what, such as `lambda op: op.hbm_bytes`.
-          count: at most so many.
-
-        Returns:
-          Most first; operations with none are left out.
-        """
-        ranked = sorted(self.operations, key=amount, reverse=True)[:count]
-        return [op for op in ranked if amount(op) > 0]
+    @property
+    def not_counted(self) -> tuple[Operation, ...]:
+        """Kernels without a cost estimate, whose FLOPs are missing in `flops`."""
+        return tuple(op for op in self.operations if op.kernel and op.kernel.flops is None)
 
 
-def analyse(text: str, clock_hz: float) -> Analysis:
+def top(operations: Iterable[Operation], amount: Amount, count: int = 10) -> list[Operation]:
+    """The operations with most of something.
+
+    Args:
+      operations: to choose from.
+      amount: of what, such as one of `AMOUNTS`.
+      count: at most so many.
+
+    Returns:
+      Most first; operations with none are left out.
+    """
+    ranked = sorted(operations, key=amount, reverse=True)[:count]
+    return [op for op in ranked if amount(op) > 0]
+
+
+def merged(operations: Iterable[Operation]) -> list[Operation]:
+    """Operations of one kind from one line as one, so that unrolled layers read like a loop.
+
+    Args:
+      operations: of a program.
+
+    Returns:
+      One for each opcode, line and name in the JAX program, called as the first of them; amounts
+      and trips are summed.
+    """
+    groups: dict[tuple[str, ...], list[Operation]] = {}
+    for op in operations:
+        groups.setdefault((op.opcode, op.op_name, op.source), []).append(op)
+    return [_merge(group) for group in groups.values()]
+
+
+def _merge(group: list[Operation]) -> Operation:
+    kinds = {kind for op in group for kind in op.collectives}
+    timed = [op for op in group if op.cycles is not None]
+    return dataclasses.replace(
+        group[0],
+        trips=sum(op.trips for op in group),
+        flops=sum(op.flops for op in group),
+        hbm_bytes=sum(op.hbm_bytes for op in group),
+        collectives={kind: sum(op.collectives.get(kind, 0) for op in group) for kind in kinds},
+        cycles=sum(op.cycles for op in timed) if timed else None,
+        timed_by=timed[0].timed_by if timed else None,
+    )
+
+
+def analyse(text: str, chip: Chip, time_kernels: KernelTimer | None = None) -> Analysis:
     """Reads the optimized, scheduled program of one chip.
 
     Args:
       text: what `compiled.as_text()` returns for a TPU.
-      clock_hz: of the chip, see `siglip2_jax.train.chips`.
+      chip: what it is compiled for.
+      time_kernels: gives the cycles of one call of each of some kernels, None for those it cannot
+        tell, such as `kernel_time.cycles_of`; None asks nobody. A kernel takes at least what its
+        HBM traffic takes; one that nobody can tell counts by its own cost estimate, if it has one.
 
     Returns:
       All operations with what they cost.
@@ -98,7 +151,21 @@ def analyse(text: str, clock_hz: float) -> Analysis:
             "the HLO text is not of a scheduled program; pass what compiled.as_text() returns"
         )
     walk = Walk(parse(text))
-    return Analysis(tuple(walk.operations), clock_hz, tuple(walk.loops))
+    kernels = tuple(dict.fromkeys(op.kernel for op in walk.operations if op.kernel))
+    cycles = time_kernels(kernels, chip) if time_kernels else (None,) * len(kernels)
+    once = dict(zip(kernels, cycles, strict=True))
+    operations = (_timed(op, once[op.kernel], chip) if op.kernel else op for op in walk.operations)
+    return Analysis(tuple(operations), chip.clock_hz, tuple(walk.loops))
+
+
+def _timed(op: Operation, once: int | None, chip: Chip) -> Operation:
+    """A kernel's operation with its time, given the cycles of one call."""
+    if once is None and op.kernel.flops is None:
+        return op
+    compute = op.flops / chip.flops * chip.clock_hz if once is None else op.trips * once
+    cycles = round(max(compute, op.hbm_bytes / chip.hbm_bandwidth * chip.clock_hz))
+    by = "cost estimate" if once is None else "bundles"
+    return dataclasses.replace(op, cycles=cycles, timed_by=by)
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

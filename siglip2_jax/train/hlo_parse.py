@@ -16,7 +16,10 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r" *([a-z][a-z0-9\-]*)\(")
+_METADATA = re.compile(r"kernel_metadata=\{\n.*?\n\}", re.S)
 _NAME = re.compile(r"%([\w.\-]+)")
+_PACKAGE = re.compile(r"(^|/)siglip2_jax/")  # wherever it is installed
+_LIBRARY = re.compile(r"/(site-packages|dist-packages|lib/python3[.\d]*)/|^<")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Shape:
     """One array: element type, dimensions, and where and how it lies.
 
     Attributes:
+      kind: element type, such as "bf16" or "pred".
       bits: size of an element; 0 for tokens.
       dims: sizes, major to minor as the program numbers them.
       minor_to_major: order in memory, fastest first; empty where the text gives no layout.
@@ -31,6 +35,7 @@ class Shape:
       memory: 0 for HBM, 1 for VMEM, others for scalar memory, flags and host memory.
     """
 
+    kind: str
     bits: int
     dims: tuple[int, ...]
     minor_to_major: tuple[int, ...]
@@ -125,7 +130,8 @@ class Module:
       computations: by name.
       entry: name of the one that is the program.
       devices: how many the program runs on together.
-      frames: per stack frame, the innermost line of the user's own code, as "file:line".
+      frames: per stack frame, the innermost line of this package, else of other code that is no
+        installed library, as "file:line"; empty where there is none.
     """
 
     computations: dict[str, Computation]
@@ -145,6 +151,8 @@ def parse(text: str) -> Module:
     Raises:
       ValueError: the text holds no program.
     """
+    # Some kernels print metadata over several lines, within their instruction.
+    text = _METADATA.sub("kernel_metadata={}", text)
     computations: dict[str, Computation] = {}
     entry = name = root = ""
     instructions: dict[str, Instruction] | None = None
@@ -172,6 +180,7 @@ def _shape(kind: str, dims: str, layout: str | None) -> Shape:
     tile = re.search(r"T\(([\d,]+)\)", tiling)
     memory = re.search(r"S\((\d+)\)", tiling)
     return Shape(
+        kind=kind,
         bits=8 if kind == "pred" else int(bits[0]) if bits else 0,
         dims=_integers(dims.replace("<=", "")),
         minor_to_major=_integers(order),
@@ -207,7 +216,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _frames(header: str) -> dict[int, str]:
-    """The tables before the first computation, as stack frame -> file:line of user code."""
+    """The tables before the first computation, as stack frame -> file:line of our own code."""
     files = dict(re.findall(r'^(\d+) "(.*)"$', header.partition("\nFunctionNames")[0], re.M))
     locations = {
         number: (files.get(file, ""), line)
@@ -224,10 +233,12 @@ def _frames(header: str) -> dict[int, str]:
     }
 
     def own_code(number: int) -> str:
-        current = number
-        while current in frames and "site-packages" in frames[current][0][0]:
-            current = frames[current][1]
-        file, line = frames[current if current in frames else number][0]
-        return f"{file}:{line}"
+        lines = []
+        while number in frames:
+            (file, line), number = frames[number]
+            lines.append((file, f"{file}:{line}"))
+        ours = [line for file, line in lines if _PACKAGE.search(file)]
+        others = [line for file, line in lines if file and not _LIBRARY.search(file)]
+        return next(iter(ours + others), "")
 
     return {number: own_code(number) for number in frames}

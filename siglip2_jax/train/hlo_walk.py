@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from siglip2_jax.train.hlo_cost import collectives, hbm_bytes, is_call, matrix_flops
 from siglip2_jax.train.hlo_parse import Computation, Instruction, Module
+from siglip2_jax.train.kernels import Kernel, kernel_of
 
 _FREE = (
     "parameter",
@@ -34,12 +36,15 @@ class Operation:
       name: of the HLO instruction.
       opcode: such as "fusion" or "all-gather".
       op_name: where in the JAX program it comes from, such as "jit(step)/jvp()/dot_general".
-      source: "file:line" of the user's code, empty if unknown.
+      source: "file:line" of this package or of the user's code, empty if unknown.
       trips: how often it runs.
-      flops: of matrix products.
+      flops: of matrix products; of a kernel those of its own cost estimate.
       hbm_bytes: read and written.
       collectives: bytes a chip sends, by kind; see `hlo_cost.collectives`.
-      cycles: the compiler's estimate; None where it makes none.
+      cycles: an estimate; None where there is none.
+      timed_by: who made it: the compiler's "schedule", a kernel's "bundles", or its author's
+        "cost estimate"; None where there is none.
+      kernel: what it calls, if it is a Pallas kernel.
     """
 
     name: str
@@ -51,11 +56,18 @@ class Operation:
     hbm_bytes: int
     collectives: dict[str, int]
     cycles: int | None
+    timed_by: str | None = None
+    kernel: Kernel | None = dataclasses.field(default=None, repr=False)
 
     @property
     def collective_bytes(self) -> int:
         """Bytes a chip sends, all kinds together."""
         return sum(self.collectives.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the kernel's code, for machines."""
+        fields = (field.name for field in dataclasses.fields(self) if field.name != "kernel")
+        return {name: getattr(self, name) for name in fields}
 
 
 class Walk:
@@ -105,16 +117,20 @@ class Walk:
         cycles = x.attribute(r'"estimated_cycles":"(\d+)"')
         frame = x.attribute(r"stack_frame_id=(\d+)")
         sent = collectives(x, where, self._module)
+        kernel = kernel_of(x, where)
+        flops = (kernel.flops or 0) if kernel else matrix_flops(x, where, self._module)
         return Operation(
             name=x.name,
             opcode=x.opcode,
             op_name=x.attribute(r'op_name="([^"]*)"') or "",
             source=self._module.frames.get(int(frame), "") if frame else "",
             trips=trips,
-            flops=trips * matrix_flops(x, where, self._module),
+            flops=trips * flops,
             hbm_bytes=trips * hbm_bytes(x, where, self._module),
             collectives={kind: trips * size for kind, size in sent.items()},
             cycles=trips * int(cycles) if cycles else None,
+            timed_by="schedule" if cycles else None,
+            kernel=kernel,
         )
 
     def _times(self, x: Instruction, scope: _Scope) -> int:

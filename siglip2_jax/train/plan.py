@@ -1,8 +1,8 @@
 """What a step costs on TPUs that are not there: memory, time and communication, from the compiler.
 
 Each stage's step is compiled for a real topology with libtpu and read off its schedule. Times are
-the compiler's own static estimates, good for comparing programs; `cost_analysis` is not used, as it
-counts the body of a loop once.
+the compiler's own static estimates, and for kernels their length in instructions: good for
+comparing programs. `cost_analysis` is not used, as it counts the body of a loop once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from jax.sharding import Mesh, NamedSharding
 from siglip2_jax.config import TrainConfig
 from siglip2_jax.sharding import BATCH
 from siglip2_jax.train.chips import CHIPS, Chip
-from siglip2_jax.train.hlo import Analysis, analyse, memory
+from siglip2_jax.train.hlo import AMOUNTS, analyse, memory, top
 from siglip2_jax.train.hlo_walk import Operation
 from siglip2_jax.train.inputs import abstract_batch, stage_lengths
+from siglip2_jax.train.kernel_time import cycles_of
 from siglip2_jax.train.start import abstract_state, warn_if_unsplit
 from siglip2_jax.train.step import Program
 from siglip2_jax.train.topology import compile_only
 
 DAY = 86_400.0
+_MOST = 50  # operations of each kind, in JSON
+
+
+class DoesNotFit(ValueError):
+    """A program that needs so much more memory than a chip has that the compiler gives up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +48,13 @@ class StepPlan:
       memory: peak and parts, in bytes: "parameters", "optimizer", "average", "reference",
         "inputs", "activations" (and every other temporary), "code", "peak".
       model_flops: analytic.
-      flops: of matrix products in the program.
+      flops: of matrix products in the program, and of kernels by their own cost estimates.
       hbm_bytes: read and written.
       collectives: bytes sent, by kind.
-      scheduled: seconds in the compiler's schedule, without collectives and what it cannot tell.
-      slowest: the operations that take longest.
+      scheduled: seconds in the schedule, without collectives and what nobody can tell.
+      operations: all of the program, in the order in which they are scheduled.
       untimed: how many operations the schedule has no time for.
+      uncounted: how many kernels do not say their FLOPs.
     """
 
     stage: str
@@ -63,8 +70,9 @@ class StepPlan:
     hbm_bytes: int
     collectives: dict[str, int]
     scheduled: float
-    slowest: tuple[Operation, ...]
+    operations: tuple[Operation, ...]
     untimed: int
+    uncounted: int
 
     @property
     def fits(self) -> bool:
@@ -107,12 +115,16 @@ class StepPlan:
         return self.seconds * self.share * self.steps / DAY
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for machines; times in seconds."""
-        fields = dataclasses.asdict(self) | {"chip": self.chip.name}
-        derived = (
-            "fits compute_seconds hbm_seconds ici_seconds seconds mfu examples_per_second days"
-        )
-        return fields | {name: getattr(self, name) for name in derived.split()}
+        """Everything, for machines; times in seconds, operations the largest of each kind."""
+        names = [field.name for field in dataclasses.fields(self)]
+        names += "fits compute_seconds hbm_seconds ici_seconds seconds mfu".split()
+        names += "examples_per_second days".split()
+        operations = {
+            what: [op.to_json() for op in top(self.operations, amount, _MOST)]
+            for what, amount in AMOUNTS.items()
+        }
+        found = {name: getattr(self, name) for name in names}
+        return found | {"chip": self.chip.name, "operations": operations}
 
 
 def plan_step(
@@ -128,7 +140,8 @@ def plan_step(
       batch_size: examples that the step reads; None takes what the stage says for this budget.
 
     Raises:
-      ValueError: the topology's chips are unknown, or the program fits no chip of them.
+      DoesNotFit: the compiler finds no room for the program, not even in its own reckoning.
+      ValueError: the topology's chips are unknown.
     """
     program = Program(config, index)
     stage = program.stage
@@ -139,9 +152,18 @@ def plan_step(
     batch = abstract_batch(stage, budget, batch_size, NamedSharding(mesh, BATCH))
     with jax.set_mesh(mesh):
         lowered = jax.jit(program.step, donate_argnums=0).lower(state, batch)
-    compiled = compile_only(lowered)
+    try:
+        compiled = compile_only(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+        raise DoesNotFit(
+            f"stage {stage.name!r} at {budget} patches and batch {batch_size:,} does not fit "
+            f'({why}); use more chips, a smaller batch or compute.remat="full"'
+        ) from error
     chip = chip_of(mesh)
-    analysis: Analysis = analyse(compiled.as_text(), chip.clock_hz)
+    analysis = analyse(compiled.as_text(), chip, cycles_of)
     used = memory(compiled)
     parts = {
         "parameters": local_bytes(state.params),
@@ -167,49 +189,10 @@ def plan_step(
         hbm_bytes=analysis.hbm_bytes,
         collectives=analysis.collectives,
         scheduled=analysis.seconds,
-        slowest=tuple(analysis.top(lambda op: op.cycles or 0)),
+        operations=analysis.operations,
         untimed=len(analysis.not_estimated),
+        uncounted=len(analysis.not_counted),
     )
-
-
-def largest_batch(config: TrainConfig, index: int, budget: int, mesh: Mesh) -> StepPlan:
-    """The largest batch whose step fits into a chip's memory, within one per cent of it.
-
-    Memory grows nearly in proportion to the batch, so that two programs tell where the limit is;
-    the answer is compiled, never only predicted.
-
-    Raises:
-      ValueError: not even one example a chip fits.
-    """
-    unit = mesh.size * config.resolved[index].optim.accumulate
-    first = plan_step(config, index, budget, mesh)
-    limit = first.chip.hbm_bytes
-    low, high = (unit, 0), (first.batch_size, first.memory["peak"])
-    if high[0] > unit:
-        least = plan_step(config, index, budget, mesh, unit)
-        low = (unit, least.memory["peak"])
-        best = first if first.fits else least
-        if not best.fits:
-            raise ValueError(
-                f"stage {first.stage!r} at {budget} patches needs {low[1] / 2**30:.1f} GiB a chip "
-                f"with one example on each, more than {limit / 2**30:.0f} GiB; use more chips, "
-                'compute.remat="full" or optim.kind="adafactor"'
-            )
-    else:
-        best = first
-    tried = {first.batch_size}
-    for _ in range(6):
-        slope = (high[1] - low[1]) / max(high[0] - low[0], 1)
-        guess = low[0] + (limit - low[1]) / max(slope, 1)
-        guess = max(unit, math.floor(guess / unit) * unit)
-        if guess in tried or abs(guess - best.batch_size) < 0.01 * best.batch_size:
-            break
-        tried.add(guess)
-        found = plan_step(config, index, budget, mesh, guess)
-        high = (guess, found.memory["peak"])
-        if found.fits and guess > best.batch_size:
-            best = found
-    return best
 
 
 def chip_of(mesh: Mesh) -> Chip:

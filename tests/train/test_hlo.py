@@ -1,14 +1,20 @@
 """Programs written by hand: what they cost is known line by line."""
 
+import dataclasses
+
 import pytest
 
-from siglip2_jax.train.hlo import Analysis, analyse
+from siglip2_jax.train.chips import V5E
+from siglip2_jax.train.hlo import AMOUNTS, Analysis, analyse, merged, top
 
 HEADER = "HloModule test, is_scheduled=true, num_partitions=8\n\n"
 
 
-def analysis(body: str) -> Analysis:
-    return analyse(HEADER + body, 1e9)
+CHIP = dataclasses.replace(V5E, clock_hz=1e9, flops=1e12, hbm_bandwidth=1e11)
+
+
+def analysis(body: str, **options) -> Analysis:
+    return analyse(HEADER + body, CHIP, **options)
 
 
 def test_a_matrix_product_and_where_it_comes_from():
@@ -36,7 +42,7 @@ ENTRY %main (x: f32[8,16], w: f32[16,32]) -> f32[8,32] {
 metadata={op_name="jit(f)/dot" stack_frame_id=2}, backend_config={"estimated_cycles":"500"}
 }
 """
-    result = analyse(text, 1e9)
+    result = analyse(text, CHIP)
     (op,) = result.operations
     assert (op.name, op.opcode, op.op_name, op.source) == ("y", "dot", "jit(f)/dot", "model.py:42")
     assert op.flops == result.flops == 2 * 8 * 16 * 32
@@ -282,8 +288,141 @@ ENTRY %main (g: f32[32,128], k: s32[]) -> f32[8,128] {
     assert result.collectives == {"reduce-scatter": 32 * 128 * 4 * 3 // 4}
 
 
+def test_asynchronous_collectives_count_where_they_start():
+    result = analysis("""ENTRY %main (w: f32[8,128]) -> f32[8,128] {
+  %w = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %start = (f32[8,128]{1,0:T(8,128)}, f32[32,128]{1,0:T(8,128)}) all-gather-start(%w), \
+replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %whole = f32[32,128]{1,0:T(8,128)} all-gather-done(%start)
+  %send = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) \
+collective-permute-start(%w), source_target_pairs={{0,1},{1,0}}
+  ROOT %other = f32[8,128]{1,0:T(8,128)} collective-permute-done(%send)
+}
+""")
+    tile = 8 * 128 * 4
+    assert result.collectives == {"all-gather": 3 * tile, "collective-permute": tile}
+    assert [op.name for op in result.operations] == ["start", "send"]
+    assert result.not_estimated == ()
+
+
+KERNEL = """ENTRY %main (q: bf16[4,8,128], n: s32[4]) -> bf16[4,8,128] {
+  %q = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %n = s32[4]{0:T(128)S(1)} parameter(1)
+  %one = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} custom-call(%q, %n), \
+custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/attend"}, backend_config={"custom_call_config":{"body":"TUz{v"ESTIMATE}, \
+"used_scoped_memory_configs":[]}
+  ROOT %two = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} custom-call(%one, %n), \
+custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/attend"}, backend_config={"custom_call_config":{"body":"TUz{v"ESTIMATE}, \
+"used_scoped_memory_configs":[]}
+}
+"""
+ESTIMATE = ',"cost_estimate":{"flops":"4000000","transcendentals":"1","bytes_accessed":"2"}'
+TRAFFIC = 2 * 4 * 8 * 128 * 2  # in and out; the lengths lie in VMEM
+
+
+@pytest.mark.parametrize(
+    ("said", "counted", "cycles", "timed_by"),
+    [
+        (ESTIMATE, 700, 700, "bundles"),
+        (ESTIMATE, 3, TRAFFIC / 100, "bundles"),  # 100 bytes a cycle
+        (ESTIMATE, None, 4000, "cost estimate"),  # 1,000 FLOPs a cycle
+        ("", 700, 700, "bundles"),
+        ("", None, None, None),
+    ],
+)
+def test_kernels(said, counted, cycles, timed_by):
+    asked = []
+
+    def timer(kernels, chip):
+        asked.extend(kernels)
+        return (counted,) * len(kernels)
+
+    result = analysis(KERNEL.replace("ESTIMATE", said), time_kernels=timer)
+    (kernel,) = asked  # the same twice
+    assert kernel.operands == (("bf16", (4, 8, 128)), ("s32", (4,)))
+    assert kernel.results == (("bf16", (4, 8, 128)),)
+    for op in result.operations:
+        assert op.hbm_bytes == TRAFFIC and op.timed_by == timed_by
+        assert op.cycles == (cycles if cycles is None else round(cycles))
+        assert op.flops == (4_000_000 if said else 0)
+    assert len(result.not_estimated) == (2 if cycles is None else 0)
+    assert len(result.not_counted) == (0 if said else 2)
+    (both,) = merged(result.operations)
+    assert (both.name, both.trips, both.hbm_bytes) == ("one", 2, 2 * TRAFFIC)
+    assert both.cycles == (cycles if cycles is None else 2 * round(cycles))
+
+
+def test_a_kernel_in_a_loop_counts_as_often_as_it_runs():
+    body = LOOPS.replace(
+        """dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+backend_config={"estimated_cycles":"7"}""",
+        """custom-call(%x, %x), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"9"}}}""",
+    ).replace(" KNOWN", ', backend_config={"known_trip_count":{"n":"5"}}')
+    result = analysis(body, time_kernels=lambda kernels, chip: (100,))
+    (op,) = (op for op in result.operations if op.kernel)
+    assert (op.trips, op.cycles, op.flops) == (35, 3500, 35 * 9)
+    assert op.to_json() == {
+        "name": "y",
+        "opcode": "custom-call",
+        "op_name": "",
+        "source": "",
+        "trips": 35,
+        "flops": 315,
+        "hbm_bytes": 35 * 3 * 64,
+        "collectives": {},
+        "cycles": 3500,
+        "timed_by": "bundles",
+    }
+
+
+def test_top_leaves_out_what_has_nothing():
+    result = analysis(KERNEL.replace("ESTIMATE", ""))
+    assert [op.name for op in top(result.operations, AMOUNTS["hbm"], 1)] == ["one"]
+    assert top(result.operations, AMOUNTS["collectives"]) == []
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "found"),
+    [
+        ("/env/site-packages/siglip2_jax/models/layers.py", "train.py", "models/layers.py:7"),
+        ("/env/site-packages/jax/lax.py", "/home/me/siglip2_jax/step.py", "siglip2_jax/step.py:42"),
+        ("/env/dist-packages/flax/nnx.py", "train.py", "train.py:42"),
+        ("/home/me/loss.py", "/home/me/siglip2_jax/step.py", "siglip2_jax/step.py:42"),
+        ("/usr/lib/python3.11/functools.py", "/env/site-packages/jax/api.py", ""),
+    ],
+)
+def test_lines_are_of_this_package_before_any_other(inner, outer, found):
+    text = f"""HloModule test, is_scheduled=true
+
+FileNames
+1 "{inner}"
+2 "{outer}"
+
+FunctionNames
+1 "call"
+
+FileLocations
+1 {{file_name_id=1 function_name_id=1 line=7 end_line=7 column=1 end_column=2}}
+2 {{file_name_id=2 function_name_id=1 line=42 end_line=42 column=1 end_column=2}}
+
+StackFrames
+1 {{file_location_id=2 parent_frame_id=1}}
+2 {{file_location_id=1 parent_frame_id=2}}
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %y = f32[8]{{0}} negate(%x), metadata={{op_name="f" stack_frame_id=2}}
+}}
+"""
+    (op,) = analyse(text, CHIP).operations
+    assert op.source.endswith(found) and bool(op.source) == bool(found)
+
+
 def test_other_texts_are_refused():
     with pytest.raises(ValueError, match="not of a scheduled program"):
-        analyse("HloModule jit_f\n", 1e9)
+        analyse("HloModule jit_f\n", CHIP)
     with pytest.raises(ValueError, match="holds no HLO program"):
-        analyse(HEADER, 1e9)
+        analyse(HEADER, CHIP)

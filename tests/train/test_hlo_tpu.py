@@ -10,8 +10,10 @@ from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from siglip2_jax.train.chips import V5E
-from siglip2_jax.train.hlo import Analysis, analyse, memory
+from siglip2_jax.train.chips import V5E, find_chip
+from siglip2_jax.train.hlo import AMOUNTS, Analysis, analyse, memory, top
+from siglip2_jax.train.kernel_time import cycles_of
+from siglip2_jax.train.kernels import Kernel
 from siglip2_jax.train.topology import compile_only, topology_mesh
 
 pytest.importorskip("libtpu")
@@ -34,7 +36,7 @@ def compiled(mesh, function, *arguments):
 
 
 def on_tpu(mesh, function, *arguments) -> Analysis:
-    return analyse(compiled(mesh, function, *arguments).as_text(), V5E.clock_hz)
+    return analyse(compiled(mesh, function, *arguments).as_text(), V5E)
 
 
 SQUARE = ((512, 512), jnp.bfloat16, ())
@@ -49,9 +51,9 @@ def test_one_matmul_on_tpu(mesh):
     assert result.not_estimated == ()
     # Not faster than the matrix units are, and not absurdly slow.
     assert 1 < result.seconds * V5E.flops / PRODUCT < 10
-    top = result.top(lambda op: op.cycles or 0)
-    assert top[0].op_name.endswith("dot_general")
-    assert "test_hlo_tpu.py:" in top[0].source
+    slowest = top(result.operations, AMOUNTS["time"])[0]
+    assert slowest.op_name.endswith("dot_general")
+    assert "test_hlo_tpu.py:" in slowest.source
 
 
 def test_batched_matmul_on_tpu(mesh):
@@ -124,7 +126,7 @@ def test_sharded_matmul_on_tpu(mesh):
     )
     assert result.flops == 2 * 256 * 512 * 256
     assert result.collectives == {"all-gather": 3 * 128 * 256 * 2}
-    assert result.top(lambda op: op.collective_bytes)[0].op_name.endswith("reshard")
+    assert top(result.operations, AMOUNTS["collectives"])[0].op_name.endswith("reshard")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_traffic_of_elementwise_work_on_tpu(mesh):
     assert result.seconds > result.hbm_bytes / V5E.hbm_bandwidth
 
 
-def test_custom_calls_are_listed_as_not_estimated(mesh):
+def test_kernels_without_a_timer_are_not_estimated(mesh):
     def kernel(x, y):
         y[...] = x[...] * 2
 
@@ -213,6 +215,88 @@ def test_custom_calls_are_listed_as_not_estimated(mesh):
     result = on_tpu(mesh, twice, (shape, jnp.float32, ()))
     (op,) = result.not_estimated
     assert (op.opcode, op.trips, op.cycles) == ("custom-call", 3, None)
+    assert op in result.not_counted
+
+
+def products(grid, loops, flops):
+    """Squares 256 x 256 matrices, one for each program, several times; so many FLOPs are said."""
+
+    def kernel(x, y):
+        def body(i, total):
+            product = jnp.dot(x[0], x[0], preferred_element_type=jnp.float32)
+            return total + product * i.astype(jnp.float32)
+
+        y[0] = jax.lax.fori_loop(2, 2 + loops, body, jnp.zeros((256, 256), jnp.float32))
+
+    block = pl.BlockSpec((1, 256, 256), lambda *at: (at[0], 0, 0))
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=[block],
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct((grid[0], 256, 256), jnp.float32),
+        cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=0),
+    )
+
+
+def test_kernels_are_timed_by_what_they_are_compiled_to(mesh):
+    """The number of programs and the loops within, known from the code, are all that differs."""
+    kernels = {
+        (16, 12): products((16,), 12, 5),
+        (32, 12): products((32,), 12, 5),
+        (64, 12): products((64,), 12, 5),
+        (16, 24): products((16,), 24, 5),
+        (16, 48): products((16,), 48, 5),
+    }
+
+    def everything(*arrays):
+        return [kernel(x) for kernel, x in zip(kernels.values(), arrays, strict=True)]
+
+    mapped = jax.shard_map(everything, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    shapes = [((programs, 256, 256), jnp.bfloat16, ()) for programs, _ in kernels]
+    result = analyse(compiled(mesh, mapped, *shapes).as_text(), V5E, cycles_of)
+    calls = {}
+    for op in result.operations:
+        if op.kernel:
+            programs = op.kernel.operands[0][1][0]
+            calls.setdefault(programs, []).append(op)
+    assert {op.timed_by for ops in calls.values() for op in ops} == {"bundles"}
+    assert result.not_estimated == () and result.flops == 5 * 5
+    short, middle, long = sorted(op.cycles for op in calls[16])
+    assert long - middle == 2 * (middle - short)
+    (twice,), (four,) = ([op.cycles for op in calls[programs]] for programs in (32, 64))
+    assert four - twice == 2 * (twice - short)
+    floor = 16 * 12 * 2 * 256**3 / V5E.flops * V5E.clock_hz
+    assert floor < short < 3 * floor
+    # Operands and results in HBM, or one of them in VMEM.
+    for programs, ops in calls.items():
+        assert all(op.hbm_bytes <= programs * 256 * 256 * (2 + 4) for op in ops)
+
+
+def test_traffic_of_a_kernel_on_tpu(mesh):
+    def kernel(x, y):
+        y[...] = x[...].astype(jnp.bfloat16)
+
+    shape = (65536, 1024)
+    block = pl.BlockSpec((512, 1024), lambda i: (i, 0))
+    call = pl.pallas_call(
+        kernel,
+        grid=(128,),
+        in_specs=[block],
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+    )
+    mapped = jax.shard_map(call, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    text = compiled(mesh, mapped, (shape, jnp.float32, ())).as_text()
+    result = analyse(text, V5E, lambda kernels, chip: (1,))
+    assert result.hbm_bytes == math.prod(shape) * (4 + 2)
+    assert result.seconds == pytest.approx(result.hbm_bytes / V5E.hbm_bandwidth, rel=1e-4)
+
+
+def test_kernels_of_other_chips_are_not_timed():
+    assert cycles_of((), V5E) == ()
+    kernel = Kernel("{}", (), ())
+    assert cycles_of((kernel,), find_chip("TPU v4")) == (None,)
 
 
 def test_memory(mesh):

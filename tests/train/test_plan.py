@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from train.plans import step_plan
 
 from siglip2_jax.config import load_config, override
 from siglip2_jax.models.siglip2 import flatten
@@ -19,7 +20,9 @@ from siglip2_jax.objectives.sigmoid import ring_loss
 from siglip2_jax.sharding import BATCH, make_mesh
 from siglip2_jax.train.chips import V5E
 from siglip2_jax.train.inputs import abstract_batch, check_batches, stage_lengths
-from siglip2_jax.train.plan import StepPlan, chip_of, largest_batch, local_bytes, plan_step
+from siglip2_jax.train.largest import largest_batch
+from siglip2_jax.train.plan import DoesNotFit, StepPlan, chip_of, local_bytes, plan_step
+from siglip2_jax.train.plan_text import report
 from siglip2_jax.train.start import abstract_state
 from siglip2_jax.train.step import Program
 from siglip2_jax.train.topology import compile_only, topology_mesh
@@ -74,7 +77,37 @@ def test_the_numbers_hang_together(plan):
     assert plan.mfu == pytest.approx(plan.model_flops / plan.seconds / 197e12)
     assert plan.examples_per_second == pytest.approx(8 / plan.seconds)
     assert plan.days == pytest.approx(plan.seconds * 300 * 0.5 / 86400)
-    json.dumps(plan.to_json())
+    assert plan.untimed == len([op for op in plan.operations if op.cycles is None and notable(op)])
+    assert plan.scheduled == sum(op.cycles or 0 for op in plan.operations) / V5E.clock_hz
+
+
+def notable(op):
+    if op.collectives or op.opcode.endswith(("-start", "send", "recv")):
+        return False
+    return op.opcode in ("custom-call", "fusion") or op.hbm_bytes >= 4096 * op.trips
+
+
+def test_operations_for_machines(plan):
+    found = json.loads(json.dumps(plan.to_json()))["operations"]
+    assert set(found) == {"time", "hbm", "collectives"}
+    amounts = [op["hbm_bytes"] for op in found["hbm"]]
+    assert amounts == sorted(amounts, reverse=True) and len(amounts) == 50
+    assert amounts[0] == max(op.hbm_bytes for op in plan.operations)
+    slowest = found["time"][0]
+    assert slowest["cycles"] == max(op.cycles or 0 for op in plan.operations)
+    assert slowest["timed_by"] == "schedule" and slowest["trips"] >= 1 and slowest["name"]
+    assert all(sum(op["collectives"].values()) > 0 for op in found["collectives"])
+
+
+def test_no_line_of_a_library_is_shown(plan):
+    sources = [op.source for op in plan.operations if op.source]
+    assert sources and all("siglip2_jax/" in source for source in sources)
+    text = report([plan], "v5e:2x2")
+    assert "site-packages" not in text
+    for title in ("most time", "most HBM traffic", "most communication"):
+        rows = text.partition(f"  {title}\n")[2].splitlines()[:5]
+        assert len(rows) == 5 and all("  x" in row for row in rows)
+        assert all(".py:" in row or "(the compiler's own)" in row for row in rows), rows
 
 
 def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
@@ -88,20 +121,16 @@ def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
             planned, batch_size=batch_size, memory={"peak": 2**30 + 3 * 2**20 * batch_size}
         )
 
-    planned = StepPlan(
-        "main", 64, 32, 4, V5E, 1.0, 1, {"peak": 0}, 1.0, 1, 1, {}, 1.0, slowest=(), untimed=0
-    )
-    monkeypatch.setattr("siglip2_jax.train.plan.plan_step", pretend)
+    planned = step_plan(peak=0)
+    monkeypatch.setattr("siglip2_jax.train.largest.plan_step", pretend)
     found = largest_batch(tiny, 0, 64, topology_mesh("v5e:2x2"))
     assert found.batch_size == 5120 and found.fits and 5120 in compiled
     assert len(compiled) <= 8
 
 
 def test_too_large_for_any_batch(tiny, monkeypatch):
-    huge = StepPlan(
-        "main", 64, 32, 4, V5E, 1.0, 1, {"peak": 2**36}, 1.0, 1, 1, {}, 1.0, slowest=(), untimed=0
-    )
-    monkeypatch.setattr("siglip2_jax.train.plan.plan_step", lambda *_: huge)
+    huge = step_plan(peak=2**36)
+    monkeypatch.setattr("siglip2_jax.train.largest.plan_step", lambda *_: huge)
     with pytest.raises(ValueError, match="needs 64.0 GiB a chip with one example"):
         largest_batch(tiny, 0, 64, topology_mesh("v5e:2x2"))
 
@@ -147,6 +176,22 @@ def test_ring_memory_does_not_grow_with_the_chips():
         used.append(compiled.memory_analysis().temp_size_in_bytes)
     assert max(used) < 8e6  # one part of the texts is 0.4 MB; all of them are 100 MB
     assert used[0] >= used[1] == used[2]
+
+
+@pytest.mark.parametrize("kind", ["RESOURCE_EXHAUSTED", "INTERNAL"])
+def test_a_program_that_the_compiler_gives_up_on(tiny, monkeypatch, kind):
+    error = jax.errors.JaxRuntimeError(f"{kind}: Ran out of memory on HBM.\nLargest: x")
+
+    def give_up(lowered):
+        raise error
+
+    monkeypatch.setattr("siglip2_jax.train.plan.compile_only", give_up)
+    expected = DoesNotFit if kind == "RESOURCE_EXHAUSTED" else jax.errors.JaxRuntimeError
+    with pytest.raises(expected, match="Ran out of memory on HBM") as found:
+        plan_step(tiny, 0, 32, topology_mesh("v5e:2x2"))
+    if expected is DoesNotFit:
+        assert "at 32 patches and batch 32 does not fit (Ran" in str(found.value)
+        assert "\n" not in str(found.value)
 
 
 def test_unknown_chips():
