@@ -29,6 +29,8 @@ ONCE = (
     "ade20k",
     "nyu_depth",
     "nyu_normals",
+    "navi_depth",
+    "navi_normals",
     "sugarcrepe",
 )
 

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from siglip2_jax.cli.options import add_config_options, load_run, positive
+from siglip2_jax.train.feed import IMAGES_PER_CORE_SECOND
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -35,6 +36,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--budget", type=positive, help="only this sequence length")
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find the largest batch that fits"
+    )
+    parser.add_argument(
+        "--images-per-core-second",
+        type=positive,
+        metavar="N",
+        help="what one CPU core prepares, for the cores that feed a host; see "
+        f"scripts/bench_input.py (default: {IMAGES_PER_CORE_SECOND:g}: 1024x768 JPEGs, no views)",
     )
     search = parser.add_argument_group(
         "search",
@@ -111,7 +119,8 @@ def _plan(
             show(i + 1, len(work))
     found = {"steps": [plan.to_json() for plan in plans]}
     found |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
-    lines = [report(plans, where)]
+    rate = args.images_per_core_second or IMAGES_PER_CORE_SECOND
+    lines = [report(plans, where, rate)]
     lines += [
         f"largest batch at {plan.budget} patches: {plan.batch_size:,} "
         f"({plan.memory['peak'] / GIB:.1f} GiB, {plan.seconds * 1e3:.0f} ms)"

@@ -190,6 +190,8 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
             found[name] = getattr(evaluator, name)
     if hasattr(evaluator, "templates"):
         found["templates"] = len(evaluator.templates)
+    if hasattr(evaluator, "decoder"):
+        found["decoder"] = repr(evaluator.decoder)
     return found
 
 

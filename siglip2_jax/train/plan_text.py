@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from siglip2_jax.train.chips import GIB
+from siglip2_jax.train.feed import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, cores_needed
 from siglip2_jax.train.hlo import AMOUNTS, merged, top
 from siglip2_jax.train.hlo_walk import Operation
 from siglip2_jax.train.plan import StepPlan
@@ -15,22 +16,25 @@ _SHOWN = 5  # operations of each kind
 _TITLES = {"time": "most time", "hbm": "most HBM traffic", "collectives": "most communication"}
 
 
-def report(plans: Sequence[StepPlan], topology: str) -> str:
+def report(
+    plans: Sequence[StepPlan], topology: str, images_per_core: float = IMAGES_PER_CORE_SECOND
+) -> str:
     """Plans one after the other, per chip and step.
 
     Args:
       plans: of steps of one run.
       topology: what they are for, in words.
+      images_per_core: images a second that one CPU core prepares.
 
     Returns:
       Lines without a last newline.
     """
-    blocks = [_block(plan, topology) for plan in plans]
+    blocks = [_block(plan, topology, images_per_core) for plan in plans]
     days = sum(plan.days for plan in plans)
     return "\n\n".join([*blocks, f"all steps above: {days:.2f} days"])
 
 
-def _block(plan: StepPlan, topology: str) -> str:
+def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
     used, chip = plan.memory, plan.chip
     fits = "fits" if plan.fits else "DOES NOT FIT"
     parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
@@ -57,6 +61,11 @@ def _block(plan: StepPlan, topology: str) -> str:
     ]
     if plan.untimed:
         lines.append(f"               ({plan.untimed} operations are not in the estimate)")
+    cores = cores_needed(plan.examples_per_second, images_per_core)
+    lines.append(
+        f"  input        {cores} CPU cores a host of {CHIPS_PER_HOST} chips, at "
+        f"{images_per_core:g} images/s a core"
+    )
     return "\n".join(lines + _largest(plan))
 
 
