@@ -160,7 +160,8 @@ def test_schedules_agree_in_value_and_gradient(compute):
 def test_image_keys_are_found_once_a_layer():
     """However many captions there are, the products with image tokens are of [B, N] rows."""
     text = str(jax.make_jaxpr(run)(params(), *inputs(), PARALLEL))
-    assert text.count(f"f32[{B},{N},2,10] = dot_general") == 2
+    assert text.count(f"f32[{B},{N},20] = dot_general") == 2
+    assert f"[{B * R},{N},20]" not in text
     assert f"[{B * R},{N},2,10]" not in text
 
 
