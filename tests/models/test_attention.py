@@ -291,6 +291,7 @@ def test_what_the_kernel_cannot_do():
 
 def kernels_on_tpu(f, *shapes, topology="v5e:2x2"):
     """How often the kernel runs in a program compiled for TPUs."""
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     from siglip2_jax.train.topology import compile_only, topology_mesh
 
     mesh = topology_mesh(topology)

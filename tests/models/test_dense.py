@@ -81,6 +81,7 @@ def test_without_bias():
 
 @pytest.mark.tpu
 def test_on_tpu_gradients_of_biases_are_faster_than_sums():
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     from siglip2_jax.train.chips import CHIPS
     from siglip2_jax.train.hlo import analyse
     from siglip2_jax.train.topology import compile_only, topology_mesh
