@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from siglip2_jax.models.layers import Attention, Compute, Mlp, layer_norm, run_blocks
+from siglip2_jax.models.layers import Attention, Compute, Mlp, run_blocks
+from siglip2_jax.models.norm import branch, layer_norm
 from siglip2_jax.models.text import TextPositions, TokenTable
 from siglip2_jax.models.variants import ModelConfig, Tower
 from siglip2_jax.sharding import AXES, gather, has_mesh, reshape_rows, whole
@@ -70,7 +71,8 @@ class DecoderBlock(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         shape = config.width, config.num_heads
-        dtype = jnp.dtype(compute.dtype)
+        self.dtype = dtype = jnp.dtype(compute.dtype)
+        self.norm = compute.norm
         kind = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.ln1 = layer_norm(config.width, rngs)
         self.attn = Attention(*shape, **kind)
@@ -89,7 +91,7 @@ class DecoderBlock(nnx.Module):
         valid: Bool[Array, "B N"],
     ) -> Float[Array, "A S D"]:
         """Runs whole sequences; `seen` says which positions each position attends to."""
-        y = self.ln1(x)
+        x, y = branch(self.ln1, x, self.dtype, self.norm)
         x = checkpoint_name(x + self.attn(y, y, seen).astype(x.dtype), "x_mid")
         return self._look(x, self.cross.keys_values(tokens), valid)
 
@@ -102,7 +104,7 @@ class DecoderBlock(nnx.Module):
         valid: Bool[Array, "B N"],
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
         """Runs one position, whose key and value join those of earlier ones."""
-        y = self.ln1(x)
+        x, y = branch(self.ln1, x, self.dtype, self.norm)
         pairs = zip(cache, self.attn.keys_values(y), strict=True)
         key, value = (jax.lax.dynamic_update_slice_in_dim(*pair, position, 1) for pair in pairs)
         seen = jnp.broadcast_to(jnp.arange(key.shape[1]) <= position, key.shape[:2])
@@ -113,10 +115,12 @@ class DecoderBlock(nnx.Module):
         """Cross-attention and MLP; all sequences of an image share its keys and values."""
         rows, length, width = x.shape
         images = valid.shape[0]
-        queries = reshape_rows(self.ln2(x), (images, rows // images * length, width))
+        x, y = branch(self.ln2, x, self.dtype, self.norm)
+        queries = reshape_rows(y, (images, rows // images * length, width))
         found = reshape_rows(self.cross.read(queries, *memory, valid), x.shape)
         x = checkpoint_name(x + found.astype(x.dtype), "x_mid")
-        return x + self.mlp(self.ln3(x)).astype(x.dtype)
+        x, y = branch(self.ln3, x, self.dtype, self.norm)
+        return x + self.mlp(y).astype(x.dtype)
 
 
 class Decoder(nnx.Module):

@@ -2,14 +2,14 @@
 
 Counted are the matrix products of one pass, a multiply-add as 2: patch embedding; query, key, value
 and out projections; attention scores and their product with the values, over all positions, padding
-included; the MLPs; the attention-pooling head, whose query is one token; and the text head, which
-reads one position. Not counted are the token lookup, the interpolation of positions, norms,
+included; the MLPs; the attention-pooling head, whose one query needs no keys and no values (see
+`vision.AttentionPool`); and the text head, which reads one position. Not counted are the token lookup, the interpolation of positions, norms,
 softmax and other elementwise work, nor anything a program computes again. This is the usual
 convention (PaLM, arXiv 2204.02311, appendix B).
 
 The backward pass counts as two forward passes, one for the gradient of each factor, so training is
 3x forward. B/16 with 256 patches and 64 tokens, at a global batch of 32,768 with its logits, is
-22.23 TFLOPs a chip on 256 chips.
+22.00 TFLOPs a chip on 256 chips (22.23 with the keys and values that others compute to pool).
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def vision_flops(config: VisionConfig, num_patches: int) -> int:
     """
     width = config.width
     embed = 2 * num_patches * (config.patch_size**2 * 3) * width
-    # The pooling head: keys and values of all tokens, the rest for its one query.
-    pool = _attention(1, num_patches, width) + _mlp(1, config)
+    # The pooling head: scores and pooled tokens of every head, then values and outputs.
+    pool = 4 * num_patches * width * config.num_heads + 4 * width**2 + _mlp(1, config)
     return embed + _encoder(config, num_patches) + pool
 
 

@@ -20,8 +20,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models import norm
 from siglip2_jax.models.attention import Kind, attend
-from siglip2_jax.models.dense import dense
+from siglip2_jax.models.dense import dense, dense_each
+from siglip2_jax.models.norm import branch, layer_norm
 from siglip2_jax.models.variants import Tower
 from siglip2_jax.sharding import gather
 
@@ -40,17 +42,14 @@ class Compute:
         "dots" (keep matrix products), or the names of the activations to keep, out of "qkv",
         "attn_out", "x_mid" and "mlp_pre".
       attention: which program computes attention in the towers; see `attention.attend`.
+      norm: which computes LayerNorm in their blocks; see `norm.branch`.
     """
 
     dtype: str = "float32"
     scan: bool = True
     remat: Remat = "none"
     attention: Kind = "auto"
-
-
-def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm as released: eps 1e-6, two-pass float32 statistics; the result is float32."""
-    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+    norm: norm.Kind = "auto"
 
 
 class Attention(nnx.Module):
@@ -96,13 +95,17 @@ class Attention(nnx.Module):
         valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid `inputs`; the result is float32."""
+        if queries is inputs:
+            projections = self._project((self.query, self.key, self.value), queries)
+            return self._attend(*projections, valid)
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
         self, inputs: Float[Array, "B K M"]
     ) -> tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]]:
         """What there is to attend to, in the compute dtype."""
-        return self._project(self.key, inputs), self._project(self.value, inputs)
+        key, value = self._project((self.key, self.value), inputs)
+        return key, value
 
     def read(
         self,
@@ -112,13 +115,19 @@ class Attention(nnx.Module):
         valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid ones of given keys; the result is float32."""
-        query = self._project(self.query, queries)
+        (query,) = self._project((self.query,), queries)
+        return self._attend(query, key, value, valid)
+
+    def _attend(self, query: Array, key: Array, value: Array, valid: Array | None) -> Array:
         found = checkpoint_name(attend(query, key, value, valid, self.kind), "attn_out")
         return dense(self.out, found.reshape(*found.shape[:2], -1))
 
-    def _project(self, linear: nnx.LinearGeneral, x: Array) -> Array:
-        flat = checkpoint_name(dense(linear, x).astype(self.dtype), "qkv")
-        return flat.reshape(*flat.shape[:2], *linear.out_features)
+    def _project(self, linears: tuple[nnx.LinearGeneral, ...], x: Array) -> list[Array]:
+        flat = [checkpoint_name(y, "qkv") for y in dense_each(linears, x)]
+        return [
+            y.reshape(*y.shape[:2], *linear.out_features)
+            for y, linear in zip(flat, linears, strict=True)
+        ]
 
 
 class Mlp(nnx.Module):
@@ -150,7 +159,8 @@ class Block(nnx.Module):
     """`x += attention(norm(x)); x += mlp(norm(x))`."""
 
     def __init__(self, tower: Tower, *, compute: Compute, rngs: nnx.Rngs):
-        dtype = jnp.dtype(compute.dtype)
+        self.dtype = dtype = jnp.dtype(compute.dtype)
+        self.norm = compute.norm
         self.ln1 = layer_norm(tower.width, rngs)
         self.attn = Attention(
             tower.width, tower.num_heads, kind=compute.attention, dtype=dtype, rngs=rngs
@@ -162,9 +172,10 @@ class Block(nnx.Module):
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
     ) -> Float[Array, "B N D"]:
         """Runs the block; the residual stream keeps the dtype of `x`."""
-        y = self.ln1(x)
+        x, y = branch(self.ln1, x, self.dtype, self.norm)
         x = checkpoint_name(x + self.attn(y, y, valid).astype(x.dtype), "x_mid")
-        return x + self.mlp(self.ln2(x)).astype(x.dtype)
+        x, y = branch(self.ln2, x, self.dtype, self.norm)
+        return x + self.mlp(y).astype(x.dtype)
 
 
 class Encoder(nnx.Module):

@@ -88,14 +88,18 @@ def _backward(interpret: bool, kept: tuple[Array | None, ...], cotangent: Array)
     query, key, value, valid, log_sum = kept
     flat = [_flat(x) for x in (query, key, value)]
     shape = _Shape(query, key)
+    # Of one input, all three side by side are what its gradient is a single product of.
+    packed = shape.groups == 1 and shape.queries == shape.keys and flat[0].shape[-1] % LANES == 0
+    side_by_side = jax.ShapeDtypeStruct((*flat[0].shape[:2], 3 * flat[0].shape[2]), query.dtype)
     gradients = _call(
-        functools.partial(_backward_kernel, shape=shape),
+        functools.partial(_backward_kernel, shape=shape, packed=packed),
         (*flat, _flat(cotangent), log_sum, *_mask(valid)),
-        flat,
+        (side_by_side,) if packed else flat,
         shape,
         interpret,
         cost=5,
     )
+    gradients = jnp.split(gradients[0], 3, axis=-1) if packed else gradients
     wanted = zip(gradients, (query, key, value), strict=True)
     return (*(gradient.reshape(x.shape) for gradient, x in wanted), None)
 
@@ -164,9 +168,16 @@ def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape)
 
 
 def _backward_kernel(
-    query: Any, key: Any, value: Any, cotangent: Any, log_sum: Any, *refs: Any, shape: _Shape
+    query: Any,
+    key: Any,
+    value: Any,
+    cotangent: Any,
+    log_sum: Any,
+    *refs: Any,
+    shape: _Shape,
+    packed: bool,
 ) -> None:
-    *mask, d_query, d_key, d_value = refs
+    *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if packed else refs
     keep = _column(mask)
     sums: tuple[Array, Array] | None = None
 
@@ -197,6 +208,12 @@ def _backward_kernel(
             _write(d_value, image, head, shape, sums[1])
         found = _dot(d_scores, _read(key, image, head, shape), _FIRST) * shape.scale
         _write(d_query, image, head, shape, found, rows)
+
+
+def _thirds(ref: Any) -> list[Any]:
+    """The three parts, side by side, of a block."""
+    width = ref.shape[2] // 3
+    return [ref.at[:, :, i * width : (i + 1) * width] for i in range(3)]
 
 
 def _ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:

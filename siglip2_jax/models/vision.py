@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.dense import dense
-from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp, layer_norm
+from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp
+from siglip2_jax.models.norm import layer_norm
 from siglip2_jax.models.posemb import PositionTable
 from siglip2_jax.models.variants import Tower, VisionConfig
 from siglip2_jax.sharding import gather, whole
@@ -31,10 +33,21 @@ class AttentionPool(nnx.Module):
         self, tokens: Float[Array, "B N D"], valid: Bool[Array, "B N"]
     ) -> Float[Array, "B D"]:
         """Pools the valid tokens."""
-        # One probe per image, split over the mesh as the images are.
-        probe = jnp.zeros_like(tokens[:, :1], jnp.float32) + self.probe[...]
-        pooled = self.attn(probe, tokens.astype(jnp.float32), valid)
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+        tokens = tokens.astype(jnp.float32)
+        attn = self.attn
+        query = attn.query(self.probe[...])[0, 0] * attn.query.out_features[-1] ** -0.5
+        # All images have the one query and each gives one value, so that projections come down to
+        # a product of the query and one of the pooled tokens; there are no keys and no values.
+        key = jnp.einsum("dhc,hc->dh", attn.key.kernel[...], query)
+        scores = tokens @ key + (attn.key.bias[...] * query).sum(-1)
+        scores = jnp.where(valid[..., None], scores, jnp.finfo(scores.dtype).min)
+        # An image without any valid token has weights of 0.
+        weights = jax.nn.softmax(scores, axis=1) * valid[..., None]
+        pooled = jnp.einsum("bnh,bnd->bhd", weights, tokens)
+        value = jnp.einsum("bhd,dhc->bhc", pooled, attn.value.kernel[...])
+        value += attn.value.bias[...] * weights.sum(1)[..., None]
+        pooled = dense(attn.out, value.reshape(len(value), -1))
+        return pooled + self.mlp(self.norm(pooled))
 
 
 class VisionTower(nnx.Module):

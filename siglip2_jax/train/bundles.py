@@ -69,10 +69,11 @@ def _scalars(text: str) -> Scalars:
     # A register that is spilled comes back under another name.
     spilled = dict(_STORE.findall(text))
     original = {name: spilled.get(slot, name) for name, slot in _LOAD.findall(text)}
-    return {
+    found = {
         name: (kind, [original.get(part.strip(), part.strip()) for part in args.split(",")])
         for name, kind, args in _SCALAR.findall(text)
     }
+    return found | {name: found[first] for name, first in original.items() if first in found}
 
 
 def _runs(counter: str, bound: str, scalars: Scalars) -> int | None:

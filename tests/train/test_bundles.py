@@ -49,6 +49,17 @@ def test_loops_multiply(start, step, stop, runs):
     assert kernel_cycles(text) == 2 + programs * (4 + 9 * runs + 8)
 
 
+def test_a_counter_that_is_spilled_before_the_test():
+    text = TEXT.replace("START", "0").replace("STEP", "1").replace("STOP", "7")
+    test = "%s12_s9, 18 /* loop exit test */"
+    spilled = text.replace(test, "%s31_s9, 18 /* loop exit test */").replace(
+        "%s12_s9 = sadd.s32 1, %s26_s9",
+        "%s12_s9 = sadd.s32 1, %s26_s9  ;;  %7 = sst [smem:[#allocation18_spill]] %s12_s9  ;;  "
+        "%s31_s9 = sld [smem:[#allocation18_spill]]",
+    )
+    assert spilled != text and kernel_cycles(spilled) == kernel_cycles(text)
+
+
 @pytest.mark.parametrize(
     ("start", "stop"), [("0", "%s77_s3"), ("(!%p1_p1), 3", "7"), ("%s77_s3", "7")]
 )

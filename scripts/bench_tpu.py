@@ -1,0 +1,213 @@
+"""Step time, memory and FLOPs on TPU v5e of the code as it is, beside the targets of the project.
+
+Compiles the steps of a few configs for slices that are not there (extra `tpu`, Linux x86; one to
+ten minutes each on two cores) and prints one table, with the figures of the official implementation
+compiled and counted in the same way. Times are the compiler's estimates: what they leave out is in
+docs/performance.md, with the results.
+
+    python scripts/bench_tpu.py [--only TEXT] [--json FILE]
+
+Exits with 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from siglip2_jax.config import load_config
+from siglip2_jax.progress import progress
+from siglip2_jax.train.plan import DoesNotFit, StepPlan, plan_step
+from siglip2_jax.train.topology import topology_mesh
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TOPOLOGY = "v5e:16x16"
+GIB = 2**30
+SMALL = ("compute.scan=True", "compute.remat=full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One program and what is expected of it.
+
+    Attributes:
+      name: what it is called in the table.
+      config: a file of configs/.
+      official: the official implementation at this point, in words.
+      milliseconds: a step may take at most so many.
+      gib: a chip may need at most so many.
+      ratio: FLOPs of the program by those of the model, at most.
+      settings: changes to the config, as of `--set`.
+      slices: of 256 chips.
+      budget: patches of an image.
+      batch_size: examples of a step.
+    """
+
+    name: str
+    config: str
+    official: str
+    milliseconds: float | None = None
+    gib: float = 15.75  # what the compiler leaves of a chip's 16
+    ratio: float | None = None
+    settings: tuple[str, ...] = ()
+    slices: int = 1
+    budget: int = 256
+    batch_size: int = 32_768
+
+    @property
+    def command(self) -> str:
+        """The plan of this program alone (with the config's own batch)."""
+        options = [f"--topology {TOPOLOGY}", f"--budget {self.budget}"]
+        options += [f"--slices {self.slices}"] if self.slices > 1 else []
+        options += [f"--set {setting}" for setting in self.settings]
+        return f"siglip2 plan configs/{self.config}.py {' '.join(options)}"
+
+    def plan(self) -> StepPlan | None:
+        """Compiles it; None if the compiler finds no room."""
+        config = load_config(CONFIGS / f"{self.config}.py", self.settings)
+        mesh = topology_mesh(TOPOLOGY, self.slices, config.replica)
+        try:
+            return plan_step(config, 0, self.budget, mesh, self.batch_size)
+        except DoesNotFit:
+            return None
+
+    def missed(self, plan: StepPlan | None) -> list[str]:
+        """The targets that a plan does not meet, in words."""
+        if plan is None:
+            return ["does not fit"]
+        found = {
+            "ms": (plan.seconds * 1e3, self.milliseconds),
+            "GiB": (plan.memory["peak"] / GIB, self.gib),
+            "FLOPs": (plan.flops / plan.model_flops, self.ratio),
+        }
+        return [name for name, (x, most) in found.items() if most is not None and x > most]
+
+    @property
+    def target(self) -> str:
+        """The targets in words."""
+        words = [f"{self.milliseconds:g} ms"] if self.milliseconds else []
+        words += [f"{self.gib:g} GiB"] if self.gib < 15.75 else []
+        words += [f"{self.ratio:g} x FLOPs"] if self.ratio else []
+        return "<= " + ", ".join(words) if words else "fits"
+
+
+POINTS = (
+    Point("B/16 NaFlex", "b16_naflex", "590 ms, 2.8 GiB", 215, ratio=1.01),
+    Point("the same, least memory", "b16_naflex", "590 ms, 2.8 GiB", 245, 2.6, settings=SMALL),
+    Point("B/16 NaFlex", "b16_naflex", "823 ms", 330, budget=1024, batch_size=8192),
+    Point("L/16, 256 px", "l16_256", "1,332 ms, 5.2 GiB", 715),
+    Point("So400m/16, 256 px", "so400m_256", "1,734 ms, 14.6 GiB", 1000, 8.0),
+    Point("B/16, 256 px", "b16_256", "318 ms, 3.7 GiB (unrolled 244 ms, 13.6 GiB)", 210),
+    Point(
+        "B/16 NaFlex, 8 slices",
+        "b16_naflex",
+        "705 ms, 7.0 GiB",
+        290,
+        settings=("replica=8",),
+        slices=8,
+        batch_size=262_144,
+    ),
+    Point(
+        "B/16 NaFlex, largest batch",
+        "b16_naflex",
+        "5,856 ms, 14.5 GiB",
+        settings=(*SMALL, "stages.0.objectives.sigmoid.implementation=ring"),
+        batch_size=262_144,
+    ),
+)
+
+HEAD = (
+    "program",
+    "chips",
+    "batch x patches",
+    "layers, kept",
+    "ms",
+    "MFU",
+    "GiB",
+    "FLOPs / model",
+    "HBM ms",
+    "links ms",
+    "official",
+    "target",
+    "met",
+)
+
+
+def cells(point: Point, plan: StepPlan | None) -> list[str]:
+    """One program as a row of the table."""
+    config = load_config(CONFIGS / f"{point.config}.py", point.settings)
+    compute = config.resolved[0].compute
+    kept = compute.remat if isinstance(compute.remat, str) else "+".join(compute.remat)
+    row = [
+        point.name,
+        f"{256 * point.slices:,}",
+        f"{point.batch_size:,} x {point.budget:,}",
+        f"{'loop' if compute.scan else 'unrolled'}, {KEPT.get(kept, kept)}",
+    ]
+    numbers = ["", "", "", "", "", ""]
+    if plan is not None:
+        numbers = [
+            f"**{plan.seconds * 1e3:,.0f}**",
+            f"{plan.mfu:.3f}",
+            f"{plan.memory['peak'] / GIB:.2f}",
+            f"{plan.flops / plan.model_flops:.2f}",
+            f"{plan.hbm_seconds * 1e3:.0f}",
+            f"{plan.ici_seconds * 1e3:.0f}",
+        ]
+    missed = ", ".join(point.missed(plan))
+    return [*row, *numbers, point.official, point.target, f"no: {missed}" if missed else "yes"]
+
+
+KEPT = {"none": "all", "full": "inputs", "dots": "products"}
+
+
+def line(words: list[str] | tuple[str, ...]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(words)} |"
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="programs whose name or config has this in it")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the script."""
+    args = parse_args()
+    points = [point for point in POINTS if args.only in f"{point.name} {point.config}"]
+    if not points:
+        raise SystemExit(f"no program has {args.only!r} in its name")
+    versions = {name: version(name) for name in ("jax", "libtpu")}
+    print(", ".join(f"{name} {number}" for name, number in versions.items()), end="\n\n")
+    print(line(HEAD), line(["---"] * len(HEAD)), sep="\n", flush=True)
+    rows: list[dict[str, Any]] = []
+    with progress("compiling") as show:
+        for i, point in enumerate(points):
+            show(i, len(points), point.name)
+            plan = point.plan()
+            print(line(cells(point, plan)), flush=True)
+            rows.append(
+                dataclasses.asdict(point)
+                | {"command": point.command, "missed": point.missed(plan)}
+                | {"plan": None if plan is None else plan.to_json()}
+            )
+            show(i + 1, len(points))
+    if args.json:
+        part = args.json.with_name(f"{args.json.name}.part")
+        part.write_text(json.dumps({"versions": versions, "programs": rows}, indent=2))
+        part.replace(args.json)
+    return 1 if any(row["missed"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
