@@ -3,9 +3,9 @@
 Counted are the matrix products of one pass, a multiply-add as 2: patch embedding; query, key, value
 and out projections; attention scores and their product with the values, over all positions, padding
 included; the MLPs; the attention-pooling head, whose one query needs no keys and no values (see
-`vision.AttentionPool`); and the text head, which reads one position. Not counted are the token lookup, the interpolation of positions, norms,
-softmax and other elementwise work, nor anything a program computes again. This is the usual
-convention (PaLM, arXiv 2204.02311, appendix B).
+`vision.AttentionPool`); and the text head, which reads one position. Not counted are the token
+lookup, the interpolation of positions, norms, softmax and other elementwise work, nor anything a
+program computes again. This is the usual convention (PaLM, arXiv 2204.02311, appendix B).
 
 The backward pass counts as two forward passes, one for the gradient of each factor, so training is
 3x forward. B/16 with 256 patches and 64 tokens, at a global batch of 32,768 with its logits, is
