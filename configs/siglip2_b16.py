@@ -268,7 +268,6 @@ def config(
         stages=tuple(stages),
         tokenizer=recipe.tokenizer,
         compute=recipe.compute,
-        replica=2 if recipe.full and size in ("So400m", "g-opt") else 1,  # 256 does not divide 1152
         checkpoints=Checkpoints(every=max(200, recipe.scale.steps(1000)), keep_last=3),
         logging=Logging(every=50, tensorboard=recipe.full),
     )

@@ -17,5 +17,4 @@ def config() -> TrainConfig:
     """One stage of 1,220,704 steps of 32,768 examples."""
     base = load_config(Path(__file__).with_name("b16_256.py"))
     model = two_towers("So400m", patch_size=16, image_size=256)
-    # 256 chips do not divide a width of 1152, 128 do.
-    return dataclasses.replace(base, model=model, replica=2)
+    return dataclasses.replace(base, model=model)

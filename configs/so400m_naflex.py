@@ -22,4 +22,4 @@ def config() -> TrainConfig:
     )
     model = two_towers("So400m", patch_size=16, image_size=None)
     # 256 chips do not divide a width of 1152, 128 do.
-    return dataclasses.replace(base, model=model, stages=(stage,), replica=2)
+    return dataclasses.replace(base, model=model, stages=(stage,))

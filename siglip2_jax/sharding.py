@@ -35,7 +35,13 @@ FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 
 
-def make_mesh(replica: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+SHARDS = 16
+"""Into how many parts parameters are split unless a mesh says otherwise. More parts of matrices as
+wide as the towers' would not fill whole tiles of a TPU's memory, and XLA gathers such parts by
+summing whole matrices that are zero elsewhere: more than twice the traffic."""
+
+
+def make_mesh(replica: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices (of all processes), or over the given ones.
 
     Several slices of TPUs are rows of the replica axis, so that only gradients cross the network
@@ -43,20 +49,24 @@ def make_mesh(replica: int = 1, devices: Sequence[jax.Device] | None = None) -> 
 
     Args:
       replica: how many whole copies of the parameters there are, a multiple of the number of
-        slices.
+        slices; None splits each over at most `SHARDS` devices of a slice.
       devices: which devices; None means all.
 
     Raises:
       ValueError: the devices cannot be dealt evenly to the replicas.
     """
     devices = jax.devices() if devices is None else devices
+    tpus = [device for device in devices if device.platform == "tpu"]
+    slices = len({getattr(device, "slice_index", 0) for device in tpus}) or 1
+    if replica is None:
+        together = len(devices) // slices
+        fsdp = next(n for n in range(SHARDS, 0, -1) if together % n == 0)
+        replica = len(devices) // fsdp
     if replica < 1 or len(devices) % replica:
         raise ValueError(
             f"{len(devices)} devices cannot form {replica} replicas; replica must divide the "
             "number of devices"
         )
-    tpus = [device for device in devices if device.platform == "tpu"]
-    slices = len({getattr(device, "slice_index", 0) for device in tpus}) or 1
     if replica % slices:
         raise ValueError(
             f"{slices} slices cannot form {replica} replicas; set replica to a multiple of "
@@ -149,8 +159,9 @@ def whole(x: Array) -> Array:
 def gather(params: T, dtype: DTypeLike) -> T:
     """Every device gets the whole of a few parameters, in the compute dtype: FSDP's all-gather.
 
-    The float32 master is cast on its shard, so that it travels in `dtype`. Without a mesh nothing
-    moves.
+    The float32 master is cast on its shard, so that it travels in `dtype`. Gradients come back the
+    same way: each device's own are scattered over `fsdp` as they are summed, then the shards are
+    summed over `replica`. Without a mesh nothing moves.
 
     Args:
       params: a pytree of arrays, such as one block of a scanned tower.
@@ -159,7 +170,26 @@ def gather(params: T, dtype: DTypeLike) -> T:
     Returns:
       The same pytree.
     """
-    return jax.tree.map(lambda x: whole(x.astype(dtype) if x.ndim > 1 else x), params)
+    return jax.tree.map(lambda x: _gather(x.astype(dtype)) if x.ndim > 1 else whole(x), params)
+
+
+def _gather(x: Array) -> Array:
+    if not has_mesh() or jax.typeof(x).sharding.is_fully_replicated:
+        return whole(x)
+    # A type that is "reduced" over an axis has gradients that are still to be summed over it, so
+    # that the sum and the split are one step rather than a sum of everything on every device.
+    split = jax.typeof(x).sharding.spec
+    x = jax.reshard(x, PartitionSpec(*split, reduced={"replica"}))
+    return jax.reshard(x, PartitionSpec(*[None] * x.ndim, reduced=set(AXES)))
+
+
+def reshape_whole(x: Array, shape: tuple[int, ...]) -> Array:
+    """Reshapes an array that every device has whole, such as one that was gathered."""
+    if not has_mesh():
+        return x.reshape(shape)
+    reduced = jax.typeof(x).sharding.spec.reduced
+    spec = PartitionSpec(*[None] * len(shape), reduced=reduced)
+    return jax.lax.reshape(x, shape, out_sharding=spec)
 
 
 def lookup(

@@ -127,16 +127,49 @@ def test_gather(shape):
         }
         program = jax.jit(lambda x: gather(x, jnp.bfloat16))
         found = program(placed)
-        assert jax.typeof(found["kernel"]).sharding.spec == P(None, None)
+        assert jax.typeof(found["kernel"]).sharding.spec.partitions == (None, None)
         # What XLA for CPU makes of it says nothing: it gathers bfloat16 as float32.
         steps = jax.make_jaxpr(lambda x: gather(x, jnp.bfloat16))(placed).eqns
         steps = [step for step in steps if step.primitive.name == "reshard"]
-    moved = {step.invars[0].aval.ndim: step.invars[0].aval for step in steps}
-    assert moved[2].dtype == jnp.bfloat16 and moved[2].sharding.spec == P("fsdp", None)
+    moved = [step.invars[0].aval for step in steps if step.invars[0].aval.ndim == 2]
+    assert moved and {x.dtype for x in moved} == {jnp.dtype("bfloat16")}
+    assert all(x.sharding.spec.partitions == ("fsdp", None) for x in moved)
     assert [found[name].dtype for name in ("kernel", "bias", "t")] == ["bfloat16", "float32"] + [
         "float32"
     ]
     np.testing.assert_array_equal(found["kernel"], kernel.astype(jnp.bfloat16))
+
+
+@pytest.mark.tpu
+def test_gradients_are_scattered_over_fsdp_and_summed_over_replica():
+    """Nothing as large as a kernel is summed on every chip, if shards fill whole tiles."""
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    from siglip2_jax.train.chips import CHIPS
+    from siglip2_jax.train.hlo import analyse
+    from siglip2_jax.train.topology import compile_only, topology_mesh
+
+    mesh = topology_mesh("v5e:4x4", replica=4)
+    kernel, x = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in (
+            ((768, 1024), jnp.float32, P(None, "fsdp")),
+            ((64, 256, 768), jnp.bfloat16, BATCH),
+        )
+    )
+
+    def loss(kernel, x):
+        y = jnp.matmul(x, gather(kernel, jnp.bfloat16), preferred_element_type=jnp.float32)
+        return jnp.square(y.astype(jnp.bfloat16)).astype(jnp.float32).sum()
+
+    with jax.set_mesh(mesh):
+        text = compile_only(jax.jit(jax.grad(loss)).lower(kernel, x)).as_text()
+    chip = next(chip for chip in CHIPS if chip.name == "v5e")
+    size = 768 * 1024 * 2
+    assert analyse(text, chip).collectives == {
+        "all-gather": size * 3 / 4,
+        "reduce-scatter": size * 3 / 4,
+        "all-reduce": size / 4 * 2 * 3 / 4,
+    }
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)

@@ -81,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check_options(args)
     config = load_run(args)
-    replica = config.replica * args.slices if config.replica % args.slices else config.replica
-    mesh = topology_mesh(args.topology, args.slices, replica)
+    mesh = topology_mesh(args.topology, args.slices, config.replica)
     check_batches(config, mesh.size)
     work = _chosen(config, args)
     where = f"{args.slices} x {args.topology}" if args.slices > 1 else args.topology

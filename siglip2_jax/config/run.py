@@ -80,8 +80,9 @@ class TrainConfig:
       tokenizer: path of the tokenizer file, or of a directory with one.
       preprocessing: how images and texts are prepared; stored with the model.
       compute: how the model runs; a stage may run otherwise.
-      replica: the mesh's first dimension, over which parameters are repeated (slices of a pod, for
-        example); the other devices share the parameters between them.
+      replica: the mesh's first dimension, over which parameters are repeated; the other devices
+        share the parameters between them. None repeats them as often as lets at most 16 share
+        them (see `sharding.make_mesh`), on any number of devices.
       checkpoints: what is saved.
       logging: what is shown.
       seed: of all randomness, at least 0.
@@ -92,13 +93,14 @@ class TrainConfig:
     tokenizer: str
     preprocessing: Preprocessing = Preprocessing()
     compute: Compute = Compute()
-    replica: int = 1
+    replica: int | None = None
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "replica")
+        if self.replica is not None:
+            at_least(self, 1, "replica")
         at_least(self, 0, "seed")
         if not self.stages:
             raise ValueError("a run needs at least one stage")

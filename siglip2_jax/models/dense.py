@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from siglip2_jax.sharding import has_mesh
+from siglip2_jax.sharding import has_mesh, reshape_whole
 
 
 def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
@@ -49,9 +49,10 @@ def dense_each(
 def _parameters(linear: nnx.Linear | nnx.LinearGeneral) -> tuple[Array, Array | None]:
     """Kernel and bias in the compute dtype, heads side by side."""
     kernel = linear.kernel[...].astype(linear.dtype)
-    inputs = math.prod(kernel.shape) // math.prod(np.atleast_1d(linear.out_features))
+    outputs = linear.out_features
+    outputs = math.prod(outputs) if isinstance(outputs, tuple) else outputs
     bias = None if linear.bias is None else linear.bias[...].astype(linear.dtype).reshape(-1)
-    return kernel.reshape(inputs, -1), bias
+    return reshape_whole(kernel, (kernel.size // outputs, outputs)), bias
 
 
 def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:

@@ -94,4 +94,4 @@ class VisionTower(nnx.Module):
             x = jnp.where(masked[..., None], whole(mask_token).astype(x.dtype), x)
         x = x + self.pos(image.yx, image.valid)
         tokens = self.encoder(x.astype(self.dtype), image.valid)
-        return tokens, gather(self.pool, jnp.float32)(tokens, image.valid)
+        return tokens, jax.tree.map(whole, self.pool)(tokens, image.valid)

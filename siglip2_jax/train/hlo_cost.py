@@ -24,6 +24,7 @@ COLLECTIVES = (
     "collective-broadcast",
     "collective-permute",
 )
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? *\{([^}]*)\}")
 _RENAMING = ("bitcast", "reshape", "transpose", "get-tuple-element", "opt-barrier")
 _SLICING = ("slice", "dynamic-slice", "gather")
 
@@ -211,7 +212,7 @@ def _group_size(x: Instruction, module: Module) -> int:
         return groups.count(",") + 1
     if size := x.attribute(r"replica_groups=\[\d+,(\d+)\]"):
         return int(size)
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", x.attributes):
+    if mesh := _MESH.search(x.attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         # An axis may be split: 'axis':(2)4 is 4 of it, after 2 others.
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])

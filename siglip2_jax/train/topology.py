@@ -86,13 +86,13 @@ def topology_mesh(name: str = "v5e:16x16", slices: int = 1, replica: int | None 
     Args:
       name: of one slice, as in `tpu_topology`.
       slices: how many.
-      replica: size of the "replica" axis, a multiple of `slices`; by default `slices`.
+      replica: size of the "replica" axis, a multiple of `slices`; None as in `make_mesh`.
 
     Raises:
       ValueError: as `tpu_topology`, or the chips cannot be divided so.
       OSError: libtpu is not installed.
     """
-    return make_mesh(slices if replica is None else replica, tpu_topology(name, slices))
+    return make_mesh(replica, tpu_topology(name, slices))
 
 
 def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -212,6 +212,7 @@ dim_labels=b01f_01io->b01f
         ("[4,2]<=[8]", 2),
         ("[2,4]<=[4,2]T(1,0)", 4),
         ("mesh['replica'=2,'fsdp'=4] {'fsdp'}", 4),
+        ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", 4),
         ("mesh['replica'=2,'fsdp'=4] {'replica','fsdp'}", 8),
         ("mesh['replica'=2,'fsdp'=4] {'replica','fsdp':(2)2}", 4),
         ("{}", 8),

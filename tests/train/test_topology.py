@@ -55,6 +55,17 @@ def test_one_slice_follows_the_torus():
     assert (steps == 1).all()  # a ring of neighbours
 
 
+@pytest.mark.parametrize(
+    ("name", "slices", "shape"),
+    [("v5e:2x4", 1, (1, 8)), ("v5e:16x16", 1, (16, 16)), ("v5e:8x16", 2, (16, 16))],
+)
+def test_parameters_are_split_over_few_chips_of_a_slice(name, slices, shape):
+    mesh = topology_mesh(name, slices)
+    assert mesh.devices.shape == shape
+    rows = [{getattr(device, "slice_index", 0) for device in row} for row in mesh.devices]
+    assert all(len(row) == 1 for row in rows)
+
+
 @pytest.mark.parametrize("replica", [1, 2])
 def test_one_slice_is_the_mesh_of_a_run(replica):
     mesh = topology_mesh("v5e:4x4", replica=replica)
