@@ -34,6 +34,8 @@ WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
 FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 
+ROWS = 8  # of a tile: a part with fewer would fill a tile's memory all the same
+
 
 SHARDS = 16
 """Into how many parts parameters are split unless a mesh says otherwise. More parts of matrices as
@@ -91,8 +93,9 @@ def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
       fsdp: size of the mesh axis.
 
     Returns:
-      The largest dimension that `fsdp` divides, unless the table above says otherwise; nothing
-      where none is divisible.
+      The first dimension that `fsdp` divides into parts of at least `ROWS`, so that the parts are
+      whole in memory and are summed where they belong; else the largest that it divides. The table
+      above comes first. Nothing where none is divisible.
     """
     if WHOLE.fullmatch(path):
         return PartitionSpec()
@@ -100,8 +103,9 @@ def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
     divisible = [i for i in range(first, len(shape)) if shape[i] % fsdp == 0]
     if not divisible:
         return PartitionSpec()
-    largest = max(divisible, key=lambda i: shape[i])
-    return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
+    wide = (i for i in divisible if shape[i] // fsdp >= ROWS)
+    chosen = next(wide, max(divisible, key=lambda i: shape[i]))
+    return PartitionSpec(*("fsdp" if i == chosen else None for i in range(len(shape))))
 
 
 def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
@@ -178,9 +182,18 @@ def _gather(x: Array) -> Array:
         return whole(x)
     # A type that is "reduced" over an axis has gradients that are still to be summed over it, so
     # that the sum and the split are one step rather than a sum of everything on every device.
-    split = jax.typeof(x).sharding.spec
+    shape, split = x.shape, jax.typeof(x).sharding.spec
+    if split[0] is not None:  # heads side by side: scattered rows are then whole in memory
+        split = PartitionSpec(split[0], None)
+        x = jax.lax.reshape(x, (shape[0], x.size // shape[0]), out_sharding=split)
     x = jax.reshard(x, PartitionSpec(*split, reduced={"replica"}))
-    return jax.reshard(x, PartitionSpec(*[None] * x.ndim, reduced=set(AXES)))
+    x = jax.reshard(x, PartitionSpec(*[None] * x.ndim, reduced=set(AXES)))
+    return reshape_whole(x, shape)
+
+
+def gather_rows(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Every device gets all rows of a batch; gradients are scattered as they are summed."""
+    return jax.reshard(x, PartitionSpec(None, None, reduced=set(AXES))) if has_mesh() else x
 
 
 def reshape_whole(x: Array, shape: tuple[int, ...]) -> Array:

@@ -57,7 +57,9 @@ def test_mesh():
         ("text/head/bias", (8,), P()),
         ("vision/encoder/blocks/ln1/scale", (4, 8), P()),
         ("vision/pool/probe", (1, 1, 8), P()),
-        ("vision/embed/kernel", (48, 64), P(None, "fsdp")),
+        ("vision/embed/kernel", (48, 64), P("fsdp", None)),
+        ("vision/embed/kernel", (16, 64), P(None, "fsdp")),  # four rows would not fill a tile
+        ("vision/embed/kernel", (16, 24), P(None, "fsdp")),
         ("vision/embed/kernel", (48, 30), P("fsdp", None)),
         ("vision/embed/kernel", (9, 30), P()),
         ("vision/pos/table", (16, 16, 64), P(None, None, "fsdp")),
@@ -66,6 +68,7 @@ def test_mesh():
         ("text/embed/table", (256_000, 8), P(None, "fsdp")),
         ("text/embed/table", (256_000, 6), P()),
         # Never the layers.
+        ("vision/encoder/blocks/mlp/fc1/kernel", (64, 768, 3072), P(None, "fsdp", None)),
         ("text/encoder/blocks/mlp/fc1/kernel", (64, 8, 32), P(None, None, "fsdp")),
         ("text/encoder/blocks/attn/query/kernel", (64, 30, 3, 7), P()),
         ("heads/masked/out/kernel", (16, 12), P("fsdp", None)),

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from siglip2_jax.models.flops import contrastive_flops
 from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
-from siglip2_jax.sharding import AXES, BATCH, has_mesh, pass_on, whole
+from siglip2_jax.sharding import AXES, BATCH, gather_rows, has_mesh, pass_on
 from siglip2_jax.types import Batch
 
 Scalar = Float[Array, ""]
@@ -69,13 +69,14 @@ def dense_loss(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Scalar:
     n = image.shape[0]
     index = jnp.arange(n)
     mine = jax.reshard(index, BATCH) if has_mesh() else index
-    logits = _logits(image, whole(text), t, b)
+    logits = _logits(image, gather_rows(text), t, b)
     return _pair_losses(logits, mine[:, None] == index).sum() / n
 
 
 def _logits(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Array:
     # TPUs multiply float32 in bfloat16 unless told otherwise; times a temperature of 100 it shows.
-    return jnp.exp(t) * jnp.matmul(image, text.T, precision="highest") + b
+    products = jnp.einsum("ne,me->nm", image, text, precision="highest")
+    return jnp.exp(t) * products + b
 
 
 def _pair_losses(logits: Array, pairs: Bool[Array, "n m"]) -> Array:
