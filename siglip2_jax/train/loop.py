@@ -19,6 +19,7 @@ from siglip2_jax.data.pipeline import Loaded
 from siglip2_jax.inference import Embedder
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
+from siglip2_jax.train.compiler import jit_step
 from siglip2_jax.train.distributed import ending_together, meet, total
 from siglip2_jax.train.inputs import (
     abstract_batch,
@@ -116,7 +117,7 @@ class StageRun:
         """The step's program for each token budget still to come, before the first step."""
         state = abstract_state(self._program, self._run.mesh)
         split = NamedSharding(self._run.mesh, BATCH)
-        step = jax.jit(self._program.step, donate_argnums=0)
+        step = jit_step(self._program.step)
         budgets = sorted({int(budget) for budget in reading.budgets})
         programs = {}
         with progress(f"compiling stage {self._span.name}") as show:

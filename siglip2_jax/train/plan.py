@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from siglip2_jax.config import TrainConfig
 from siglip2_jax.sharding import BATCH
 from siglip2_jax.train.chips import CHIPS, Chip
+from siglip2_jax.train.compiler import jit_step
 from siglip2_jax.train.hlo import AMOUNTS, analyse, memory, top
 from siglip2_jax.train.hlo_walk import Operation
 from siglip2_jax.train.inputs import abstract_batch, stage_lengths
@@ -151,7 +152,7 @@ def plan_step(
     state = abstract_state(program, mesh)
     batch = abstract_batch(stage, budget, batch_size, NamedSharding(mesh, BATCH))
     with jax.set_mesh(mesh):
-        lowered = jax.jit(program.step, donate_argnums=0).lower(state, batch)
+        lowered = jit_step(program.step).lower(state, batch)
     try:
         compiled = compile_only(lowered)
     except jax.errors.JaxRuntimeError as error:

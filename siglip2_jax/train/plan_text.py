@@ -13,6 +13,7 @@ from siglip2_jax.train.plan import StepPlan
 from siglip2_jax.train.search import Trial, pareto
 
 _SHOWN = 5  # operations of each kind
+_KEYS = re.compile(r"\[\\?'([^'\\]+)\\?'\]")
 _TITLES = {"time": "most time", "hbm": "most HBM traffic", "collectives": "most communication"}
 
 
@@ -89,6 +90,8 @@ def _name(op: Operation) -> str:
     """What an operation is called in the JAX program, its line, and who timed it."""
     if not (op.op_name or op.source):  # copies between memories and layouts, mostly
         return f"{op.opcode:<24.40} (the compiler's own)"
+    if not op.source and (keys := _KEYS.findall(op.op_name)):  # the same, of an argument
+        return f"{op.opcode:<24.40} {'/'.join(keys)} (the compiler's own)"
     name = op.op_name.rsplit("/", 1)[-1] or op.name
     source = re.sub(r".*siglip2_jax/", "", op.source)
     note = " (by its own cost estimate)" if op.timed_by == "cost estimate" else ""
