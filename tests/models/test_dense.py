@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from siglip2_jax.models.dense import dense
+from siglip2_jax.models.dense import dense, dense_each
 from siglip2_jax.sharding import AXES, make_mesh
 
 
@@ -77,6 +77,43 @@ def test_without_bias():
     np.testing.assert_allclose(
         dense(linear, x), linear(x).reshape(8, 300, 10), rtol=1e-5, atol=1e-6
     )
+
+
+def each(linears, x, cotangents, together):
+    """Values and gradients of several layers of one input."""
+    graphdef, state = nnx.split(linears)
+
+    def products(state, x):
+        merged = nnx.merge(graphdef, state)
+        return dense_each(merged, x) if together else [dense(linear, x) for linear in merged]
+
+    y, back = jax.vjp(products, state, x)
+    return y, back(cotangents)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("mesh", [None, (1, 8), (2, 4)])
+def test_layers_of_one_input_as_each_alone(use_bias, mesh):
+    linears = nnx.List([layer(use_bias=use_bias) for _ in range(3)])
+    x, cotangent = operands()
+    cotangents = [cotangent, 2 * cotangent, -cotangent[:, ::-1]]
+    wanted = each(linears, x, cotangents, False)
+    if mesh is None:
+        found = each(linears, x, cotangents, True)
+    else:
+        with jax.set_mesh(make_mesh(mesh[0])):
+            x, *cotangents = (jax.reshard(y, PartitionSpec(AXES)) for y in (x, *cotangents))
+            found = jax.jit(lambda *y: each(linears, *y, True))(x, cotangents)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+def test_layers_of_one_input_have_one_product_backward():
+    linears, (x, cotangent) = nnx.List([layer() for _ in range(3)]), operands()
+    program = jax.make_jaxpr(lambda x, *y: each(linears, x, list(y), True)[1])
+    products = str(program(x, cotangent, cotangent, cotangent)).count("dot_general[")
+    # Forward three; backward by the input, by the kernels, for the biases, and one that is unused.
+    assert products == 3 + 4
 
 
 @pytest.mark.tpu
