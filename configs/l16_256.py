@@ -17,4 +17,5 @@ def config() -> TrainConfig:
     """One stage of 1,220,704 steps of 32,768 examples."""
     base = load_config(Path(__file__).with_name("b16_256.py"))
     model = two_towers("L", patch_size=16, image_size=256)
-    return dataclasses.replace(base, model=model)
+    compute = dataclasses.replace(base.compute, remat="full")  # all that is kept would not fit
+    return dataclasses.replace(base, model=model, compute=compute)
