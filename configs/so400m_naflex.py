@@ -21,5 +21,4 @@ def config() -> TrainConfig:
         start=Continue(workdir="gs://BUCKET/so400m_256", stage="main", fraction=0.9),
     )
     model = two_towers("So400m", patch_size=16, image_size=None)
-    # 256 chips do not divide a width of 1152, 128 do.
     return dataclasses.replace(base, model=model, stages=(stage,))

@@ -184,11 +184,18 @@ def collectives(x: Instruction, where: Computation, module: Module) -> dict[str,
     total: dict[str, int] = {}
     for y in fused.instructions.values():
         for kind, size in _sent(y, fused, module).items():
-            kept = any(user.opcode == "dynamic-slice" for user in fused.users(y.name))
-            if kind == "all-reduce" and kept:  # each chip keeps its part: TPUs scatter
+            if kind == "all-reduce" and _scatters(y, fused):
                 kind, size = "reduce-scatter", size // 2
             total[kind] = total.get(kind, 0) + size
     return total
+
+
+def _scatters(x: Instruction, where: Computation) -> bool:
+    """Whether of an all-reduce, of one array or more, each chip keeps only its part."""
+    users = where.users(x.name)
+    parts = [user for user in users if user.opcode == "get-tuple-element"]
+    readers = [reader for part in parts for reader in where.users(part.name)] or users
+    return any(reader.opcode == "dynamic-slice" for reader in readers)
 
 
 def _sent(x: Instruction, where: Computation, module: Module) -> dict[str, int]:

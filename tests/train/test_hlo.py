@@ -289,6 +289,31 @@ ENTRY %main (g: f32[32,128], k: s32[]) -> f32[8,128] {
     assert result.collectives == {"reduce-scatter": 32 * 128 * 4 * 3 // 4}
 
 
+def test_parts_of_several_arrays_are_kept_at_once():
+    result = analysis("""%scatter (p: f32[32,128], q: f32[8,128], i: s32[]) -> \
+(f32[8,128], f32[2,128]) {
+  %p = f32[32,128]{1,0} parameter(0)
+  %q = f32[8,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %all = (f32[32,128]{1,0}, f32[8,128]{1,0}) all-reduce(%p, %q), \
+replica_groups={{0,1,2,3}}, to_apply=%add
+  %a = f32[32,128]{1,0} get-tuple-element(%all), index=0
+  %x = f32[8,128]{1,0} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={8,128}
+  %b = f32[8,128]{1,0} get-tuple-element(%all), index=1
+  %y = f32[2,128]{1,0} dynamic-slice(%b, %i, %i), dynamic_slice_sizes={2,128}
+  ROOT %t = (f32[8,128]{1,0}, f32[2,128]{1,0}) tuple(%x, %y)
+}
+
+ENTRY %main (g: f32[32,128], h: f32[8,128], k: s32[]) -> (f32[8,128], f32[2,128]) {
+  %g = f32[32,128]{1,0} parameter(0)
+  %h = f32[8,128]{1,0} parameter(1)
+  %k = s32[] parameter(2)
+  ROOT %r = (f32[8,128]{1,0}, f32[2,128]{1,0}) fusion(%g, %h, %k), kind=kCustom, calls=%scatter
+}
+""")
+    assert result.collectives == {"reduce-scatter": (32 + 8) * 128 * 4 * 3 // 4}
+
+
 def test_asynchronous_collectives_count_where_they_start():
     result = analysis("""ENTRY %main (w: f32[8,128]) -> f32[8,128] {
   %w = f32[8,128]{1,0:T(8,128)} parameter(0)
