@@ -192,7 +192,7 @@ def collectives(x: Instruction, where: Computation, module: Module) -> dict[str,
 
 def _scatters(x: Instruction, where: Computation) -> bool:
     """Whether of an all-reduce, of one array or more, each chip keeps only its part."""
-    users = where.users(x.name)
+    users = list(where.users(x.name))
     parts = [user for user in users if user.opcode == "get-tuple-element"]
     readers = [reader for part in parts for reader in where.users(part.name)] or users
     return any(reader.opcode == "dynamic-slice" for reader in readers)
