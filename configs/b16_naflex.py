@@ -8,8 +8,8 @@ Stage 4 of the paper (arXiv 2502.14786, section 2.4.2) with the sigmoid loss: th
 one of the lengths 128, 256, 576, 784 and 1024, with as many examples of each; at 1024 batches are
 halved. The position table has 16 x 16 entries in both, so nothing is resized.
 
-What the backward pass finds (`siglip2 plan --search`), unrolled, v5e:16x16; the config keeps what fits
-at all lengths:
+What the backward pass finds (`siglip2 plan --search`), unrolled, on v5e:16x16; the config keeps
+what fits at all lengths:
 
     kept                        256 patches           1024 patches
     everything                  166 ms, 10.15 GiB     -

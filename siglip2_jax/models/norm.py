@@ -25,8 +25,10 @@ from siglip2_jax.sharding import AXES, has_mesh, platform
 Kind = Literal["auto", "xla", "pallas"]
 
 _FEW = 16  # tokens of an image; with fewer, such as when generating, nothing is gained
-_TOKENS = 512  # that a program takes, or one image
+_TOKENS = 512  # that a program takes of several images
+_MOST = 1024  # that it takes of one
 _ROWS = 32  # at a time: long enough sums to fill the pipelines, few enough for the registers
+_TILE = 16  # rows of bfloat16
 _VMEM = 64 * 2**20
 
 
@@ -40,22 +42,24 @@ def branch(
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
     """The residual stream and, normalised, what a branch of it reads.
 
-    Statistics are float32 and two-pass. Gradients of both results are added before they are
-    rounded to the dtype of `x`.
+    Statistics are float32 and two-pass. The kernel adds the gradients of both results before it
+    rounds them to the dtype of `x`; XLA rounds that of the second one first.
 
     Args:
       norm: the layer, its result float32.
       x: the residual stream.
       dtype: of the second result.
       kind: "xla" leaves the program to XLA; "pallas" is the kernel, which off TPU is interpreted,
-        slowly, for tests; "auto" is the kernel for bfloat16 on TPU, unless images have few tokens.
+        slowly, for tests; "auto" is the kernel for bfloat16 on TPU, unless images have few tokens
+        or more than fit that cannot be divided.
 
     Returns:
       `x` itself, which is to be used in its place, and `norm(x)`.
     """
     if kind == "auto":
-        fast = platform() == "tpu" and x.dtype == jnp.bfloat16 and x.shape[1] >= _FEW
-        kind = "pallas" if fast else "xla"
+        tokens = x.shape[1]
+        possible = x.dtype == jnp.bfloat16 and tokens >= _FEW and _together(tokens) <= _MOST
+        kind = "pallas" if possible and platform() == "tpu" else "xla"
     if kind == "xla":
         return x, norm(x).astype(dtype)
     scale, bias = (param[...].astype(jnp.float32) for param in (norm.scale, norm.bias))
@@ -146,6 +150,14 @@ def _each(some: Any, shape: tuple[int, ...]) -> None:
         jax.lax.fori_loop(0, images, lambda image, _: some(image, last), None)
 
 
+def _together(tokens: int) -> int:
+    """How many of an image's tokens a program takes: all, or an equal part in whole tiles."""
+    if tokens <= _MOST:
+        return tokens
+    parts = (n for n in range(_MOST, 0, -_TILE) if tokens % n == 0)
+    return next(parts, tokens)
+
+
 def _call(
     kernel: Any,
     streams: tuple[Array, ...],
@@ -167,25 +179,27 @@ def _call(
         batch, tokens, width = streams[0].shape
         images = max(1, min(batch, _TOKENS // tokens))
         images = next(i for i in range(images, 0, -1) if batch % i == 0)
-        block = pl.BlockSpec((images, tokens, width), lambda i: (i, 0, 0))
-        sums = pl.BlockSpec((1, 2, width), lambda i: (i, 0, 0))
+        together = _together(tokens)
+        parts = tokens // together
+        block = pl.BlockSpec((images, together, width), lambda i, j: (i, j, 0))
+        sums = pl.BlockSpec((1, 2, width), lambda i, j: (i * parts + j, 0, 0))
         return pl.pallas_call(
             kernel,
             out_shape=[
                 jax.ShapeDtypeStruct(*shape)
                 for shape in (
-                    ((batch // images, 2, width), jnp.float32)
+                    ((batch // images * parts, 2, width), jnp.float32)
                     if dtype is None
                     else ((batch, tokens, width), dtype)
                     for dtype in results
                 )
             ],
-            grid=(batch // images,),
+            grid=(batch // images, parts),
             in_specs=[block] * len(streams)
-            + [pl.BlockSpec((1, width), lambda i: (0, 0))] * len(params),
+            + [pl.BlockSpec((1, width), lambda i, j: (0, 0))] * len(params),
             out_specs=[sums if dtype is None else block for dtype in results],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel",), vmem_limit_bytes=_VMEM
+                dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM
             ),
             cost_estimate=pl.CostEstimate(
                 flops=0,  # of matrix products, which is what is counted

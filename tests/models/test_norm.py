@@ -63,7 +63,7 @@ def expected(layer, *inputs):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "shape",
-    [(2, 64, 128), (3, 49, 72), (40, 16, 32), (1, 1030, 16), (5, 1, 24)],
+    [(2, 64, 128), (3, 49, 72), (40, 16, 32), (1, 1030, 16), (2, 1296, 16), (5, 1, 24)],
 )
 def test_values_and_gradients_in_float32(kind, shape):
     inputs = operands(shape)
@@ -137,6 +137,8 @@ def test_on_a_mesh_as_on_one_device():
         ("tpu", jnp.bfloat16, 256, True),
         ("tpu", jnp.bfloat16, 16, True),
         ("tpu", jnp.bfloat16, 1, False),
+        ("tpu", jnp.bfloat16, 4096, True),
+        ("tpu", jnp.bfloat16, 1030, False),
         ("tpu", jnp.float32, 256, False),
         ("cpu", jnp.bfloat16, 256, False),
         ("gpu", jnp.bfloat16, 256, False),
@@ -152,7 +154,7 @@ def test_what_is_chosen(monkeypatch, platform, dtype, tokens, kernel):
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-@pytest.mark.parametrize(("tokens", "width"), [(256, 768), (196, 1152), (64, 96), (16, 1024)])
+@pytest.mark.parametrize(("tokens", "width"), [(256, 768), (196, 1152), (64, 96), (4096, 1536)])
 def test_blocks_compile_for_tpu_with_the_kernel(topology, tokens, width):
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     from siglip2_jax.train.topology import compile_only, topology_mesh
