@@ -188,7 +188,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Runs the script."""
     args = parse_args()
-    points = [point for point in POINTS if args.only in f"{point.name} {point.config}"]
+    wanted = args.only.lower()
+    points = [point for point in POINTS if wanted in f"{point.name} {point.config}".lower()]
     if not points:
         print(f"no program has {args.only!r} in its name or config", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from train.processes import (
 
 from siglip2_jax.config import Schedule, TrainConfig, load_config
 from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.train.inputs import abstract_batch, image_preprocessor, open_tokenizer
 from siglip2_jax.train.step import Program
@@ -172,6 +173,24 @@ def test_student_learns_its_teachers_targets(name, share):
     assert blind > 0.1
     assert 0 < excess[1] < share * blind
     assert excess[1] < excess[0] / 20
+
+
+def first_step(compute: Compute) -> dict[str, float]:
+    """What all losses report at a first step."""
+    stage = config().stages[0]
+    made = program(stage.objectives, batch_size=16, compute=compute)
+    state = jax.jit(made.init_state)(jax.jit(made.init_params)(jax.random.key(0)))
+    _, metrics = jax.jit(made.step)(state, pairs())
+    return {name: float(x) for name, x in metrics.items()}
+
+
+@pytest.mark.slow
+def test_all_losses_with_the_kernels_of_tpus_as_without():
+    """Interpreted, in towers, teacher, views and decoder; the gradient is in its norm."""
+    kernels = Compute(attention="pallas", norm="pallas", remat="full")
+    found, expected = first_step(kernels), first_step(Compute())
+    assert {"loss/caption", "loss/self_distill", "loss/masked"} <= found.keys()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @functools.cache

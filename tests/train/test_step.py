@@ -243,6 +243,14 @@ def test_three_updates(mesh, sigmoid, accumulate):
     assert_same(run(mesh, sigmoid=sigmoid, accumulate=accumulate), plain())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", ("attn_out", "x_mid")], ids=str)
+def test_with_the_kernels_of_tpus(remat):
+    """Interpreted: attention and LayerNorm in both towers, in a loop and split over a mesh."""
+    compute = Compute(attention="pallas", norm="pallas", remat=remat)
+    assert_same(run(SLICES, compute=compute), plain())
+
+
 def test_metrics():
     for step, values in enumerate(run(ONE, sigmoid=DENSE, accumulate=1).metrics):
         names = {"loss", "loss/sigmoid", "sigmoid/temperature", "sigmoid/bias", "grad_norm"}
