@@ -193,7 +193,8 @@ def test_worker_processes_give_the_same():
 def test_stopping_early_leaves_no_threads():
     before = set(threading.enumerate())
     batches = make().batches(READING)
-    assert set(threading.enumerate()) == before  # nothing is started before it is asked for
+    # Nothing is started before it is asked for; what other tests left may end meanwhile.
+    assert set(threading.enumerate()) <= before
     next(batches)
     batches.close()
     for thread in set(threading.enumerate()) - before:
