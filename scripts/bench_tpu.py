@@ -34,7 +34,7 @@ GIB = 2**30
 LIMIT = 15.75  # of a chip's 16 GiB, what the compiler leaves to programs
 RING = "stages.0.objectives.sigmoid.implementation=ring"
 FAST = ("compute.scan=False", "compute.remat=none")
-SMALL = ("compute.scan=False", "compute.remat=full", RING, "replica=1")
+SMALL = ("compute.scan=True", "compute.remat=full", RING, "replica=4")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys,
     assert run(script, monkeypatch, plan, "--json", path) == 0
     assert len(seen) == len(script.POINTS)
     least = seen[1][0]
-    assert not least.compute.scan and least.compute.remat == "full"
+    assert least.compute.scan and least.compute.remat == "full"
     assert least.objectives["sigmoid"].implementation == "ring"
     assert {(budget, batch) for _, budget, batch in seen} >= {(1024, 8192), (256, 262_144)}
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]
