@@ -3,7 +3,11 @@
     siglip2 train configs/l16_256.py --workdir gs://BUCKET/l16_256
     siglip2 plan configs/l16_256.py --topology v5e:16x16
 
-The run of `b16_256.py` with larger towers.
+The run of `b16_256.py` with larger towers. On v5e:16x16 everything cannot be kept for the backward
+pass; the inputs of layers can:
+
+    unrolled    683 ms, 5.59 GiB, MFU 0.572
+    in a loop   717 ms, 5.58 GiB, MFU 0.545
 """
 
 import dataclasses

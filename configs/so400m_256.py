@@ -3,7 +3,8 @@
     siglip2 train configs/so400m_256.py --workdir gs://BUCKET/so400m_256
     siglip2 plan configs/so400m_256.py --topology v5e:16x16
 
-The run of `b16_256.py` with larger towers.
+The run of `b16_256.py` with larger towers. On v5e:16x16, in a loop that keeps the inputs of layers:
+971 ms, 7.02 GiB, MFU 0.547; to unroll 27 layers takes long to compile and was not tried.
 """
 
 import dataclasses
