@@ -3,17 +3,17 @@
 import os
 from pathlib import Path
 
+from xla import QUICK_FLAGS
+
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
-# from dead-locking in XLA's thread pool. The last two flags make XLA compile several times faster;
-# nothing here runs long enough to need its optimisations.
+# from dead-locking in XLA's thread pool.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-    + " --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false "
+    + QUICK_FLAGS
 )
 
 # A program for several devices that XLA reads back from its cache can wait for itself for ever.

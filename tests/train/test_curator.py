@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from models.builders import random_params
 from train.runs import SMALL, Sevens, numbers, run, save_run, stage
+from xla import QUICK
 
 from siglip2_jax.config import Continue, Curation, Optim, Pretrained, Schedule
 from siglip2_jax.models.flops import forward_flops
@@ -34,7 +35,6 @@ FINER = dataclasses.replace(
 # A large eps: gradients that are 0 but for rounding would give random directions.
 OPTIM = Optim(peak_lr=1e-2, eps=1e-3, schedule=Schedule(kind="constant"))
 CURATION = Curation(teacher=Pretrained(source="nowhere"), model=FINER, chunks=4)
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def config(**fields):
