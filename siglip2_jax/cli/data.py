@@ -97,7 +97,7 @@ def pack(args: argparse.Namespace) -> int:
     """Packs a data set; exit code 1 if nothing in it could be used."""
     import dataclasses
 
-    from siglip2_jax.data.pack import pack as write
+    from siglip2_jax.data.tools.pack import pack as write
     from siglip2_jax.progress import progress
 
     with progress("packing") as show:
@@ -109,8 +109,8 @@ def pack(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> None:
     """Draws a batch."""
+    from siglip2_jax.cli.batch_sheet import batch_sheet, lengths
     from siglip2_jax.data.files import write_whole
-    from siglip2_jax.evals.batch_sheet import batch_sheet, lengths
 
     config = load_run(args)
     names = [stage.name for stage in config.stages]

@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       ValueError: neither or both of --task and --suite, or no --data.
     """
-    from siglip2_jax.config import load_suite
-    from siglip2_jax.evals.suite import evaluate, parse_entries
-    from siglip2_jax.evals.tasks.catalogue import all_tasks
+    from siglip2_jax.benchmarks.suite import evaluate, parse_entries
+    from siglip2_jax.benchmarks.suite_file import load_suite
+    from siglip2_jax.benchmarks.tasks.catalogue import all_tasks
 
     if args.task == "list":
         for task in all_tasks().values():
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 def _open_model(args: argparse.Namespace):
     """The model on this host's devices, and images per program call."""
     if args.transformers:
-        from siglip2_jax.evals.transformers_model import open_transformers
+        from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
         text_norm = args.text_norm or "unicode_lower"
@@ -128,7 +128,7 @@ def _is_first() -> bool:
 
 
 def _print(result) -> None:
-    from siglip2_jax.evals.report.rows import rows
+    from siglip2_jax.benchmarks.report.rows import rows
 
     if not _is_first():
         return
@@ -150,8 +150,8 @@ def _print(result) -> None:
 
 
 def _write(args: argparse.Namespace, results: list) -> None:
+    from siglip2_jax.benchmarks.report.write import write_report
     from siglip2_jax.data.files import write_whole
-    from siglip2_jax.evals.report.write import write_report
 
     if args.json:
         rows = [result.to_json() for result in results]

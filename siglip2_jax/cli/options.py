@@ -6,9 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from siglip2_jax.captioning import Captioner
     from siglip2_jax.config import TrainConfig
-    from siglip2_jax.inference import Embedder
+    from siglip2_jax.inference import Captioner
+    from siglip2_jax.inference.embedder import Embedder
 
 SOURCE_HELP = (
     "official .npz, Hugging Face directory or repository id, or a checkpoint of ours; "
@@ -69,7 +69,7 @@ def load_model(args: argparse.Namespace) -> Embedder:
 
 def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner:
     """Loads the same with the decoder that its run has trained under the name `head`."""
-    from siglip2_jax.captioning import load_captioner
+    from siglip2_jax.inference import load_captioner
 
     return load_captioner(
         args.source,

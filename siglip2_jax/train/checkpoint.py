@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
-from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
-from siglip2_jax.convert.source import absolute
+from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
+from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.state import TrainState
 

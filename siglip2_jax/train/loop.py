@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Pretrained, Scratch, TrainConfig
-from siglip2_jax.convert.source import absolute
 from siglip2_jax.data.lengths import Reading
 from siglip2_jax.data.pipeline import Loaded
-from siglip2_jax.inference import Embedder
+from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
 from siglip2_jax.train.compiler import jit_step

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Bool
 
+from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import TrainConfig, to_json
-from siglip2_jax.convert.orbax import describe
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal

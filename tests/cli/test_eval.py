@@ -59,7 +59,7 @@ def test_data_may_be_the_data_set_itself(siglip2, model_dir, data):
 def test_suite(siglip2, model_dir, data, tmp_path):
     path = tmp_path / "suite.py"
     path.write_text(
-        "from siglip2_jax.evals.suite import Entry, Suite\n"
+        "from siglip2_jax.benchmarks.suite import Entry, Suite\n"
         "def suite():\n    return Suite((Entry('caltech', (4,)), Entry('refcoco_val')))\n"
     )
     found = siglip2("eval", model_dir, "--suite", path, "--data", data)

@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig
-from siglip2_jax.convert.orbax import describe
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import Params, unflatten
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import put
