@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
 
 CONFIG = "config.json"
+CLIENTS = {"aiohttp", "gcsfs", "google"}  # packages that raise what no OSError is
+
+
+class StoreError(OSError):
+    """A workdir that cannot be read or written; the message is one sentence."""
 
 
 class Run:
@@ -47,29 +54,54 @@ class Run:
         self.tokenizer = open_tokenizer(config)
         check_batches(config, self.mesh.size)
         self.kept = kept_steps(config)
-        self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
-        self.saved = self.checkpoints.latest or 0
-        self._check_stage()
-        self.writer = None
-        if jax.process_index() == 0:
-            self._record()
-            self.writer = MetricWriter(workdir, config.logging, to_json(config), self.saved)
+        self._lost = False
+        with self.storing():
+            self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
+            self.saved = self.checkpoints.latest or 0
+            self._check_stage()
+            self.writer = None
+            if jax.process_index() == 0:
+                self._record()
+                self.writer = MetricWriter(workdir, config.logging, to_json(config), self.saved)
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
 
     def close(self) -> None:
-        """Finishes what is being written."""
+        """Finishes what is being written, unless the workdir is lost."""
         self.signal.close()
         self.trace.close()
-        self.checkpoints.close()
-        if self.writer:
-            self.writer.close()
+        if self._lost:
+            return
+        with self.storing():
+            self.checkpoints.close()
+            if self.writer:
+                self.writer.close()
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Reads or writes the workdir; an error that does not name a file names the workdir.
+
+        Raises:
+          StoreError: it cannot be read or written, though the clients of stores tried repeatedly.
+        """
+        try:
+            yield
+        except Exception as error:
+            nameless = isinstance(error, OSError) and error.filename is None
+            if not nameless and type(error).__module__.partition(".")[0] not in CLIENTS:
+                raise
+            self._lost = True
+            raise StoreError(
+                f"{self.workdir} cannot be read or written ({error or type(error).__name__}); run "
+                "the same command again once it can: training resumes from the last checkpoint there"
+            ) from error
 
     def save(self, state: TrainState, step: int, position: int, bad: int, span: Span) -> None:
         """Starts to save; nothing happens if this step is saved already.
 
         Raises:
           ValueError: the state is not finite.
+          StoreError: the workdir cannot be written.
         """
         if step == self.saved:
             return
@@ -89,9 +121,10 @@ class Run:
             "config": to_json(self.config),
             "tokenizer": self.tokenizer.name,
         }
-        if self.writer:
-            self.writer.flush()
-        self.checkpoints.save(state, step, record)
+        with self.storing():
+            if self.writer:
+                self.writer.flush()
+            self.checkpoints.save(state, step, record)
         self.saved = step
 
     def _check_stage(self) -> None:
