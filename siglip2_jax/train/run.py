@@ -92,8 +92,9 @@ class Run:
                 raise
             self._lost = True
             raise StoreError(
-                f"{self.workdir} cannot be read or written ({error or type(error).__name__}); run "
-                "the same command again once it can: training resumes from the last checkpoint there"
+                f"{self.workdir} cannot be read or written ({error or type(error).__name__}); "
+                "run the same command again once it can: training resumes from the last checkpoint "
+                "there"
             ) from error
 
     def save(self, state: TrainState, step: int, position: int, bad: int, span: Span) -> None:

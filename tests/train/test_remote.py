@@ -102,10 +102,10 @@ def test_a_store_that_is_away_for_seconds(tmp_path, store, workdir, local):
     """It goes while a checkpoint is half written, and the run waits for it."""
     with training(LIGHT, WORKDIR, *RUN, logs=tmp_path) as run:
         run.wait_for(lambda: is_saving(workdir))
-        store.stop()
+        store.shut()
         time.sleep(SECONDS_AWAY)
         assert run.running() and last_whole(workdir) < STEPS, run.texts()
-        store.start()
+        store.open()
         (end,) = run.wait()
     assert end.code == 0 and len(end.text) < LETTERS and "Traceback" not in end.text, end.text
     assert_equal_runs(workdir, local)
@@ -117,7 +117,7 @@ def test_a_store_that_is_gone_for_good(tmp_path, store, workdir, processes):
     forever = (*ONE_LENGTH, "stages.main.steps=1000000")
     with training(LIGHT, WORKDIR, *forever, processes=processes, devices=1, logs=tmp_path) as run:
         run.wait_for(lambda: is_saving(workdir))
-        store.stop()
+        store.shut()
         start = time.monotonic()
         ends = run.wait()
     assert time.monotonic() - start < SECONDS_TO_GIVE_UP
