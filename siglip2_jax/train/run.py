@@ -92,7 +92,7 @@ class Run:
                 raise
             self._lost = True
             raise StoreError(
-                f"{self.workdir} cannot be read or written ({error or type(error).__name__}); "
+                f"{self.workdir} cannot be read or written ({str(error) or type(error).__name__}); "
                 "run the same command again once it can: training resumes from the last checkpoint "
                 "there"
             ) from error
