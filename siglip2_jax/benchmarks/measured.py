@@ -11,13 +11,19 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from siglip2_jax.benchmarks.parts import Parts, gather_blocks, gather_texts
 from siglip2_jax.data.prefetch import batched
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
+from siglip2_jax.models.config import ModelConfig, Variant
+from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.preprocess.decode import ImageError, ImageSource
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.progress import Update
+from siglip2_jax.types import Features
 
 T = TypeVar("T")
 
@@ -59,10 +65,6 @@ class Measuring:
         """Has `show` told how many images are done, of how many, where that is known."""
         self._show, self._expected = show, expected
 
-    def __getattr__(self, name: str) -> Any:
-        """The model's own."""
-        return getattr(self._model, name)
-
     def _begin(self, width: int) -> Parts:
         """Parts of the next call, whose rows have this width."""
         self._calls += 1
@@ -84,7 +86,7 @@ class Measuring:
 
 
 class Measured(Measuring):
-    """Wraps a model for one evaluation; whatever is not written here is the model's own."""
+    """Wraps an embedder for one evaluation: evaluators see a `base.Model` that shares its work."""
 
     def __init__(
         self,
@@ -101,6 +103,49 @@ class Measured(Measuring):
           batch_size: images per program call.
         """
         super().__init__(model, directory, batch_size)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the towers."""
+        return self._model.config
+
+    @property
+    def params(self) -> Params:
+        """Parameters, a nested dict."""
+        return self._model.params
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the parameters are on."""
+        return self._model.mesh
+
+    @property
+    def variant(self) -> Variant | None:
+        """The release with exactly these sizes, or None."""
+        return self._model.variant
+
+    @property
+    def preprocess(self) -> ImagePreprocessor:
+        """Images to patches."""
+        return self._model.preprocess
+
+    @property
+    def text_norm(self) -> TextNorm:
+        """Normalisation of texts before tokenisation."""
+        return self._model.text_norm
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the towers' matrix products."""
+        return self._model.dtype
+
+    def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
+        """As `Embedder.embed_texts`: every process embeds all of them."""
+        return self._model.embed_texts(texts, **options)
+
+    def image_features(self, images: Any, **options: Any) -> Features:
+        """As `Embedder.image_features`: not shared among hosts, not noted."""
+        return self._model.image_features(images, **options)
 
     def embed_images(
         self,

@@ -11,16 +11,19 @@ import jax
 
 from siglip2_jax.benchmarks.measured import Counter, Measuring, own_share
 from siglip2_jax.benchmarks.parts import gather_texts
+from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.inference import Answer, Captioner, Writing
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.inference.queries import Group
+from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 BATCHES_PER_PART = 8  # writing is slow; whole batches give the same numbers after an interruption
 
 
 class MeasuredCaptioner(Measuring):
-    """Wraps a captioner for one evaluation; whatever is not written here is the captioner's own."""
+    """Wraps a captioner for one evaluation, which shares its work among hosts."""
 
     def __init__(
         self,
@@ -37,6 +40,21 @@ class MeasuredCaptioner(Measuring):
           batch_size: images, and asks, per program call.
         """
         super().__init__(captioner, directory, batch_size)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Sizes of the decoder."""
+        return self._model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to ids and back."""
+        return self._model.tokenizer
+
+    @property
+    def boxes(self) -> BoxText:
+        """Form in which the decoder writes boxes."""
+        return self._model.boxes
 
     def answer(
         self, groups: Iterable[Group], writing: Writing, max_num_patches: int
