@@ -34,9 +34,9 @@ SMALL = ModelConfig(
 
 def stage(name: str = "main", steps: int = 10, **fields) -> Stage:
     """A stage that reads nothing that exists."""
-    defaults = {"objectives": {"sigmoid": Sigmoid()}, "optim": Optim(ema=0.9)}
+    defaults = {"objectives": {"sigmoid": Sigmoid()}, "optim": Optim(ema=0.9), "batch_size": 8}
     data = Data(source=Folder("nowhere"))
-    return Stage(name=name, data=data, batch_size=8, steps=steps, **(defaults | fields))
+    return Stage(name=name, data=data, steps=steps, **(defaults | fields))
 
 
 def run(*stages: Stage, model: ModelConfig = SMALL, **fields) -> TrainConfig:
