@@ -44,7 +44,7 @@ def installed_versions() -> dict[str, str]:
 def find_commit(root: Path) -> str | None:
     """Commit of a checkout, "-dirty" where its files are changed, or of a `git archive`, if any."""
     if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe"]
+        command = ["git", "-C", str(root), "--no-optional-locks", "describe"]
         command += ["--always", "--abbrev=40", "--exclude=*", "--dirty"]
         with suppress(OSError):  # git is not installed
             return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
