@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import pytest  # noqa: E402
+from oracles import IMAGES, Oracle, open_oracle  # noqa: E402
 
 SHARED = Path(os.environ.get("SIGLIP2_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -30,6 +31,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"development data not found at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> Oracle:
+    """Outputs of the official implementation, in the repository."""
+    return open_oracle("golden")
+
+
+@pytest.fixture(
+    scope="session", params=["golden", *(pytest.param(x, marks=pytest.mark.shared) for x in IMAGES)]
+)
+def oracle(request) -> Oracle:
+    """The golden; where there is the development data, its oracles too."""
+    if request.param == "golden":
+        return open_oracle("golden")
+    return open_oracle(request.param, request.getfixturevalue("shared"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
