@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import pytest  # noqa: E402
-from oracles import IMAGES, Oracle, open_oracle  # noqa: E402
+from oracles import SHARED_IMAGES, Oracle, open_oracle  # noqa: E402
 
 SHARED = Path(os.environ.get("SIGLIP2_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -40,7 +40,8 @@ def golden() -> Oracle:
 
 
 @pytest.fixture(
-    scope="session", params=["golden", *(pytest.param(x, marks=pytest.mark.shared) for x in IMAGES)]
+    scope="session",
+    params=["golden", *(pytest.param(x, marks=pytest.mark.shared) for x in SHARED_IMAGES)],
 )
 def oracle(request) -> Oracle:
     """The golden; where there is the development data, its oracles too."""

@@ -1,4 +1,4 @@
-"""Outputs of the official implementation: those in the repository, and more beside the checkout."""
+"""Outputs of the official implementation: in the repository, and more beside the checkout."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ from PIL import Image
 
 from siglip2_jax.demo import HERE
 
-IMAGES = {"oracle_a": "data/demo_photos", "oracle_b": "data/flickr8k_1k/images"}
+SHARED_IMAGES = {"oracle_a": "data/demo_photos", "oracle_b": "data/flickr8k_1k/images"}
 
 
 class Oracle(NamedTuple):
     """A folder with outputs of a "fixed" and of a "naflex" model, and where its images are."""
 
     folder: Path
-    photos: Path
+    image_folder: Path
 
     def config(self, kind: str) -> dict:
         return json.loads((self.folder / f"{kind}.json").read_text())
@@ -29,9 +29,9 @@ class Oracle(NamedTuple):
             return dict(file)
 
     def images(self, kind: str) -> list[Path | Image.Image]:
-        """Paths; and of images of which a box is used, the box."""
+        """Paths, or the pixels of a box where only that is used."""
         config = self.config(kind)
-        paths = [self.photos / file for file in config["files"]]
+        paths = [self.image_folder / file for file in config["files"]]
         boxes = config.get("boxes") or [None] * len(paths)
         return [
             Image.open(path).crop(box) if box else path
@@ -43,4 +43,4 @@ def open_oracle(name: str, shared: Path | None = None) -> Oracle:
     """The golden, of images that ship with the package; or an oracle of the development data."""
     if name == "golden":
         return Oracle(Path(__file__).parent / name, HERE / "photos")
-    return Oracle(shared / "reference" / name, shared / IMAGES[name])
+    return Oracle(shared / "reference" / name, shared / SHARED_IMAGES[name])
