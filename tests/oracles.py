@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from siglip2_jax.demo import HERE
-
+TESTS = Path(__file__).parent
+SHIPPED_IMAGES = TESTS.parent / "siglip2_jax" / "demo" / "photos"
 SHARED_IMAGES = {"oracle_a": "data/demo_photos", "oracle_b": "data/flickr8k_1k/images"}
 
 
@@ -42,5 +42,5 @@ class Oracle(NamedTuple):
 def open_oracle(name: str, shared: Path | None = None) -> Oracle:
     """The golden, of images that ship with the package; or an oracle of the development data."""
     if name == "golden":
-        return Oracle(Path(__file__).parent / name, HERE / "photos")
+        return Oracle(TESTS / name, SHIPPED_IMAGES)
     return Oracle(shared / "reference" / name, shared / SHARED_IMAGES[name])
