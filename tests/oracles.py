@@ -19,7 +19,7 @@ class Oracle(NamedTuple):
     image_folder: Path
 
     def config(self, kind: str) -> dict:
-        return json.loads((self.folder / f"{kind}.json").read_text())
+        return json.loads((self.folder / f"{kind}.json").read_text(encoding="utf-8"))
 
     def checkpoint(self, kind: str) -> Path:
         return self.folder / f"{kind}_tiny.npz"
