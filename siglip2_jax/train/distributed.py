@@ -165,7 +165,7 @@ def _watch(over: threading.Event) -> None:
             continue
         print(f"siglip2: error: {news}", file=sys.stderr, flush=True)
         for worker in multiprocessing.active_children():
-            worker.terminate()
+            worker.kill()  # they leave SIGTERM to this process
         try:
             jax.distributed.shutdown()  # the process that failed waits for this one
         finally:

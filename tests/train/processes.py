@@ -48,6 +48,10 @@ class Processes:
         """Sends a signal to one of them."""
         self.popen[index].send_signal(number)
 
+    def kill_all(self, number: int, index: int = 0) -> None:
+        """Sends a signal to one of them and to all that it has started, as a terminal does."""
+        os.killpg(self.popen[index].pid, number)
+
     def running(self) -> bool:
         """Whether any is still there."""
         return any(process.poll() is None for process in self.popen)
@@ -100,7 +104,8 @@ def started(
         for path, command, extra in zip(paths, commands, variables, strict=True):
             with path.open("w") as log:
                 arguments = [sys.executable, *command]
-                popen.append(subprocess.Popen(arguments, env=env | extra, stdout=log, stderr=log))
+                output = {"stdout": log, "stderr": log, "start_new_session": True}
+                popen.append(subprocess.Popen(arguments, env=env | extra, **output))
         yield Processes(popen, paths)
     finally:
         for process in popen:
