@@ -20,6 +20,7 @@ from siglip2_jax.cli import (
     train,
     verify,
 )
+from siglip2_jax.cli.libtpu import quieten_libtpu
 
 COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, plan, data)
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in args:
         root.print_help()
         return 2
+    quieten_libtpu()
     try:
         code = args.run(args) or 0
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
