@@ -25,6 +25,7 @@ from siglip2_jax.benchmarks.tasks.catalogue import choose_tasks
 from siglip2_jax.data.files import write_whole
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.class_embeddings import ClassCache
+from siglip2_jax.evals.prompts import name_templates
 from siglip2_jax.inference import Captioner
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
 from siglip2_jax.progress import progress
@@ -65,6 +66,7 @@ def evaluate(
     *,
     pretrained: str,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    templates: Sequence[str] = (),
     decoder: Callable[[], Captioner] | None = None,
 ) -> Iterator[Result]:
     """Measures a model; a result as soon as it is there, or a result that says what is missing.
@@ -79,6 +81,7 @@ def evaluate(
         that are there and were made in the same way are not made again. None keeps nothing.
       pretrained: where the model is from, for the report.
       batch_size: images per program call.
+      templates: prompts with one `{}` for the name of a class; none means each task's.
       decoder: loads the model with its decoder, for tasks that need one; raises ValueError where it
         has none, which is then what the result says.
 
@@ -107,8 +110,11 @@ def evaluate(
             evaluator = task.make(
                 Setting(root=root, budget=budget, pictures=pictures, cache=classes)
             )
+            if templates and hasattr(evaluator, "templates"):
+                evaluator = dataclasses.replace(evaluator, templates=tuple(templates))
             settings = protocol(evaluator, model, budget)
-            key = _key(weights, task.name, str(root.resolve()), settings)
+            prompts = getattr(evaluator, "templates", ())  # of which the protocol has a name
+            key = _key(weights, task.name, str(root.resolve()), settings, prompts)
             found = _saved(out, key)
             if not _agreed(found is not None):
                 name = f"{task.name}, {budget} patches" if native else task.name
@@ -189,7 +195,7 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
         if hasattr(evaluator, name):
             found[name] = getattr(evaluator, name)
     if hasattr(evaluator, "templates"):
-        found["templates"] = len(evaluator.templates)
+        found["templates"] = name_templates(evaluator.templates)
     if hasattr(evaluator, "decoder"):
         found["decoder"] = repr(evaluator.decoder)
     return found

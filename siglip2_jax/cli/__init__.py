@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0 on success, 1 where a check failed, 2 on bad input, 130 on Ctrl-C, 143
       where training saved and stopped on SIGTERM.
     """
+    quieten_libtpu()
     root = parser()
     args = root.parse_args(argv)
     if args.version:
@@ -54,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in args:
         root.print_help()
         return 2
-    quieten_libtpu()
     try:
         code = args.run(args) or 0
         sys.stdout.flush()  # here, so that a closed pipe is noticed here

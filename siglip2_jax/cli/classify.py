@@ -7,7 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from siglip2_jax.cli.options import add_model_options, load_model, positive
+from siglip2_jax.cli.options import (
+    add_model_options,
+    add_template_option,
+    load_model,
+    positive,
+)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -23,11 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--labels", help="labels, separated by commas")
     parser.add_argument("--labels-file", type=Path, help="a text file with a label a line")
-    parser.add_argument(
-        "--templates",
-        choices=("openai",),
-        help="put each label in OpenAI's 80 prompts and average; default: the label as it is",
-    )
+    add_template_option(parser, "the label as it is")
     parser.add_argument("--top", type=positive, default=5, help="labels to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -52,13 +53,14 @@ def read_labels(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Prints labels with probabilities; exit code 1 if no image could be read."""
     from siglip2_jax.data.files import find_images
-    from siglip2_jax.evals.prompts import OPENAI_TEMPLATES, embed_labels
+    from siglip2_jax.evals.prompts import embed_labels, name_templates
     from siglip2_jax.preprocess.decode import ImageError
 
     labels = read_labels(args)
     images = find_images(args.images)
     model = load_model(args)
-    texts = embed_labels(model, labels, OPENAI_TEMPLATES if args.templates else ("{}",))
+    templates = args.templates or ["{}"]
+    texts = embed_labels(model, labels, templates)
     rows = model.stream_images(images, args.max_num_patches, args.batch_size)
     results, failed = [], 0
     for image, row in zip(images, rows, strict=True):
@@ -76,5 +78,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{image}: {best}", flush=True)
     if args.json:
         settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
+        settings["templates"] = name_templates(templates)
         print(json.dumps({**settings, "results": results}, indent=2, ensure_ascii=False))
     return int(failed == len(images))

@@ -11,6 +11,7 @@ from pathlib import Path
 from siglip2_jax.cli.options import (
     add_host_options,
     add_model_options,
+    add_template_option,
     load_decoder,
     load_model,
     positive,
@@ -41,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N,N",
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
+    add_template_option(parser, "each task's, most often clip_paper")
     parser.add_argument("--out", type=Path, help="a directory for the report and for resuming")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
     parser.add_argument(
@@ -88,10 +90,12 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         pretrained=args.source,
         batch_size=batch_size,
+        templates=args.templates or (),
         decoder=partial(load_decoder, args),
     ):
         results.append(result)
         _print(result)
+    _compare_templates(args, results)
     if _is_first():
         _write(args, results)
     return int(all(result.missing for result in results))
@@ -147,6 +151,21 @@ def _print(result) -> None:
     )
     for problem in result.failed[:10]:
         print(f"siglip2: counted as wrong: {problem}", file=sys.stderr)
+
+
+def _compare_templates(args: argparse.Namespace, results: list) -> None:
+    """Says so where a run's evaluators, in training, used prompts that were not measured with."""
+    from siglip2_jax.evals.prompts import name_templates
+    from siglip2_jax.evals.trained import trained_templates
+
+    used = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
+    trained = [name_templates(x) for x in trained_templates(args.source)] if used else []
+    if trained and (others := [x for x in used if x not in trained]) and _is_first():
+        print(
+            f"siglip2: measured with the prompts {', '.join(others)}, but the run's evaluators "
+            f"used {', '.join(trained)}; see --templates",
+            file=sys.stderr,
+        )
 
 
 def _write(args: argparse.Namespace, results: list) -> None:

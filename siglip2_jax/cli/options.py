@@ -23,6 +23,33 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def _templates(text: str) -> tuple[str, ...]:
+    from siglip2_jax.evals.prompts import choose_templates
+
+    try:
+        return choose_templates(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_template_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the prompts that classes are put in; None where none are chosen.
+
+    Args:
+      parser: gets the option.
+      default: what happens then, for the help.
+    """
+    parser.add_argument(
+        "--templates",
+        type=_templates,
+        action="extend",
+        metavar="NAME|PROMPT",
+        help="prompts to put each label in and average over: openai (80), clip_paper (these and "
+        'the bare label), or one such as "a photo of a {}"; may be repeated '
+        f"(default: {default})",
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds SOURCE and everything that decides how it is loaded."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)

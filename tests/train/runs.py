@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from siglip2_jax.checkpoints.orbax import describe
-from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig
+from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig, to_json
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -76,6 +76,7 @@ def save_run(
         states[step] = random_state(Sevens(config, index), mesh, step)
         record = describe(config.resolved[index].model, config.preprocessing)
         record |= {"step": step, "stage": run[index].name, "stages": [list(span) for span in run]}
+        record["config"] = to_json(config)
         checkpoints.save(states[step], step, record)
     checkpoints.close()
     return states
