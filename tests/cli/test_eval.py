@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+from train.processes import LIGHT, ONE_LENGTH, metrics, train
 from train.runs import run, save_run, stage
 
 from siglip2_jax.data.sources import Folder
@@ -97,6 +98,38 @@ def test_prompts_of_the_run_are_compared(siglip2, data, tmp_path):
     assert line("--templates", "a photo of a {}") == ""
     save_run(tmp_path / "run", run(stage(steps=20)), [20], make_mesh())
     assert line() == ""  # nothing to compare with
+
+
+RUN = """
+import dataclasses
+from siglip2_jax.config import load_config
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.evals.zero_shot import ZeroShot
+
+def config():
+    run = load_config({light!r})
+    rows = Folder({root!r}, captions="labels.jsonl", template="{{name}}")
+    val = ZeroShot(source=rows, name="val", templates=("a {{}} thing",), max_num_patches=9)
+    stage = dataclasses.replace(run.stages[0], evals=(val,))
+    return dataclasses.replace(run, stages=(stage,))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_as_it_measured_itself(siglip2, data, tmp_path):
+    root, workdir, file = data / "caltech101_20", tmp_path / "run", tmp_path / "out.json"
+    (tmp_path / "config.py").write_text(RUN.format(light=str(LIGHT), root=str(root)))
+    (end,) = train(tmp_path / "config.py", workdir, "stages.main.steps=10", *ONE_LENGTH)
+    assert end.code == 0, end.text
+    (stage,) = json.loads((workdir / "config.json").read_text())["stages"]
+    assert stage["evals"][0]["templates"] == ["a {} thing"]
+    command = ["eval", workdir, "--task", "labels", "--data", root, "--max-num-patches", 9]
+    assert "the run's evaluators used a {} thing" in siglip2(*command).err
+    found = siglip2(*command, "--templates", "a {} thing", "--json", file)
+    assert found.code == 0 and "evaluators" not in found.err
+    (row,) = json.loads(file.read_text())
+    top1 = metrics(workdir)[-1]["eval/val/top1"]
+    assert row["metrics"]["acc1"] == pytest.approx(top1, abs=1e-9)
 
 
 def test_suite(siglip2, model_dir, data, tmp_path):
