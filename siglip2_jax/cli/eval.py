@@ -95,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
     ):
         results.append(result)
         _print(result)
-    _compare_templates(args, results)
     if _is_first():
         _write(args, results)
+        _compare_templates(args.source, results)
     return int(all(result.missing for result in results))
 
 
@@ -153,14 +153,14 @@ def _print(result) -> None:
         print(f"siglip2: counted as wrong: {problem}", file=sys.stderr)
 
 
-def _compare_templates(args: argparse.Namespace, results: list) -> None:
+def _compare_templates(source: str, results: list) -> None:
     """Says so where a run's evaluators, in training, used prompts that were not measured with."""
     from siglip2_jax.evals.prompts import name_templates
     from siglip2_jax.evals.trained import trained_templates
 
     used = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
-    trained = [name_templates(x) for x in trained_templates(args.source)] if used else []
-    if trained and (others := [x for x in used if x not in trained]) and _is_first():
+    trained = [name_templates(x) for x in trained_templates(source)] if used else []
+    if trained and (others := [x for x in used if x not in trained]):
         print(
             f"siglip2: measured with the prompts {', '.join(others)}, but the run's evaluators "
             f"used {', '.join(trained)}; see --templates",
