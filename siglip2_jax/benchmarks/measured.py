@@ -23,7 +23,6 @@ from siglip2_jax.preprocess.decode import ImageError, ImageSource
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.progress import Update
-from siglip2_jax.types import Features
 
 T = TypeVar("T")
 
@@ -142,10 +141,6 @@ class Measured(Measuring):
     def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
         """As `Embedder.embed_texts`: every process embeds all of them."""
         return self._model.embed_texts(texts, **options)
-
-    def image_features(self, images: Any, **options: Any) -> Features:
-        """As `Embedder.image_features`: not shared among hosts, not noted."""
-        return self._model.image_features(images, **options)
 
     def embed_images(
         self,
