@@ -134,7 +134,7 @@ def _draw(image: str, answer: Answer, args: argparse.Namespace) -> None:
 
     from PIL import ImageDraw
 
-    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 
     picture = decode(image, exif=not args.no_exif).copy()

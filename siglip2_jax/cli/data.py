@@ -109,8 +109,8 @@ def pack(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> None:
     """Draws a batch."""
-    from siglip2_jax.data.files import write_whole
     from siglip2_jax.evals.batch_sheet import batch_sheet, lengths
+    from siglip2_jax.outputs import write_whole
 
     config = load_run(args)
     names = [stage.name for stage in config.stages]

@@ -122,9 +122,9 @@ def _untrained(seed: int) -> Embedder:
 
 def _write_sheet(model: Embedder, out: Path) -> None:
     """Some photos against their captions."""
-    from siglip2_jax.data.files import write_whole
     from siglip2_jax.demo import shipped_examples
     from siglip2_jax.evals.sheet import similarity_sheet
+    from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 
     examples = shipped_examples()[:SHOWN]

@@ -150,8 +150,8 @@ def _print(result) -> None:
 
 
 def _write(args: argparse.Namespace, results: list) -> None:
-    from siglip2_jax.data.files import write_whole
     from siglip2_jax.evals.report.write import write_report
+    from siglip2_jax.outputs import write_whole
 
     if args.json:
         rows = [result.to_json() for result in results]

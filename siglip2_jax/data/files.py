@@ -64,10 +64,3 @@ def read_lines(path: Path) -> list[str]:
         problem = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{path} is not text in UTF-8 ({problem}); save it as UTF-8") from error
     return [line for line in text.splitlines() if line.strip()]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a small file in one step: all of it appears under its name, or nothing does."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

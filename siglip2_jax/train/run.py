@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 
 from siglip2_jax.config import TrainConfig, to_json
 from siglip2_jax.convert.orbax import describe
+from siglip2_jax.outputs import write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
@@ -111,9 +112,7 @@ class Run:
     def _record(self) -> None:
         """Writes the resolved config, and the tokenizer, which `load` looks for."""
         self.workdir.mkdir(parents=True, exist_ok=True)
-        temporary = self.workdir / (CONFIG + ".tmp")
-        temporary.write_text(json.dumps(to_json(self.config), indent=2))
-        temporary.replace(self.workdir / CONFIG)
+        write_whole(self.workdir / CONFIG, json.dumps(to_json(self.config), indent=2))
         self.tokenizer.save(self.workdir)
 
 
