@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-from siglip2_jax.cli.options import add_model_options, load_model, positive
+from siglip2_jax.cli.options import add_model_options, any_path, load_model, positive
+from siglip2_jax.cli.printing import print_json
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -22,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
     )
     parser.add_argument("--labels", help="labels, separated by commas")
-    parser.add_argument("--labels-file", type=Path, help="a text file with a label a line")
+    parser.add_argument("--labels-file", type=any_path, help="a text file with a label a line")
     parser.add_argument(
         "--templates",
         choices=("openai",),
@@ -76,5 +75,5 @@ def run(args: argparse.Namespace) -> int:
             print(f"{image}: {best}", flush=True)
     if args.json:
         settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
-        print(json.dumps({**settings, "results": results}, indent=2, ensure_ascii=False))
+        print_json({**settings, "results": results})
     return int(failed == len(images))

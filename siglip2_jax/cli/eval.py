@@ -11,8 +11,11 @@ from pathlib import Path
 from siglip2_jax.cli.options import (
     add_host_options,
     add_model_options,
+    any_path,
     load_decoder,
     load_model,
+    local_path,
+    output_file,
     positive,
 )
 
@@ -32,7 +35,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--task", default="", help="names, separated by commas; `list` lists them")
     parser.add_argument("--suite", help="a Python file with a suite(), instead of --task")
     parser.add_argument(
-        "--data", type=Path, help="the directory with a directory for each data set, or one of them"
+        "--data",
+        type=local_path,
+        help="the directory with a directory for each data set, or one of them",
     )
     parser.add_argument(
         "--budgets",
@@ -41,8 +46,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N,N",
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
-    parser.add_argument("--out", type=Path, help="a directory for the report and for resuming")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument("--out", type=any_path, help="a directory for the report and for resuming")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the results there as JSON"
+    )
     parser.add_argument(
         "--transformers",
         action="store_true",
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if bool(args.task) == bool(args.suite):
         raise ValueError("pass one of --task NAME and --suite FILE; --task list lists the tasks")
-    if args.data is None or not args.data.is_dir():
+    if args.data is None or not Path(args.data).is_dir():
         raise ValueError(
             f"--data is {args.data}; expected the directory with a directory for each data set"
         )
@@ -84,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     for result in evaluate(
         model,
         suite,
-        args.data,
+        Path(args.data),
         args.out,
         pretrained=args.source,
         batch_size=batch_size,
@@ -100,6 +107,10 @@ def run(args: argparse.Namespace) -> int:
 def _open_model(args: argparse.Namespace):
     """The model on this host's devices, and images per program call."""
     if args.transformers:
+        if args.source.startswith("gs://"):
+            raise ValueError(
+                f"--transformers reads no gs:// paths, got {args.source}; copy it here"
+            )
         from siglip2_jax.evals.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
@@ -155,7 +166,7 @@ def _write(args: argparse.Namespace, results: list) -> None:
 
     if args.json:
         rows = [result.to_json() for result in results]
-        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False).encode())
+        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False))
     if args.out:
         write_report(results, args.out)
         print(f"report: {args.out / 'report.html'}")
