@@ -144,7 +144,9 @@ def _in_store(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+        nameless = isinstance(error, OSError) and error.filename is None
+        from_client = type(error).__module__.partition(".")[0] in _CLIENTS
+        if _is_local(path) or not (nameless or from_client):
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
 

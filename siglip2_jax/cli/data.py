@@ -57,7 +57,9 @@ def _add_pack(jobs: argparse._SubParsersAction) -> None:
     )
     source.add_argument("--folder", metavar="DIR", help="a folder with captions.jsonl and images/")
     source.add_argument("--tfds", metavar="NAME", help="a prepared TFDS data set")
-    parser.add_argument("--captions", help="the folder's .jsonl, or the TFDS feature of captions")
+    parser.add_argument(
+        "--captions", type=local_path, help="the folder's .jsonl, or the TFDS feature of captions"
+    )
     parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
     parser.add_argument("--split", default="train", help="of the TFDS data set (default: train)")
     parser.add_argument("--data-dir", type=local_path, help="where the TFDS data set was prepared")

@@ -28,7 +28,11 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         "--folder", metavar="DIR", required=True, help="with captions.jsonl and images/"
     )
     parser.add_argument(
-        "--captions", metavar="NAME", default="captions.jsonl", help="the folder's .jsonl"
+        "--captions",
+        metavar="NAME",
+        type=local_path,
+        default="captions.jsonl",
+        help="the folder's .jsonl",
     )
     parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Sequence
@@ -90,12 +91,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """The lines of a text file, local or `gs://`, that are not blank.
 
     Raises:
+      FileNotFoundError: there is none.
       ValueError: it is not text in UTF-8.
     """
+    file = epath.Path(path)
+    if not file.exists():  # a store's client would not say which
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     try:
-        text = (
-            epath.Path(path).read_bytes().decode("utf-8-sig")
-        )  # editors on Windows put a mark in front
+        text = file.read_bytes().decode("utf-8-sig")  # editors on Windows put a mark in front
     except UnicodeDecodeError as error:
         problem = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{path} is not text in UTF-8 ({problem}); save it as UTF-8") from error
