@@ -7,11 +7,16 @@ import stat
 import threading
 from pathlib import Path
 
+import jax
 import pytest
 
 import siglip2_jax
 from siglip2_jax import convert
+from siglip2_jax.demo import tiny_config
+from siglip2_jax.inference import Embedder
+from siglip2_jax.models.siglip2 import init_params
 from siglip2_jax.outputs import check_output, open_output, write_whole
+from siglip2_jax.preprocess.image import ImagePreprocessor
 
 
 def read_all(path: Path, into: list[bytes]) -> threading.Thread:
@@ -150,13 +155,6 @@ def test_checkpoints_keep_links_and_pipes(tmp_path):
 
 
 def _tiny(path: Path) -> Path:
-    import jax
-
-    from siglip2_jax.demo import tiny_config
-    from siglip2_jax.inference import Embedder
-    from siglip2_jax.models.siglip2 import init_params
-    from siglip2_jax.preprocess.image import ImagePreprocessor
-
     config = tiny_config()
     preprocess = ImagePreprocessor(patch_size=config.vision.patch_size, image_size=None)
     Embedder(config, init_params(config, jax.random.key(0)), preprocess).save(path, "npz")
