@@ -166,7 +166,7 @@ def _write(args: argparse.Namespace, results: list) -> None:
 
     if args.json:
         rows = [result.to_json() for result in results]
-        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False))
+        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     if args.out:
         write_report(results, args.out)
         print(f"report: {args.out / 'report.html'}")

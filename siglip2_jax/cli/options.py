@@ -36,8 +36,8 @@ def local_path(text: str) -> str:
     """An argparse type: a path on this machine."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a local path, which this option needs; copy it here, or mount the "
-            "bucket with gcsfuse"
+            f"{text!r} is not a local path, and this option takes no other; use a local copy, or "
+            "mount the bucket with gcsfuse"
         )
     return text
 
