@@ -98,7 +98,7 @@ def behind_links(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def is_special(path: epath.Path) -> bool:
-    """Whether a path is there and neither a regular file nor a directory."""
+    """Tells pipes, devices and descriptors from files, directories and what is not there."""
     if not _is_local(path):
         return False
     if _DESCRIPTOR.fullmatch(str(path)):
