@@ -14,7 +14,7 @@ import dataclasses
 from pathlib import Path
 
 from siglip2_jax.config import TrainConfig, load_config
-from siglip2_jax.models.variants import two_towers
+from siglip2_jax.models.config import two_towers
 
 
 def config() -> TrainConfig:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from siglip2_jax import convert
-from siglip2_jax.convert.checkpoint import param_shapes
-from siglip2_jax.models.variants import RELEASES
+from siglip2_jax import checkpoints
+from siglip2_jax.checkpoints.checkpoint import param_shapes
+from siglip2_jax.models.config import RELEASES
 
 STEPS = (
     ("start.npz", "first", "orbax"),
@@ -31,25 +31,27 @@ STEPS = (
 )
 
 
-def synthetic(variant_name: str) -> convert.Checkpoint:
+def synthetic(variant_name: str) -> checkpoints.Checkpoint:
     """A checkpoint of a release's sizes whose tensors are made when read."""
     config = next(v.config for v in RELEASES if v.name == variant_name)
 
-    def tensor(seed: int, shape: tuple[int, ...]) -> convert.Lazy:
+    def tensor(seed: int, shape: tuple[int, ...]) -> checkpoints.Lazy:
         def make() -> np.ndarray:
             return np.random.default_rng(seed).random(shape, np.float32)
 
-        return convert.Lazy(shape, np.dtype(np.float32), make)
+        return checkpoints.Lazy(shape, np.dtype(np.float32), make)
 
     shapes = param_shapes(config)
     params = {path: tensor(i, shape) for i, (path, shape) in enumerate(shapes.items())}
-    return convert.Checkpoint(config, params, None, convert.Preprocessing(), "npz", "synthetic")
+    return checkpoints.Checkpoint(
+        config, params, None, checkpoints.Preprocessing(), "npz", "synthetic"
+    )
 
 
-def step(source: str, destination: str, format: convert.Format) -> None:
+def step(source: str, destination: str, format: checkpoints.Format) -> None:
     """One conversion, then this process's peak memory as JSON."""
     start = time.perf_counter()
-    convert.write(convert.read(source), destination, format)
+    checkpoints.write(checkpoints.read(source), destination, format)
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"peak_gib": gibibytes, "seconds": time.perf_counter() - start}))
 
@@ -67,7 +69,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory(dir=args.dir) as name:
         root = Path(name)
-        convert.write(synthetic("g-opt/16 256"), root / "start.npz", "npz")
+        checkpoints.write(synthetic("g-opt/16 256"), root / "start.npz", "npz")
         for source, destination, format in STEPS:
             command = [sys.executable, __file__, "--step", root / source, root / destination]
             output = subprocess.run(

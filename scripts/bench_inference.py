@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from siglip2_jax import Embedder, Patches, load
+from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.siglip2 import init_params
-from siglip2_jax.models.variants import two_towers
 from siglip2_jax.preprocess.image import ImagePreprocessor, collate
 
 TOKENS = 256

@@ -37,12 +37,12 @@ from PIL import Image
 from siglip2_jax.cli.options import positive
 from siglip2_jax.data import prepare as preparation
 from siglip2_jax.data.lengths import Reading
-from siglip2_jax.data.pack import pack
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Source
 from siglip2_jax.data.tars import Tars
+from siglip2_jax.data.tools.pack import pack
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import HERE, TOKENIZER, shipped_examples
 from siglip2_jax.preprocess import image as preprocessing

@@ -24,9 +24,9 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from siglip2_jax.config import load_config
+from siglip2_jax.planner.plan import DoesNotFit, StepPlan, plan_step
+from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.progress import progress
-from siglip2_jax.train.plan import DoesNotFit, StepPlan, plan_step
-from siglip2_jax.train.topology import topology_mesh
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TOPOLOGY = "v5e:16x16"

@@ -52,8 +52,8 @@ def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
     """What the run's model can do on photos that it has not seen."""
     import siglip2_jax
     from siglip2_jax.data.sources import Folder
-    from siglip2_jax.evals.classification import ZeroShot
     from siglip2_jax.evals.retrieval import Retrieval
+    from siglip2_jax.evals.zero_shot import ZeroShot
 
     model = siglip2_jax.load(str(workdir))
     held_out, options = (("split", "val"),), {"every": 1, "max_num_patches": PATCHES}

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from siglip2_jax.captioning import Captioner, load_captioner
 from siglip2_jax.data.regions import from_coco
+from siglip2_jax.inference import Captioner, load_captioner
 from siglip2_jax.models.generate import abstract_decoder
 from siglip2_jax.preprocess.text_norm import normalize
 

@@ -7,8 +7,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from siglip2_jax.captioning import Captioner, load_captioner
-    from siglip2_jax.inference import Embedder, load
+    from siglip2_jax.inference import Captioner, Embedder, load, load_captioner
     from siglip2_jax.models.siglip2 import SigLIP2
     from siglip2_jax.types import Batch, Features, Patches
 
@@ -16,13 +15,13 @@ __version__ = metadata.version("siglip2_jax")
 
 _HOME = {
     "Batch": "siglip2_jax.types",
-    "Captioner": "siglip2_jax.captioning",
+    "Captioner": "siglip2_jax.inference",
     "Embedder": "siglip2_jax.inference",
     "Features": "siglip2_jax.types",
     "Patches": "siglip2_jax.types",
     "SigLIP2": "siglip2_jax.models.siglip2",
     "load": "siglip2_jax.inference",
-    "load_captioner": "siglip2_jax.captioning",
+    "load_captioner": "siglip2_jax.inference",
 }
 
 __all__ = [

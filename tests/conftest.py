@@ -3,23 +3,24 @@
 import os
 from pathlib import Path
 
+from xla import QUICK_FLAGS
+
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
-# from dead-locking in XLA's thread pool. The last two flags make XLA compile several times faster;
-# nothing here runs long enough to need its optimisations.
+# from dead-locking in XLA's thread pool.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-    + " --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_enable_concurrency_optimized_scheduler=false "
+    + QUICK_FLAGS
 )
 
 # A program for several devices that XLA reads back from its cache can wait for itself for ever.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import pytest  # noqa: E402
+from oracles import SHARED_IMAGES, Oracle, open_oracle  # noqa: E402
 
 SHARED = Path(os.environ.get("SIGLIP2_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -30,6 +31,23 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"development data not found at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> Oracle:
+    """Outputs of the official implementation, in the repository."""
+    return open_oracle("golden")
+
+
+@pytest.fixture(
+    scope="session",
+    params=["golden", *(pytest.param(x, marks=pytest.mark.shared) for x in SHARED_IMAGES)],
+)
+def oracle(request) -> Oracle:
+    """The golden; where there is the development data, its oracles too."""
+    if request.param == "golden":
+        return open_oracle("golden")
+    return open_oracle(request.param, request.getfixturevalue("shared"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

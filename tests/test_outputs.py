@@ -11,9 +11,9 @@ import jax
 import pytest
 
 import siglip2_jax
-from siglip2_jax import convert
+from siglip2_jax import checkpoints
 from siglip2_jax.demo import tiny_config
-from siglip2_jax.inference import Embedder
+from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import init_params
 from siglip2_jax.outputs import check_output, open_output, write_whole
 from siglip2_jax.preprocess.image import ImagePreprocessor
@@ -134,22 +134,22 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 def test_checkpoints_keep_links_and_pipes(tmp_path):
-    source = convert.read(_tiny(tmp_path / "tiny.npz"))
+    source = checkpoints.read(_tiny(tmp_path / "tiny.npz"))
     (tmp_path / "disk").mkdir()
     for format in ("hf", "orbax", "npz"):
         link = tmp_path / f"link.{format}"
         link.symlink_to(f"disk/{format}")
         for _ in range(2):
-            convert.write(source, link, format, overwrite=True)
-        assert link.is_symlink() and convert.read(link).config == source.config
+            checkpoints.write(source, link, format, overwrite=True)
+        assert link.is_symlink() and checkpoints.read(link).config == source.config
     assert sorted(os.listdir(tmp_path / "disk")) == ["hf", "npz", "orbax"]
     pipe, got = tmp_path / "pipe", []
     os.mkfifo(pipe)
     thread = read_all(pipe, got)
-    convert.write(source, pipe, "npz")
+    checkpoints.write(source, pipe, "npz")
     thread.join(10)
     (tmp_path / "copy.npz").write_bytes(got[0])
-    copy = convert.read(tmp_path / "copy.npz")
+    copy = checkpoints.read(tmp_path / "copy.npz")
     assert copy.params.keys() == source.params.keys() and stat.S_ISFIFO(pipe.stat().st_mode)
     assert all((x.read() == source.params[name].read()).all() for name, x in copy.params.items())
 
@@ -168,4 +168,4 @@ def test_one_module_puts_files_in_their_place():
     modules = {
         str(x.relative_to(root)) for x in root.rglob("*.py") if renaming.search(x.read_text())
     }
-    assert modules == {"outputs.py", "convert/write.py"}
+    assert modules == {"outputs.py", "checkpoints/write.py"}

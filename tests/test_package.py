@@ -25,14 +25,15 @@ LAYERS = (
     "models",
     "preprocess",
     "data",
+    "curation",
     "objectives",
-    "convert",
+    "checkpoints",
     "inference",
-    "captioning",
     "demo",
     "evals",
     "config",
     "train",
+    "benchmarks planner",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
@@ -78,7 +79,7 @@ def test_layers_import_to_the_left_only():
         ("models/x.py", "from siglip2_jax import types, sharding\nimport siglip2_jax.models.y", 0),
         ("evals/x.py", "from siglip2_jax import load, cli, __version__", 1),
         ("types.py", "import siglip2_jax.progress", 1),
-        ("convert/x.py", "from siglip2_jax import Embedder, Patches", 1),
+        ("checkpoints/x.py", "from siglip2_jax import Embedder, Patches", 1),
     ],
 )
 def test_violations_are_found(path, source, count):

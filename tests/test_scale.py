@@ -3,7 +3,7 @@
 import pytest
 
 from siglip2_jax.config.scale import Scale
-from siglip2_jax.models.variants import RELEASES
+from siglip2_jax.models.config import RELEASES
 
 FULL, SMALL = Scale(1.0), Scale(1e-6)
 

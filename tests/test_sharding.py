@@ -11,9 +11,9 @@ from models.builders import random_params
 from PIL import Image
 
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.inference import Embedder
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig, two_towers
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig, two_towers
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import (
@@ -147,9 +147,9 @@ def test_gather(shape):
 def test_gradients_are_scattered_over_fsdp_and_summed_over_replica():
     """Nothing as large as a kernel is summed on every chip, if shards fill whole tiles."""
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    from siglip2_jax.planner.hlo.program import analyse
+    from siglip2_jax.planner.topology import compile_only, topology_mesh
     from siglip2_jax.train.chips import CHIPS
-    from siglip2_jax.train.hlo import analyse
-    from siglip2_jax.train.topology import compile_only, topology_mesh
 
     mesh = topology_mesh("v5e:4x4", replica=4)
     kernel, x = (

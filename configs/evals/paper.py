@@ -7,7 +7,7 @@ A data set that is not under `--data` gives a row that says how to get it. Model
 resolution are measured once.
 """
 
-from siglip2_jax.evals.suite import Entry, Suite
+from siglip2_jax.benchmarks.suite import Entry, Suite
 
 BUDGETS = (64, 144, 256, 576, 676, 784, 900, 1024)
 CURVES = (

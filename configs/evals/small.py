@@ -3,7 +3,7 @@
 siglip2 eval /tmp/caltech101 --suite configs/evals/small.py --data DIR --out results
 """
 
-from siglip2_jax.evals.suite import Entry, Suite
+from siglip2_jax.benchmarks.suite import Entry, Suite
 
 
 def suite() -> Suite:

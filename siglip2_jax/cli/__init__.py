@@ -20,6 +20,7 @@ from siglip2_jax.cli import (
     train,
     verify,
 )
+from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
 
 COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, plan, data)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       where training saved and stopped on SIGTERM.
     """
     escape_unprintable()
+    quieten_libtpu()
     root = parser()
     args = root.parse_args(argv)
     if args.version:
@@ -79,7 +81,7 @@ def _check_buckets(args: argparse.Namespace) -> None:
     paths = [os.fspath(x) for x in values if isinstance(x, (str, os.PathLike))]
     for path in paths:
         if path.startswith("gs://"):
-            from siglip2_jax.convert.source import check_bucket
+            from siglip2_jax.checkpoints.source import check_bucket
 
             check_bucket(path)
 

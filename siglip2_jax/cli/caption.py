@@ -10,7 +10,7 @@ from siglip2_jax.cli.options import add_model_options, load_decoder, output_file
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
-    from siglip2_jax.captioning import Answer, PixelBox, Writing
+    from siglip2_jax.inference import Answer, PixelBox, Writing
 
 COLOUR = "#ff2d55"
 
@@ -67,8 +67,8 @@ def box(text: str) -> PixelBox:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is written about each image; exit code 1 if no image could be read."""
-    from siglip2_jax.captioning import Ask
     from siglip2_jax.data.files import find_images
+    from siglip2_jax.inference import Ask
     from siglip2_jax.preprocess.decode import ImageError
 
     images = find_images(args.images)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _writing(args: argparse.Namespace) -> Writing:
     """How the decoder writes; options that would have no effect are refused."""
-    from siglip2_jax.captioning import Writing
+    from siglip2_jax.inference import Writing
 
     belongs = {"beams": "beam", "temperature": "sample", "seed": "sample"}
     given = {name: value for name in belongs if (value := getattr(args, name)) is not None}

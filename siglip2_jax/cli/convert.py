@@ -31,13 +31,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, showing progress by tensor."""
-    from siglip2_jax import convert
+    from siglip2_jax import checkpoints
     from siglip2_jax.progress import progress
 
-    checkpoint = convert.read(args.source)
+    checkpoint = checkpoints.read(args.source)
     tokenizer = checkpoint.open_tokenizer(args.tokenizer) if args.tokenizer else None
     with progress(f"writing {args.to}") as update:
-        convert.write(
+        checkpoints.write(
             checkpoint,
             args.destination,
             args.to,

@@ -102,7 +102,7 @@ def pack(args: argparse.Namespace) -> int:
     """Packs a data set; exit code 1 if nothing in it could be used."""
     import dataclasses
 
-    from siglip2_jax.data.pack import pack as write
+    from siglip2_jax.data.tools.pack import pack as write
     from siglip2_jax.progress import progress
 
     with progress("packing") as show:
@@ -114,7 +114,7 @@ def pack(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> None:
     """Draws a batch."""
-    from siglip2_jax.evals.batch_sheet import batch_sheet, lengths
+    from siglip2_jax.cli.batch_sheet import batch_sheet, lengths
     from siglip2_jax.outputs import write_whole
 
     config = load_run(args)

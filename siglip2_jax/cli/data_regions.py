@@ -9,7 +9,7 @@ from siglip2_jax.cli.options import local_path, positive
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
-    from siglip2_jax.data.annotators import Annotator
+    from siglip2_jax.data.tools.annotators import Annotator
 
 
 def add_parser(jobs: argparse._SubParsersAction) -> None:
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     """Adds regions; exit code 1 if no row could be used."""
     import dataclasses
 
-    from siglip2_jax.data.annotate import Limits, annotate
     from siglip2_jax.data.sources import Folder
+    from siglip2_jax.data.tools.annotate import Limits, annotate
     from siglip2_jax.progress import progress
 
     source = Folder(args.folder, captions=args.captions, template=args.template)
@@ -80,13 +80,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _annotator(args: argparse.Namespace) -> Annotator:
-    from siglip2_jax.data.annotators import Annotations, Detections
+    from siglip2_jax.data.tools.annotators import Annotations, Detections
 
     if args.annotations:
         if args.model is not None or args.device is not None:
             raise ValueError("--model and --device are of --detector, not of --annotations")
         return Annotations()
-    from siglip2_jax.data.owlv2 import DEFAULT_REPO, Owlv2Detector
+    from siglip2_jax.data.tools.owlv2 import DEFAULT_REPO, Owlv2Detector
 
     repo = args.model or DEFAULT_REPO
     return Detections(Owlv2Detector(repo, args.device, threshold=args.min_score))

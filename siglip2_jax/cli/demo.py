@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from siglip2_jax.config import TrainConfig
     from siglip2_jax.data.sources import Folder
-    from siglip2_jax.inference import Embedder
+    from siglip2_jax.inference.embedder import Embedder
 
 SHOWN = 16  # photos on the sheet
 MAX_NUM_PATCHES = 64
@@ -114,7 +114,7 @@ def _untrained(seed: int) -> Embedder:
     import jax
 
     from siglip2_jax.demo import TOKENIZER, tiny_config
-    from siglip2_jax.inference import Embedder
+    from siglip2_jax.inference.embedder import Embedder
     from siglip2_jax.models.siglip2 import init_params
     from siglip2_jax.preprocess.image import ImagePreprocessor
     from siglip2_jax.preprocess.tokenizer import Tokenizer
@@ -127,8 +127,8 @@ def _untrained(seed: int) -> Embedder:
 
 def _write_sheet(model: Embedder, out: epath.Path) -> None:
     """Some photos against their captions."""
+    from siglip2_jax.cli.sheet import similarity_sheet
     from siglip2_jax.demo import shipped_examples
-    from siglip2_jax.evals.sheet import similarity_sheet
     from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 

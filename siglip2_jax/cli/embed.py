@@ -13,7 +13,7 @@ from siglip2_jax.cli.printing import print_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from siglip2_jax.inference import Embedder
+    from siglip2_jax.inference.embedder import Embedder
     from siglip2_jax.preprocess.decode import ImageError
 
 
@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embeds; exit code 1 if no item could be embedded."""
-    from siglip2_jax.evals.embedding_file import EmbeddingWriter
+    from siglip2_jax.inference.embedding_file import EmbeddingWriter
     from siglip2_jax.progress import progress
 
     items = _items(args)
@@ -81,9 +81,9 @@ def _items(args: argparse.Namespace) -> list[str]:
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
     """What decides the numbers: stored with them, and compared before a run is continued."""
-    from siglip2_jax import __version__, convert
+    from siglip2_jax import __version__, checkpoints
 
-    recorded = convert.read(args.source).preprocessing
+    recorded = checkpoints.read(args.source).preprocessing
     return {
         "version": __version__,
         "source": args.source,

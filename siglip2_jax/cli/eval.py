@@ -11,6 +11,7 @@ from pathlib import Path
 from siglip2_jax.cli.options import (
     add_host_options,
     add_model_options,
+    add_template_option,
     any_path,
     load_decoder,
     load_model,
@@ -46,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N,N",
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
+    add_template_option(parser, "each task's, most often clip_paper")
     parser.add_argument("--out", type=any_path, help="a directory for the report and for resuming")
     parser.add_argument(
         "--json", type=output_file, metavar="FILE", help="write the results there as JSON"
@@ -70,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       ValueError: neither or both of --task and --suite, or no --data.
     """
-    from siglip2_jax.config import load_suite
-    from siglip2_jax.evals.suite import evaluate, parse_entries
-    from siglip2_jax.evals.tasks.catalogue import all_tasks
+    from siglip2_jax.benchmarks.suite import evaluate, parse_entries
+    from siglip2_jax.benchmarks.suite_file import load_suite
+    from siglip2_jax.benchmarks.tasks.catalogue import all_tasks
 
     if args.task == "list":
         for task in all_tasks().values():
@@ -95,12 +97,14 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         pretrained=args.source,
         batch_size=batch_size,
+        templates=args.templates or (),
         decoder=partial(load_decoder, args),
     ):
         results.append(result)
         _print(result)
     if _is_first():
         _write(args, results)
+        _compare_templates(args.source, results)
     return int(all(result.missing for result in results))
 
 
@@ -111,7 +115,7 @@ def _open_model(args: argparse.Namespace):
             raise ValueError(
                 f"--transformers reads no gs:// paths, got {args.source}; copy it here"
             )
-        from siglip2_jax.evals.transformers_model import open_transformers
+        from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
         text_norm = args.text_norm or "unicode_lower"
@@ -139,7 +143,7 @@ def _is_first() -> bool:
 
 
 def _print(result) -> None:
-    from siglip2_jax.evals.report.rows import rows
+    from siglip2_jax.benchmarks.report.rows import rows
 
     if not _is_first():
         return
@@ -160,8 +164,23 @@ def _print(result) -> None:
         print(f"siglip2: counted as wrong: {problem}", file=sys.stderr)
 
 
+def _compare_templates(source: str, results: list) -> None:
+    """Says so where a run's evaluators, in training, used prompts that were not measured with."""
+    from siglip2_jax.evals.prompts import name_templates
+    from siglip2_jax.evals.trained import trained_templates
+
+    used = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
+    trained = [name_templates(x) for x in trained_templates(source)] if used else []
+    if trained and (others := [x for x in used if x not in trained]):
+        print(
+            f"siglip2: measured with the prompts {', '.join(others)}, but the run's evaluators "
+            f"used {', '.join(trained)}; see --templates",
+            file=sys.stderr,
+        )
+
+
 def _write(args: argparse.Namespace, results: list) -> None:
-    from siglip2_jax.evals.report.write import write_report
+    from siglip2_jax.benchmarks.report.write import write_report
     from siglip2_jax.outputs import write_whole
 
     if args.json:

@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(source: str) -> dict[str, Any]:
     """Everything known of a checkpoint, as plain JSON values."""
-    from siglip2_jax import convert
-    from siglip2_jax.models.variants import find_variant
+    from siglip2_jax import checkpoints
+    from siglip2_jax.models.config import find_variant
 
-    checkpoint = convert.read(source)
+    checkpoint = checkpoints.read(source)
     config, variant = checkpoint.config, find_variant(checkpoint.config)
     count = {
         tower: sum(math.prod(x.shape) for path, x in checkpoint.params.items() if select(path))

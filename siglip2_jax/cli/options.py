@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from etils import epath
 
-    from siglip2_jax.captioning import Captioner
     from siglip2_jax.config import TrainConfig
-    from siglip2_jax.inference import Embedder
+    from siglip2_jax.inference import Captioner
+    from siglip2_jax.inference.embedder import Embedder
 
 SOURCE_HELP = (
     "official .npz, Hugging Face directory or repository id, or a checkpoint of ours; "
@@ -51,6 +51,33 @@ def output_file(text: str) -> epath.Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{error.filename}: {error.strerror}") from None
     return any_path(text)
+
+
+def _templates(text: str) -> tuple[str, ...]:
+    from siglip2_jax.evals.prompts import choose_templates
+
+    try:
+        return choose_templates(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_template_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the prompts that classes are put in; None where none are chosen.
+
+    Args:
+      parser: gets the option.
+      default: what happens then, for the help.
+    """
+    parser.add_argument(
+        "--templates",
+        type=_templates,
+        action="extend",
+        metavar="NAME|PROMPT",
+        help="prompts to put each label in and average over: openai (80), clip_paper (these and "
+        'the bare label), or one such as "a photo of a {}"; may be repeated '
+        f"(default: {default})",
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +126,7 @@ def load_model(args: argparse.Namespace) -> Embedder:
 
 def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner:
     """Loads the same with the decoder that its run has trained under the name `head`."""
-    from siglip2_jax.captioning import load_captioner
+    from siglip2_jax.inference import load_captioner
 
     return load_captioner(
         args.source,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from siglip2_jax.cli.options import add_config_options, load_run, positive
 from siglip2_jax.cli.printing import print_json
-from siglip2_jax.train.feed import IMAGES_PER_CORE_SECOND
+from siglip2_jax.planner.host_cores import IMAGES_PER_CORE_SECOND
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from siglip2_jax.config import TrainConfig
-    from siglip2_jax.train.search import Candidate
+    from siglip2_jax.planner.search import Candidate
 
 GIB = 2**30
 INTERRUPTED = 130
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan never touches a device
+    from siglip2_jax.planner.topology import topology_mesh
     from siglip2_jax.train.inputs import check_batches
-    from siglip2_jax.train.topology import topology_mesh
 
     _check_options(args)
     config = load_run(args)
@@ -106,10 +106,10 @@ def _plan(
     args: argparse.Namespace,
 ) -> Answer:
     """Every program once."""
+    from siglip2_jax.planner.max_batch import largest_batch
+    from siglip2_jax.planner.plan import plan_step
+    from siglip2_jax.planner.report import report
     from siglip2_jax.progress import progress
-    from siglip2_jax.train.largest import largest_batch
-    from siglip2_jax.train.plan import plan_step
-    from siglip2_jax.train.plan_text import report
 
     plans, largest = [], []
     with progress("compiling") as show:
@@ -139,10 +139,10 @@ def _search(
     args: argparse.Namespace,
 ) -> Answer:
     """One program with many settings; rows go to standard error as they come."""
+    from siglip2_jax.planner.plan import plan_step
+    from siglip2_jax.planner.report import row, search_table
+    from siglip2_jax.planner.search import pareto, search
     from siglip2_jax.progress import progress
-    from siglip2_jax.train.plan import plan_step
-    from siglip2_jax.train.plan_text import row, search_table
-    from siglip2_jax.train.search import pareto, search
 
     if len(work) > 1:
         raise ValueError(
@@ -186,8 +186,8 @@ def _candidates(
     config: TrainConfig, index: int, budget: int, mesh: Mesh, args: argparse.Namespace
 ) -> list[Candidate]:
     """What the options say to try."""
+    from siglip2_jax.planner.search import REMATS, candidates, remat_of
     from siglip2_jax.train.inputs import stage_lengths
-    from siglip2_jax.train.search import REMATS, candidates, remat_of
 
     stage = config.resolved[index]
     unit = mesh.size * stage.optim.accumulate

@@ -10,7 +10,7 @@ from siglip2_jax.cli.options import SOURCE_HELP
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
-    from siglip2_jax.inference import Embedder
+    from siglip2_jax.inference.embedder import Embedder
 
 
 class Check(NamedTuple):
@@ -87,7 +87,7 @@ def _finite_parameters(model: Embedder) -> Check:
 def _forward(model: Embedder) -> Check:
     import numpy as np
 
-    from siglip2_jax.evals.golden import IMAGE_SIZES, draw
+    from siglip2_jax.cli.golden import IMAGE_SIZES, draw
 
     images = model.embed_images([draw(*size) for size in IMAGE_SIZES], on_error="raise")
     text = model.config.text
@@ -100,7 +100,7 @@ def _forward(model: Embedder) -> Check:
 def _golden(model: Embedder) -> Check:
     import numpy as np
 
-    from siglip2_jax.evals.golden import LOGITS, TOLERANCE, golden_logits
+    from siglip2_jax.cli.golden import LOGITS, TOLERANCE, golden_logits
 
     name = "published logits"
     expected = LOGITS.get(model.variant.name) if model.variant else None

@@ -1,7 +1,7 @@
 """What a training run is made of: dataclasses, files that hold them, and changes to them."""
 
 from siglip2_jax.config.curation import Curation
-from siglip2_jax.config.files import load_config, load_suite, to_json
+from siglip2_jax.config.files import load_config, to_json
 from siglip2_jax.config.optim import Group, Optim, Schedule
 from siglip2_jax.config.override import override
 from siglip2_jax.config.run import Checkpoints, Logging, Profile, TrainConfig
@@ -23,7 +23,6 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "load_config",
-    "load_suite",
     "override",
     "to_json",
 ]

@@ -6,7 +6,7 @@ import dataclasses
 
 from siglip2_jax.config.checks import at_least
 from siglip2_jax.config.start import Continue, Pretrained
-from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -17,9 +17,6 @@ from etils import epath
 from siglip2_jax.config.hints import Hint, element, field_hints, options
 from siglip2_jax.config.override import override, split_arguments
 from siglip2_jax.config.run import TrainConfig
-
-if TYPE_CHECKING:
-    from siglip2_jax.evals.suite import Suite
 
 T = TypeVar("T")
 
@@ -39,24 +36,18 @@ def load_config(path: str | os.PathLike[str], assignments: Sequence[str] = ()) -
         `TrainConfig`, or an assignment leads nowhere; one sentence, with the line of the file where
         it failed.
     """
-    make = _load_function(path, "config", TrainConfig)
+    make = load_function(path, "config", TrainConfig)
     arguments, changes = split_arguments(assignments, make)
-    return override(_call(make, arguments, str(path), TrainConfig), changes)
+    return override(call_function(make, arguments, str(path), TrainConfig), changes)
 
 
-def load_suite(path: str | os.PathLike[str]) -> Suite:
-    """Runs a Python file's `suite()`.
+def load_function(path: str | os.PathLike[str], name: str, kind: type) -> Callable[..., Any]:
+    """Runs a Python file and returns its function `name`, which is to return a `kind`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it has no function `suite`, running it failed, or it does not return a `Suite`.
+      ValueError: running it failed, or it has no such function.
     """
-    from siglip2_jax.evals.suite import Suite
-
-    return _call(_load_function(path, "suite", Suite), {}, str(path), Suite)
-
-
-def _load_function(path: str | os.PathLike[str], name: str, kind: type) -> Callable[..., Any]:
     file = epath.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a Python file with a {name}()")
@@ -76,7 +67,14 @@ def _load_function(path: str | os.PathLike[str], name: str, kind: type) -> Calla
     return make
 
 
-def _call(make: Callable[..., T], arguments: Mapping[str, Any], path: str, kind: type[T]) -> T:
+def call_function(
+    make: Callable[..., T], arguments: Mapping[str, Any], path: str, kind: type[T]
+) -> T:
+    """Calls a function of the Python file `path`.
+
+    Raises:
+      ValueError: it failed, with the line of the file, or it does not return a `kind`.
+    """
     try:
         found = make(**arguments)
     except Exception as error:

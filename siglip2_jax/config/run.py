@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from siglip2_jax.checkpoints.checkpoint import Preprocessing
 from siglip2_jax.config.checks import at_least
 from siglip2_jax.config.stage import Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
-from siglip2_jax.convert.checkpoint import Preprocessing
 from siglip2_jax.data.prepare import check_scaled_decode
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.layers import Compute
-from siglip2_jax.models.variants import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

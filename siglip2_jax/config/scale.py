@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from siglip2_jax.models.variants import ModelConfig, TextConfig, Tower, VisionConfig
+from siglip2_jax.models.config import ModelConfig, TextConfig, Tower, VisionConfig
 
 CHANNELS = 32  # of a head, where a tower is made narrower
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 
 HERE = Path(__file__).parent
 TOKENIZER = HERE / "tokenizer.model"

@@ -1,0 +1,1 @@
+"""Evaluators: measurements that a config may use during training."""

@@ -18,10 +18,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from siglip2_jax.models.config import ModelConfig, Tower
+from siglip2_jax.models.kernels.layer_norm import branch, layer_norm
 from siglip2_jax.models.layers import Attention, Compute, Mlp, run_blocks
-from siglip2_jax.models.norm import branch, layer_norm
 from siglip2_jax.models.text import TextPositions, TokenTable
-from siglip2_jax.models.variants import ModelConfig, Tower
 from siglip2_jax.sharding import AXES, gather, has_mesh, reshape_rows, whole
 
 Cache = tuple[Float[Array, "*L B S H C"], Float[Array, "*L B S H C"]]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from siglip2_jax.models.variants import ModelConfig, TextConfig, Tower, VisionConfig
+from siglip2_jax.models.config import ModelConfig, TextConfig, Tower, VisionConfig
 
 
 def forward_flops(config: ModelConfig, num_patches: int) -> int:

@@ -20,11 +20,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from siglip2_jax.models import norm
-from siglip2_jax.models.attention import Kind, attend
-from siglip2_jax.models.dense import dense, dense_each
-from siglip2_jax.models.norm import branch, layer_norm
-from siglip2_jax.models.variants import Tower
+from siglip2_jax.models.config import Tower
+from siglip2_jax.models.kernels.attention import Kind, attend
+from siglip2_jax.models.kernels.layer_norm import Kind as NormKind
+from siglip2_jax.models.kernels.layer_norm import branch, layer_norm
+from siglip2_jax.models.kernels.linear import dense, dense_each
 from siglip2_jax.sharding import gather
 
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]
@@ -42,14 +42,14 @@ class Compute:
         "dots" (keep matrix products), or the names of the activations to keep, out of "qkv",
         "attn_out", "x_mid" and "mlp_pre".
       attention: which program computes attention in the towers; see `attention.attend`.
-      norm: which computes LayerNorm in their blocks; see `norm.branch`.
+      norm: which computes LayerNorm in their blocks; see `layer_norm.branch`.
     """
 
     dtype: str = "float32"
     scan: bool = True
     remat: Remat = "none"
     attention: Kind = "auto"
-    norm: norm.Kind = "auto"
+    norm: NormKind = "auto"
 
 
 class Attention(nnx.Module):

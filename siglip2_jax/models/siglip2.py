@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.text import TextTower
-from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.types import Features, Patches
 

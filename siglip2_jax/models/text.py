@@ -7,8 +7,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from siglip2_jax.models.config import TextConfig
 from siglip2_jax.models.layers import Compute, Encoder
-from siglip2_jax.models.variants import TextConfig
 from siglip2_jax.sharding import gather, lookup, whole
 
 

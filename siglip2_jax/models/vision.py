@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from siglip2_jax.models.dense import dense
+from siglip2_jax.models.config import Tower, VisionConfig
+from siglip2_jax.models.kernels.layer_norm import layer_norm
+from siglip2_jax.models.kernels.linear import dense
 from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp
-from siglip2_jax.models.norm import layer_norm
 from siglip2_jax.models.posemb import PositionTable
-from siglip2_jax.models.variants import Tower, VisionConfig
 from siglip2_jax.sharding import gather, whole
 from siglip2_jax.types import Patches
 

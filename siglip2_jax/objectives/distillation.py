@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.prototypes import ProjectionHead, distillation_loss
 from siglip2_jax.sharding import has_mesh, whole

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import contrastive_flops
-from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.sharding import AXES, BATCH, gather_rows, has_mesh, pass_on
 from siglip2_jax.types import Batch

@@ -11,15 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from siglip2_jax.curation.selection import REFERENCE, Embedded
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import contrastive_flops
-from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
-from siglip2_jax.objectives.curation import Embedded
 from siglip2_jax.sharding import whole
 from siglip2_jax.types import Batch
-
-REFERENCE = "reference"
-"""Where in `batch.extra` the teacher's `Embedded` is."""
 
 
 @dataclasses.dataclass(frozen=True)

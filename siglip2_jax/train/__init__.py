@@ -1,1 +1,1 @@
-"""Training: state, step, optimizer, checkpoints, the loop, and the planner."""
+"""Training: state, step, optimizer, checkpoints, the loop."""

@@ -2,8 +2,8 @@
 
 A workdir holds `checkpoints/<step>/` with Orbax trees `params/` (which `siglip2_jax.load` reads),
 `optimizer/` and, where a stage keeps one, `average/`, and a record: sizes of the model, names of
-the preprocessing, position in the data, resolved config. Orbax writes under a temporary name and
-renames, so what exists is whole.
+the preprocessing, position in the data, resolved config, versions of the software. Orbax writes
+under a temporary name and renames, so what exists is whole.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
-from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
-from siglip2_jax.convert.source import absolute
+from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
+from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.state import TrainState
 

@@ -13,7 +13,7 @@ from siglip2_jax.config import Stage, TrainConfig
 from siglip2_jax.data.lengths import Lengths, Reading
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare, collate
-from siglip2_jax.models.variants import ModelConfig
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.types import Batch, Patches

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Bool
 
+from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import TrainConfig, to_json
-from siglip2_jax.convert.orbax import describe
 from siglip2_jax.outputs import write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
@@ -20,8 +22,11 @@ from siglip2_jax.train.metrics import MetricWriter
 from siglip2_jax.train.spans import Span, kept_steps, spans
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
+from siglip2_jax.train.versions import Versions, differences
 
 CONFIG = "config.json"
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -30,6 +35,7 @@ class Run:
     Attributes:
       config: the run.
       workdir: where it lives.
+      versions: of the software that trains.
       mesh: all devices.
       spans: the steps of each stage.
       tokenizer: what makes ids of captions.
@@ -41,8 +47,8 @@ class Run:
       signal: SIGTERM.
     """
 
-    def __init__(self, config: TrainConfig, workdir: epath.Path):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: TrainConfig, workdir: epath.Path, versions: Versions):
+        self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.spans = spans(config)
         self.tokenizer = open_tokenizer(config)
@@ -50,11 +56,15 @@ class Run:
         self.kept = kept_steps(config)
         self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
         self.saved = self.checkpoints.latest or 0
-        self._check_stage()
+        if self.saved:
+            record = self.checkpoints.record(self.saved)
+            self._check_stage(record["stage"])
+            self._compare_versions(record.get("versions", versions))  # early releases kept none
         self.writer = None
         if jax.process_index() == 0:
-            self._record()
-            self.writer = MetricWriter(workdir, config.logging, to_json(config), self.saved)
+            settings = to_json(config) | {"versions": dict(versions)}
+            self._record(settings)
+            self.writer = MetricWriter(workdir, config.logging, settings, self.saved)
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
 
@@ -89,30 +99,40 @@ class Run:
             "stages": [list(span) for span in self.spans],
             "config": to_json(self.config),
             "tokenizer": self.tokenizer.name,
+            "versions": dict(self.versions),
         }
         if self.writer:
             self.writer.flush()
         self.checkpoints.save(state, step, record)
         self.saved = step
 
-    def _check_stage(self) -> None:
+    def _check_stage(self, stage: str) -> None:
         """The checkpoint to resume belongs to the stage that this config has there."""
-        if not self.saved:
-            return
-        found = self.checkpoints.record(self.saved)["stage"]
         there = [span.name for span in self.spans if span.first < self.saved <= span.end]
-        if [found] != there:
+        if [stage] != there:
             place = f"is in stage {there[0]!r}" if there else f"ends at step {self.spans[-1].end}"
             raise ValueError(
-                f"step {self.saved} of {self.workdir} belongs to stage {found!r}, which in this "
+                f"step {self.saved} of {self.workdir} belongs to stage {stage!r}, which in this "
                 f"config {place}; resume with the config that {CONFIG} records, or train in "
                 "another workdir"
             )
 
-    def _record(self) -> None:
+    def _compare_versions(self, saved: Versions) -> None:
+        """Warns where the checkpoint to resume was saved by other software."""
+        before, now = differences(saved, self.versions)
+        if before:
+            log.warning(
+                "step %d of %s was saved with %s; the run goes on with %s",
+                self.saved,
+                self.workdir,
+                before,
+                now,
+            )
+
+    def _record(self, settings: dict[str, Any]) -> None:
         """Writes the resolved config, and the tokenizer, which `load` looks for."""
         self.workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(self.workdir / CONFIG, json.dumps(to_json(self.config), indent=2))
+        write_whole(self.workdir / CONFIG, json.dumps(settings, indent=2))
         self.tokenizer.save(self.workdir)
 
 

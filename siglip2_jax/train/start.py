@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from siglip2_jax import convert
+from siglip2_jax import checkpoints
+from siglip2_jax.checkpoints.resize import resize_param
+from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
-from siglip2_jax.convert.run import AVERAGE, FOLDER, PARAMS
-from siglip2_jax.models.resize import resize_param
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.sharding import param_shardings, put, unsplit_share
 from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
@@ -48,12 +48,12 @@ def abstract_state(program: Program, mesh: Mesh) -> TrainState:
     with jax.set_mesh(mesh):  # the key too is abstract: the devices may not be there
         params = jax.eval_shape(lambda: program.init_params(jax.random.key(0)))
         state = on_mesh(jax.eval_shape(program.init_state, params), mesh)
-    if program.curator is None:
+    if program.selector is None:
         return state
-    shardings = param_shardings(mesh, program.curator.shapes)
+    shardings = param_shardings(mesh, program.selector.shapes)
     reference = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
-        for path, x in program.curator.shapes.items()
+        for path, x in program.selector.shapes.items()
     }
     return dataclasses.replace(state, reference=unflatten(reference))
 
@@ -106,9 +106,9 @@ def load_reference(
       ValueError: it is missing, or lacks parameters.
       OSError: the same.
     """
-    if program.curator is None:
+    if program.selector is None:
         return None
-    teacher, shapes = program.stage.curation.teacher, program.curator.shapes
+    teacher, shapes = program.stage.curation.teacher, program.selector.shapes
     with jax.set_mesh(mesh):
         if isinstance(teacher, Pretrained):
             params = _pretrained(shapes, teacher, mesh)
@@ -126,7 +126,7 @@ def load_reference(
 
 def _pretrained(shapes: Shapes, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
     """Parameters of a checkpoint in any format, resized where the stage needs it."""
-    stored = convert.read(start.source).params
+    stored = checkpoints.read(start.source).params
     paths = [path for path in stored if any(re.fullmatch(p, path) for p in start.parts)]
     if not paths:
         raise ValueError(

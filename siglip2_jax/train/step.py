@@ -18,6 +18,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from siglip2_jax.config import Stage, TrainConfig
+from siglip2_jax.curation.selector import BatchSelector
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import training_flops
 from siglip2_jax.models.siglip2 import (
     Params,
@@ -26,10 +28,8 @@ from siglip2_jax.models.siglip2 import (
     flatten,
     unflatten,
 )
-from siglip2_jax.models.variants import ModelConfig
 from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
 from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
-from siglip2_jax.train.curator import Curator
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
 from siglip2_jax.train.spans import spans
@@ -48,7 +48,7 @@ class Program:
       stage: the stage.
       objectives: its losses, those of weight 0 left out.
       model: sizes of the model in this stage.
-      curator: what chooses examples of the super-batch; None where a stage trains on all.
+      selector: selects examples of the super-batch; None where a stage trains on all.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
       trainable: paths of the parameters that the optimizer changes.
       first_step: number of the stage's first step within the run.
@@ -60,7 +60,7 @@ class Program:
         self.first_step = spans(config)[index].first
         self.model: ModelConfig = stage.model
         self.seed = config.seed
-        self.curator = Curator(stage) if stage.curation is not None else None
+        self.selector = None if stage.curation is None else _selector(stage)
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
         heads = nnx.eval_shape(lambda: self._make_heads(nnx.Rngs(0)))
@@ -105,10 +105,10 @@ class Program:
           as `<objective>/<name>`, `grad_norm` (before clipping) and `learning_rate`.
         """
         chosen: Metrics = {}
-        if self.curator is not None:
+        if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
             key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-            batch, chosen = self.curator.choose(student, state.reference, batch, key)
+            batch, chosen = self.selector.choose(student, state.reference, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
 
@@ -151,12 +151,12 @@ class Program:
         read, batch_size = batch_size, self.batch_size(batch_size)
         batch = abstract_batch(self.stage, budget, batch_size)
         objectives = sum(x.flops(self.model, batch) for x in self.objectives.values())
-        curation = self.curator.flops(budget, read) if self.curator else 0
+        curation = self.selector.flops(budget, read) if self.selector else 0
         return batch_size * towers + objectives + curation
 
     def batch_size(self, read: int) -> int:
         """Examples that are trained on, out of those that a step reads."""
-        return read if self.curator is None else self.stage.curation.batch_size(read)
+        return read if self.selector is None else self.stage.curation.batch_size(read)
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
@@ -258,6 +258,19 @@ class Program:
         compute = self.stage.compute
         made = {k: x.head(self.model, compute, rngs=rngs) for k, x in self.objectives.items()}
         return {name: head for name, head in made.items() if head is not None}
+
+
+def _selector(stage: Stage) -> BatchSelector:
+    curation = stage.curation
+    return BatchSelector(
+        stage.model,
+        curation.model or stage.model,
+        stage.compute,
+        stage=stage.name,
+        batch_size=curation.batch_size,
+        chunks=curation.chunks,
+        pass_reference=stage.optim.accumulate == 1,
+    )
 
 
 def place(params: Params) -> Params:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from siglip2_jax.cli import main
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.inference import Embedder
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from inference.test_captioner import looks, save_workdir, saying, training_ids, writes_caption
 from PIL import Image
-from test_captioning import looks, save_workdir, saying, training_ids, writes_caption
 
-from siglip2_jax import captioning
-from siglip2_jax.captioning import Writing
+from siglip2_jax import inference as captioning
+from siglip2_jax.inference import Writing
 
 SMALL = ("--batch-size", 4, "--max-num-patches", 16)
 PLAIN = {"head": None, "dtype": "float32", "preproc": None, "text_norm": None, "exif": True}

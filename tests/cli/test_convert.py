@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from siglip2_jax import convert
+from siglip2_jax import checkpoints
 
 FORMATS = ("npz", "hf", "orbax")
 
@@ -16,7 +16,7 @@ def test_every_format(siglip2, model_dir, tmp_path, name):
     result = siglip2("convert", model_dir, target, "--to", name, "--json")
     assert result.code == 0, result.err
     summary = json.loads(result.out)
-    expected, found = convert.read(model_dir), convert.read(target)
+    expected, found = checkpoints.read(model_dir), checkpoints.read(target)
     assert found.format == summary["format"] == name and found.config == expected.config
     assert summary["tensors"] == len(expected.params)
     # The tokenizer goes along where there is room for it.
@@ -33,7 +33,7 @@ def test_info(siglip2, model_dir, bare_npz):
     facts = json.loads(siglip2("info", model_dir, "--json").out)
     assert facts["format"] == "hf" and facts["variant"] == "none of the released sizes"
     assert facts["vision"]["width"] == 24 and facts["text"]["vocab_size"] == 1024
-    sizes = {path: np.prod(x.shape) for path, x in convert.read(model_dir).params.items()}
+    sizes = {path: np.prod(x.shape) for path, x in checkpoints.read(model_dir).params.items()}
     assert facts["parameters"]["total"] == sum(sizes.values())
     assert facts["parameters"]["total"] - 2 == sum(
         facts["parameters"][tower] for tower in ("vision", "text")

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
+from inference.test_captioner import looks
 from PIL import Image
-from test_captioning import looks
 
-from siglip2_jax import captioning, load
+from siglip2_jax import inference, load
+from siglip2_jax.checkpoints import source
 from siglip2_jax.cli import main, parser
-from siglip2_jax.convert import source
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
-from siglip2_jax.evals.embedding_file import EmbeddingWriter
+from siglip2_jax.inference.embedding_file import EmbeddingWriter
 from siglip2_jax.outputs import open_output
 
 DOCS = Path(__file__).parents[2] / "docs" / "paths.md"
@@ -31,7 +31,8 @@ NO_PATHS = set(
     "--steps --seed --max-num-patches --batch-size --labels --top --task --budgets --coordinator "
     "--num-processes --process-id --head --locate --describe --beams --temperature --set "
     "--topology --slices --stage --budget --images-per-core-second --batches --remats --tfds "
-    "--template --split --shard-size --device --min-score --max-per-image --count".split()
+    "--template --templates --split --shard-size --device --min-score "
+    "--max-per-image --count".split()
 )
 
 
@@ -226,7 +227,7 @@ def test_eval_keeps_its_results(
     for name in files[:3]:
         assert r"\udcff.png" in (place / "out" / name).read_bytes().decode("utf-8")
     (place / "results.json").unlink()
-    monkeypatch.setattr("siglip2_jax.evals.suite._measure", None)  # nothing is measured again
+    monkeypatch.setattr("siglip2_jax.benchmarks.suite._measure", None)  # nothing is measured again
     again = siglip2(*command)
     assert (again.code, again.out) == (0, first.out)
     assert json.loads((place / "results.json").read_bytes()) == [row]
@@ -243,7 +244,7 @@ def test_class_embeddings_are_kept_in_a_store(model_dir, bucket, monkeypatch):
 
 
 def test_pages_and_pictures_in_a_store(siglip2, photos, bucket, monkeypatch):
-    monkeypatch.setattr(captioning, "load_captioner", lambda *a, **b: looks())
+    monkeypatch.setattr(inference, "load_captioner", lambda *a, **b: looks())
     drawn = siglip2("caption", "RUN", photos / "a.png", "--locate", "x", "--draw", bucket / "a.png")
     assert drawn.code == 0, drawn.err
     with (bucket / "a.png").open("rb") as file:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from siglip2_jax import load
-from siglip2_jax.evals import golden
-from siglip2_jax.models.variants import Variant
+from siglip2_jax.cli import golden
+from siglip2_jax.models.config import Variant
 
 
 def checks(result) -> dict:
@@ -26,7 +26,7 @@ def release(monkeypatch, model_dir, published):
 
     def make(error: float) -> None:
         variant = Variant("Tiny", "tiny", "nobody/tiny", load(model_dir).config)
-        monkeypatch.setattr("siglip2_jax.inference.find_variant", lambda config: variant)
+        monkeypatch.setattr("siglip2_jax.inference.embedder.find_variant", lambda config: variant)
         monkeypatch.setitem(golden.LOGITS, "Tiny", published + error)
 
     return make

@@ -18,7 +18,7 @@ from siglip2_jax.data.sources import Memory
 from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import TOKENIZER, shipped_examples, tiny_config
-from siglip2_jax.models.variants import VisionConfig
+from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline, stage_reading

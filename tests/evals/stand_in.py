@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from siglip2_jax.inference import Embedder
+from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.preprocess.decode import NamedImage
 
 

@@ -12,7 +12,7 @@ from siglip2_jax.data.sources import Memory
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.fewshot import FewShot, Ridge, fewshot_accuracy
 from siglip2_jax.evals.pooled import shared_classes
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.preprocess.image import ImagePreprocessor
 
 

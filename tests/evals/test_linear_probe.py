@@ -7,7 +7,7 @@ from scipy.special import softmax
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.linear_probe import LinearProbe, fit_logistic, linear_probe
-from siglip2_jax.inference import Embedder
+from siglip2_jax.inference.embedder import Embedder
 
 
 def rows(count, width=5, classes=3, noise=2.0, seed=0):

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.types import Patches
 
 TINY = ModelConfig(

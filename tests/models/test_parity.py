@@ -7,7 +7,7 @@ import pytest
 from models.builders import patches, random_params
 
 from siglip2_jax import Embedder, load
-from siglip2_jax.models.variants import ModelConfig, two_towers
+from siglip2_jax.models.config import ModelConfig, two_towers
 from siglip2_jax.preprocess.image import ImagePreprocessor
 
 torch = pytest.importorskip("torch")

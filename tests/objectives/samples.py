@@ -10,9 +10,9 @@ from flax import nnx
 from models.builders import patches, random_params
 from scipy.special import log_softmax, softmax
 
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.objectives.base import Teacher, View
 from siglip2_jax.objectives.distillation import Distillation
 from siglip2_jax.types import Batch, Patches

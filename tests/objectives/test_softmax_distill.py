@@ -8,10 +8,10 @@ from flax import nnx
 from models.builders import TINY
 from scipy.special import log_softmax, softmax
 
+from siglip2_jax.curation.selection import Embedded
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.objectives.base import Objective, View
-from siglip2_jax.objectives.curation import Embedded
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill, distillation_loss
 from siglip2_jax.sharding import make_mesh, put_batch
 from siglip2_jax.types import Batch, Features, Patches

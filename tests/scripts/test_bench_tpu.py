@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from train.plans import step_plan
+from planner.plans import step_plan
 
-from siglip2_jax.train.plan import DoesNotFit
+from siglip2_jax.planner.plan import DoesNotFit
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_tpu.py"
 

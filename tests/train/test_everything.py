@@ -199,7 +199,7 @@ def lowered(index: int, **objectives: Objective) -> str:
     made = program(objectives, index)
     params = jax.eval_shape(made.init_params, jax.random.key(0))
     state = jax.eval_shape(made.init_state, params)
-    if made.curator:
+    if made.selector:
         state = dataclasses.replace(state, reference=params)
     batch = abstract_batch(made.stage, PATCHES, made.stage.read_size)
     return jax.jit(made.step).lower(state, batch).as_text()

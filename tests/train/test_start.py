@@ -12,10 +12,10 @@ from flax import nnx
 from models.builders import random_params
 from train.runs import SMALL, Sevens, numbers, run, save_run, stage
 
+from siglip2_jax.checkpoints.resize import resize_param
 from siglip2_jax.config import Continue, Group, Optim, Pretrained
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.inference import Embedder
-from siglip2_jax.models.resize import resize_param
+from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid

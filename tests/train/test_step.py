@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 from flax import nnx
 from models.builders import TINY, patches, random_params
+from xla import QUICK
 
 from siglip2_jax.config import Data, Group, Optim, Schedule, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
@@ -34,10 +35,6 @@ GROUPS = (
     Group(pattern="text/.*", lr_scale=0.25, weight_decay=0.1),
     Group(pattern="t", lr_scale=3.0),
 )
-
-
-# Five times faster to compile; one step is too short for the code to matter.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @dataclasses.dataclass(frozen=True)

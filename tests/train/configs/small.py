@@ -9,7 +9,7 @@ from siglip2_jax.config import Checkpoints, Data, Logging, Optim, Schedule, Stag
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import HERE, TOKENIZER
-from siglip2_jax.models.variants import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 

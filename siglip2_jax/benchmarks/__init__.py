@@ -1,0 +1,1 @@
+"""Published benchmarks: tasks, suites and reports."""

@@ -1,0 +1,1 @@
+"""Adapters: other models in our evaluators, our model in other benchmarks."""

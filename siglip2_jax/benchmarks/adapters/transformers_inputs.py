@@ -1,0 +1,78 @@
+"""Sizes and inputs of transformers' models in our terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from siglip2_jax.checkpoints.sizes import model_config
+from siglip2_jax.models.config import ModelConfig
+from siglip2_jax.preprocess.decode import ImageSource, decode
+from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
+
+
+@dataclass(frozen=True)
+class TransformersImages(ImagePreprocessor):
+    """transformers' image processor, after our decoding.
+
+    Attributes:
+      processor: of the backend "pil".
+    """
+
+    processor: Any = None
+
+    def __call__(
+        self, source: ImageSource, max_num_patches: int = 256, name: str | None = None
+    ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
+        """As `ImagePreprocessor.__call__`."""
+        image = decode(source, exif=self.exif, max_pixels=self.max_pixels, name=name)
+        if self.image_size is not None:
+            found = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
+            side = self.image_size // self.patch_size
+            return patchify(np.moveaxis(found, 0, -1), self.patch_size), (side, side)
+        found = self.processor(images=[image], max_num_patches=max_num_patches, return_tensors="np")
+        rows, columns = found["spatial_shapes"][0].tolist()
+        return found["pixel_values"][0][: rows * columns], (rows, columns)
+
+
+def to_pictures(
+    patches: Float32[np.ndarray, "n N P"], patch_size: int
+) -> Float32[np.ndarray, "n 3 h w"]:
+    """Patches put together again; the edge that fills no patch, which no model reads, is gone."""
+    count, side, p = len(patches), isqrt(patches.shape[1]), patch_size
+    cells = patches.reshape(count, side, side, p, p, 3).transpose(0, 5, 1, 3, 2, 4)
+    return cells.reshape(count, 3, side * p, side * p)
+
+
+def read_sizes(found: Any) -> ModelConfig:
+    """Our sizes of a `SiglipConfig` or `Siglip2Config`.
+
+    Raises:
+      ValueError: no model has such sizes.
+    """
+    towers = found.vision_config, found.text_config
+    vision, text = (
+        {
+            "width": tower.hidden_size,
+            "depth": tower.num_hidden_layers,
+            "mlp_dim": tower.intermediate_size,
+            "num_heads": tower.num_attention_heads,
+        }
+        for tower in towers
+    )
+    patch_size = towers[0].patch_size
+    if found.model_type == "siglip2":
+        size = {"grid": isqrt(towers[0].num_patches), "image_size": None}
+    else:
+        side = towers[0].image_size
+        size = {"grid": side // patch_size, "image_size": side}
+    words = {
+        "vocab_size": towers[1].vocab_size,
+        "embed_dim": towers[1].projection_size,
+        "length": towers[1].max_position_embeddings,
+    }
+    return model_config(vision | size | {"patch_size": patch_size}, text | words)

@@ -1,0 +1,1 @@
+"""Evaluations of a captioning decoder: captions and referring expressions."""

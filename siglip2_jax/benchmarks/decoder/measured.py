@@ -1,0 +1,97 @@
+"""A model with a decoder as `siglip2 eval` gives it to evaluators; `evals.measured` has others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sized
+from itertools import islice
+
+import jax
+
+from siglip2_jax.benchmarks.measured import Counter, Measuring, own_share
+from siglip2_jax.benchmarks.parts import gather_texts
+from siglip2_jax.data.boxes import BoxText
+from siglip2_jax.inference import Answer, Captioner, Writing
+from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
+from siglip2_jax.inference.queries import Group
+from siglip2_jax.models.decoder import DecoderConfig
+from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+
+BATCHES_PER_PART = 8  # writing is slow; whole batches give the same numbers after an interruption
+
+
+class MeasuredCaptioner(Measuring):
+    """Wraps a captioner for one evaluation, which shares its work among hosts."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ):
+        """As `Measuring`.
+
+        Args:
+          captioner: writes; on several hosts it must run on local devices only.
+          directory: where answers are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
+          batch_size: images, and asks, per program call.
+        """
+        super().__init__(captioner, directory, batch_size)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Sizes of the decoder."""
+        return self._model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to ids and back."""
+        return self._model.tokenizer
+
+    @property
+    def boxes(self) -> BoxText:
+        """Form in which the decoder writes boxes."""
+        return self._model.boxes
+
+    def answer(
+        self, groups: Iterable[Group], writing: Writing, max_num_patches: int
+    ) -> list[list[Answer] | None]:
+        """As `Captioner.answer`; None for unreadable images, without a warning each."""
+        parts = self._begin(0)
+        expected = len(groups) if isinstance(groups, Sized) else self._expected
+        seen, size = Counter(groups), self._batch_size
+        own = islice(own_share(seen, size), len(parts), None)
+        with self._timed():
+            for found in self._model.stream_groups(own, writing, max_num_patches, size):
+                parts.add(None, json.dumps(str(found) if isinstance(found, ImageError) else found))
+                self._count(len(parts), expected)
+                if len(parts) % (BATCHES_PER_PART * size) == 0:
+                    parts.flush()
+            parts.flush()
+        self.images += seen.count
+        found = [json.loads(note) for note in in_order(gather_texts(parts.notes), size)]
+        self.failed += [x for x in found if isinstance(x, str)]
+        return [None if isinstance(x, str) else [_answer(*row) for row in x] for x in found]
+
+
+def in_order(texts: list[str], size: int) -> list[str]:
+    """Texts of all processes, process by process, in the order of the items they are about.
+
+    Args:
+      texts: one for each item.
+      size: items of a block, as of `own_share`.
+    """
+    total, ordered = range(len(texts)), list(texts)
+    places = [i for p in range(jax.process_count()) for i in own_share(total, size, p)]
+    for place, text in zip(places, texts, strict=True):
+        ordered[place] = text
+    return ordered
+
+
+def _answer(text: str, box: list[float] | None, score: float, size: list[int]) -> Answer:
+    """From JSON, which has no tuples."""
+    return Answer(text, None if box is None else tuple(box), score, tuple(size))

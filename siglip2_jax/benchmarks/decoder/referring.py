@@ -1,0 +1,86 @@
+"""Referring expressions: how often a decoder finds the box of what a phrase describes.
+
+SigLIP 2's table 5 (arXiv 2502.14786, section 3.4.1): RefCOCO, RefCOCO+ and RefCOCOg, the share of
+expressions whose box has an intersection over union of at least 0.5 with the true one, by a decoder
+on the frozen encoder that was trained on all three sets together, as LocCa's (arXiv 2403.19596).
+`expressions.held_out_images` says which photos must then be left out of training;
+`refer_files.published_splits` gives the table's columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from siglip2_jax.benchmarks.decoder.expressions import Expression, Expressions
+from siglip2_jax.benchmarks.decoder.iou import box_ious
+from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
+from siglip2_jax.inference import Ask, Captioner, Writing
+from siglip2_jax.inference.queries import Group, first_ids
+
+ENOUGH = 0.5 - 1e-9  # rounding of shares must not decide
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Referring:
+    """Acc@0.5 of one split.
+
+    Attributes:
+      source: the expressions, such as a `refer_files.Refer` or a `expressions.ExpressionFile`.
+      name: prefix of its numbers.
+      every: steps between two measurements.
+      max_num_patches: token budget at native resolution.
+      writing: how the decoder writes.
+    """
+
+    source: Expressions
+    name: str = "referring"
+    every: int = 10_000
+    max_num_patches: int = 256
+    writing: Writing = Writing()
+
+    def __call__(self, model: Captioner | MeasuredCaptioner) -> dict[str, float]:
+        """`acc@0.5` and `mean_iou`, from 0 to 1, and how many expressions have no box, and why.
+
+        `unreadable` counts those whose photo cannot be read; `unparsed` those for which no box was
+        written, among them the ones too long for the decoder. Both are wrong, with an intersection
+        over union of 0.
+
+        Args:
+          model: locates; a `MeasuredCaptioner` shares the work among hosts.
+        """
+        expressions = self.source.open()
+        truth = np.array([x.box for x in expressions], np.float64)
+        found, unreadable = np.full_like(truth, np.nan), 0
+        groups = _groups(model, expressions)
+        answers = model.answer(groups, self.writing, self.max_num_patches)
+        for group, own in zip(groups, answers, strict=True):
+            if own is None:
+                unreadable += len(group)
+                continue
+            for (index, _), answer in zip(group, own, strict=True):
+                if answer.box is not None:
+                    (left, top, right, bottom), (width, height) = answer.box, answer.size
+                    found[index] = top / height, left / width, bottom / height, right / width
+        overlap = box_ious(found, truth)
+        return {
+            "acc@0.5": float(np.mean(overlap >= ENOUGH)),
+            "mean_iou": float(np.mean(overlap)),
+            "unparsed": float(np.isnan(found[:, 0]).sum() - unreadable),
+            "unreadable": float(unreadable),
+        }
+
+
+def _groups(model: Captioner | MeasuredCaptioner, expressions: Sequence[Expression]) -> list[Group]:
+    """What can be asked, photo after photo, with the expressions' numbers."""
+    photos: dict[str, list[tuple[int, Ask]]] = {}
+    for index, expression in enumerate(expressions):
+        ask = Ask(expression.image, phrase=expression.text)
+        try:
+            first_ids(ask, (1, 1), model.tokenizer, model.boxes, model.config.length)
+        except ValueError:  # blank or too long: it must not stop all the others
+            continue
+        photos.setdefault(expression.image, []).append((index, ask))
+    return list(photos.values())

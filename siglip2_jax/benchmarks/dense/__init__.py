@@ -1,0 +1,1 @@
+"""Dense prediction: segmentation, depth and normals from patch tokens."""

@@ -1,0 +1,103 @@
+"""What evenly spaced blocks of the vision tower say, for decoders that read more than its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from siglip2_jax.benchmarks.dense.rows import run_rows
+from siglip2_jax.evals.base import OpenModel
+from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
+from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.layers import Block, Compute
+from siglip2_jax.models.posemb import grid_size
+from siglip2_jax.models.siglip2 import Params, normalize
+from siglip2_jax.models.vision import VisionTower
+from siglip2_jax.sharding import gather, whole
+from siglip2_jax.types import Features, Patches
+
+Carry = tuple[Array, tuple[Array, ...]]
+
+
+@runtime_checkable
+class BlocksModel(OpenModel, Protocol):
+    """A model whose tower can be run block by block.
+
+    Attributes:
+      dtype: of the tower's matrix products.
+    """
+
+    dtype: str
+
+
+def block_features(model: BlocksModel, image: Patches, count: int) -> tuple[Features, ...]:
+    """Tokens after blocks `depth / count`, `2 * depth / count`, … `depth`, rounded down.
+
+    They are the residual stream as it is, before any further LayerNorm, as Probe3D (arXiv
+    2404.08636) and DPT (arXiv 2103.13413) read them. The pooled vector, the embedding and the grid
+    beside them are those of the whole tower.
+
+    Args:
+      model: shows its parameters.
+      image: any number of images, at least one.
+      count: how many blocks.
+
+    Raises:
+      ValueError: the model does not show its parameters, or has fewer blocks.
+    """
+    if "vision" not in model.params:
+        raise ValueError(
+            "a DPT decoder reads blocks of the tower, whose parameters this model keeps to itself; "
+            "load it without --transformers"
+        )
+    config = model.config.vision
+    if not 1 <= count <= config.depth:
+        raise ValueError(f"{count} blocks were asked of a tower that has {config.depth}")
+    program = partial(_program(config, model.dtype, count), model.params["vision"])
+    return run_rows(model.mesh, program, image, DEFAULT_BATCH_SIZE)
+
+
+@lru_cache(maxsize=8)
+def _program(
+    config: VisionConfig, dtype: str, count: int
+) -> Callable[[Params, Patches], tuple[Features, ...]]:
+    compute = Compute(dtype=dtype)
+    tower = nnx.eval_shape(lambda: VisionTower(config, compute=compute, rngs=nnx.Rngs(0)))
+    graphdef, _ = nnx.split(tower)
+
+    @jax.jit
+    def program(params: Params, image: Patches) -> tuple[Features, ...]:
+        with jax.default_matmul_precision("highest"):
+            found = _run(nnx.merge(graphdef, params), image, count)
+            return jax.tree.map(whole, found)
+
+    return program
+
+
+def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]:
+    """As `VisionTower.__call__`, keeping what some blocks say."""
+    pixels = jnp.where(image.valid[..., None], image.pixels, 0)
+    x = gather(tower.embed, tower.dtype)(pixels) + tower.pos(image.yx, image.valid)
+    x = x.astype(tower.dtype)
+    blocks = tower.encoder.blocks
+    depth = len(jax.tree.leaves(blocks)[0])
+    last = tuple((k + 1) * depth // count - 1 for k in range(count))
+
+    def layer(carry: Carry, item: tuple[Array, Block]) -> tuple[Carry, None]:
+        (x, kept), (i, block) = carry, item
+        x = gather(block, tower.dtype)(x, image.valid)
+        # By selection rather than by index: no part of what is split over devices moves.
+        return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, kept, strict=True))), None
+
+    (x, kept), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
+    pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), image.valid)
+    grid, row = grid_size(image.yx, image.valid), normalize(pooled)
+    return tuple(
+        Features(tokens.astype(jnp.float32), pooled, row, image.valid, grid) for tokens in kept
+    )

@@ -1,0 +1,210 @@
+"""A model as `siglip2 eval` gives it to evaluators: it shares work among hosts, and keeps notes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from siglip2_jax.benchmarks.parts import Parts, gather_blocks, gather_texts
+from siglip2_jax.data.prefetch import batched
+from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
+from siglip2_jax.models.config import ModelConfig, Variant
+from siglip2_jax.models.siglip2 import Params
+from siglip2_jax.preprocess.decode import ImageError, ImageSource
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.text_norm import TextNorm
+from siglip2_jax.progress import Update
+
+T = TypeVar("T")
+
+
+class Measuring:
+    """Notes on one evaluation, and the work that each process does of it.
+
+    Each process works on every n-th block of the images, on its own devices, and all get all
+    answers: evaluators on several hosts see what they see on one. Answers are saved in parts, so
+    that the same evaluation, started again, goes on where it was.
+
+    Attributes:
+      failed: a sentence for each image that could not be read, in no particular order.
+      images: how many images have been asked for, also those answered before an interruption.
+      embedded: how many this process has embedded itself.
+      seconds: what that took.
+      data_wait: seconds of them that the device waited for decoded images.
+    """
+
+    def __init__(self, model: Any, directory: str | os.PathLike[str] | None, batch_size: int):
+        """Begins an evaluation, or goes on with it.
+
+        Args:
+          model: what is measured; its `data_wait`, if it has one, is noted.
+          directory: where answers are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
+          batch_size: images per program call.
+        """
+        self._model = model
+        self._directory = directory
+        self._batch_size = batch_size
+        self._show: Update | None = None
+        self._expected = 0
+        self._calls = 0
+        self.failed: list[str] = []
+        self.images = self.embedded = 0
+        self.seconds = self.data_wait = 0.0
+
+    def report_to(self, show: Update, expected: int = 0) -> None:
+        """Has `show` told how many images are done, of how many, where that is known."""
+        self._show, self._expected = show, expected
+
+    def _begin(self, width: int) -> Parts:
+        """Parts of the next call, whose rows have this width."""
+        self._calls += 1
+        return Parts(self._directory, self._calls - 1, width)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start, waited = time.perf_counter(), getattr(self._model, "data_wait", 0.0)
+        yield
+        self.seconds += time.perf_counter() - start
+        self.data_wait += getattr(self._model, "data_wait", 0.0) - waited
+
+    def _count(self, done: int, expected: int) -> None:
+        """Notes one more image; this call has `done` by now, of all of them `expected`."""
+        self.embedded += 1
+        if self._show is not None:
+            done = self.images + done * jax.process_count()  # as if all were as fast
+            self._show(min(done, expected or done), expected or done + 1)
+
+
+class Measured(Measuring):
+    """Wraps an embedder for one evaluation: evaluators see a `base.Model` that shares its work."""
+
+    def __init__(
+        self,
+        model: Embedder,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ):
+        """As `Measuring`.
+
+        Args:
+          model: embeds images and texts; on several hosts it must run on local devices only.
+          directory: where rows are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
+          batch_size: images per program call.
+        """
+        super().__init__(model, directory, batch_size)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the towers."""
+        return self._model.config
+
+    @property
+    def params(self) -> Params:
+        """Parameters, a nested dict."""
+        return self._model.params
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the parameters are on."""
+        return self._model.mesh
+
+    @property
+    def variant(self) -> Variant | None:
+        """The release with exactly these sizes, or None."""
+        return self._model.variant
+
+    @property
+    def preprocess(self) -> ImagePreprocessor:
+        """Images to patches."""
+        return self._model.preprocess
+
+    @property
+    def text_norm(self) -> TextNorm:
+        """Normalisation of texts before tokenisation."""
+        return self._model.text_norm
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the towers' matrix products."""
+        return self._model.dtype
+
+    def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
+        """As `Embedder.embed_texts`: every process embeds all of them."""
+        return self._model.embed_texts(texts, **options)
+
+    def embed_images(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        max_num_patches: int = 256,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        on_error: str = "warn",
+    ) -> Float[np.ndarray, "n E"]:
+        """As `Embedder.embed_images`; rows of unreadable images are NaN, without a warning each."""
+        parts = self._begin(self._model.config.vision.width)
+        seen = Counter(images)
+        size = batch_size or self._batch_size
+        own = islice(own_share(seen, size), len(parts), None)
+        with self._timed():
+            for row in self._model.stream_images(own, max_num_patches, size, normalize):
+                if isinstance(row, ImageError):
+                    if on_error == "raise":
+                        raise row
+                    parts.add(None, str(row))
+                else:
+                    parts.add(row, None)
+                self._count(len(parts), self._expected)
+            parts.flush()
+        self.images += seen.count
+        self.failed += gather_texts(parts.notes)
+        return gather_blocks(parts.rows(), seen.count, size)
+
+    def image_features(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's; every host does the whole work."""
+        with self._timed():
+            features = self._model.image_features(*args, **kwargs)
+        self.embedded += len(features.image)
+        self.images += len(features.image)
+        if self._show is not None:
+            self._show(self.images, max(self.images, self._expected))
+        return features
+
+
+class Counter(Generic[T]):
+    """Counts items as they are taken."""
+
+    def __init__(self, items: Iterable[T]):
+        self._items = items
+        self.count = 0
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self._items:
+            self.count += 1
+            yield item
+
+
+def own_share(items: Iterable[T], size: int, process: int | None = None) -> Iterator[T]:
+    """Items of every n-th block of a size, where n is the number of processes; all are taken.
+
+    Args:
+      items: of all processes.
+      size: items of a block.
+      process: whose share; None means this process's.
+    """
+    first = jax.process_index() if process is None else process
+    for i, block in enumerate(batched(items, size)):
+        if i % jax.process_count() == first:
+            yield from block

@@ -1,0 +1,144 @@
+"""The report of an evaluation: our numbers beside the published, as JSON, Markdown and HTML."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from siglip2_jax.benchmarks.report.page import SUMMARY, report_page
+from siglip2_jax.benchmarks.report.result import Result
+from siglip2_jax.benchmarks.report.rows import (
+    advice,
+    by_model,
+    dataset_name,
+    parts,
+    place,
+    protocol,
+    rows,
+    setting,
+)
+from siglip2_jax.outputs import write_whole
+
+_COLUMNS = (
+    "data set",
+    "setting",
+    "metric",
+    "ours",
+    "published",
+    "difference",
+    "images",
+    "failed",
+    "images/s",
+    "data wait",
+    "protocol",
+)
+
+
+def write_report(results: Sequence[Result], out_dir: str | os.PathLike[str]) -> epath.Path:
+    """Writes `report.json`, `report.md` and `report.html`, each in one step.
+
+    Args:
+      results: in the order to show, of one or several models.
+      out_dir: made if it does not exist; local or `gs://`.
+
+    Returns:
+      The page, `report.html`, which refers to no other file.
+
+    Raises:
+      ValueError: there are no results.
+    """
+    if not results:
+        raise ValueError("a report got no results; measure at least one data set")
+    folder = epath.Path(out_dir)
+    data = json.dumps(_data(results), indent=1, ensure_ascii=False)
+    write_whole(folder / "report.json", data)
+    write_whole(folder / "report.md", "\n".join(_markdown(results)))
+    page = folder / "report.html"
+    write_whole(page, report_page(results))
+    return page
+
+
+def _data(results: Sequence[Result]) -> dict[str, Any]:
+    """All results in CLIP Benchmark's schema, and what is compared and advised."""
+    return {
+        "results": [result.to_json() for result in results],
+        "rows": [
+            {
+                "model": result.model,
+                "pretrained": result.pretrained,
+                "dataset": result.dataset,
+                "language": result.language,
+                "setting": setting(result),
+                "metric": row.metric,
+                "ours": row.value,
+                "published": row.theirs and row.theirs.value,
+                "difference": row.difference,
+                "source": row.theirs and row.theirs.source,
+                "note": row.theirs and row.theirs.note,
+            }
+            for result in results
+            for row in rows(result)
+        ],
+        "advice": [
+            {"model": model, "pretrained": pretrained, "dataset": name, "sentences": sentences}
+            for (model, pretrained), own in by_model(results).items()
+            for name, sentences in advice(own).items()
+        ],
+    }
+
+
+def _markdown(results: Sequence[Result]) -> Iterator[str]:
+    yield f"# Evaluation\n\n{SUMMARY}\n"
+    for (model, pretrained), own in by_model(results).items():
+        yield f"## {model}\n\nWeights: `{pretrained}`\n"
+        yield _line(*_COLUMNS)
+        yield _line(*("-" for _ in _COLUMNS))
+        for result in own:
+            yield from _lines(result)
+        yield ""
+        for name, sentences in advice(own).items():
+            yield f"**{name}**\n"
+            yield from (f"- {sentence}" for sentence in sentences)
+            yield ""
+        for result in own:
+            yield from _notes(result)
+
+
+def _lines(result: Result) -> Iterator[str]:
+    """Rows of the table; what holds for all of a result's numbers is in the first."""
+    dataset = dataset_name(result)
+    if result.missing is not None:
+        empty = ("–",) * (len(_COLUMNS) - 3)
+        yield _line(dataset, setting(result), *empty, f"no data: {result.missing}")
+        return
+    speed = (
+        str(result.images),
+        str(len(result.failed)),
+        f"{result.images_per_s:.1f}",
+        f"{result.data_wait:.0%}",
+        protocol(result),
+    )
+    for i, row in enumerate(rows(result)):
+        rest = ("",) * len(speed) if i else speed
+        yield _line(dataset, setting(result), row.metric, *row.texts(), *rest)
+
+
+def _notes(result: Result) -> Iterator[str]:
+    """What else stands under the table: photos that failed, numbers of parts."""
+    if result.failed:
+        names = ", ".join(f"`{name}`" for name in result.failed)
+        yield f"Photos of {place(result)} that did not decode: {names}\n"
+    metrics, each = parts(result)
+    if each:
+        yield _line(place(result), *metrics)
+        yield _line("-", *("-" for _ in metrics))
+        yield from (_line(part, *texts) for part, texts in each.items())
+        yield ""
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |"

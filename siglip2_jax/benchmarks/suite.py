@@ -1,0 +1,254 @@
+"""Several benchmarks in one go: measured one after the other, resumed where they were stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental.multihost_utils import broadcast_one_to_all
+
+from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
+from siglip2_jax.benchmarks.measured import Measured
+from siglip2_jax.benchmarks.report.result import Result
+from siglip2_jax.benchmarks.tasks.base import Setting, Task
+from siglip2_jax.benchmarks.tasks.catalogue import choose_tasks
+from siglip2_jax.evals.base import Evaluator
+from siglip2_jax.evals.class_embeddings import ClassCache
+from siglip2_jax.evals.prompts import name_templates
+from siglip2_jax.inference import Captioner
+from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
+from siglip2_jax.outputs import write_whole
+from siglip2_jax.progress import progress
+
+BUDGET = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A task of a suite.
+
+    Attributes:
+      task: its name, as of `siglip2 eval --task`.
+      budgets: token budgets to measure it at; models of fixed resolution are measured once.
+    """
+
+    task: str
+    budgets: tuple[int, ...] = (BUDGET,)
+
+    def __post_init__(self) -> None:
+        choose_tasks([self.task])
+        if not self.budgets or min(self.budgets) < 1:
+            raise ValueError(f"{self.task}: budgets are {self.budgets}; expected numbers above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What is measured, in order."""
+
+    entries: tuple[Entry, ...]
+
+
+def evaluate(
+    model: Embedder,
+    suite: Suite,
+    data: Path,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    pretrained: str,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    templates: Sequence[str] = (),
+    decoder: Callable[[], Captioner] | None = None,
+) -> Iterator[Result]:
+    """Measures a model; a result as soon as it is there, or a result that says what is missing.
+
+    On several hosts every process calls it, with the same arguments and data.
+
+    Args:
+      model: embeds on local devices.
+      suite: what to measure.
+      data: the directory with a directory for each data set, or the one data set itself.
+      out: a directory, local or `gs://`, for results, and for what is needed to go on after an
+        interruption; results that are there and were made in the same way are not made again. None
+        keeps nothing.
+      pretrained: where the model is from, for the report.
+      batch_size: images per program call.
+      templates: prompts with one `{}` for the name of a class; none means each task's.
+      decoder: loads the model with its decoder, for tasks that need one; raises ValueError where it
+        has none, which is then what the result says.
+
+    Raises:
+      ValueError: data is malformed.
+    """
+    out = None if out is None else epath.Path(out)
+    identity = "" if out is None else fingerprint(model)  # it reads all parameters
+    open_decoder = cache(partial(_open_decoder, decoder))  # once for all tasks
+    native = model.config.vision.image_size is None
+    for entry in suite.entries:
+        (task,) = choose_tasks([entry.task])
+        root, missing, writer = task.find(data), task.missing(data), None
+        weights = identity
+        if root is not None and task.writes:
+            writer, missing = open_decoder()
+            if writer is not None and out is not None:
+                weights += f" {fingerprint(writer)} {writer.boxes}"
+        about = _about(task, model, pretrained)
+        for budget in entry.budgets if native else (BUDGET,):
+            if root is None or (task.writes and writer is None):
+                settings = protocol(None, model, budget)
+                yield Result(**about, metrics={}, protocol=settings, missing=missing)
+                continue
+            classes = None if out is None else ClassCache(str(out / "classes"), identity)
+            pictures = None if out is None else out / "pictures" / f"{task.name}-{budget}"
+            evaluator = task.make(
+                Setting(root=root, budget=budget, pictures=pictures, cache=classes)
+            )
+            if templates and hasattr(evaluator, "templates"):
+                evaluator = dataclasses.replace(evaluator, templates=tuple(templates))
+            settings = protocol(evaluator, model, budget)
+            prompts = getattr(evaluator, "templates", ())  # of which the protocol has a name
+            key = _key(weights, task.name, str(root.resolve()), settings, prompts)
+            found = _saved(out, key)
+            if not _agreed(found is not None):
+                name = f"{task.name}, {budget} patches" if native else task.name
+                # Who embeds which images follows from these two.
+                share = f"{jax.process_count()}-{batch_size}"
+                parts = None if out is None else out / "parts" / key / share
+                if writer is None:
+                    measured = Measured(model, parts, batch_size=batch_size)
+                else:  # which runs on one of the devices that the model is spread over
+                    size = batch_size // (model.mesh.size if model.mesh else 1)
+                    measured = MeasuredCaptioner(writer, parts, batch_size=max(1, size))
+                found = _measure(evaluator, measured, about, settings, name)
+                _save(out, key, found)
+            if found is not None:  # other processes need not have what process 0 saved
+                yield found
+
+
+def _open_decoder(
+    decoder: Callable[[], Captioner] | None,
+) -> tuple[Captioner | None, str]:
+    """The model with its decoder, or why there is none."""
+    if decoder is None:
+        return None, "it needs a decoder; load the model by load_captioner"
+    try:
+        return decoder(), ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def _measure(
+    evaluator: Evaluator,
+    measured: Measured | MeasuredCaptioner,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+    name: str,
+) -> Result:
+    source = getattr(evaluator, "source", None)
+    count = 0 if source is None else len(source.open())
+    start = time.perf_counter()
+    with progress(name) as show:
+        measured.report_to(show, count)
+        metrics = evaluator(measured)
+    seconds = time.perf_counter() - start
+    embedding = max(measured.seconds, 1e-9)
+    return Result(
+        **about,
+        metrics={name: float(value) for name, value in metrics.items()},
+        protocol=settings,
+        failed=tuple(measured.failed),
+        images=measured.images,
+        seconds=seconds,
+        images_per_s=measured.embedded * jax.process_count() / embedding,
+        data_wait=min(1.0, measured.data_wait / embedding),
+    )
+
+
+def _about(task: Task, model: Embedder, pretrained: str) -> dict[str, Any]:
+    return {
+        "dataset": task.dataset or task.name,
+        "task": task.kind,
+        "model": model.variant.name if model.variant else "custom",
+        "pretrained": pretrained,
+        "language": task.language,
+    }
+
+
+def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[str, Any]:
+    """What a number depends on besides weights and data, in words that the report knows."""
+    resolution = model.config.vision.image_size
+    found = {
+        "num_patches": budget if resolution is None else model.config.vision.num_patches,
+        "resolution": resolution,
+        "preproc": model.preprocess.mode,
+        "text_norm": model.text_norm,
+        "dtype": model.dtype,
+    }
+    for name in ("canonical", "ties", "border", "full_stop", "shots"):
+        if hasattr(evaluator, name):
+            found[name] = getattr(evaluator, name)
+    if hasattr(evaluator, "templates"):
+        found["templates"] = name_templates(evaluator.templates)
+    if hasattr(evaluator, "decoder"):
+        found["decoder"] = repr(evaluator.decoder)
+    return found
+
+
+def fingerprint(model: Embedder | Captioner) -> str:
+    """Tells weights from others: a hash of shapes and of some numbers of each array."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(model.params):
+        flat = np.asarray(leaf).reshape(-1)
+        some = flat[:: max(1, flat.size // 16)][:16].astype(np.float32)
+        digest.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".encode() + some.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _saved(out: epath.Path | None, key: str) -> Result | None:
+    """The result of an earlier run."""
+    path = None if out is None else out / "results" / f"{key}.json"
+    if path is None or not path.is_file():
+        return None
+    try:
+        return Result.from_json(json.loads(path.read_bytes()))
+    except ValueError:
+        return None  # and is made again
+
+
+def _agreed(done: bool) -> bool:
+    """What process 0 says: disks of others may hold less, and all must go the same way."""
+    return done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(done)))
+
+
+def _save(out: epath.Path | None, key: str, result: Result) -> None:
+    if out is None:
+        return
+    if jax.process_index() == 0:
+        text = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
+        write_whole(out / "results" / f"{key}.json", text)
+    with suppress(OSError):  # another process was first, or there were none
+        (out / "parts" / key).rmtree()
+        if not any((out / "parts").iterdir()):
+            (out / "parts").rmtree()
+
+
+def parse_entries(tasks: str, budgets: Sequence[int]) -> Suite:
+    """A suite of tasks whose names are separated by commas."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise ValueError("no task was given; pass --task NAME or --suite FILE")
+    return Suite(tuple(Entry(name, tuple(budgets)) for name in names))

@@ -1,0 +1,1 @@
+"""The tasks of `siglip2 eval`."""

@@ -1,0 +1,107 @@
+"""Tasks of culture and fairness: tables 8 and 9 of SigLIP 2 (arXiv 2502.14786, section 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from siglip2_jax.benchmarks.culture.data import DollarStreet, GeoDE
+from siglip2_jax.benchmarks.culture.evaluators import IncomeZeroShot, RepresentationBias
+from siglip2_jax.benchmarks.culture.geography import (
+    dollar_street_few_shot,
+    geode_few_shot,
+    geode_zero_shot,
+    landmarks_zero_shot,
+)
+from siglip2_jax.benchmarks.tasks.base import Setting, Task
+from siglip2_jax.evals.base import Evaluator
+from siglip2_jax.evals.classes import read_class_names
+
+_DOLLAR_STREET = {
+    "folder": "dollar_street",
+    "needs": ("images_v2_imagenet_train.csv", "images_v2_imagenet_test.csv"),
+    "how": "unpack dataset_dollarstreet (mlcommons.org/datasets/dollar-street)",
+}
+_GEODE = {
+    "folder": "geode",
+    "needs": ("index.csv", "images"),
+    "how": "index.csv and images from geodiverse-data-collection.cs.princeton.edu",
+}
+
+
+def _incomes(setting: Setting) -> IncomeZeroShot:
+    return IncomeZeroShot(
+        source=DollarStreet(str(setting.root)),
+        classes=read_class_names(setting.root / "classnames.json", "imagenet1k"),
+        cache=setting.cache,
+        max_num_patches=setting.budget,
+    )
+
+
+def _bias(setting: Setting) -> RepresentationBias:
+    return RepresentationBias(source=GeoDE(str(setting.root)), max_num_patches=setting.budget)
+
+
+def _zero_shot(make: Callable[..., Evaluator]) -> Callable[[Setting], Evaluator]:
+    return lambda setting: make(
+        str(setting.root), cache=setting.cache, max_num_patches=setting.budget
+    )
+
+
+def _few_shot(make: Callable[..., Evaluator]) -> Callable[[Setting], Evaluator]:
+    return lambda setting: make(str(setting.root), max_num_patches=setting.budget)
+
+
+def _geode_place(place: str, path: str, *, max_num_patches: int) -> Evaluator:
+    return geode_few_shot(path, place, max_num_patches=max_num_patches)
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="dollar_street",
+        kind="zeroshot_classification",
+        make=_incomes,
+        metric="top1",
+        **_DOLLAR_STREET
+        | {
+            "needs": (*_DOLLAR_STREET["needs"], "classnames.json"),
+            "how": f"{_DOLLAR_STREET['how']}; classnames.json as for imagenet",
+        },
+    ),
+    Task(
+        name="dollar_street_10shot",
+        dataset="dollar_street",
+        kind="fewshot",
+        make=_few_shot(dollar_street_few_shot),
+        metric="10shot",
+        **_DOLLAR_STREET,
+    ),
+    Task(
+        name="geode",
+        kind="zeroshot_classification",
+        make=_zero_shot(geode_zero_shot),
+        metric="top1",
+        **_GEODE,
+    ),
+    *(
+        Task(
+            name=f"geode_{place}",
+            kind="fewshot",
+            make=_few_shot(partial(_geode_place, place)),
+            metric="10shot",
+            **_GEODE,
+        )
+        for place in ("country", "region")
+    ),
+    Task(
+        name="gldv2",
+        kind="zeroshot_classification",
+        folder="gldv2",
+        needs=("recognition_solution_v2.1.csv", "train_label_to_category.csv"),
+        how="the test photos and both tables from cvdfoundation/google-landmark",
+        make=_zero_shot(landmarks_zero_shot),
+        metric="top1",
+    ),
+    Task(name="bias", kind="bias", make=_bias, metric="representation_bias", **_GEODE),
+)
+"""In the order of the tables."""

@@ -1,0 +1,109 @@
+"""Retrieval tasks: recall both ways, all captions of a photo in the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from siglip2_jax.benchmarks.compositional import CATEGORIES, SugarCrepe
+from siglip2_jax.benchmarks.crossmodal import CrossModal
+from siglip2_jax.benchmarks.karpathy import Karpathy
+from siglip2_jax.benchmarks.tasks.base import Setting, Task
+from siglip2_jax.benchmarks.tasks.held_out import SPLITS, held_out
+from siglip2_jax.benchmarks.tasks.prepared import INFO, Prepared, is_prepared
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.evals.retrieval import Retrieval
+
+
+def _karpathy(file: str, images: str) -> Callable[[Setting], Retrieval]:
+    def make(setting: Setting) -> Retrieval:
+        source = Karpathy(str(setting.root / file), str(setting.root / images))
+        return Retrieval(source=source, max_num_patches=setting.budget)
+
+    return make
+
+
+def _captions(setting: Setting) -> Retrieval:
+    root = setting.root
+    if is_prepared(root):
+        source = Prepared(root).captioned(SPLITS)
+    else:
+        source = Folder(str(root), where=held_out(root / "captions.jsonl"))
+    return Retrieval(source=source, max_num_patches=setting.budget)
+
+
+def _xm3600(setting: Setting) -> CrossModal:
+    return CrossModal(str(setting.root), max_num_patches=setting.budget)
+
+
+def _sugarcrepe(setting: Setting) -> SugarCrepe:
+    root = setting.root
+    return SugarCrepe(str(root), str(root / "val2017"), max_num_patches=setting.budget)
+
+
+_KIND = {"kind": "zeroshot_retrieval", "metric": "text_to_image@1"}
+_ROWS = 'captions.jsonl has rows {"file", "captions": [...]} and perhaps "split", images the photos'
+
+
+def _rows(name: str, folder: str, what: str = "") -> Task:
+    return Task(
+        name=name,
+        folder=folder,
+        needs=("captions.jsonl", "images"),
+        how=what + _ROWS,
+        make=_captions,
+        **_KIND,
+    )
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        name="coco",
+        folder="coco",
+        needs=("dataset_coco.json", "val2014"),
+        how="dataset_coco.json is Karpathy's split (5,000 test photos, all of val2014), and "
+        "val2014 holds the photos (cocodataset.org)",
+        make=_karpathy("dataset_coco.json", "."),
+        **_KIND,
+    ),
+    Task(
+        name="flickr30k",
+        folder="flickr30k",
+        needs=("dataset_flickr30k.json", "images"),
+        how="dataset_flickr30k.json is Karpathy's split (1,000 test photos), images holds "
+        "flickr30k-images",
+        make=_karpathy("dataset_flickr30k.json", "images"),
+        **_KIND,
+    ),
+    Task(
+        name="xm3600",
+        folder="xm3600",
+        needs=("captions.jsonl", "images"),
+        how="captions.zip and images.tgz from google.github.io/crossmodal-3600, unpacked",
+        make=_xm3600,
+        language="36 languages",
+        **_KIND,
+    ),
+    _rows("textcaps", "textcaps", "TextCaps (textvqa.org), as JSON lines: "),
+    _rows("hiertext", "hiertext", "HierText (google-research-datasets), as JSON lines: "),
+    _rows("scicap", "scicap", "SciCap (tingyaohsu/SciCap), as JSON lines: "),
+    _rows("screen2words", "screen2words", "Screen2Words with RICO's screenshots, as JSON lines: "),
+    Task(
+        name="sugarcrepe",
+        kind="image_caption_selection",
+        folder="sugarcrepe",
+        needs=(*(f"{category}.json" for category in CATEGORIES), "val2017"),
+        how="the seven files are in RAIVNLab/sugar-crepe, val2017 holds COCO's photos",
+        make=_sugarcrepe,
+        metric="mean",
+    ),
+    _rows("flickr8k", "flickr8k_1k"),
+    Task(
+        name="captions",
+        folder=".",
+        needs=(("captions.jsonl", INFO), ("images", INFO)),
+        how=_ROWS + "; or give the directory of a version of a TFDS dataset with captions",
+        make=_captions,
+        **_KIND,
+    ),
+)
+"""In the order of the paper's tables, then sets of one's own."""

@@ -1,0 +1,18 @@
+"""Checkpoints: read any format, write any format."""
+
+from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format, Preprocessing
+from siglip2_jax.checkpoints.read import read
+from siglip2_jax.checkpoints.source import SourceError
+from siglip2_jax.checkpoints.table import ConversionError, Lazy
+from siglip2_jax.checkpoints.write import write
+
+__all__ = [
+    "Checkpoint",
+    "ConversionError",
+    "Format",
+    "Lazy",
+    "Preprocessing",
+    "SourceError",
+    "read",
+    "write",
+]

@@ -1,0 +1,172 @@
+"""Checkpoints of a training run, read as models.
+
+A run's workdir has `checkpoints/<step>/` with the trees `params/` and perhaps `average/`; the
+record beside them says what the model is (`siglip2_jax.train.checkpoint` writes them). A source may
+be the workdir (its latest step), a step, or one of the step's two trees.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from siglip2_jax.checkpoints.checkpoint import Preprocessing
+from siglip2_jax.checkpoints.orbax import named_as_ours, parse
+from siglip2_jax.checkpoints.source import absolute
+from siglip2_jax.checkpoints.table import ConversionError, Lazy
+from siglip2_jax.models.config import ModelConfig
+from siglip2_jax.models.decoder import DecoderConfig
+from siglip2_jax.models.generate import abstract_decoder
+from siglip2_jax.models.siglip2 import flatten, unflatten
+
+FOLDER, PARAMS, AVERAGE = "checkpoints", "params", "average"
+HEADS = "heads"  # within a tree: what objectives have learned for themselves
+
+
+class Saved(NamedTuple):
+    """A model within a run.
+
+    Attributes:
+      workdir: of the run.
+      step: directory of the checkpoint.
+      tree: "params", or "average" for the moving average.
+    """
+
+    workdir: epath.Path
+    step: epath.Path
+    tree: str
+
+
+def find(path: epath.Path) -> Saved | None:
+    """The model that a path means, or None if it is no part of a run."""
+    path = absolute(path)
+    if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
+        return Saved(path.parent.parent.parent, path.parent, path.name)
+    if _is_step(path):
+        return Saved(path.parent.parent, path, PARAMS)
+    folder = path / FOLDER
+    if not folder.is_dir():
+        return None
+    steps = [child for child in folder.iterdir() if _is_step(child)]
+    if not steps:
+        raise ConversionError([f"{FOLDER}/ holds no finished checkpoint yet"], str(path))
+    return Saved(path, max(steps, key=lambda step: int(step.name)), PARAMS)
+
+
+def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
+    """Sizes, parameters and data conventions; heads of objectives are left out.
+
+    Raises:
+      ConversionError: the checkpoint is damaged or of a later version, or has no such tree.
+    """
+    record, tensors = _open(saved)
+    config, preprocessing = parse(record, str(saved.step))
+    tensors = {path: x for path, x in tensors.items() if not path.startswith(f"{HEADS}/")}
+    return config, named_as_ours(config, tensors), preprocessing
+
+
+def read_record(saved: Saved) -> Mapping[str, Any]:
+    """What a checkpoint says of itself and of its run, as `train.run.Run.save` wrote it.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    return _metadata(saved).custom_metadata
+
+
+def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy]]]:
+    """Sizes and parameters of every captioning decoder among the heads, by the head's name.
+
+    A head is a decoder if its arrays are; sizes follow from their shapes.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    heads: dict[str, dict[str, Lazy]] = {}
+    for path, tensor in _open(saved)[1].items():
+        tree, _, rest = path.partition("/")
+        if tree == HEADS:
+            name, _, parameter = rest.partition("/")
+            heads.setdefault(name, {})[parameter] = tensor
+    found = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
+    return {name: (config, x) for name, (config, x) in found.items() if config is not None}
+
+
+def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
+    """Sizes of the decoder with exactly these arrays, or None if there is none."""
+    shapes = {path: tensor.shape for path, tensor in tensors.items()}
+    try:
+        depth, width, num_heads, _ = shapes["blocks/attn/query/kernel"]
+        config = DecoderConfig(
+            width=width,
+            depth=depth,
+            mlp_dim=shapes["blocks/mlp/fc1/kernel"][-1],
+            num_heads=num_heads,
+            vocab_size=shapes["out/kernel"][-1],
+            length=shapes["pos/table"][0],
+            memory_dim=shapes["blocks/cross/key/kernel"][1],
+        )
+    except (KeyError, IndexError, ValueError):
+        return None
+    expected = flatten(abstract_decoder(config)[1])
+    return config if shapes == {path: x.shape for path, x in expected.items()} else None
+
+
+def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
+    """What a checkpoint says of itself, and all arrays of the tree."""
+    metadata = _metadata(saved)
+    tree = metadata.metadata.get(saved.tree)
+    if tree is None:
+        problem = f"{saved.tree}/ is damaged (it lists no arrays)"
+        raise ConversionError([problem], str(saved.step))
+    stored = flatten(tree)
+    tensors = {
+        path: Lazy(
+            tuple(leaf.shape),
+            np.dtype(leaf.dtype),
+            functools.partial(_read_leaf, saved, stored, path),
+        )
+        for path, leaf in stored.items()
+    }
+    return metadata.custom_metadata, tensors
+
+
+def _metadata(saved: Saved) -> Any:
+    """Orbax's of the checkpoint, with a record in it."""
+    from orbax.checkpoint import v1 as ocp  # slow to import
+
+    subject = str(saved.step)
+    try:
+        metadata = ocp.checkpointables_metadata(saved.step)
+    except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
+        raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
+    if not metadata.custom_metadata:
+        raise ConversionError(["the checkpoint is damaged (it has no record)"], subject)
+    return metadata
+
+
+def _is_step(path: epath.Path) -> bool:
+    if not (path.name.isdecimal() and path.parent.name == FOLDER and (path / PARAMS).is_dir()):
+        return False
+    # Buckets know no renaming: there Orbax writes this last, into the directory it has named.
+    return "://" not in os.fspath(path) or (path / "commit_success.txt").exists()
+
+
+def _read_leaf(saved: Saved, stored: Mapping[str, Any], path: str) -> np.ndarray:
+    """One array of a tree, whole; the others stay on disk."""
+    from orbax.checkpoint import v1 as ocp
+
+    leaf = stored[path]
+    like = np.empty(leaf.shape, leaf.dtype)  # NumPy in, NumPy out: the run's devices do not matter
+    wanted = dict.fromkeys(stored, ocp.PLACEHOLDER) | {path: like}
+    try:
+        loaded = ocp.load_checkpointables(saved.step, {saved.tree: unflatten(wanted)})
+        return flatten(loaded[saved.tree])[path]
+    except (KeyError, OSError, ValueError) as error:  # Orbax tells of a lost file at great length
+        problem = f"{path} cannot be read: files of {saved.tree}/ are missing or damaged"
+        raise ConversionError([problem], str(saved.step)) from error

@@ -1,0 +1,1 @@
+"""Offline tools that write training data; training never imports them."""

@@ -1,0 +1,196 @@
+"""Adds regions to the rows of a folder: checked, resumable, read by `sources.Folder`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from PIL.Image import Image
+
+from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.sources import Examples, Folder
+from siglip2_jax.data.tools.annotators import Annotator
+from siglip2_jax.outputs import open_output, write_whole
+from siglip2_jax.preprocess.decode import decode
+
+_AHEAD = 8  # decoded pictures waiting
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written.
+
+    Attributes:
+      rows: how many rows.
+      regions: how many regions they have together.
+      skipped: how many rows were bad and left out; `<out>.errors.jsonl` lists them.
+      resumed: how many rows an earlier, interrupted run had dealt with.
+    """
+
+    rows: int
+    regions: int
+    skipped: int
+    resumed: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which regions are kept, of one image.
+
+    Attributes:
+      min_score: the lowest score, 0 to 1.
+      count: the greatest number, the best scores first; None for all.
+    """
+
+    min_score: float = 0.1
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score must be from 0 to 1, got {self.min_score}")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"the number of regions must be at least 1, got {self.count}")
+
+
+def annotate(
+    source: Folder,
+    out: str | os.PathLike[str],
+    annotator: Annotator,
+    limits: Limits | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Writes the rows of a folder with `regions` added; see `regions.read_regions`.
+
+    `Folder(path, captions=out)` reads the result, with `out` relative to the folder or absolute. A
+    row's own `regions` are replaced. Rows without a readable image, or that the annotator refuses,
+    are left out and listed in `<out>.errors.jsonl`, `<out>` without its suffix. Until all rows are
+    done, results are in `<out>.partial`, with which an interrupted job continues.
+
+    Args:
+      source: whose rows; each needs a caption field, as for training.
+      out: the file of JSON lines to write, local; not written where all rows are bad.
+      annotator: finds the regions.
+      limits: which of them are kept; None for those with a score from 0.1 up.
+      progress: called with the number of rows dealt with and the number there are.
+
+    Raises:
+      ValueError: the source cannot be opened, `out` exists already, or was begun with another
+        source or other settings.
+      OSError: a file cannot be written.
+    """
+    out, limits = Path(out), limits or Limits()
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another name, or delete it to start anew")
+    examples, rows = source.open(), _rows(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    results = _resume(partial, _settings(source, rows, annotator, limits))
+    resumed = len(results)
+    with partial.open("a") as file:
+        for result in _results(examples, annotator, limits, resumed):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            results.append(result)
+            if progress:
+                progress(len(results), len(rows))
+    summary = _finish(out, rows, results, resumed)
+    partial.unlink()
+    return summary
+
+
+def _rows(source: Folder) -> list[dict[str, Any]]:
+    """The rows behind the source's examples, with all of their keys; opening it checked them."""
+    with (epath.Path(source.path) / source.captions).open("rb") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    return [row for row in rows if all(row.get(key) == value for key, value in source.where)]
+
+
+def _settings(
+    source: Folder, rows: list[dict[str, Any]], annotator: Annotator, limits: Limits
+) -> dict[str, str]:
+    """What decides the results: compared before a job is continued."""
+    return {
+        "source": repr(source),
+        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "annotator": repr(annotator),
+        "limits": repr(limits),
+    }
+
+
+def _resume(partial: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
+    """The results of an earlier run, one a row; begins the file where there is none."""
+    try:
+        lines = partial.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        write_whole(partial, json.dumps(settings) + "\n")
+        return []
+    whole = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut short
+    try:
+        found, *results = map(json.loads, whole)
+    except ValueError as error:
+        raise ValueError(f"{partial} is damaged ({error}); delete it to start anew") from error
+    for key, wanted in settings.items():
+        if found.get(key) != wanted:
+            raise ValueError(
+                f"{partial} was begun with another {key} ({found.get(key)!s:.200}, not "
+                f"{wanted:.200}); choose another name, or delete it to start anew"
+            )
+    os.truncate(partial, sum(map(len, whole)))
+    return results
+
+
+def _results(
+    examples: Examples, annotator: Annotator, limits: Limits, start: int
+) -> Iterator[dict[str, Any]]:
+    """What becomes of each row from `start` on: `regions`, or an `error` and the example's name."""
+
+    def read(index: int) -> tuple[dict[str, Any], Image] | Exception:
+        try:
+            example = examples[index]
+            return example, decode(example["image"], name=example["name"])
+        except (ValueError, OSError) as error:
+            return error
+
+    for found in ahead(read, range(start, len(examples)), _AHEAD):
+        if isinstance(found, Exception):
+            yield {"error": str(found)}
+            continue
+        example, image = found
+        try:
+            regions = [x for x in annotator(image, example) if x.score >= limits.min_score]
+        except ValueError as error:
+            yield {"error": str(error)}
+            continue
+        regions.sort(key=lambda region: -region.score)
+        yield {"regions": [region.as_dict() for region in regions[: limits.count]]}
+
+
+def _finish(
+    out: Path, rows: list[dict[str, Any]], results: list[dict[str, Any]], resumed: int
+) -> Summary:
+    """Writes the errors, then the rows."""
+    errors = [
+        {"index": index, "file": row["file"], "error": result["error"]}
+        for index, (row, result) in enumerate(zip(rows, results, strict=True))
+        if "error" in result
+    ]
+    listed = out.with_suffix(".errors.jsonl")
+    listed.unlink(missing_ok=True)
+    if errors:
+        write_whole(listed, "".join(json.dumps(error) + "\n" for error in errors))
+    kept = [
+        {**row, "regions": result["regions"]}
+        for row, result in zip(rows, results, strict=True)
+        if "error" not in result
+    ]
+    if kept:
+        with open_output(out) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
+    return Summary(len(kept), sum(len(row["regions"]) for row in kept), len(errors), resumed)

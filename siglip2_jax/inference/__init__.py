@@ -1,0 +1,24 @@
+"""Using a model: embeddings, labels, captions, boxes."""
+
+from siglip2_jax.inference.captioner import Captioner
+from siglip2_jax.inference.embedder import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_MAX_NUM_PATCHES,
+    Embedder,
+)
+from siglip2_jax.inference.generation import Writing
+from siglip2_jax.inference.loading import load, load_captioner
+from siglip2_jax.inference.queries import Answer, Ask, PixelBox
+
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "DEFAULT_MAX_NUM_PATCHES",
+    "Answer",
+    "Ask",
+    "Captioner",
+    "Embedder",
+    "PixelBox",
+    "Writing",
+    "load",
+    "load_captioner",
+]

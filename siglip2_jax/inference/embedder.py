@@ -1,0 +1,350 @@
+"""Loading a model and embedding images and texts with it: what users and evaluators see."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from os import PathLike
+from typing import Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from scipy.special import expit
+
+from siglip2_jax import checkpoints
+from siglip2_jax.data.prefetch import ahead, batched
+from siglip2_jax.models.config import ModelConfig, Variant, find_variant
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.siglip2 import Params, abstract_model, flatten
+from siglip2_jax.preprocess.decode import ImageError, ImageSource, NamedImage
+from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.text_norm import TextNorm
+from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
+from siglip2_jax.sharding import BATCH, make_mesh, put, whole
+from siglip2_jax.types import Features, Patches
+
+DEFAULT_MAX_NUM_PATCHES = 256
+DEFAULT_BATCH_SIZE = 32
+CPU_TOKENS = 2048
+
+
+class Embedder:
+    """A model with its preprocessing and tokenizer, as one bundle.
+
+    Attributes:
+      config: sizes of the towers.
+      params: nested dict of float32 arrays.
+      variant: the release with exactly these sizes, or None.
+      preprocess: photos to patches.
+      tokenizer: texts to ids, or None.
+      text_norm: how texts are normalised before tokenisation.
+      mesh: where the parameters are split and batches are run, all processes together and on the
+        same inputs; None runs on one device.
+      data_wait: seconds that the device has waited for decoded images so far.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        preprocess: ImagePreprocessor,
+        tokenizer: Tokenizer | None = None,
+        *,
+        text_norm: TextNorm = "reference",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        mesh: Mesh | None = None,
+    ):
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
+        self.config = config
+        self.params = params
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.text_norm = tokenizer.text_norm if tokenizer else text_norm
+        self.dtype = dtype
+        self.mesh = mesh
+        self.data_wait = 0.0
+        graphdef, _ = abstract_model(config, Compute(dtype=dtype))
+
+        # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
+        @jax.jit
+        def encode_image(params: Params, image: Patches) -> Features:
+            with jax.default_matmul_precision("highest"):
+                features = nnx.merge(graphdef, params).encode_image(image)
+                return jax.tree.map(whole, features)
+
+        @partial(jax.jit, static_argnames="normalize")
+        def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                features = nnx.merge(graphdef, params).encode_image(image)
+                return whole(features.image if normalize else features.pooled)
+
+        @jax.jit
+        def embed_text(params: Params, ids: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return whole(nnx.merge(graphdef, params).encode_text(ids))
+
+        self._encode_image, self._embed_image = encode_image, embed_image
+        self._embed_text = embed_text
+
+    def spread(self, devices: Sequence[jax.Device]) -> None:
+        """Runs batches on several devices of this process from now on, each with all parameters."""
+        self.mesh = make_mesh(replica=len(devices), devices=devices)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.params = jax.tree.map(lambda x: put(np.asarray(x), everywhere), self.params)
+
+    @property
+    def variant(self) -> Variant | None:
+        """The release with exactly these sizes, or None."""
+        return find_variant(self.config)
+
+    @property
+    def temperature(self) -> float:
+        """`exp(t)`: what cosines are multiplied by."""
+        return float(np.exp(np.float32(self.params["t"])))
+
+    @property
+    def bias(self) -> float:
+        """`b`: what is added to scaled cosines."""
+        return float(self.params["b"])
+
+    def embed_images(
+        self,
+        images: Patches | ImageSource | Iterable[ImageSource],
+        *,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        normalize: bool = True,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeds images.
+
+        Args:
+          images: paths, encoded bytes, PIL images or uint8 arrays `[H, W, 3]`; or `Patches`.
+          max_num_patches: the token budget of native-resolution models; ignored at fixed
+            resolution.
+          batch_size: images per program call.
+          normalize: False gives the pooling head's outputs as they are, which probes are trained
+            on (big_vision's `pre_logits`).
+          on_error: what an unreadable image does. "warn" gives it a row of NaN and a warning that
+            names it; "raise" stops.
+
+        Returns:
+          float32 rows, of unit length unless `normalize` is False.
+
+        Raises:
+          ImageError: an image is unreadable and `on_error` is "raise".
+        """
+        width = self.config.vision.width
+        if isinstance(images, Patches):
+            program = partial(self._embed_image, normalize=normalize)
+            return _rows(self._run(program, images, batch_size), width)
+        rows = []
+        for row in self.stream_images(images, max_num_patches, batch_size, normalize):
+            if isinstance(row, ImageError):
+                if on_error == "raise":
+                    raise row
+                warnings.warn(f"{row}; its embedding is NaN", stacklevel=2)
+                row = np.full(width, np.nan, np.float32)
+            rows.append(row[None])
+        return _rows(rows, width)
+
+    def stream_images(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        normalize: bool = True,
+    ) -> Iterator[Float[np.ndarray, " E"] | ImageError]:
+        """Embeds any number of images in bounded memory: yields a row or an error for each.
+
+        Images are decoded on threads ahead of the device.
+        """
+        program = partial(self._embed_image, normalize=normalize)
+        for errors, patches in self._patches(images, max_num_patches, batch_size):
+            parts = self._run(program, patches, batch_size) if patches else ()
+            rows = (row for part in parts for row in part)
+            for error in errors:
+                yield next(rows) if error is None else error
+
+    def image_features(
+        self,
+        images: Patches | ImageSource | Iterable[ImageSource],
+        *,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Features:
+        """Patch tokens, pooled vectors and embeddings: for dense tasks and language models.
+
+        `features.tokens[i][features.valid[i]].reshape(*features.grid[i], -1)` is the feature map
+        of image i.
+
+        Args:
+          images: as for `embed_images`.
+          max_num_patches: as for `embed_images`.
+          batch_size: as for `embed_images`.
+
+        Returns:
+          NumPy arrays for all images; `text` is None.
+
+        Raises:
+          ImageError: an image is unreadable.
+        """
+        if isinstance(images, Patches):
+            parts = list(self._run(self._encode_image, images, batch_size))
+        else:
+            parts = []
+            for errors, patches in self._patches(images, max_num_patches, batch_size):
+                for error in errors:
+                    if error is not None:
+                        raise error
+                parts += self._run(self._encode_image, patches, batch_size)
+        if not parts:
+            raise ValueError("image_features got no images; pass at least one")
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def embed_texts(
+        self, texts: str | Sequence[str], *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeds texts: normalised as `tokenizer.text_norm` says, cut to the model's length.
+
+        Returns:
+          float32 rows of unit length.
+
+        Raises:
+          TokenizerError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise TokenizerError(
+                "this model was loaded without a tokenizer; pass tokenizer= a SentencePiece "
+                "tokenizer.model (Gemma's, for SigLIP 2) or a directory that holds one"
+            )
+        return self.embed_tokens(self.tokenizer(texts).ids, batch_size=batch_size)
+
+    def embed_tokens(
+        self, ids: Int[np.ndarray, "n T"], *, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Float[np.ndarray, "n E"]:
+        """Embeds token ids, which must have exactly the model's text length.
+
+        Returns:
+          float32 rows of unit length.
+
+        Raises:
+          ValueError: wrong length, or ids outside the token table.
+        """
+        length, vocab_size = self.config.text.length, self.config.text.vocab_size
+        if ids.ndim != 2 or ids.shape[1] != length:
+            raise ValueError(
+                f"token ids have shape {ids.shape}, the text tower reads [n, {length}]; pad with "
+                f"{self.config.text.pad_id} on the right, or use embed_texts"
+            )
+        if ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
+            raise ValueError(
+                f"token ids run from {ids.min()} to {ids.max()}, the token table has {vocab_size} "
+                "rows; use the tokenizer that belongs to this model"
+            )
+        parts = self._run(self._embed_text, ids.astype(np.int32), batch_size)
+        return _rows(parts, self.config.text.embed_dim)
+
+    def logits(
+        self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
+    ) -> Float[np.ndarray, "I J"]:
+        """`exp(t) * cosine + b` of every pair."""
+        return np.float32(self.temperature) * (images @ texts.T) + np.float32(self.bias)
+
+    def probabilities(
+        self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
+    ) -> Float[np.ndarray, "I J"]:
+        """Sigmoid of `logits`: each pair's own probability, so rows do not sum to 1.
+
+        The learned bias assumes one match in tens of thousands, so values are often small even
+        for good matches; compare them across texts rather than with 0.5.
+        """
+        return expit(self.logits(images, texts))
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        format: Literal["orbax", "hf", "npz"] = "orbax",
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the model, with its tokenizer where the format holds one, in one step.
+
+        Raises:
+          FileExistsError: the destination exists and `overwrite` is False.
+        """
+        checkpoint = checkpoints.Checkpoint(
+            config=self.config,
+            params={path: checkpoints.Lazy.of(x) for path, x in flatten(self.params).items()},
+            tokenizer=None,
+            preprocessing=checkpoints.Preprocessing(
+                mode=self.preprocess.mode,
+                resample=self.preprocess.resample,
+                text_norm=self.text_norm,
+            ),
+            format="orbax",
+            source="memory",
+        )
+        checkpoints.write(checkpoint, path, format, tokenizer=self.tokenizer, overwrite=overwrite)
+
+    def _patches(
+        self, images: ImageSource | Iterable[ImageSource], max_num_patches: int, batch_size: int
+    ) -> Iterator[tuple[list[ImageError | None], Patches | None]]:
+        """Preprocessed batches: an error or None per image, the patches of the good ones if any."""
+        if isinstance(images, (str, bytes, Image, PathLike, np.ndarray, NamedImage)):
+            images = [images]
+        num_tokens = self.preprocess.num_tokens(max_num_patches)
+
+        def prepare(image: ImageSource):
+            try:
+                return self.preprocess(image, max_num_patches)
+            except ImageError as error:
+                return error
+
+        start = time.perf_counter()
+        for batch in batched(ahead(prepare, images, 2 * batch_size), batch_size):
+            self.data_wait += time.perf_counter() - start
+            good = [item for item in batch if not isinstance(item, ImageError)]
+            errors = [item if isinstance(item, ImageError) else None for item in batch]
+            yield errors, Patches(*collate(good, num_tokens)) if good else None
+            start = time.perf_counter()
+
+    def _run(self, program, inputs, batch_size: int) -> Iterator:
+        """Runs `program` over the leading axis in batches of a few fixed sizes, as NumPy."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        total, tokens = jax.tree.leaves(inputs)[0].shape[:2]
+        if jax.default_backend() == "cpu":  # larger batches only fall out of its caches
+            batch_size = min(batch_size, max(1, CPU_TOKENS // tokens))
+        # Three sizes bound both the programs compiled and the work wasted on filling up.
+        devices = 1 if self.mesh is None else self.mesh.size
+        sizes = sorted({-(-n // devices) * devices for n in (1, min(8, batch_size), batch_size)})
+        for start in range(0, total, batch_size):
+            batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
+            n = jax.tree.leaves(batch)[0].shape[0]
+            size = next(size for size in sizes if size >= n)
+            batch = jax.tree.map(partial(_fill, size=size), batch)
+            if self.mesh is None:
+                outputs = program(self.params, batch)
+            else:
+                split = partial(put, sharding=NamedSharding(self.mesh, BATCH))
+                with jax.set_mesh(self.mesh):
+                    outputs = program(self.params, jax.tree.map(split, batch))
+            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
+
+
+def _fill(x: np.ndarray, size: int) -> np.ndarray:
+    """Appends zero rows up to `size`; as `Patches` such rows are all padding."""
+    return x if len(x) == size else np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+def _rows(parts: Iterable[np.ndarray], width: int) -> Float[np.ndarray, "n E"]:
+    """All parts in one array; `[0, width]` when there are none."""
+    return np.concatenate([np.zeros((0, width), np.float32), *parts])

@@ -1,0 +1,129 @@
+"""Loading models: embedders of any checkpoint, captioners of runs that trained a decoder."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from typing import Literal
+
+import jax.numpy as jnp
+
+from siglip2_jax import checkpoints
+from siglip2_jax.checkpoints import run_layout
+from siglip2_jax.checkpoints.source import resolve
+from siglip2_jax.data.boxes import BoxText
+from siglip2_jax.inference.captioner import Captioner
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.models.decoder import DecoderConfig
+from siglip2_jax.models.siglip2 import unflatten
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.text_norm import TextNorm
+from siglip2_jax.preprocess.tokenizer import Tokenizer
+
+
+def load(
+    source: str | PathLike[str],
+    tokenizer: str | PathLike[str] | Tokenizer | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    preproc: Literal["reference", "hf"] | None = None,
+    text_norm: TextNorm | None = None,
+    exif: bool = True,
+) -> Embedder:
+    """Loads a checkpoint of any supported format.
+
+    Args:
+      source: an official `.npz` file, a Hugging Face directory or repository id, or a checkpoint
+        of ours; paths may be local or `gs://`.
+      tokenizer: a SentencePiece `tokenizer.model`, a Gemma `tokenizer.json`, a directory that
+        holds one, or a `Tokenizer`. None takes the one beside the checkpoint, if there is one.
+      dtype: of the towers' matrix products; parameters and sensitive parts stay float32.
+      preproc: "reference" (as the official code) or "hf" (as transformers). None takes what the
+        checkpoint records, "reference" where it records nothing.
+      text_norm: how texts are normalised before tokenisation; None as for `preproc`.
+      exif: turn photos upright by their EXIF orientation.
+
+    Returns:
+      The model, ready to embed.
+
+    Raises:
+      OSError: there is no such source, or it cannot be reached.
+      ValueError: the source or tokenizer is not what it should be; one sentence says what to do.
+    """
+    checkpoint = checkpoints.read(source)
+    names, config = checkpoint.preprocessing, checkpoint.config
+    text_norm = text_norm or names.text_norm
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.check(config.text.vocab_size)
+    else:
+        tokenizer = checkpoint.open_tokenizer(tokenizer, text_norm)
+    preprocess = ImagePreprocessor(
+        patch_size=config.vision.patch_size,
+        image_size=config.vision.image_size,
+        mode=preproc or names.mode,
+        resample=names.resample,
+        exif=exif,
+    )
+    # One tensor at a time: the whole model is never held twice.
+    params = unflatten({path: jnp.asarray(x.read()) for path, x in checkpoint.params.items()})
+    return Embedder(config, params, preprocess, tokenizer, text_norm=text_norm, dtype=dtype)
+
+
+def load_captioner(
+    source: str | PathLike[str],
+    tokenizer: str | PathLike[str] | Tokenizer | None = None,
+    *,
+    head: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    preproc: Literal["reference", "hf"] | None = None,
+    text_norm: TextNorm | None = None,
+    exif: bool = True,
+    boxes: BoxText | None = None,
+) -> Captioner:
+    """Loads a model with the decoder that its run has trained; released checkpoints have none.
+
+    Args:
+      source: a run's workdir, one of its checkpoints, or the tree `params` or `average` in that.
+      tokenizer: as for `siglip2_jax.load`; None takes the one in the workdir.
+      head: which decoder, by the name of its objective; needed where there are several.
+      dtype: of the matrix products.
+      preproc: as for `siglip2_jax.load`.
+      text_norm: as for `siglip2_jax.load`.
+      exif: as for `siglip2_jax.load`.
+      boxes: how the decoder has learned to write boxes, which runs do not record; None is
+        `BoxText()`.
+
+    Raises:
+      OSError: there is no such source, or it cannot be reached.
+      ValueError: it has no such decoder or no tokenizer, or is damaged; one sentence says what to
+        do.
+    """
+    config, tensors = _find(source, head)
+    embedder = load(source, tokenizer, dtype=dtype, preproc=preproc, text_norm=text_norm, exif=exif)
+    params = unflatten({path: jnp.asarray(x.read()) for path, x in tensors.items()})
+    return Captioner(embedder, config, params, boxes=boxes)
+
+
+def _find(
+    source: str | PathLike[str], head: str | None
+) -> tuple[DecoderConfig, dict[str, checkpoints.Lazy]]:
+    """Sizes and parameters of the one decoder that is meant."""
+    subject = os.fspath(source)
+    saved = run_layout.find(resolve(source))
+    if saved is None:
+        checkpoints.read(source)  # says what is wrong with what is no checkpoint at all
+    decoders = run_layout.read_decoders(saved) if saved else {}
+    if not decoders:
+        problem = (
+            "it holds no decoder, as no released checkpoint does; train one on it, with `siglip2 "
+            "train configs/decoder_on_frozen.py`, and give the workdir"
+        )
+        raise checkpoints.ConversionError([problem], subject)
+    names = ", ".join(decoders)
+    if head is None and len(decoders) > 1:
+        raise checkpoints.ConversionError(
+            [f"it holds several decoders; name one of {names}"], subject
+        )
+    if head is not None and head not in decoders:
+        raise checkpoints.ConversionError([f"it holds no decoder {head!r}, but {names}"], subject)
+    return decoders[head or names]

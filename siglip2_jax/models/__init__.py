@@ -1,0 +1,1 @@
+"""The model: both towers, the decoder, and their sizes."""

@@ -1,0 +1,1 @@
+"""Attention, LayerNorm and linear layers with fast paths for each platform."""

@@ -1,0 +1,1 @@
+"""Plans of training runs: memory, time and traffic from the TPU compiler, without TPUs."""

@@ -1,0 +1,1 @@
+"""Cost analysis of compiled TPU programs (HLO text and instruction bundles)."""

@@ -1,0 +1,189 @@
+"""Time, HBM traffic and communication of a compiled TPU program, read off its schedule.
+
+XLA's own `cost_analysis()` counts the body of a loop once, however often it runs; here every loop
+counts as often as it runs. Time is the compiler's static estimate (`estimated_cycles`), without
+contention for HBM or links and without what it does not estimate: collectives, gathers, scatters.
+Pallas kernels are timed apart (`kernel_time`). It is good for comparing programs that are compiled
+alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+
+from siglip2_jax.planner.hlo.kernels import Kernel
+from siglip2_jax.planner.hlo.parse import parse
+from siglip2_jax.planner.hlo.walk import Operation, Walk
+from siglip2_jax.train.chips import Chip
+
+_NOTABLE = 4096  # bytes; below it are counters and flags
+
+Amount = Callable[[Operation], float]
+KernelTimer = Callable[[tuple[Kernel, ...], Chip], tuple[int | None, ...]]
+
+AMOUNTS: dict[str, Amount] = {
+    "time": lambda op: op.cycles or 0,
+    "hbm": lambda op: op.hbm_bytes,
+    "collectives": lambda op: op.collective_bytes,
+}
+"""What there can be much of: cycles, bytes of HBM, bytes sent."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What one run of a program costs a chip.
+
+    Attributes:
+      operations: all that take time, in the order in which they are scheduled.
+      clock_hz: cycles per second.
+      loops: loops whose number of runs cannot be known from the text; they count once.
+    """
+
+    operations: tuple[Operation, ...]
+    clock_hz: float
+    loops: tuple[str, ...]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of matrix products, and what kernels say of themselves."""
+        return sum(op.flops for op in self.operations)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Bytes read from and written to HBM."""
+        return sum(op.hbm_bytes for op in self.operations)
+
+    @property
+    def collectives(self) -> dict[str, int]:
+        """Bytes a chip sends, by kind."""
+        kinds = sorted({kind for op in self.operations for kind in op.collectives})
+        return {kind: sum(op.collectives.get(kind, 0) for op in self.operations) for kind in kinds}
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time."""
+        return sum(op.cycles or 0 for op in self.operations) / self.clock_hz
+
+    @property
+    def not_estimated(self) -> tuple[Operation, ...]:
+        """Gathers, foreign calls and the like, whose time is missing in `seconds`."""
+        return tuple(
+            op
+            for op in self.operations
+            if op.cycles is None
+            and not op.collectives
+            and (op.opcode in ("custom-call", "fusion") or op.hbm_bytes >= _NOTABLE * op.trips)
+            and not op.opcode.endswith(("-start", "send", "recv"))
+        )
+
+    @property
+    def not_counted(self) -> tuple[Operation, ...]:
+        """Kernels without a cost estimate, whose FLOPs are missing in `flops`."""
+        return tuple(op for op in self.operations if op.kernel and op.kernel.flops is None)
+
+
+def top(operations: Iterable[Operation], amount: Amount, count: int = 10) -> list[Operation]:
+    """The operations with most of something.
+
+    Args:
+      operations: to choose from.
+      amount: of what, such as one of `AMOUNTS`.
+      count: at most so many.
+
+    Returns:
+      Most first; operations with none are left out.
+    """
+    ranked = sorted(operations, key=amount, reverse=True)[:count]
+    return [op for op in ranked if amount(op) > 0]
+
+
+def merged(operations: Iterable[Operation]) -> list[Operation]:
+    """Operations of one kind from one line as one, so that unrolled layers read like a loop.
+
+    Args:
+      operations: of a program.
+
+    Returns:
+      One for each opcode, line and name in the JAX program, called as the first of them; amounts
+      and trips are summed.
+    """
+    groups: dict[tuple[str, ...], list[Operation]] = {}
+    for op in operations:
+        groups.setdefault((op.opcode, op.op_name, op.source), []).append(op)
+    return [_merge(group) for group in groups.values()]
+
+
+def _merge(group: list[Operation]) -> Operation:
+    kinds = {kind for op in group for kind in op.collectives}
+    timed = [op for op in group if op.cycles is not None]
+    return dataclasses.replace(
+        group[0],
+        trips=sum(op.trips for op in group),
+        flops=sum(op.flops for op in group),
+        hbm_bytes=sum(op.hbm_bytes for op in group),
+        collectives={kind: sum(op.collectives.get(kind, 0) for op in group) for kind in kinds},
+        cycles=sum(op.cycles for op in timed) if timed else None,
+        timed_by=timed[0].timed_by if timed else None,
+    )
+
+
+def analyse(text: str, chip: Chip, time_kernels: KernelTimer | None = None) -> Analysis:
+    """Reads the optimized, scheduled program of one chip.
+
+    Args:
+      text: what `compiled.as_text()` returns for a TPU.
+      chip: what it is compiled for.
+      time_kernels: gives the cycles of one call of each of some kernels, None for those it cannot
+        tell, such as `kernel_time.cycles_of`; None asks nobody. A kernel takes at least what its
+        HBM traffic takes; one that nobody can tell counts by its own cost estimate, if it has one.
+
+    Returns:
+      All operations with what they cost.
+
+    Raises:
+      ValueError: the text is not a scheduled HLO program.
+    """
+    if "is_scheduled=true" not in text.partition("\n")[0]:
+        raise ValueError(
+            "the HLO text is not of a scheduled program; pass what compiled.as_text() returns"
+        )
+    walk = Walk(parse(text))
+    kernels = tuple(dict.fromkeys(op.kernel for op in walk.operations if op.kernel))
+    cycles = time_kernels(kernels, chip) if time_kernels else (None,) * len(kernels)
+    once = dict(zip(kernels, cycles, strict=True))
+    operations = (_timed(op, once[op.kernel], chip) if op.kernel else op for op in walk.operations)
+    return Analysis(tuple(operations), chip.clock_hz, tuple(walk.loops))
+
+
+def _timed(op: Operation, once: int | None, chip: Chip) -> Operation:
+    """A kernel's operation with its time, given the cycles of one call."""
+    if once is None and op.kernel.flops is None:
+        return op
+    compute = op.flops / chip.flops * chip.clock_hz if once is None else op.trips * once
+    cycles = round(max(compute, op.hbm_bytes / chip.hbm_bandwidth * chip.clock_hz))
+    by = "cost estimate" if once is None else "bundles"
+    return dataclasses.replace(op, cycles=cycles, timed_by=by)
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Device memory a program needs, in bytes per chip.
+
+    Args:
+      compiled: a compiled program.
+
+    Returns:
+      "arguments", "outputs", "aliases" (outputs that lie in arguments), "temporaries", "code", and
+      "peak", which is all of them together.
+    """
+    stats = compiled.memory_analysis()
+    parts = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliases": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return {**parts, "peak": sum(parts.values()) - 2 * parts["aliases"]}

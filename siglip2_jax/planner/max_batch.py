@@ -1,0 +1,50 @@
+"""The largest batch whose step fits into a chip's memory."""
+
+from __future__ import annotations
+
+import math
+
+from jax.sharding import Mesh
+
+from siglip2_jax.config import TrainConfig
+from siglip2_jax.planner.plan import StepPlan, plan_step
+
+
+def largest_batch(config: TrainConfig, index: int, budget: int, mesh: Mesh) -> StepPlan:
+    """The largest batch whose step fits into a chip's memory, within one per cent of it.
+
+    Memory grows nearly in proportion to the batch, so that two programs tell where the limit is;
+    the answer is compiled, never only predicted.
+
+    Raises:
+      ValueError: not even one example a chip fits.
+    """
+    unit = mesh.size * config.resolved[index].optim.accumulate
+    first = plan_step(config, index, budget, mesh)
+    limit = first.chip.hbm_bytes
+    low, high = (unit, 0), (first.batch_size, first.memory["peak"])
+    if high[0] > unit:
+        least = plan_step(config, index, budget, mesh, unit)
+        low = (unit, least.memory["peak"])
+        best = first if first.fits else least
+        if not best.fits:
+            raise ValueError(
+                f"stage {first.stage!r} at {budget} patches needs {low[1] / 2**30:.1f} GiB a chip "
+                f"with one example on each, more than {limit / 2**30:.0f} GiB; use more chips, "
+                'compute.remat="full" or optim.kind="adafactor"'
+            )
+    else:
+        best = first
+    tried = {first.batch_size}
+    for _ in range(6):
+        slope = (high[1] - low[1]) / max(high[0] - low[0], 1)
+        guess = low[0] + (limit - low[1]) / max(slope, 1)
+        guess = max(unit, math.floor(guess / unit) * unit)
+        if guess in tried or abs(guess - best.batch_size) < 0.01 * best.batch_size:
+            break
+        tried.add(guess)
+        found = plan_step(config, index, budget, mesh, guess)
+        high = (guess, found.memory["peak"])
+        if found.fits and guess > best.batch_size:
+            best = found
+    return best

@@ -1,0 +1,134 @@
+"""Plans as text: what `siglip2 plan` prints on a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from siglip2_jax.planner.hlo.program import AMOUNTS, merged, top
+from siglip2_jax.planner.hlo.walk import Operation
+from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, cores_needed
+from siglip2_jax.planner.plan import StepPlan
+from siglip2_jax.planner.search import Trial, pareto
+from siglip2_jax.train.chips import GIB
+
+_SHOWN = 5  # operations of each kind
+_KEYS = re.compile(r"\[\\?'([^'\\]+)\\?'\]")
+_TITLES = {"time": "most time", "hbm": "most HBM traffic", "collectives": "most communication"}
+
+
+def report(
+    plans: Sequence[StepPlan], topology: str, images_per_core: float = IMAGES_PER_CORE_SECOND
+) -> str:
+    """Plans one after the other, per chip and step.
+
+    Args:
+      plans: of steps of one run.
+      topology: what they are for, in words.
+      images_per_core: images a second that one CPU core prepares.
+
+    Returns:
+      Lines without a last newline.
+    """
+    blocks = [_block(plan, topology, images_per_core) for plan in plans]
+    days = sum(plan.days for plan in plans)
+    return "\n\n".join([*blocks, f"all steps above: {days:.2f} days"])
+
+
+def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
+    used, chip = plan.memory, plan.chip
+    fits = "fits" if plan.fits else "DOES NOT FIT"
+    parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
+    where = ", ".join(f"{name} {used[name] / GIB:.2f}" for name in parts if used[name])
+    traffic = ", ".join(f"{kind} {count / 1e6:.0f}" for kind, count in plan.collectives.items())
+    ratio = plan.flops / plan.model_flops
+    lines = [
+        f"stage {plan.stage}, {plan.budget} patches, batch {plan.batch_size:,} on {topology} "
+        f"({plan.chips:,} chips)",
+        f"  memory       {used['peak'] / GIB:.2f} of {chip.hbm_bytes / GIB:.0f} GiB: {fits} "
+        f"(GiB: {where})",
+        f"  FLOPs        {plan.flops / 1e12:.2f} T, {ratio:.2f} x the model's "
+        f"{plan.model_flops / 1e12:.2f} T",
+    ]
+    if plan.uncounted:
+        lines.append(f"               ({plan.uncounted} kernels do not say theirs)")
+    lines += [
+        f"  HBM          {plan.hbm_bytes / 1e9:.1f} GB",
+        f"  collectives  MB: {traffic or 'none'}",
+        f"  roofline     compute {plan.compute_seconds * 1e3:.1f} ms, HBM "
+        f"{plan.hbm_seconds * 1e3:.1f} ms, links {plan.ici_seconds * 1e3:.1f} ms",
+        f"  step         {plan.seconds * 1e3:.1f} ms estimated, MFU {plan.mfu:.3f}, "
+        f"{plan.examples_per_second:.1f} examples/s per chip, {plan.days:.2f} days",
+    ]
+    if plan.untimed:
+        lines.append(f"               ({plan.untimed} operations are not in the estimate)")
+    cores = cores_needed(plan.examples_per_second, images_per_core)
+    lines.append(
+        f"  input        {cores} CPU cores a host of {CHIPS_PER_HOST} chips, at "
+        f"{images_per_core:g} images/s a core"
+    )
+    return "\n".join(lines + _largest(plan))
+
+
+def _largest(plan: StepPlan) -> list[str]:
+    """The operations with most time, HBM traffic and communication."""
+    operations = merged(plan.operations)
+    units = {
+        "time": lambda op: f"{op.cycles / plan.chip.clock_hz * 1e3:8.1f} ms",
+        "hbm": lambda op: f"{op.hbm_bytes / 1e9:8.2f} GB",
+        "collectives": lambda op: f"{op.collective_bytes / 1e6:8.1f} MB",
+    }
+    lines = []
+    for what, amount in AMOUNTS.items():
+        found = top(operations, amount, _SHOWN)
+        lines += [f"  {_TITLES[what]}"] if found else []
+        lines += [f"  {units[what](op)}  x{op.trips:<5} {_name(op)}" for op in found]
+    return lines
+
+
+def _name(op: Operation) -> str:
+    """What an operation is called in the JAX program, its line, and who timed it."""
+    if not (op.op_name or op.source):  # copies between memories and layouts, mostly
+        return f"{op.opcode:<24.40} (the compiler's own)"
+    if not op.source and (keys := _KEYS.findall(op.op_name)):  # the same, of an argument
+        return f"{op.opcode:<24.40} {'/'.join(keys)} (the compiler's own)"
+    name = op.op_name.rsplit("/", 1)[-1] or op.name
+    source = re.sub(r".*siglip2_jax/", "", op.source)
+    note = " (by its own cost estimate)" if op.timed_by == "cost estimate" else ""
+    return f"{name:<24.40} {source}{note}".rstrip()
+
+
+def search_table(trials: Sequence[Trial], title: str) -> str:
+    """What a search has found so far: fastest first, then what does not fit.
+
+    Args:
+      trials: in any order.
+      title: what was searched, in words.
+
+    Returns:
+      Lines without a last newline.
+    """
+    best = {trial.candidate for trial in pareto(trials)}
+    ranked = sorted(trials, key=lambda trial: (not trial.fits, trial.example_seconds))
+    head = (
+        f"  {'batch':>9}  {'layers':<8}  {'remat':<28}  {'GiB':>6}  {'ms':>8}  {'us/example':>10}"
+    )
+    lines = [title, f"{head}  {'MFU':>5}"]
+    for trial in ranked:
+        mark = "*" if trial.candidate in best else " "
+        lines.append(f"{mark} {row(trial)}")
+    return "\n".join([*lines, "* nothing else that fits is both faster and smaller"])
+
+
+def row(trial: Trial) -> str:
+    """One trial in a line, in the columns of `search_table`."""
+    candidate, plan = trial.candidate, trial.plan
+    layers = "scan" if candidate.scan else "unrolled"
+    start = f"{candidate.batch_size:>9,}  {layers:<8}  {candidate.saved:<28}"
+    if plan is None:
+        return f"{start}  DOES NOT COMPILE: out of memory"
+    numbers = (
+        f"{start}  {plan.memory['peak'] / GIB:6.2f}  {plan.seconds * 1e3:8.1f}  "
+        f"{trial.example_seconds * 1e6:10.3f}  {plan.mfu:5.3f}"
+    )
+    return numbers if plan.fits else f"{numbers}  DOES NOT FIT"

@@ -1,0 +1,180 @@
+"""Which compute settings are worth having: the step of one stage, planned with many of them.
+
+Saving more of the forward pass for the backward pass costs memory and saves time, unrolled layers
+run faster and take more memory than a loop, and a batch fills the chip. Every combination is
+compiled; on the Pareto front are those that none beats in both time and memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from siglip2_jax.config import TrainConfig
+from siglip2_jax.models.layers import Remat
+from siglip2_jax.planner.plan import DoesNotFit, StepPlan
+
+ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
+"""What `Compute.remat` can keep by name."""
+
+REMATS: tuple[Remat, ...] = (
+    "none",
+    "full",
+    "dots",
+    ACTIVATIONS,
+    ("attn_out", "x_mid", "mlp_pre"),
+    ("attn_out", "x_mid"),
+    ("mlp_pre",),
+)
+"""What a search tries unless told otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to run a step.
+
+    Attributes:
+      batch_size: examples that the step reads, over all chips.
+      scan: layers as a loop; False unrolls them.
+      remat: as in `Compute`.
+    """
+
+    batch_size: int
+    scan: bool
+    remat: Remat
+
+    @property
+    def saved(self) -> str:
+        """`remat` in a word, as `remat_of` reads it."""
+        return self.remat if isinstance(self.remat, str) else "+".join(self.remat)
+
+    def __str__(self) -> str:
+        layers = "scan" if self.scan else "unrolled"
+        return f"batch {self.batch_size:,}, {layers}, remat {self.saved}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A candidate and what became of it.
+
+    Attributes:
+      candidate: what was tried.
+      plan: its step; None if it needs so much memory that it does not compile.
+    """
+
+    candidate: Candidate
+    plan: StepPlan | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs on the chips."""
+        return self.plan is not None and self.plan.fits
+
+    @property
+    def example_seconds(self) -> float:
+        """Step time per example of the whole batch; infinite without a plan."""
+        return float("inf") if self.plan is None else self.plan.seconds / self.plan.batch_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for machines; `plan` as `StepPlan.to_json`, or None."""
+        plan = None if self.plan is None else self.plan.to_json()
+        found = dataclasses.asdict(self.candidate) | {"fits": self.fits, "plan": plan}
+        return found | {"example_seconds": self.example_seconds if plan else None}
+
+
+def remat_of(text: str) -> Remat:
+    """Reads what a user types: "none", "full", "dots", or activations joined by "+".
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if text in ("none", "full", "dots"):
+        return text
+    names = tuple(text.split("+"))
+    if unknown := [name for name in names if name not in ACTIVATIONS]:
+        raise ValueError(
+            f"remat {text!r} names {unknown[0]!r}; expected none, full, dots, or some of "
+            f"{', '.join(ACTIVATIONS)} joined by +"
+        )
+    return names
+
+
+def candidates(
+    batch_sizes: Sequence[int],
+    scans: Sequence[bool] = (True, False),
+    remats: Sequence[Remat] = REMATS,
+) -> list[Candidate]:
+    """Every combination, those that compile fast first, each once."""
+    found = itertools.product(scans, batch_sizes, remats)
+    return list(dict.fromkeys(Candidate(batch, scan, remat) for scan, batch, remat in found))
+
+
+def with_compute(config: TrainConfig, index: int, candidate: Candidate) -> TrainConfig:
+    """The run with one of its stages computed in the candidate's way.
+
+    Args:
+      config: the run.
+      index: of the stage; the others keep what they have.
+      candidate: the way.
+
+    Returns:
+      A new config; the stage's dtype and everything else stays.
+    """
+    compute = dataclasses.replace(
+        config.resolved[index].compute, scan=candidate.scan, remat=candidate.remat
+    )
+    stages = list(config.stages)
+    stages[index] = dataclasses.replace(stages[index], compute=compute)
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+def search(
+    config: TrainConfig,
+    index: int,
+    tried: Sequence[Candidate],
+    plan: Callable[[TrainConfig, int], StepPlan],
+) -> Iterator[Trial]:
+    """Plans each candidate, one after the other.
+
+    Args:
+      config: the run.
+      index: of the stage.
+      tried: what to plan.
+      plan: plans the stage of a config with so many examples, as `plan_step` does.
+
+    Yields:
+      Each as it is done, so that who stops early keeps what there is.
+    """
+    for candidate in tried:
+        try:
+            found = plan(with_compute(config, index, candidate), candidate.batch_size)
+        except DoesNotFit:
+            found = None
+        yield Trial(candidate, found)
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that fit and that no other beats in time per example and in memory.
+
+    Of trials that are equal in both, all are kept.
+
+    Returns:
+      The fastest first.
+    """
+    front: list[Trial] = []
+    fitting = (trial for trial in trials if trial.fits)
+    for trial in sorted(fitting, key=_cost):
+        least = front[-1] if front else None
+        if (
+            least is None
+            or _cost(trial) == _cost(least)
+            or trial.plan.memory["peak"] < least.plan.memory["peak"]
+        ):
+            front.append(trial)
+    return front
+
+
+def _cost(trial: Trial) -> tuple[float, int]:
+    return trial.example_seconds, trial.plan.memory["peak"]

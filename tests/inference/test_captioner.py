@@ -1,0 +1,378 @@
+"""A captioner: what decoders write that were never trained but do as they are told."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from inference.test_embedder import CONFIG, counted_compilations, noise, png
+from models.builders import random_params
+from PIL import Image
+from train.runs import Sevens, random_state, run, save_run, stage
+
+from siglip2_jax import Captioner, load_captioner
+from siglip2_jax.checkpoints import ConversionError, SourceError
+from siglip2_jax.checkpoints.orbax import describe
+from siglip2_jax.config import Checkpoints, Optim
+from siglip2_jax.data.boxes import BoxText
+from siglip2_jax.data.targets import DecoderTargets
+from siglip2_jax.demo import TOKENIZER, shipped_examples
+from siglip2_jax.inference import Ask, Writing, loading
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.inference.queries import first_ids
+from siglip2_jax.models.decoder import DecoderConfig
+from siglip2_jax.models.generate import abstract_decoder
+from siglip2_jax.models.siglip2 import flatten, unflatten
+from siglip2_jax.objectives.caption import Captioning
+from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
+from siglip2_jax.sharding import make_mesh
+from siglip2_jax.train.checkpoint import RunCheckpoints
+
+# The text tower is wide, so that the decoder can tell its positions apart.
+MODEL = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, width=64))
+DECODER = DecoderConfig(
+    width=64, depth=1, mlp_dim=32, num_heads=2, vocab_size=1024, length=40, memory_dim=24
+)
+SMALL = {"max_num_patches": 16, "batch_size": 4}
+TARGETS = DecoderTargets(str(TOKENIZER), length=DECODER.length)
+DOG = {"box": [0.1, 0.2, 0.5, 0.75], "phrase": "a Red dog"}
+PHOTOS = [noise(20, 40), noise(16, 16), noise(9, 30), noise(50, 4), noise(5, 5)]
+
+
+def training_ids(task: str, targets=TARGETS, text="", **region) -> list[int]:
+    """What a decoder learns, up to its end mark."""
+    targets = dataclasses.replace(targets, tasks=(task,))
+    example = {"text": text, "fields": {}, "regions": [DOG | region]}
+    row = targets(example, np.random.default_rng(0))["fields"]["targets"][0].tolist()
+    return row[: row.index(1) + 1]
+
+
+def parrot(ids: list[int], config: DecoderConfig = DECODER) -> dict:
+    """Parameters of a decoder that writes these ids whatever it sees, by position alone."""
+    made = {
+        path: np.full(x.shape, float(path.endswith("scale")), np.float32)
+        for path, x in flatten(abstract_decoder(config)[1]).items()
+    }
+    rng = np.random.default_rng(0)
+    positions = np.sign(rng.standard_normal((config.length, config.width), np.float32))
+    made["pos/table"] = positions
+    for token, position in zip(ids, positions, strict=False):
+        made["out/kernel"][:, token] += position - position.mean()
+    return unflatten(jax.tree.map(jnp.asarray, made))
+
+
+@functools.cache
+def embedder(tokenizer: bool = True, **options) -> Embedder:
+    words = Tokenizer.load(TOKENIZER) if tokenizer else None
+    preprocess = ImagePreprocessor(patch_size=4, image_size=None, **options)
+    return Embedder(MODEL, random_params(MODEL), preprocess, words)
+
+
+@functools.cache
+def writes_caption() -> Captioner:
+    """Writes the same about everything."""
+    ids = training_ids("caption", text="a dog by a Tree")
+    return Captioner(embedder(), DECODER, parrot(ids))
+
+
+def saying(captioner: Captioner, ids: list[int]) -> Captioner:
+    """Another with the same programs."""
+    other = object.__new__(Captioner)
+    other.__dict__ |= captioner.__dict__ | {"params": parrot(ids)}
+    return other
+
+
+@functools.cache
+def looks() -> Captioner:
+    """Writes what depends on the image."""
+    rng, made = np.random.default_rng(0), {}
+    for path, x in flatten(abstract_decoder(DECODER)[1]).items():
+        scale = x.shape[-2] ** -0.5 if path.endswith("kernel") else 0.1
+        scale *= 4 if "cross" in path else 1
+        value = rng.standard_normal(x.shape, np.float32) * np.float32(scale)
+        made[path] = jnp.asarray(value + np.float32(path.endswith("scale")))
+    return Captioner(embedder(), DECODER, unflatten(made))
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_captions(method):
+    options = {"method": method, "beams": 2, "temperature": 0.5, **SMALL}
+    found = writes_caption().caption(PHOTOS, **options)
+    assert found == ["a dog by a tree"] * 5
+    assert writes_caption().caption([], **options) == []
+    assert writes_caption().caption(PHOTOS[0], **options) == found[:1]
+
+
+def test_boxes_of_phrases_are_pixels():
+    captioner = saying(writes_caption(), training_ids("refer"))
+    found = captioner.locate(PHOTOS[:2], ["a Red dog", "a red dog"], **SMALL)
+    np.testing.assert_allclose(found, [(8, 2, 30, 10), (3.2, 1.6, 12, 8)], atol=1e-9)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # 20 x 40 becomes 40 x 20 (height x width)
+    (found,) = captioner.locate(png(PHOTOS[0], exif=turned), "a red dog", **SMALL)
+    np.testing.assert_allclose(found, (4, 4, 15, 20), atol=1e-9)
+
+    ids = [*training_ids("refer")[:-3], 1]
+    assert saying(captioner, ids).locate(PHOTOS[:1], ["a red dog"], **SMALL) == [None]
+
+
+def test_boxes_in_another_notation():
+    boxes = BoxText(100, ("xmin", "ymin", "xmax", "ymax"))
+    targets = dataclasses.replace(TARGETS, boxes=boxes)
+    captioner = saying(writes_caption(), training_ids("refer", targets))
+    captioner.boxes = boxes
+    (found,) = captioner.locate(PHOTOS[0], "a red dog", **SMALL)
+    np.testing.assert_allclose(found, (8, 2, 30, 10), atol=1e-9)
+
+
+def test_phrases_for_boxes():
+    captioner = saying(writes_caption(), training_ids("ground"))
+    found = captioner.describe(PHOTOS[:2], [(8.0, 2.0, 30.0, 10.0), (3.2, 1.6, 12.0, 8.0)], **SMALL)
+    assert found == ["a red dog"] * 2
+    (answer,) = captioner.stream([Ask(PHOTOS[0], box=(8.0, 2.0, 30.0, 10.0))], Writing(), **SMALL)
+    assert answer.text == "a red dog" and answer.box == (8, 2, 30, 10)
+    assert -1e-3 < answer.score <= 0
+
+
+PHRASES = ("a red dog", "THE two  cats", "dog: brown", "école", " x ", "犬", "a 5 : 6")
+
+
+def check_first_ids(tokenizer: Tokenizer, targets: DecoderTargets) -> None:
+    """They begin all that is learned with the same start, and hold all of it."""
+    captions = [example.captions[0] for example in shipped_examples()][:20]
+    rng = np.random.default_rng(0)
+    for phrase in (*PHRASES, *captions):
+        box = np.sort(rng.random((2, 2)), axis=0).reshape(4).tolist()
+        ymin, xmin, ymax, xmax = box
+        pixels = (xmin * 640, ymin * 480, xmax * 640, ymax * 480)
+        asks = {
+            "caption": (Ask(b""), "cap:"),
+            "refer": (Ask(b"", phrase=phrase), f"aref: {phrase} :"),
+            "ground": (Ask(b"", box=pixels), f"gcap: {targets.boxes.write(tuple(box))} :"),
+        }
+        for task, (ask, text) in asks.items():
+            ids = first_ids(ask, (640, 480), tokenizer, targets.boxes, targets.length)
+            learned = training_ids(task, targets, text=phrase, box=box, phrase=phrase)
+            assert learned[: len(ids)] == ids and len(ids) < len(learned)
+            (begun,) = targets.tokenizer.decode([ids])
+            expected = text.encode().lower().decode().split()
+            assert begun.split() == expected, "nothing is left to the decoder"
+
+
+def test_what_is_given_is_what_training_begins_with():
+    targets = dataclasses.replace(TARGETS, length=200)
+    check_first_ids(Tokenizer.load(TOKENIZER), targets)
+
+
+@pytest.mark.parametrize("model", ["small_8k.model", "gemma_256k.model"])
+def test_what_is_given_with_other_tokenizers(shared, model):
+    path = str(shared / "data/tokenizer" / model)
+    targets = DecoderTargets(path, length=200)
+    check_first_ids(Tokenizer.load(path), targets)
+
+
+class Joining(Tokenizer):
+    """Makes a colon one token with the character that follows it after a space."""
+
+    def encode(self, text: str) -> list[int]:
+        return [hash(part) for part in re.findall(r": \w|.", text)]
+
+
+def test_what_a_tokenizer_joins_is_left_to_the_decoder():
+    joining = Joining.load(TOKENIZER)
+    ids = first_ids(Ask(b"", phrase="a: dog"), (9, 9), joining, BoxText(), 64)
+    learned = joining.encode("aref:") + joining.encode(" a: dog : 5 0 9 9")
+    assert learned[: len(ids)] == ids == joining.encode("aref:") + joining.encode(" a: dog ")
+
+
+def test_neither_the_batch_nor_the_call_matters():
+    for method in ("greedy", "sample"):
+        options = {"method": method, "max_num_patches": 16}
+        found = looks().caption(PHOTOS, batch_size=4, **options)
+        assert found == looks().caption(PHOTOS, batch_size=1, **options)
+        assert len(set(found)) == 5
+        assert looks().caption(PHOTOS[0], batch_size=4, **options) == found[:1]
+    # What is drawn follows from the seed and the image's place.
+    assert looks().caption(PHOTOS, seed=1, batch_size=4, **options) != found
+    assert looks().caption(PHOTOS[1:], batch_size=4, **options) != found[1:]
+    broken = looks().stream(map(Ask, [b"", *PHOTOS[1:]]), Writing("sample"), 16, 4)
+    assert [answer.text for answer in list(broken)[1:]] == found[1:]
+
+
+def test_a_handful_of_programs():
+    fresh = Captioner(embedder(), DECODER, looks().params)
+    with counted_compilations() as count:
+        for n in (1, 2, 3, 4, 5):
+            asks = [Ask(x, phrase="a dog" if i % 2 else None) for i, x in enumerate(PHOTOS[:n])]
+            for temperature in (0.5, 0.9):
+                list(fresh.stream(asks, Writing("sample", temperature=temperature), 16, 4))
+    assert 1 <= count.total() <= 8  # batches of 1, 2 and 4, the image tower's, keys
+
+
+def test_an_image_is_encoded_once_for_all_its_asks(monkeypatch):
+    asks = [Ask(PHOTOS[i], phrase=x) for i in (0, 1, 2) for x in (None, "a dog", "cat")[: 3 - i]]
+    asks.insert(3, Ask(b""))
+    numbered = list(enumerate(asks))
+    groups = [numbered[:3], numbered[3:4], numbered[4:6], numbered[6:]]
+    encoded, encode = [], Embedder.image_features
+
+    def noted(self, patches, **options):
+        encoded.append(len(patches.pixels))
+        return encode(self, patches, **options)
+
+    monkeypatch.setattr(Embedder, "image_features", noted)
+    # Scores are rounded as the batches have it.
+    plain = [
+        getattr(x, "text", "unreadable") for x in looks().stream(asks, Writing("sample"), 16, 4)
+    ]
+    encoded.clear()
+    found = list(looks().stream_groups(groups, Writing("sample"), 16, 4))
+    assert encoded == [3]
+    assert isinstance(found.pop(1), ImageError) and plain.pop(3) == "unreadable"
+    assert [answer.text for own in found for answer in own] == plain
+    assert [own[0].size for own in found] == [(40, 20), (16, 16), (30, 9)]
+    with pytest.warns(UserWarning, match="zero bytes.*nothing is written about it"):
+        again = looks().answer(groups, Writing("sample"), 16)
+    assert again[1] is None and [len(own or []) for own in again] == [3, 0, 2, 1]
+
+
+def test_a_broken_image_costs_its_own_text_only(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+    images = [PHOTOS[0], tmp_path / "broken.jpg", b"", PHOTOS[1]]
+    with pytest.warns(UserWarning) as caught:
+        found = looks().caption(images, **SMALL)
+    assert [bool(text) for text in found] == [True, False, False, True]
+    assert len(caught) == 2 and "broken.jpg" in str(caught[0].message)
+    boxes = [(0.0, 0.0, 1.0, 1.0)] * 4
+    with pytest.warns(UserWarning, match="broken.jpg.*nothing is written about it"):
+        assert looks().describe(images[:2], boxes[:2], **SMALL)[1] == ""
+    with pytest.warns(UserWarning, match="zero bytes"):
+        assert looks().locate(images[2:], ["dog"] * 2, **SMALL)[0] is None
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        looks().caption(images, on_error="raise", **SMALL)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: x.locate(PHOTOS, ["dog"]), "there are 5 images and 1 phrases; give one for"),
+        (lambda x: x.describe(PHOTOS[0], []), "there are 1 images and 0 boxes"),
+        (lambda x: x.locate(PHOTOS[0], " "), "a phrase to locate is blank"),
+        (lambda x: x.locate(PHOTOS[0], "dog " * 40), "'dog dog .* tokens, which leaves no room"),
+        (
+            lambda x: x.describe(PHOTOS[0], [(8.0, 2.0, 41.0, 10.0)]),
+            "image 0: .* is 40 wide and 20 high, got .*41",
+        ),
+        (lambda x: x.describe(PHOTOS[0], [(8.0, 2.0, 8.0, 10.0)]), "left < right and top < bottom"),
+        (lambda x: x.caption(PHOTOS, batch_size=0), "batch_size is 0"),
+        (lambda x: x.caption(PHOTOS, max_num_patches=0), "max_num_patches must be at least 1"),
+        (lambda x: x.caption(PHOTOS, beams=0), "beams is 0"),
+        (lambda x: x.caption(PHOTOS, temperature=-1.0), "temperature is -1.0"),
+        (lambda x: x.caption(PHOTOS, temperature=float("nan")), "temperature is nan"),
+        (lambda x: x.caption(PHOTOS, top_p=1.5), "top_p is 1.5; it must be from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_asked(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(writes_caption())
+
+
+def test_texts_keep_their_colons():
+    """Whatever the text tower reads: decoders know no "canonicalize"."""
+    words = Tokenizer.load(TOKENIZER, text_norm="canonicalize")
+    model = Embedder(MODEL, embedder().params, embedder().preprocess, words)
+    assert Captioner(model, DECODER, {}).tokenizer.text_norm == "reference"
+    words = Tokenizer.load(TOKENIZER, text_norm="none")
+    model = Embedder(MODEL, embedder().params, embedder().preprocess, words)
+    assert Captioner(model, DECODER, {}).tokenizer.text_norm == "none"
+
+
+def test_without_a_fitting_tokenizer():
+    with pytest.raises(TokenizerError, match="loaded without a tokenizer"):
+        Captioner(embedder(tokenizer=False), DECODER, {})
+    config = dataclasses.replace(DECODER, vocab_size=100)
+    with pytest.raises(TokenizerError, match="1024 ids, the checkpoint's token table has 100"):
+        Captioner(embedder(), config, {})
+
+
+def save_workdir(workdir: Path, **texts: str) -> None:
+    """A run's checkpoint 3, with a decoder for each text that writes it, and an average of it."""
+    heads = {name: parrot(training_ids("caption", text=text)) for name, text in texts.items()}
+    average = {name: parrot(training_ids("caption", text="averaged")) for name in texts}
+    save_heads(workdir, heads, average)
+
+
+def save_heads(workdir: Path, heads: dict[str, dict], average: dict[str, dict]) -> None:
+    """A run's checkpoint 3 with decoders of these parameters."""
+    learned = Captioning(depth=DECODER.depth, length=DECODER.length)
+    objectives = {"sigmoid": Sigmoid(), **dict.fromkeys(heads, learned)}
+    config = run(stage(objectives=objectives, optim=Optim(ema=0.9)), model=MODEL)
+    state = random_state(Sevens(config), make_mesh(1, jax.devices()[:1]), 3)
+    trees = {
+        "params": random_params(MODEL) | {"heads": heads},
+        "average": random_params(MODEL) | {"heads": average},
+    }
+    checkpoints = RunCheckpoints(workdir, Checkpoints(every=1))
+    record = describe(MODEL, config.preprocessing)
+    checkpoints.save(dataclasses.replace(state, **trees), 3, record)
+    checkpoints.close()
+    Tokenizer.load(TOKENIZER).save(workdir)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    save_workdir(path, caption="a dog by a tree", other="two cats")
+    return path
+
+
+def test_a_decoder_is_found_by_its_tensors(workdir, monkeypatch):
+    """The model comes from `load`, whose many small reads another test waits for."""
+    calls = []
+    monkeypatch.setattr(loading, "load", lambda *a, **b: calls.append((a, b)) or embedder())
+    options = {"dtype": "bfloat16", "preproc": "hf", "text_norm": "none", "exif": False}
+    found = load_captioner(workdir, TOKENIZER, head="caption", boxes=BoxText(9), **options)
+    assert calls == [((workdir, TOKENIZER), options)]
+    assert found.config == DECODER and found.boxes.bins == 9 and found.embedder is embedder()
+    expected = flatten(parrot(training_ids("caption", text="a dog by a tree")))
+    for path, x in flatten(found.params).items():
+        np.testing.assert_array_equal(x, expected[path], err_msg=path)
+        assert x.dtype == jnp.float32
+    assert found.caption(PHOTOS[0], **SMALL) == ["a dog by a tree"]
+
+
+@pytest.mark.slow
+def test_an_average_with_another_tokenizer(workdir, tmp_path):
+    Tokenizer.load(TOKENIZER).save(tmp_path)
+    source = workdir / "checkpoints" / "3" / "average"
+    found = load_captioner(source, tmp_path, head="other", dtype="bfloat16")
+    assert found.caption(PHOTOS[0], **SMALL) == ["averaged"]
+    assert found.embedder.dtype == "bfloat16"
+    expected = random_params(MODEL)["text"]["head"]["kernel"]
+    np.testing.assert_array_equal(found.embedder.params["text"]["head"]["kernel"], expected)
+
+
+def test_sources_without_the_decoder(workdir, tmp_path):
+    with pytest.raises(ConversionError, match="several decoders; name one of caption, other"):
+        load_captioner(workdir)
+    with pytest.raises(ConversionError, match="holds no decoder 'third', but caption, other"):
+        load_captioner(workdir, head="third")
+    none = "holds no decoder, as no released .* configs/decoder_on_frozen.py"
+    embedder().save(tmp_path / "release.npz", "npz")
+    with pytest.raises(ConversionError, match=f"release.npz: it {none}"):
+        load_captioner(tmp_path / "release.npz")
+    save_run(tmp_path / "run", run(stage()), [3], make_mesh(1, jax.devices()[:1]))
+    with pytest.raises(ConversionError, match=none):
+        load_captioner(tmp_path / "run")
+    (tmp_path / "notes.txt").write_text("some words")
+    with pytest.raises(ConversionError, match="is text"):
+        load_captioner(tmp_path / "notes.txt")
+    with pytest.raises(SourceError, match="there is no file or directory"):
+        load_captioner(tmp_path / "absent")
