@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import pytest  # noqa: E402
+from oracles import SHARED_IMAGES, Oracle, open_oracle  # noqa: E402
 
 SHARED = Path(os.environ.get("SIGLIP2_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -47,6 +48,23 @@ def store(tmp_path, monkeypatch):
         for name, value in running.variables().items():
             monkeypatch.setenv(name, value)
         yield running
+
+
+@pytest.fixture(scope="session")
+def golden() -> Oracle:
+    """Outputs of the official implementation, in the repository."""
+    return open_oracle("golden")
+
+
+@pytest.fixture(
+    scope="session",
+    params=["golden", *(pytest.param(x, marks=pytest.mark.shared) for x in SHARED_IMAGES)],
+)
+def oracle(request) -> Oracle:
+    """The golden; where there is the development data, its oracles too."""
+    if request.param == "golden":
+        return open_oracle("golden")
+    return open_oracle(request.param, request.getfixturevalue("shared"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

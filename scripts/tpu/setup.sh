@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs siglip2_jax on every worker: the code in ~/siglip2_jax, a Python 3.12 of uv in ~/venv (the
-# Python of the image is too old), and with --bucket the data in /data. Running it again updates.
+# Installs siglip2_jax on every worker: the code in ~/siglip2_jax, exactly the versions of its uv.lock
+# in ~/venv, with a Python of uv (that of the image is too old), and with --bucket the data in /data.
+# Running it again updates.
 #
 #   scripts/tpu/setup.sh --name run --zone us-west4-a --slices 8 --bucket my-data
 #
@@ -34,6 +35,7 @@ check_slice_options
 [[ -z $ref || -n $repo ]] || bad_argument "--ref needs --repo: a copy is of what is committed here"
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+python=3.12.16             # to the last digit: hosts that differ do not train together
 archive=siglip2_jax.tar.gz # under a temporary directory here, in the home directory there
 
 pack() {
@@ -63,11 +65,11 @@ install_code() {
   on_workers "$2" all "$command"
 }
 
-install_python() {
+install_locked() {
   local command='curl -LsSf https://astral.sh/uv/install.sh | sh'
-  command+=' && ~/.local/bin/uv venv --managed-python --python 3.12 --allow-existing ~/venv'
-  command+=' && cd ~/siglip2_jax && ~/.local/bin/uv pip install --python ~/venv/bin/python'
-  command+=" -e '.[tpu,gcs,tensorboard]'"
+  command+=' && cd ~/siglip2_jax && UV_PROJECT_ENVIRONMENT=~/venv ~/.local/bin/uv sync --frozen'
+  command+=' --no-default-groups --extra tpu --extra gcs --extra tensorboard'
+  command+=" --managed-python --python $python"
   on_workers "$2" all "$command && ~/venv/bin/siglip2 --help > /dev/null"
 }
 
@@ -91,5 +93,5 @@ if [[ -z $repo ]]; then
   every_slice copy
 fi
 every_slice install_code
-every_slice install_python
+every_slice install_locked
 [[ -z $bucket ]] || every_slice mount_data

@@ -11,7 +11,7 @@
 # --cluster CLUSTER  made by xpk cluster create
 # --type TYPE        one slice, such as v5litepod-256
 # --slices N         how many (default 1)
-# --image IMAGE      holds siglip2_jax and the configs (docs/tpu.md has a Dockerfile)
+# --image IMAGE      that of scripts/tpu/Dockerfile, with the configs (docs/tpu.md)
 # --restarts N       how often to start again (default 100)
 # --dry-run          print the command and run nothing
 # -- CONFIG.py …     the arguments of siglip2 train

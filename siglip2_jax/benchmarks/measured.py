@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from siglip2_jax.benchmarks.parts import Parts, gather_blocks, gather_texts
 from siglip2_jax.data.prefetch import batched
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
+from siglip2_jax.models.config import ModelConfig, Variant
+from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.preprocess.decode import ImageError, ImageSource
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.progress import Update
 
 T = TypeVar("T")
@@ -37,12 +42,13 @@ class Measuring:
       data_wait: seconds of them that the device waited for decoded images.
     """
 
-    def __init__(self, model: Any, directory: Path | None, batch_size: int):
+    def __init__(self, model: Any, directory: str | os.PathLike[str] | None, batch_size: int):
         """Begins an evaluation, or goes on with it.
 
         Args:
           model: what is measured; its `data_wait`, if it has one, is noted.
-          directory: where answers are kept until the evaluation is over; None keeps none.
+          directory: where answers are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
           batch_size: images per program call.
         """
         self._model = model
@@ -58,10 +64,6 @@ class Measuring:
     def report_to(self, show: Update, expected: int = 0) -> None:
         """Has `show` told how many images are done, of how many, where that is known."""
         self._show, self._expected = show, expected
-
-    def __getattr__(self, name: str) -> Any:
-        """The model's own."""
-        return getattr(self._model, name)
 
     def _begin(self, width: int) -> Parts:
         """Parts of the next call, whose rows have this width."""
@@ -84,12 +86,12 @@ class Measuring:
 
 
 class Measured(Measuring):
-    """Wraps a model for one evaluation; whatever is not written here is the model's own."""
+    """Wraps an embedder for one evaluation: evaluators see a `base.Model` that shares its work."""
 
     def __init__(
         self,
         model: Embedder,
-        directory: Path | None = None,
+        directory: str | os.PathLike[str] | None = None,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ):
@@ -97,10 +99,50 @@ class Measured(Measuring):
 
         Args:
           model: embeds images and texts; on several hosts it must run on local devices only.
-          directory: where rows are kept until the evaluation is over; None keeps none.
+          directory: where rows are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
           batch_size: images per program call.
         """
         super().__init__(model, directory, batch_size)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the towers."""
+        return self._model.config
+
+    @property
+    def params(self) -> Params:
+        """Parameters, a nested dict."""
+        return self._model.params
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the parameters are on."""
+        return self._model.mesh
+
+    @property
+    def variant(self) -> Variant | None:
+        """The release with exactly these sizes, or None."""
+        return self._model.variant
+
+    @property
+    def preprocess(self) -> ImagePreprocessor:
+        """Images to patches."""
+        return self._model.preprocess
+
+    @property
+    def text_norm(self) -> TextNorm:
+        """Normalisation of texts before tokenisation."""
+        return self._model.text_norm
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the towers' matrix products."""
+        return self._model.dtype
+
+    def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
+        """As `Embedder.embed_texts`: every process embeds all of them."""
+        return self._model.embed_texts(texts, **options)
 
     def embed_images(
         self,

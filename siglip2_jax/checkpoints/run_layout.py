@@ -70,6 +70,15 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
     return config, named_as_ours(config, tensors), preprocessing
 
 
+def read_record(saved: Saved) -> Mapping[str, Any]:
+    """What a checkpoint says of itself and of its run, as `train.run.Run.save` wrote it.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    return _metadata(saved).custom_metadata
+
+
 def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy]]]:
     """Sizes and parameters of every captioning decoder among the heads, by the head's name.
 
@@ -110,18 +119,11 @@ def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
 
 def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
     """What a checkpoint says of itself, and all arrays of the tree."""
-    from orbax.checkpoint import v1 as ocp  # slow to import
-
-    subject = str(saved.step)
-    try:
-        metadata = ocp.checkpointables_metadata(saved.step)
-    except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
-        raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
-    if not metadata.custom_metadata:
-        raise ConversionError(["the checkpoint is damaged (it has no record)"], subject)
+    metadata = _metadata(saved)
     tree = metadata.metadata.get(saved.tree)
     if tree is None:
-        raise ConversionError([f"{saved.tree}/ is damaged (it lists no arrays)"], subject)
+        problem = f"{saved.tree}/ is damaged (it lists no arrays)"
+        raise ConversionError([problem], str(saved.step))
     stored = flatten(tree)
     tensors = {
         path: Lazy(
@@ -132,6 +134,20 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
         for path, leaf in stored.items()
     }
     return metadata.custom_metadata, tensors
+
+
+def _metadata(saved: Saved) -> Any:
+    """Orbax's of the checkpoint, with a record in it."""
+    from orbax.checkpoint import v1 as ocp  # slow to import
+
+    subject = str(saved.step)
+    try:
+        metadata = ocp.checkpointables_metadata(saved.step)
+    except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
+        raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
+    if not metadata.custom_metadata:
+        raise ConversionError(["the checkpoint is damaged (it has no record)"], subject)
+    return metadata
 
 
 def _is_step(path: epath.Path) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-from siglip2_jax.cli.options import add_model_options, load_model, positive
+from siglip2_jax.cli.options import (
+    add_model_options,
+    add_template_option,
+    any_path,
+    load_model,
+    positive,
+)
+from siglip2_jax.cli.printing import print_json
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -22,12 +27,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
     )
     parser.add_argument("--labels", help="labels, separated by commas")
-    parser.add_argument("--labels-file", type=Path, help="a text file with a label a line")
-    parser.add_argument(
-        "--templates",
-        choices=("openai",),
-        help="put each label in OpenAI's 80 prompts and average; default: the label as it is",
-    )
+    parser.add_argument("--labels-file", type=any_path, help="a text file with a label a line")
+    add_template_option(parser, "the label as it is")
     parser.add_argument("--top", type=positive, default=5, help="labels to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -52,13 +53,14 @@ def read_labels(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Prints labels with probabilities; exit code 1 if no image could be read."""
     from siglip2_jax.data.files import find_images
-    from siglip2_jax.evals.prompts import OPENAI_TEMPLATES, embed_labels
+    from siglip2_jax.evals.prompts import embed_labels, name_templates
     from siglip2_jax.preprocess.decode import ImageError
 
     labels = read_labels(args)
     images = find_images(args.images)
     model = load_model(args)
-    texts = embed_labels(model, labels, OPENAI_TEMPLATES if args.templates else ("{}",))
+    templates = args.templates or ["{}"]
+    texts = embed_labels(model, labels, templates)
     rows = model.stream_images(images, args.max_num_patches, args.batch_size)
     results, failed = [], 0
     for image, row in zip(images, rows, strict=True):
@@ -76,5 +78,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{image}: {best}", flush=True)
     if args.json:
         settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
-        print(json.dumps({**settings, "results": results}, indent=2, ensure_ascii=False))
+        settings["templates"] = name_templates(templates)
+        print_json({**settings, "results": results})
     return int(failed == len(images))

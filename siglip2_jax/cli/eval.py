@@ -11,8 +11,12 @@ from pathlib import Path
 from siglip2_jax.cli.options import (
     add_host_options,
     add_model_options,
+    add_template_option,
+    any_path,
     load_decoder,
     load_model,
+    local_path,
+    output_file,
     positive,
 )
 
@@ -32,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--task", default="", help="names, separated by commas; `list` lists them")
     parser.add_argument("--suite", help="a Python file with a suite(), instead of --task")
     parser.add_argument(
-        "--data", type=Path, help="the directory with a directory for each data set, or one of them"
+        "--data",
+        type=local_path,
+        help="the directory with a directory for each data set, or one of them",
     )
     parser.add_argument(
         "--budgets",
@@ -41,8 +47,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N,N",
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
-    parser.add_argument("--out", type=Path, help="a directory for the report and for resuming")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
+    add_template_option(parser, "each task's, most often clip_paper")
+    parser.add_argument("--out", type=any_path, help="a directory for the report and for resuming")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the results there as JSON"
+    )
     parser.add_argument(
         "--transformers",
         action="store_true",
@@ -73,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if bool(args.task) == bool(args.suite):
         raise ValueError("pass one of --task NAME and --suite FILE; --task list lists the tasks")
-    if args.data is None or not args.data.is_dir():
+    if args.data is None or not Path(args.data).is_dir():
         raise ValueError(
             f"--data is {args.data}; expected the directory with a directory for each data set"
         )
@@ -84,22 +93,28 @@ def run(args: argparse.Namespace) -> int:
     for result in evaluate(
         model,
         suite,
-        args.data,
+        Path(args.data),
         args.out,
         pretrained=args.source,
         batch_size=batch_size,
+        templates=args.templates or (),
         decoder=partial(load_decoder, args),
     ):
         results.append(result)
         _print(result)
     if _is_first():
         _write(args, results)
+        _compare_templates(args.source, results)
     return int(all(result.missing for result in results))
 
 
 def _open_model(args: argparse.Namespace):
     """The model on this host's devices, and images per program call."""
     if args.transformers:
+        if args.source.startswith("gs://"):
+            raise ValueError(
+                f"--transformers reads no gs:// paths, got {args.source}; copy it here"
+            )
         from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
@@ -149,13 +164,28 @@ def _print(result) -> None:
         print(f"siglip2: counted as wrong: {problem}", file=sys.stderr)
 
 
+def _compare_templates(source: str, results: list) -> None:
+    """Says so where a run's evaluators, in training, used prompts that were not measured with."""
+    from siglip2_jax.evals.prompts import name_templates
+    from siglip2_jax.evals.trained import trained_templates
+
+    used = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
+    trained = [name_templates(x) for x in trained_templates(source)] if used else []
+    if trained and (others := [x for x in used if x not in trained]):
+        print(
+            f"siglip2: measured with the prompts {', '.join(others)}, but the run's evaluators "
+            f"used {', '.join(trained)}; see --templates",
+            file=sys.stderr,
+        )
+
+
 def _write(args: argparse.Namespace, results: list) -> None:
     from siglip2_jax.benchmarks.report.write import write_report
-    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.outputs import write_whole
 
     if args.json:
         rows = [result.to_json() for result in results]
-        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False).encode())
+        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     if args.out:
         write_report(results, args.out)
         print(f"report: {args.out / 'report.html'}")

@@ -7,15 +7,21 @@ reading those before it, so the state of a pipeline is one integer.
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
+import signal
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Thread
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from siglip2_jax.data.chunks import Chunks, layout
 from siglip2_jax.data.lengths import Reading
@@ -129,20 +135,18 @@ class Pipeline:
     def _run(self, reading: Reading, chunks: Chunks) -> Generator[Loaded, None, None]:
         read = bad = 0
         problems: tuple[str, ...] = ()
-        parts = chunks.layout.parts
+        parts = chunks.layout.parts.tolist()
         iterator = self._start(chunks)
         try:
             for (step, budget, size, position), count in zip(reading, parts, strict=True):
-                found = [next(iterator) for _ in range(count)]
-                step_bad = sum(part.bad for part in found)
-                step_problems = tuple(line for part in found for line in part.problems)[:_SHOWN]
+                batch, step_bad, step_problems = _read(iterator, count)
                 read, bad = read + size // self.process_count + step_bad, bad + step_bad
                 problems = (*problems, *step_problems)[:_SHOWN]
                 self._judge(read, bad, problems)
-                batch = _concatenate([part.batch for part in found])
                 yield Loaded(batch, step, budget, position + size, step_bad, step_problems)
         finally:
             iterator.close()
+            _unlink_unread()
 
     def _start(self, chunks: Chunks) -> Any:
         """Starts threads, or processes with threads; elements come in the order of the chunks."""
@@ -156,8 +160,11 @@ class Pipeline:
         if workers:
             each = -(-ahead // workers)
             processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
-            dataset = dataset.mp_prefetch(processes, worker_init_fn=_use_cpu)
-        return iter(dataset)
+            dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin_worker)
+        iterator = iter(dataset)
+        iterator.get_state()  # makes all workers' parts: closing forgets those not read from yet
+        iterator.start_prefetch()
+        return iterator
 
     def _judge(self, read: int, bad: int, problems: tuple[str, ...]) -> None:
         if read >= _JUDGED_FROM and bad > self.max_bad_share * read:
@@ -181,12 +188,40 @@ def _stream(source: Source | Mixture, seed: int, shuffle: bool) -> grain.MapData
     return (dataset.shuffle() if shuffle else dataset).repeat()
 
 
-def _concatenate(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+def _read(iterator: Any, count: int) -> tuple[Batch, int, tuple[str, ...]]:
+    """A step's batch, in memory of its own and not in that shared with workers; its bad ones."""
+    parts = [next(iterator) for _ in range(count)]
+    batch = jax.tree.map(
+        lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]),
+        *[part.batch for part in parts],
+    )
+    problems = tuple(line for part in parts for line in part.problems)[:_SHOWN]
+    return batch, sum(part.bad for part in parts), problems
 
 
-def _use_cpu(worker: int, workers: int) -> None:
-    """Keeps a worker process off the accelerator, which belongs to the training process."""
+def _unlink_unread() -> None:
+    """Frees the shared memory of what a closed iterator of grain had read ahead.
+
+    The last arrays of each worker are held by a cycle through a traceback, and grain unlinks on a
+    thread whose queue it throws away at exit.
+    """
+    gc.collect()
+    if pool := SharedMemoryArray._del_thread_pool:
+        pool.apply(int)  # it has one thread: what came before is done
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+    """Ties a worker process to the training process.
+
+    It keeps off the accelerator, leaves signals that all processes of a run get to the training
+    process, which ends it in good order, and does not outlive that.
+    """
     jax.config.update("jax_platforms", "cpu")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -103,6 +103,32 @@ OPENAI_TEMPLATES: tuple[str, ...] = (
     "a tattoo of the {}.",
 )
 CLIP_PAPER: tuple[str, ...] = (*OPENAI_TEMPLATES, "{}")  # big_vision's `clip_paper`
+NAMED: dict[str, tuple[str, ...]] = {"openai": OPENAI_TEMPLATES, "clip_paper": CLIP_PAPER}
+_SPELT_OUT = 3
+
+
+def choose_templates(word: str) -> tuple[str, ...]:
+    """Templates by name, or the one that is written out.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if word not in NAMED and word.count("{}") != 1:
+        raise ValueError(
+            f"{word!r} is no name of templates; expected {', '.join(NAMED)}, or a prompt with one "
+            '{}, such as "a photo of a {}"'
+        )
+    return NAMED.get(word, (word,))
+
+
+def name_templates(templates: Sequence[str]) -> str:
+    """A name for templates, in results: theirs, or a few in full, or how many and the first."""
+    for name, known in NAMED.items():
+        if tuple(templates) == known:
+            return name
+    if len(templates) <= _SPELT_OUT:
+        return " / ".join(templates)
+    return f"{len(templates)} from {templates[0]!r} on"
 
 
 def canonicalize(text: str, keep: str = "") -> str:

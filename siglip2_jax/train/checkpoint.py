@@ -2,8 +2,8 @@
 
 A workdir holds `checkpoints/<step>/` with Orbax trees `params/` (which `siglip2_jax.load` reads),
 `optimizer/` and, where a stage keeps one, `average/`, and a record: sizes of the model, names of
-the preprocessing, position in the data, resolved config. Orbax writes under a temporary name and
-renames, so what exists is whole.
+the preprocessing, position in the data, resolved config, versions of the software. Orbax writes
+under a temporary name and renames, so what exists is whole.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def leave(reason: str) -> NoReturn:
     """Says why, and ends this process at once, whatever its threads wait for."""
     print(f"siglip2: error: {reason}", file=sys.stderr, flush=True)
     for worker in multiprocessing.active_children():
-        worker.terminate()
+        worker.kill()  # they leave SIGTERM to this process
     try:
         jax.distributed.shutdown()  # the processes of a run wait for one another here
     finally:
@@ -184,9 +184,20 @@ def meet() -> None:
     Gloo, which connects CPUs, gives up where another process comes 30 seconds later, as one may
     that has compiled on a busier machine.
     """
-    if global_state.client is not None and jax.process_count() > 1:
+    if global_state.num_processes > 1:
         name = f"siglip2_jax/meeting/{next(_meetings)}"
         global_state.client.wait_at_barrier(name, SECONDS_TO_MEET * 1000)
+
+
+def exchange(text: str) -> list[str]:
+    """The text of every process, in order; each calls it. No device takes part, nor starts."""
+    if global_state.num_processes == 1:
+        return [text]
+    folder = f"siglip2_jax/exchange/{next(_meetings)}"
+    global_state.client.key_value_set(f"{folder}/{global_state.process_id}", text)
+    meet()
+    texts = dict(global_state.client.key_value_dir_get(folder))
+    return [texts[f"{folder}/{process}"] for process in range(global_state.num_processes)]
 
 
 def total(count: int) -> int:

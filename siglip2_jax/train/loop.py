@@ -35,6 +35,7 @@ from siglip2_jax.train.start import abstract_state, begin, load_reference, warn_
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program, without_heads
 from siglip2_jax.train.throughput import Throughput
+from siglip2_jax.train.versions import agreed_versions, in_words
 
 IN_FLIGHT = 2  # steps that may be under way before their losses are looked at
 BAD_SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged
@@ -55,12 +56,16 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
       True when the run is complete; False when SIGTERM stopped it, after saving.
 
     Raises:
-      ValueError: something the user gave does not fit, or the loss is no number any more.
+      ValueError: something the user gave does not fit, processes run different versions, or the
+        loss is no number any more.
       OSError: a file is missing or cannot be written; a `StoreError` if it is the workdir, of which
         threads may go on for a quarter of an hour to try what failed.
     """
+    versions = agreed_versions()  # first: what follows may hang where they differ
     with ending_together():
-        run = Run(config, absolute(workdir))
+        run = Run(config, absolute(workdir), versions)
+        process, count = jax.process_index(), jax.process_count()
+        log.info("process %d of %d runs %s", process, count, in_words(versions))
         try:
             with jax.set_mesh(run.mesh):
                 return all(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jaxtyping import Array, Bool
 
 from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import TrainConfig, to_json
+from siglip2_jax.outputs import write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
@@ -21,9 +24,12 @@ from siglip2_jax.train.metrics import MetricWriter
 from siglip2_jax.train.spans import Span, kept_steps, spans
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
+from siglip2_jax.train.versions import Versions, differences
 
 CONFIG = "config.json"
 CLIENTS = {"aiohttp", "gcsfs", "google"}  # packages that raise what no OSError is
+
+log = logging.getLogger(__name__)
 
 
 class StoreError(OSError):
@@ -36,6 +42,7 @@ class Run:
     Attributes:
       config: the run.
       workdir: where it lives.
+      versions: of the software that trains.
       mesh: all devices.
       spans: the steps of each stage.
       tokenizer: what makes ids of captions.
@@ -47,8 +54,8 @@ class Run:
       signal: SIGTERM.
     """
 
-    def __init__(self, config: TrainConfig, workdir: epath.Path):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: TrainConfig, workdir: epath.Path, versions: Versions):
+        self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.spans = spans(config)
         self.tokenizer = open_tokenizer(config)
@@ -58,11 +65,15 @@ class Run:
         with self.storing():
             self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
             self.saved = self.checkpoints.latest or 0
-            self._check_stage()
+            if self.saved:
+                record = self.checkpoints.record(self.saved)
+                self._check_stage(record["stage"])
+                self._compare_versions(record.get("versions", versions))  # early releases kept none
             self.writer = None
             if jax.process_index() == 0:
-                self._record()
-                self.writer = MetricWriter(workdir, config.logging, to_json(config), self.saved)
+                settings = to_json(config) | {"versions": dict(versions)}
+                self._record(settings)
+                self.writer = MetricWriter(workdir, config.logging, settings, self.saved)
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
 
@@ -121,6 +132,7 @@ class Run:
             "stages": [list(span) for span in self.spans],
             "config": to_json(self.config),
             "tokenizer": self.tokenizer.name,
+            "versions": dict(self.versions),
         }
         with self.storing():
             if self.writer:
@@ -128,26 +140,33 @@ class Run:
             self.checkpoints.save(state, step, record)
         self.saved = step
 
-    def _check_stage(self) -> None:
+    def _check_stage(self, stage: str) -> None:
         """The checkpoint to resume belongs to the stage that this config has there."""
-        if not self.saved:
-            return
-        found = self.checkpoints.record(self.saved)["stage"]
         there = [span.name for span in self.spans if span.first < self.saved <= span.end]
-        if [found] != there:
+        if [stage] != there:
             place = f"is in stage {there[0]!r}" if there else f"ends at step {self.spans[-1].end}"
             raise ValueError(
-                f"step {self.saved} of {self.workdir} belongs to stage {found!r}, which in this "
+                f"step {self.saved} of {self.workdir} belongs to stage {stage!r}, which in this "
                 f"config {place}; resume with the config that {CONFIG} records, or train in "
                 "another workdir"
             )
 
-    def _record(self) -> None:
+    def _compare_versions(self, saved: Versions) -> None:
+        """Warns where the checkpoint to resume was saved by other software."""
+        before, now = differences(saved, self.versions)
+        if before:
+            log.warning(
+                "step %d of %s was saved with %s; the run goes on with %s",
+                self.saved,
+                self.workdir,
+                before,
+                now,
+            )
+
+    def _record(self, settings: dict[str, Any]) -> None:
         """Writes the resolved config, and the tokenizer, which `load` looks for."""
         self.workdir.mkdir(parents=True, exist_ok=True)
-        temporary = self.workdir / (CONFIG + ".tmp")
-        temporary.write_text(json.dumps(to_json(self.config), indent=2))
-        temporary.replace(self.workdir / CONFIG)
+        write_whole(self.workdir / CONFIG, json.dumps(settings, indent=2))
         self.tokenizer.save(self.workdir)
 
 

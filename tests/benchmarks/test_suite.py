@@ -21,6 +21,7 @@ from siglip2_jax.benchmarks.suite_file import load_suite
 from siglip2_jax.benchmarks.tasks.base import Setting
 from siglip2_jax.benchmarks.tasks.catalogue import all_tasks, choose_tasks
 from siglip2_jax.benchmarks.tasks.held_out import held_out
+from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.evals.zero_shot import ZeroShot
 from siglip2_jax.inference.embedder import Embedder
@@ -87,7 +88,7 @@ def test_results_say_how_they_were_made(data):
         "canonical": False,
         "ties": "wrong",
         "border": 0,
-        "templates": 1,
+        "templates": "a photo of a {}",
     }
     assert flickr.metrics.keys() == {
         f"{way}@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
@@ -130,6 +131,36 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     assert [x.metrics for x in again] == [x.metrics for x in first]
 
 
+def test_prompts_are_chosen_named_and_told_apart(data, tmp_path):
+    model, plan, out = embedder(), entries("caltech", "labels", "flickr8k"), tmp_path / "out"
+
+    def measured(*templates):
+        root = data / "caltech101_20"
+        return list(evaluate(model, plan, root, out, pretrained="", templates=templates))
+
+    caltech, labels, _ = measured()
+    assert caltech.protocol["templates"] == "a photo of a {}"
+    assert labels.protocol["templates"] == "clip_paper"
+    for templates in (("{}",), ("a {}", "the {}")):
+        caltech, labels, flickr = measured(*templates)
+        rows = Folder(
+            str(data / "caltech101_20"),
+            captions="labels.jsonl",
+            where=(("split", "val"),),
+            template="{name}",
+        )
+        with pytest.warns(UserWarning, match=r"20\.png"):
+            alone = ZeroShot(source=rows, templates=templates, max_num_patches=9)(model)
+        assert caltech.metrics == labels.metrics == alone
+        assert caltech.protocol["templates"] == " / ".join(templates)
+        assert flickr.missing and "templates" not in flickr.protocol
+    before = len(list((out / "results").iterdir()))
+    many = ("a {}", "the {}", "one {}", "my {}"), ("a {}", "the {}", "one {}", "some {}")
+    for templates in many:  # of one name, and yet two measurements
+        assert measured(*templates)[0].protocol["templates"] == "4 from 'a {}' on"
+    assert len(list((out / "results").iterdir())) == before + 4
+
+
 def test_fixed_resolution_is_measured_once(data):
     vision = VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=16)
     config = ModelConfig(vision=vision, text=CONFIG.text)
@@ -169,7 +200,7 @@ def test_folders_of_classes(data, tmp_path):
     evaluator = task.make(Setting(root=tmp_path, budget=4))
     assert isinstance(evaluator, ZeroShot)
     assert evaluator.classes.names == ("blue thing", "green thing", "red thing")
-    assert protocol(evaluator, embedder(), 4)["templates"] == 81
+    assert protocol(evaluator, embedder(), 4)["templates"] == "clip_paper"
 
 
 def test_suites_are_files(tmp_path):

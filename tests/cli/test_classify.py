@@ -56,6 +56,19 @@ def test_openai_templates_are_averaged(siglip2, model, model_dir, photos):
     assert found["scores"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_prompts_of_ones_own(siglip2, model, model_dir, photos):
+    options = ("--labels", "dog,cat", "--json", "--templates", "a photo of a {}")
+    result = siglip2("classify", model_dir, photos / "a.png", *options, *SMALL)
+    answer = json.loads(result.out)
+    expected = expected_scores(model, photos / "a.png", ["dog", "cat"], ["a photo of a {}"])
+    assert answer["results"][0]["scores"] == pytest.approx(expected, rel=1e-4)
+    assert answer["templates"] == "a photo of a {}"
+    options = (*options, "--templates", "{}")
+    result = siglip2("classify", model_dir, photos / "a.png", *options, *SMALL)
+    expected = expected_scores(model, photos / "a.png", ["dog", "cat"], ["a photo of a {}", "{}"])
+    assert json.loads(result.out)["results"][0]["scores"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_line_for_each_image(siglip2, model_dir, photos):
     images = (photos / "*.png", photos / "d.webp")
     options = ("--labels", "a,b,c", "--top", 2, *SMALL)

@@ -4,6 +4,12 @@ import json
 
 import pytest
 from PIL import Image
+from train.processes import LIGHT, ONE_LENGTH, metrics, train
+from train.runs import run, save_run, stage
+
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.evals.zero_shot import ZeroShot
+from siglip2_jax.sharding import make_mesh
 
 NAMES = "red", "green", "blue"
 
@@ -54,6 +60,76 @@ def test_numbers_report_and_json(siglip2, model_dir, data, tmp_path):
 def test_data_may_be_the_data_set_itself(siglip2, model_dir, data):
     found = siglip2("eval", model_dir, "--task", "labels", "--data", data / "caltech101_20")
     assert found.code == 0 and found.out.startswith("labels, 256 patches: top1 ")
+
+
+def test_prompts_are_chosen_and_named(siglip2, model_dir, data, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "out.json"
+    command = ["eval", model_dir, "--task", "labels", "--data", data / "caltech101_20"]
+    command += ["--max-num-patches", 9, "--out", out, "--json", file]
+    assert siglip2(*command).code == 0
+    (row,) = json.loads(file.read_text())
+    assert row["siglip2_jax"]["protocol"]["templates"] == "clip_paper"
+    assert "templates clip_paper" in (out / "report.md").read_text()
+    assert siglip2(*command, "--templates", "a photo of a {}").code == 0
+    (row,) = json.loads(file.read_text())
+    assert row["siglip2_jax"]["protocol"]["templates"] == "a photo of a {}"
+    for report in ("report.md", "report.html"):
+        assert "templates a photo of a {}" in (out / report).read_text()
+    assert len(list((out / "results").iterdir())) == 2
+    with pytest.raises(SystemExit, match="2"):
+        siglip2(*command, "--templates", "a photo")
+
+
+def test_prompts_of_the_run_are_compared(siglip2, data, tmp_path):
+    evals = (ZeroShot(source=Folder("nowhere")),)  # with the default, "a photo of a {}"
+    save_run(tmp_path / "run", run(stage(evals=evals)), [10], make_mesh())
+    command = ["eval", tmp_path / "run", "--task", "labels,caltech", "--max-num-patches", 9]
+    command += ["--data", data / "caltech101_20"]
+
+    def line(*options) -> str:
+        found = siglip2(*command, *options)
+        assert found.code == 0
+        lines = [x for x in found.err.splitlines() if "counted as wrong" not in x]
+        return "\n".join(x for x in lines if x.startswith("siglip2:"))
+
+    differs = "measured with the prompts {}, but the run's evaluators used a photo of a {{}}; see"
+    assert differs.format("clip_paper") in line()  # of labels; caltech has that prompt
+    assert differs.format("openai") in line("--templates", "openai")
+    assert line("--templates", "a photo of a {}") == ""
+    save_run(tmp_path / "run", run(stage(steps=20)), [20], make_mesh())
+    assert line() == ""  # nothing to compare with
+
+
+RUN = """
+import dataclasses
+from siglip2_jax.config import load_config
+from siglip2_jax.data.sources import Folder
+from siglip2_jax.evals.zero_shot import ZeroShot
+
+def config():
+    run = load_config({light!r})
+    rows = Folder({root!r}, captions="labels.jsonl", template="{{name}}")
+    val = ZeroShot(source=rows, name="val", templates=("a {{}} thing",), max_num_patches=9)
+    stage = dataclasses.replace(run.stages[0], evals=(val,))
+    return dataclasses.replace(run, stages=(stage,))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_as_it_measured_itself(siglip2, data, tmp_path):
+    root, workdir, file = data / "caltech101_20", tmp_path / "run", tmp_path / "out.json"
+    (tmp_path / "config.py").write_text(RUN.format(light=str(LIGHT), root=str(root)))
+    (end,) = train(tmp_path / "config.py", workdir, "stages.main.steps=10", *ONE_LENGTH)
+    assert end.code == 0, end.text
+    (stage,) = json.loads((workdir / "config.json").read_text())["stages"]
+    assert stage["evals"][0]["templates"] == ["a {} thing"]
+    command = ["eval", workdir, "--task", "labels", "--data", root, "--max-num-patches", 9]
+    assert "the run's evaluators used a {} thing" in siglip2(*command).err
+    found = siglip2(*command, "--templates", "a {} thing", "--json", file)
+    assert found.code == 0 and "evaluators" not in found.err
+    (row,) = json.loads(file.read_text())
+    top1 = metrics(workdir)[-1]["eval/val/top1"]
+    assert row["metrics"]["acc1"] == pytest.approx(top1, abs=1e-9)
 
 
 def test_suite(siglip2, model_dir, data, tmp_path):

@@ -13,8 +13,10 @@ from siglip2_jax.evals.prompts import (
     CLIP_PAPER,
     OPENAI_TEMPLATES,
     canonicalize,
+    choose_templates,
     embed_labels,
     fill_prompts,
+    name_templates,
 )
 
 
@@ -147,3 +149,15 @@ def test_imagenet_matrix_is_that_of_an_independent_script(shared):
         mean = np.mean([model.row(text).astype(np.float64) for text in filled], axis=0)
         np.testing.assert_allclose(found[i], mean / np.linalg.norm(mean), rtol=0, atol=2e-7)
     assert len(np.unique(found, axis=0)) == 998  # two names stand twice: sunglasses and missile
+
+
+def test_templates_have_names():
+    assert choose_templates("openai") == OPENAI_TEMPLATES and len(OPENAI_TEMPLATES) == 80
+    assert choose_templates("clip_paper") == (*OPENAI_TEMPLATES, "{}")
+    assert choose_templates("a photo of a {}") == ("a photo of a {}",)
+    for word in ("clip", "a photo", "{} or {}"):
+        with pytest.raises(ValueError, match="is no name of templates; expected openai, clip_pape"):
+            choose_templates(word)
+    assert name_templates(list(CLIP_PAPER)) == "clip_paper"
+    assert name_templates(("a {}", "{}")) == "a {} / {}"
+    assert name_templates(OPENAI_TEMPLATES[1:]) == "79 from 'a photo of many {}.' on"

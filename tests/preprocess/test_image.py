@@ -1,18 +1,17 @@
 import io
-import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import Oracle
 from PIL import Image
 
 from siglip2_jax.preprocess.decode import ImageError, decode
 from siglip2_jax.preprocess.image import ImagePreprocessor, collate, patchify, target_size
 
 NATIVE = ImagePreprocessor(patch_size=16, image_size=None)
-ORACLES = {"oracle_a": "data/demo_photos", "oracle_b": "data/flickr8k_1k/images"}
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -166,15 +165,20 @@ def test_large_photo() -> None:
     assert np.all(np.diff(columns) > 0)
 
 
-@pytest.mark.parametrize("oracle", ORACLES)
-def test_native_matches_the_official_pipeline(oracle: str, shared: Path) -> None:
-    folder = shared / "reference" / oracle
-    expected = np.load(folder / "naflex_expected.npz")
-    files = json.loads((folder / "naflex.json").read_text())["files"]
+def test_target_size_is_the_official_one(golden: Oracle) -> None:
+    with np.load(golden.folder / "sizes.npz") as file:
+        rows = file["sizes"].tolist()
+    assert len(rows) > 1000
+    for *size, patch, budget, height, width in rows:
+        assert target_size(tuple(size), patch, budget) == (height, width)
+
+
+def test_native_matches_the_official_pipeline(oracle: Oracle) -> None:
+    expected = oracle.expected("naflex")
     budgets = [int(key.removeprefix("naflex").split("/")[0]) for key in expected if "grid" in key]
     for budget in budgets:
-        for i, file in enumerate(files):
-            pixels, grid = NATIVE(shared / ORACLES[oracle] / file, budget)
+        for i, image in enumerate(oracle.images("naflex")):
+            pixels, grid = NATIVE(image, budget)
             assert grid == tuple(expected[f"naflex{budget}/grid_hw"][i])
             rounded = expected[f"naflex{budget}/patches_u8"][i, : len(pixels)] / 127.5 - 1
             assert np.abs(pixels - rounded).max() <= 0.5 / 127.5 + 1e-6
@@ -183,15 +187,12 @@ def test_native_matches_the_official_pipeline(oracle: str, shared: Path) -> None
                 assert np.abs(pixels - exact).max() <= 2e-6
 
 
-@pytest.mark.parametrize("oracle", ORACLES)
-def test_fixed_equals_the_official_pipeline(oracle: str, shared: Path) -> None:
-    folder = shared / "reference" / oracle
-    config = json.loads((folder / "fixed.json").read_text())
-    expected = np.load(folder / "fixed_expected.npz")["pixels_u8"]
-    preprocessor = ImagePreprocessor(config["patch"], config["resolution"])
-    for file, levels in zip(config["files"], expected, strict=True):
-        pixels, _ = preprocessor(shared / ORACLES[oracle] / file)
-        reference = patchify(levels, config["patch"]).astype(np.float32) / np.float32(127.5) - 1
+def test_fixed_equals_the_official_pipeline(oracle: Oracle) -> None:
+    patch, expected = oracle.config("fixed")["patch"], oracle.expected("fixed")["pixels_u8"]
+    preprocessor = ImagePreprocessor(patch, expected.shape[1])
+    for image, levels in zip(oracle.images("fixed"), expected, strict=True):
+        pixels, _ = preprocessor(image)
+        reference = patchify(levels, patch).astype(np.float32) / np.float32(127.5) - 1
         np.testing.assert_array_equal(pixels, reference)
 
 

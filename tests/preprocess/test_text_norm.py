@@ -30,6 +30,12 @@ def test_modes(text, reference, unicode_lower, canonicalize):
     assert normalize(text, "none") == text
 
 
+def test_official_forms(golden):
+    forms = golden.config("texts")
+    assert [normalize(text, "reference") for text in forms["texts"]] == forms["lower"]
+    assert [normalize(text, "canonicalize") for text in forms["texts"]] == forms["canonical"]
+
+
 def test_reference_changes_exactly_26_characters():
     unicode = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
     changed = [

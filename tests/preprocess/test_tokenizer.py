@@ -57,6 +57,12 @@ def test_known_ids(tokenizer):
     assert tokenizer.encode("a dog on the grass") == [995, 535, 284, 293, 460]
 
 
+def test_ids_are_those_of_the_official_pipeline(tokenizer, golden):
+    tokens = tokenizer(golden.config("texts")["texts"])
+    np.testing.assert_array_equal(tokens.ids, golden.expected("naflex")["text_tokens"])
+    assert tokens.truncated.tolist() == [False] * 7 + [True] * 2
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 62, 63, 64, 65, 200])
 def test_end_mark_sticks_at_every_length(tokenizer, tokens):
     text = text_of(tokenizer, tokens)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from siglip2_jax.train.versions import find_commit
+
 ROOT = Path(__file__).parents[2]
 TPU = ROOT / "scripts" / "tpu"
 SCRIPTS = ("create", "setup", "launch", "logs", "stop", "xpk")
@@ -207,8 +209,7 @@ def test_setup_copies_the_checkout_to_all_slices() -> None:
     ]
     python, data = commands[5][-1], commands[7][-1]
     assert commands[6][-1] == python and commands[8][-1] == data and len(commands) == 9
-    assert "uv venv --managed-python --python 3.12" in python
-    assert "-e '.[tpu,gcs,tensorboard]'" in python
+    assert "cd ~/siglip2_jax && UV_PROJECT_ENVIRONMENT=~/venv ~/.local/bin/uv sync " in python
     assert "gcsfuse -o ro --implicit-dirs --metadata-cache-ttl-secs=-1 data /data;" in data
 
 
@@ -360,16 +361,31 @@ def test_setup_unpacks_what_is_committed(cloud: Path) -> None:
         (cloud / "bin" / program).chmod(0o755)
     uv = cloud / "run" / ".local" / "bin" / "uv"
     uv.parent.mkdir(parents=True)
-    uv.write_text('#!/bin/sh\necho "$PWD $*" >> ~/uv\n')
+    uv.write_text('#!/bin/sh\necho "$PWD $UV_PROJECT_ENVIRONMENT $*" >> ~/uv\n')
     uv.chmod(0o755)
     install(cloud, "run", "#!/bin/sh\n")
     done = in_cloud(cloud, "setup", "--bucket", "data")
     assert (done.returncode, done.stderr) == (0, "")
     home = cloud / "run"
     assert (home / "siglip2_jax" / "pyproject.toml").exists()
-    assert (home / "uv").read_text().splitlines()[1] == (
-        f"{home}/siglip2_jax pip install --python {home}/venv/bin/python -e .[tpu,gcs,tensorboard]"
+    assert (home / "uv").read_text() == (
+        f"{home}/siglip2_jax {home}/venv sync --frozen --no-default-groups "
+        "--extra tpu --extra gcs --extra tensorboard --managed-python --python 3.12.16\n"
     )
+    assert find_commit(home / "siglip2_jax") == find_commit(ROOT).removesuffix("-dirty")
+
+
+def test_the_image_holds_what_setup_installs() -> None:
+    """The same Python and the same of the lock, once without the project and once with it."""
+    remote = dry("setup")[-1][-1]
+    options = remote.partition("uv sync ")[2].partition(" && ")[0]
+    options, python = options.split(" --managed-python --python ")
+    lines = (TPU / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("FROM ")] == [f"FROM python:{python}-slim"]
+    synced = [line.partition("uv sync ")[2] for line in lines if line.startswith("RUN uv")]
+    assert synced == [f"{options} --no-install-project", options]
+    (copied,) = (line.split()[1:-1] for line in lines if line.startswith("COPY p"))
+    assert copied == ["pyproject.toml", "uv.lock"] and "COPY . ." in lines
 
 
 def test_every_command_of_the_guide_is_valid() -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from siglip2_jax.checkpoints.orbax import describe
-from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig
+from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig, to_json
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -34,9 +34,9 @@ SMALL = ModelConfig(
 
 def stage(name: str = "main", steps: int = 10, **fields) -> Stage:
     """A stage that reads nothing that exists."""
-    defaults = {"objectives": {"sigmoid": Sigmoid()}, "optim": Optim(ema=0.9)}
+    defaults = {"objectives": {"sigmoid": Sigmoid()}, "optim": Optim(ema=0.9), "batch_size": 8}
     data = Data(source=Folder("nowhere"))
-    return Stage(name=name, data=data, batch_size=8, steps=steps, **(defaults | fields))
+    return Stage(name=name, data=data, steps=steps, **(defaults | fields))
 
 
 def run(*stages: Stage, model: ModelConfig = SMALL, **fields) -> TrainConfig:
@@ -76,6 +76,7 @@ def save_run(
         states[step] = random_state(Sevens(config, index), mesh, step)
         record = describe(config.resolved[index].model, config.preprocessing)
         record |= {"step": step, "stage": run[index].name, "stages": [list(span) for span in run]}
+        record["config"] = to_json(config)
         checkpoints.save(states[step], step, record)
     checkpoints.close()
     return states

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sized
 from itertools import islice
-from pathlib import Path
 
 import jax
 
 from siglip2_jax.benchmarks.measured import Counter, Measuring, own_share
 from siglip2_jax.benchmarks.parts import gather_texts
+from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.inference import Answer, Captioner, Writing
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.inference.queries import Group
+from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 BATCHES_PER_PART = 8  # writing is slow; whole batches give the same numbers after an interruption
 
 
 class MeasuredCaptioner(Measuring):
-    """Wraps a captioner for one evaluation; whatever is not written here is the captioner's own."""
+    """Wraps a captioner for one evaluation, which shares its work among hosts."""
 
     def __init__(
         self,
         captioner: Captioner,
-        directory: Path | None = None,
+        directory: str | os.PathLike[str] | None = None,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ):
@@ -33,10 +36,26 @@ class MeasuredCaptioner(Measuring):
 
         Args:
           captioner: writes; on several hosts it must run on local devices only.
-          directory: where answers are kept until the evaluation is over; None keeps none.
+          directory: where answers are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
           batch_size: images, and asks, per program call.
         """
         super().__init__(captioner, directory, batch_size)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Sizes of the decoder."""
+        return self._model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to ids and back."""
+        return self._model.tokenizer
+
+    @property
+    def boxes(self) -> BoxText:
+        """Form in which the decoder writes boxes."""
+        return self._model.boxes
 
     def answer(
         self, groups: Iterable[Group], writing: Writing, max_num_patches: int

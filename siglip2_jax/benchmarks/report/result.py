@@ -70,7 +70,7 @@ class Result:
       protocol: what the numbers depend on besides model and data. Report and advice know
         `num_patches` (tokens of an image; the budget at native resolution), `resolution` (side in
         pixels, None at native resolution), `preproc`, `text_norm`, `dtype`, and for some tasks
-        `templates` (how many, or a name), `canonical`, `ties`, `border` and `full_stop`.
+        `templates` (a name, or the prompts), `canonical`, `ties`, `border` and `full_stop`.
       failed: names of photos that did not decode; they count as wrong.
       images: how many were measured, those that failed included.
       seconds: of wall-clock time.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from siglip2_jax.benchmarks.report.page import SUMMARY, report_page
 from siglip2_jax.benchmarks.report.result import Result
@@ -19,7 +21,7 @@ from siglip2_jax.benchmarks.report.rows import (
     rows,
     setting,
 )
-from siglip2_jax.data.files import write_whole
+from siglip2_jax.outputs import write_whole
 
 _COLUMNS = (
     "data set",
@@ -36,12 +38,12 @@ _COLUMNS = (
 )
 
 
-def write_report(results: Sequence[Result], out_dir: Path) -> Path:
+def write_report(results: Sequence[Result], out_dir: str | os.PathLike[str]) -> epath.Path:
     """Writes `report.json`, `report.md` and `report.html`, each in one step.
 
     Args:
       results: in the order to show, of one or several models.
-      out_dir: made if it does not exist.
+      out_dir: made if it does not exist; local or `gs://`.
 
     Returns:
       The page, `report.html`, which refers to no other file.
@@ -51,12 +53,12 @@ def write_report(results: Sequence[Result], out_dir: Path) -> Path:
     """
     if not results:
         raise ValueError("a report got no results; measure at least one data set")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(out_dir)
     data = json.dumps(_data(results), indent=1, ensure_ascii=False)
-    write_whole(out_dir / "report.json", data.encode())
-    write_whole(out_dir / "report.md", "\n".join(_markdown(results)).encode())
-    page = out_dir / "report.html"
-    write_whole(page, report_page(results).encode())
+    write_whole(folder / "report.json", data)
+    write_whole(folder / "report.md", "\n".join(_markdown(results)))
+    page = folder / "report.html"
+    write_whole(page, report_page(results))
     return page
 
 

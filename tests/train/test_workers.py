@@ -1,0 +1,33 @@
+"""Runs with worker processes: they end in good order, whoever gets the signal."""
+
+import signal
+
+import pytest
+from train.processes import LIGHT, ONE_LENGTH, metrics, saved_steps, steps_done, train, training
+
+LONG = (*ONE_LENGTH, "stages.main.steps=100000", "data.prefetch=20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_frees_what_it_shared(tmp_path, workers):
+    (end,) = train(LIGHT, tmp_path / "run", f"data.workers={workers}", *ONE_LENGTH)
+    assert end.code == 0 and "stage main: 60/60" in end.text, end.text
+    assert "resource_tracker" not in end.text and "Traceback" not in end.text, end.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "to_all"),
+    [(signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True), (signal.SIGINT, 130, True)],
+)
+def test_a_signal_ends_a_run_and_its_workers(tmp_path, number, code, to_all):
+    workdir = tmp_path / "run"
+    with training(LIGHT, workdir, "data.workers=2", *LONG) as run:
+        run.wait_for(lambda: steps_done(workdir) >= 3)
+        (run.kill_all if to_all else run.kill)(number)
+        (end,) = run.wait()
+    assert end.code == code, end.text
+    assert "resource_tracker" not in end.text and "Traceback" not in end.text, end.text
+    if code == 143:
+        assert saved_steps(workdir)[-1] == metrics(workdir)[-1]["step"]
