@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import stores
 from xla import QUICK_FLAGS
 
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
@@ -33,6 +34,22 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A server that holds what this process and those it starts call `gs://bucket`.
+
+    Tests that ask for it are skipped without the dependency group `remote`.
+    """
+    for package in (stores.GOOGLE, "gcsfs"):
+        pytest.importorskip(package)
+    root = tmp_path / "store"
+    (root / "bucket").mkdir(parents=True)
+    with stores.google_store(root) as running:
+        for name, value in running.variables().items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
 @pytest.fixture(scope="session")
 def golden() -> Oracle:
     """Outputs of the official implementation, in the repository."""
@@ -51,7 +68,8 @@ def oracle(request) -> Oracle:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the development data, so that it can be chosen or left out by name."""
+    """Mark what needs the development data or a store, so that it can be chosen by name."""
+    fixtures = {"shared": pytest.mark.shared, "store": pytest.mark.remote}
     for item in items:
-        if "shared" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.shared)
+        for name in fixtures.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(fixtures[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in args:
         root.print_help()
         return 2
+    # gcsfs logs each error that it raises, with a traceback, and others that it gets over.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         _check_buckets(args)
         code = args.run(args) or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from siglip2_jax.cli.options import add_config_options, add_host_options, load_run
 
@@ -28,16 +29,28 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+class Messages(logging.Formatter):
+    """Messages alone: libraries log errors of their threads with tracebacks, and raise them too."""
+
+    def formatException(self, ei) -> str:
+        """Nothing."""
+        return ""
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains; 143 if SIGTERM ended it."""
-    import logging
-
     config = load_run(args)
-    from siglip2_jax.train.distributed import PREEMPTED, join_hosts
+    from siglip2_jax.train.distributed import PREEMPTED, join_hosts, leave
     from siglip2_jax.train.loop import train
+    from siglip2_jax.train.run import StoreError
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Messages())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("siglip2_jax").setLevel(logging.INFO)
     if not args.no_distributed:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
-    return 0 if train(config, args.workdir) else PREEMPTED
+    try:
+        return 0 if train(config, args.workdir) else PREEMPTED
+    except StoreError as error:
+        leave(str(error))  # threads that save try again for a quarter of an hour

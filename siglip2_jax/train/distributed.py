@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -163,13 +164,18 @@ def _watch(over: threading.Event) -> None:
         news = _news()
         if news is None or over.wait(SECONDS_TO_FAIL_ALIKE):
             continue
-        print(f"siglip2: error: {news}", file=sys.stderr, flush=True)
-        for worker in multiprocessing.active_children():
-            worker.kill()  # they leave SIGTERM to this process
-        try:
-            jax.distributed.shutdown()  # the process that failed waits for this one
-        finally:
-            os._exit(FAILED)  # the main thread is in a collective, which nothing interrupts
+        leave(news)  # the main thread is in a collective, which nothing interrupts
+
+
+def leave(reason: str) -> NoReturn:
+    """Says why, and ends this process at once, whatever its threads wait for."""
+    print(f"siglip2: error: {reason}", file=sys.stderr, flush=True)
+    for worker in multiprocessing.active_children():
+        worker.kill()  # they leave SIGTERM to this process
+    try:
+        jax.distributed.shutdown()  # the processes of a run wait for one another here
+    finally:
+        os._exit(FAILED)
 
 
 def meet() -> None:

@@ -58,7 +58,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
     Raises:
       ValueError: something the user gave does not fit, processes run different versions, or the
         loss is no number any more.
-      OSError: a file is missing or cannot be written.
+      OSError: a file is missing or cannot be written; a `StoreError` if it is the workdir, of which
+        threads may go on for a quarter of an hour to try what failed.
     """
     versions = agreed_versions()  # first: what follows may hang where they differ
     with ending_together():
@@ -109,10 +110,11 @@ class StageRun:
         if run.saved <= span.first:
             state = begin(self._program, run.config, run.mesh, run.workdir)
             return state, stage_reading(run.config, self._index)
-        record = run.checkpoints.record(run.saved)
-        self._bad_before = record["bad_examples"]
         log.info("resuming at step %d of %s", run.saved, run.workdir)
-        state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
+        with run.storing():
+            record = run.checkpoints.record(run.saved)
+            state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
+        self._bad_before = record["bad_examples"]
         reference = load_reference(self._program, run.config, run.mesh, run.workdir)
         state = dataclasses.replace(state, reference=reference)
         step, position = run.saved - span.first, record["position"]
@@ -167,7 +169,8 @@ class StageRun:
                 self._look(0)
                 run.save(state, done, loaded.position, self._bad_in_all(), span)
             if stopping:
-                run.checkpoints.wait()
+                with run.storing():
+                    run.checkpoints.wait()
                 log.warning("SIGTERM: step %d is saved in %s", done, run.workdir)
                 return False
         return True
@@ -211,7 +214,8 @@ class StageRun:
             values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
         self._raise_alarms(done, values)
         if self._run.writer:
-            self._run.writer.write(done, values)
+            with self._run.storing():
+                self._run.writer.write(done, values)
         self._throughput.restart()
         return values
 

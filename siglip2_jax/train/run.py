@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -25,8 +27,13 @@ from siglip2_jax.train.trace import Trace
 from siglip2_jax.train.versions import Versions, differences
 
 CONFIG = "config.json"
+CLIENTS = {"aiohttp", "gcsfs", "google"}  # packages that raise what no OSError is
 
 log = logging.getLogger(__name__)
+
+
+class StoreError(OSError):
+    """A workdir that cannot be read or written; the message is one sentence."""
 
 
 class Run:
@@ -54,33 +61,59 @@ class Run:
         self.tokenizer = open_tokenizer(config)
         check_batches(config, self.mesh.size)
         self.kept = kept_steps(config)
-        self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
-        self.saved = self.checkpoints.latest or 0
-        if self.saved:
-            record = self.checkpoints.record(self.saved)
-            self._check_stage(record["stage"])
-            self._compare_versions(record.get("versions", versions))  # early releases kept none
-        self.writer = None
-        if jax.process_index() == 0:
-            settings = to_json(config) | {"versions": dict(versions)}
-            self._record(settings)
-            self.writer = MetricWriter(workdir, config.logging, settings, self.saved)
+        self._lost = False
+        with self.storing():
+            self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
+            self.saved = self.checkpoints.latest or 0
+            if self.saved:
+                record = self.checkpoints.record(self.saved)
+                self._check_stage(record["stage"])
+                self._compare_versions(record.get("versions", versions))  # early releases kept none
+            self.writer = None
+            if jax.process_index() == 0:
+                settings = to_json(config) | {"versions": dict(versions)}
+                self._record(settings)
+                self.writer = MetricWriter(workdir, config.logging, settings, self.saved)
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
 
     def close(self) -> None:
-        """Finishes what is being written."""
+        """Finishes what is being written, unless the workdir is lost."""
         self.signal.close()
         self.trace.close()
-        self.checkpoints.close()
-        if self.writer:
-            self.writer.close()
+        if self._lost:
+            return
+        with self.storing():
+            self.checkpoints.close()
+            if self.writer:
+                self.writer.close()
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """Reads or writes the workdir; an error that does not name a file names the workdir.
+
+        Raises:
+          StoreError: it cannot be read or written, though the clients of stores tried repeatedly.
+        """
+        try:
+            yield
+        except Exception as error:
+            nameless = isinstance(error, OSError) and error.filename is None
+            if not nameless and type(error).__module__.partition(".")[0] not in CLIENTS:
+                raise
+            self._lost = True
+            raise StoreError(
+                f"{self.workdir} cannot be read or written ({str(error) or type(error).__name__}); "
+                "run the same command again once it can: training resumes from the last checkpoint "
+                "there"
+            ) from error
 
     def save(self, state: TrainState, step: int, position: int, bad: int, span: Span) -> None:
         """Starts to save; nothing happens if this step is saved already.
 
         Raises:
           ValueError: the state is not finite.
+          StoreError: the workdir cannot be written.
         """
         if step == self.saved:
             return
@@ -101,9 +134,10 @@ class Run:
             "tokenizer": self.tokenizer.name,
             "versions": dict(self.versions),
         }
-        if self.writer:
-            self.writer.flush()
-        self.checkpoints.save(state, step, record)
+        with self.storing():
+            if self.writer:
+                self.writer.flush()
+            self.checkpoints.save(state, step, record)
         self.saved = step
 
     def _check_stage(self, stage: str) -> None:

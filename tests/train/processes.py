@@ -115,10 +115,11 @@ def started(
 
 def training(
     config: Path,
-    workdir: Path,
+    workdir: Path | str,
     *changes: str,
     processes: int = 1,
     devices: int = 2,
+    logs: Path | None = None,
     only: Sequence[Sequence[str]] | None = None,
     variables: Sequence[Mapping[str, str]] | None = None,
 ):
@@ -126,10 +127,11 @@ def training(
 
     Args:
       config: the file.
-      workdir: beside it is where the processes' output goes.
+      workdir: local or `gs://`.
       changes: for `--set`.
       processes: how many.
       devices: of each process.
+      logs: a directory for the processes' output; the one of a local workdir by default.
       only: further changes, of each process.
       variables: as for `started`.
     """
@@ -142,10 +144,10 @@ def training(
             command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
             command += ["--process-id", str(i)]
         commands.append(command)
-    return started(workdir.parent, commands, devices, variables)
+    return started(logs or Path(workdir).parent, commands, devices, variables)
 
 
-def train(config: Path, workdir: Path, *changes: str, **options) -> list[Ended]:
+def train(config: Path, workdir: Path | str, *changes: str, **options) -> list[Ended]:
     """`siglip2 train` to its end; `options` as for `training`."""
     with training(config, workdir, *changes, **options) as run:
         return run.wait()

@@ -1,0 +1,53 @@
+"""Errors of the place where a run is kept, of which some name no file."""
+
+import errno
+import logging
+import os
+import sys
+
+import pytest
+from etils import epath
+
+from siglip2_jax.cli.train import Messages
+from siglip2_jax.train.run import Run, StoreError
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run as far as its workdir goes."""
+    run = object.__new__(Run)
+    run.workdir = epath.Path(tmp_path)
+    return run
+
+
+def test_an_error_without_a_file_names_the_workdir(run, tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(StoreError) as raised, run.storing():
+        raise full
+    assert str(raised.value) == (
+        f"{tmp_path} cannot be read or written ([Errno 28] No space left on device); run the same "
+        "command again once it can: training resumes from the last checkpoint there"
+    )
+    assert raised.value.__cause__ is full
+
+
+def test_an_error_that_names_a_file_and_one_of_the_config_stay(run):
+    for error in (FileNotFoundError(errno.ENOENT, "gone", "photo.jpg"), ValueError("no number")):
+        with pytest.raises(type(error)) as raised, run.storing():
+            raise error
+        assert raised.value is error
+
+
+def test_a_client_whose_errors_are_no_operating_system_errors(run, tmp_path):
+    kind = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})
+    with pytest.raises(StoreError, match=rf"^{tmp_path} cannot be read or written \(HttpError\)"):
+        with run.storing():
+            raise kind()
+
+
+def test_logs_have_no_tracebacks():
+    try:
+        raise OSError("cannot connect")
+    except OSError:
+        record = logging.LogRecord("absl", logging.ERROR, "", 0, "it failed", (), sys.exc_info())
+    assert Messages().format(record) == "it failed"
