@@ -222,7 +222,7 @@ def test_file_with_its_own_objective(tmp_path):
     [
         ("x = 1", "has no function config\\(\\)"),
         ("config = 1", "has no function config\\(\\)"),
-        ("def config():\n    return {}", "returned a dict, no TrainConfig"),
+        ("def config():\n    return {}", "must return a TrainConfig, not dict"),
         ("\n\nimport nothing_like_it", ":3: ModuleNotFoundError: No module named"),
         ("def config():\n    return {}['key']", ":2: KeyError: 'key'"),
         ("def config():\n    return (", ":2: SyntaxError: '\\(' was never closed"),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from siglip2_jax.cli import (
     caption,
     classify,
+    configs,
     convert,
     data,
     demo,
@@ -22,7 +23,7 @@ from siglip2_jax.cli import (
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 
-COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, plan, data)
+COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, configs, plan, data)
 
 
 def parser() -> argparse.ArgumentParser:
