@@ -32,5 +32,4 @@ def config(
         data=replace(stage.data, source=Records(data)),
         optim=replace(stage.optim, peak_lr=3e-4),
     )
-    compute = replace(run.compute, remat="full")
-    return replace(run, stages=(stage,), tokenizer=tokenizer, compute=compute)
+    return replace(run, stages=(stage,), tokenizer=tokenizer)

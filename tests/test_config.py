@@ -514,5 +514,8 @@ def test_a_record_makes_its_config_again(tmp_path, monkeypatch):
     record.write_text(json.dumps(to_record(made, None)))
     with pytest.raises(ValueError, match="records no origin: .*give a Python file or package"):
         load_config(record)
+    record.write_text("{")
+    with pytest.raises(ValueError, match=f"^{record}: not JSON \\("):
+        load_config(record)
     with pytest.raises(FileNotFoundError, match="expected the config.json of a run"):
         load_config(tmp_path / "none.json")

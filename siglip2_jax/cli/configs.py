@@ -13,7 +13,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="list the configs that ship with the package",
         description="Lists the recipes: configs that ship with the package, which every command "
         "that takes a CONFIG finds by name.",
-        epilog="example: siglip2 train tiny --workdir /tmp/tiny",
+        epilog="example: siglip2 configs --json",
     )
     parser.add_argument("--json", action="store_true", help="print a list of objects as JSON")
     parser.set_defaults(run=run)

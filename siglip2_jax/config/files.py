@@ -69,7 +69,10 @@ def _recorded_origin(path: str) -> Origin:
     file = epath.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the config.json of a run")
-    record = json.loads(file.read_text())
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(record, dict) or not record.get("origin"):
         raise ValueError(
             f"{path} records no origin: its run was not started by `siglip2 train`; give a Python "

@@ -102,18 +102,18 @@ def test_a_loss_that_is_no_number(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_what_a_run_records_trains_again(tmp_path):
-    (end,) = train(LIGHT, tmp_path / "a", "stages.main.steps=4", "seed=3", *ONE_LENGTH)
+    (end,) = train(LIGHT, tmp_path / "a", "stages.main.steps=6", "seed=3", *ONE_LENGTH)
     assert end.code == 0, end.text
     (end,) = train(tmp_path / "a" / "config.json", tmp_path / "b")
     assert end.code == 0, end.text
     expected = numbers(tmp_path / "a")
-    assert len(expected) == 4 and numbers(tmp_path / "b") == expected
+    assert len(expected) == 6 and numbers(tmp_path / "b") == expected
     texts = [(tmp_path / name / "config.json").read_text() for name in "ab"]
     assert texts[0] == texts[1]
 
-    (end,) = train(tmp_path / "a" / "config.json", tmp_path / "a", "stages.main.steps=6")
-    assert end.code == 0 and "resuming at step 4" in end.text, end.text
-    assert len(numbers(tmp_path / "a")) == 6
+    (end,) = train(tmp_path / "a" / "config.json", tmp_path / "a", "stages.main.steps=8")
+    assert end.code == 0 and "resuming at step 6" in end.text, end.text
+    assert len(numbers(tmp_path / "a")) == 8
 
 
 @pytest.mark.slow
