@@ -27,8 +27,8 @@ from siglip2_jax.config import load_config
 from siglip2_jax.planner.plan import DoesNotFit, StepPlan, plan_step
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.progress import progress
+from siglip2_jax.recipes import locate
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 TOPOLOGY = "v5e:16x16"
 GIB = 2**30
 LIMIT = 15.75  # of a chip's 16 GiB, what the compiler leaves to programs
@@ -43,7 +43,7 @@ class Point:
 
     Attributes:
       name: what it is called in the table.
-      config: a file of configs/.
+      config: a recipe's name.
       official: the official implementation at this point, in words.
       milliseconds: a step may take at most so many.
       gib: a chip may need at most so many.
@@ -71,11 +71,11 @@ class Point:
         options = [f"--topology {TOPOLOGY}", f"--budget {self.budget}"]
         options += [f"--slices {self.slices}"] if self.slices > 1 else []
         options += [f"--set {setting}" for setting in self.settings]
-        return f"siglip2 plan configs/{self.config}.py {' '.join(options)}"
+        return f"siglip2 plan {self.config} {' '.join(options)}"
 
     def plan(self) -> StepPlan | None:
         """Compiles it; None if the compiler finds no room."""
-        config = load_config(CONFIGS / f"{self.config}.py", self.settings)
+        config = load_config(locate(self.config), self.settings)
         mesh = topology_mesh(TOPOLOGY, self.slices, config.replica)
         try:
             return plan_step(config, 0, self.budget, mesh, self.batch_size)
@@ -146,7 +146,7 @@ HEAD = (
 
 def cells(point: Point, plan: StepPlan | None) -> list[str]:
     """One program as a row of the table."""
-    config = load_config(CONFIGS / f"{point.config}.py", point.settings)
+    config = load_config(locate(point.config), point.settings)
     compute = config.resolved[0].compute
     kept = compute.remat if isinstance(compute.remat, str) else "+".join(compute.remat)
     row = [

@@ -32,7 +32,6 @@ from siglip2_jax.inference import Captioner, load_captioner
 from siglip2_jax.models.generate import abstract_decoder
 from siglip2_jax.preprocess.text_norm import normalize
 
-CONFIG = Path(__file__).parents[1] / "configs" / "small_decoder.py"
 PATCHES = 48
 TARGETS = {"captions_token_by_token": 0.9, "captions_at_once": 0.5, "boxes_at_iou_0.5": 0.9}
 
@@ -54,7 +53,7 @@ def make_rows(coco: Path) -> list[dict[str, Any]]:
 
 def train(coco: Path, workdir: Path) -> dict[str, Any]:
     """Runs `siglip2 train` to its end; the command, and minutes of CPU (user + system) and wall."""
-    command = ["siglip2", "train", str(CONFIG), "--workdir", str(workdir / "run")]
+    command = ["siglip2", "train", "small_decoder", "--workdir", str(workdir / "run")]
     for name, value in {"photos": coco, "rows": workdir / "rows.jsonl", "images": "images"}.items():
         command += ["--set", f"{name}={value}"]
     command.append("--no-distributed")

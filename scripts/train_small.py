@@ -26,8 +26,8 @@ import jax
 
 from siglip2_jax.config import load_config
 from siglip2_jax.models.siglip2 import abstract_model
+from siglip2_jax.recipes import locate
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 TARGETS = {
     "flickr8k": {"eval/val/image_to_text@10": 0.20, "eval/train/image_to_text@10": 0.90},
     "caltech101": {"eval/val/top1": 0.25},
@@ -38,23 +38,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
 
 def train(dataset: str, data: str, workdir: Path) -> dict[str, Any]:
     """Runs `siglip2 train` to its end; the command, and minutes of CPU (user + system) and wall."""
-    config = CONFIGS / f"small_{dataset}.py"
-    command = ["siglip2", "train", str(config), "--workdir", str(workdir), "--no-distributed"]
+    recipe = f"small_{dataset}"
+    command = ["siglip2", "train", recipe, "--workdir", str(workdir), "--no-distributed"]
     entry = "import sys; from siglip2_jax.cli import main; sys.exit(main())"
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", entry, *command[1:]], check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "command": f"SIGLIP2_DATA={data} JAX_PLATFORMS=cpu {' '.join(command)}",
-        "parameters": count_parameters(config),
+        "parameters": count_parameters(recipe),
         "cpu_minutes": (used.ru_utime + used.ru_stime) / 60,
         "wall_minutes": (time.perf_counter() - start) / 60,
     }
 
 
-def count_parameters(config: Path) -> int:
-    """Numbers in the model of a config file."""
-    _, shapes = abstract_model(load_config(config).model)
+def count_parameters(recipe: str) -> int:
+    """Numbers in the model of a recipe."""
+    _, shapes = abstract_model(load_config(locate(recipe)).model)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

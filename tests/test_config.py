@@ -1,4 +1,4 @@
-"""Configurations: what makes sense, files, overrides, records."""
+"""Configurations: what makes sense, overrides, records."""
 
 import dataclasses
 import json
@@ -22,7 +22,6 @@ from siglip2_jax.config import (
     Scratch,
     Stage,
     TrainConfig,
-    load_config,
     override,
     to_json,
 )
@@ -182,71 +181,6 @@ def test_what_makes_sense():
     assert run(stage(batch_size=7), model=FIXED).stages[0].batch_size == 7
 
 
-CONFIG = """
-from __future__ import annotations
-import dataclasses
-from typing import Literal
-from siglip2_jax.config import Data, Stage, TrainConfig
-from siglip2_jax.data.sources import Folder
-from siglip2_jax.demo import tiny_config
-from siglip2_jax.objectives.base import Objective
-
-@dataclasses.dataclass(frozen=True)
-class Mine(Objective):
-    weight: float = 1.0
-    mode: Literal["a", "b"] = "a"
-
-    def loss(self, head, view):
-        return view.features.image.sum(), {}
-
-def config() -> TrainConfig:
-    data = Data(source=Folder("photos"))
-    stage = Stage(name="main", data=data, batch_size=8, steps=5, objectives={"mine": Mine()})
-    return TrainConfig(model=tiny_config(), tokenizer="t", stages=(stage,))
-"""
-
-
-def test_file_with_its_own_objective(tmp_path):
-    path = tmp_path / "small.py"
-    path.write_text(CONFIG)
-    made = load_config(path)
-    assert made.stages[0].steps == 5
-    changed = override(made, ["objectives.mine.mode=b", "objectives.mine.weight=2"])
-    assert dataclasses.astuple(changed.stages[0].objectives["mine"]) == (2.0, "b")
-    with pytest.raises(ValueError, match="expected 'a' or 'b', found c"):
-        override(made, ["objectives.mine.mode=c"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x = 1", "has no function config\\(\\)"),
-        ("config = 1", "has no function config\\(\\)"),
-        ("def config():\n    return {}", "returned a dict, no TrainConfig"),
-        ("\n\nimport nothing_like_it", ":3: ModuleNotFoundError: No module named"),
-        ("def config():\n    return {}['key']", ":2: KeyError: 'key'"),
-        ("def config():\n    return (", ":2: SyntaxError: '\\(' was never closed"),
-        ("def config(x):\n    return x", "TypeError: config\\(\\) missing 1 required"),
-        (
-            "from siglip2_jax.config import Optim\ndef config():\n    return Optim(b1=7.0)",
-            ":3: Optim.b1 is 7.0; it must be less than 1$",
-        ),
-    ],
-)
-def test_file_that_fails(tmp_path, text, message):
-    path = tmp_path / "bad.py"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-        load_config(path)
-    assert str(error.value).removeprefix("config() of ").startswith(str(path))
-    assert "\n" not in str(error.value) and str(error.value).count(str(path)) == 1
-
-
-def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing.py: no such file"):
-        load_config(tmp_path / "missing.py")
-
-
 @pytest.mark.parametrize(
     ("assignment", "read", "expected"),
     [
@@ -350,37 +284,6 @@ def test_override_mistakes(assignment, message):
 def test_override_of_a_whole_and_a_part():
     with pytest.raises(ValueError, match="set the same thing whole and in part"):
         override(run(), ["logging.profile=None", "logging.profile.start=5"])
-
-
-ARGUMENTS = """
-from siglip2_jax.config import Data, Stage, TrainConfig
-from siglip2_jax.data.sources import Folder
-from siglip2_jax.demo import tiny_config
-from siglip2_jax.objectives.sigmoid import Sigmoid
-
-def config(size: int = 8, path: str = "photos", rate=1.0) -> TrainConfig:
-    stage = Stage(
-        name="main", data=Data(source=Folder(path)), batch_size=size, steps=5,
-        objectives={"sigmoid": Sigmoid(weight=rate)},
-    )
-    return TrainConfig(model=tiny_config(), tokenizer="t", stages=(stage,))
-"""
-
-
-def test_arguments_of_a_file(tmp_path):
-    """Assignments to parameters of config() go there, all others change what it returns."""
-    path = tmp_path / "mine.py"
-    path.write_text(ARGUMENTS)
-    changes = ["size=16", "path=elsewhere", "rate=0.5", "stages.main.steps=7"]
-    (stage,) = load_config(path, changes).stages
-    assert (stage.batch_size, stage.steps) == (16, 7)
-    assert stage.data.source == Folder("elsewhere")
-    assert stage.objectives["sigmoid"].weight == 0.5
-    assert load_config(path).stages[0].batch_size == 8
-    with pytest.raises(ValueError, match="'size=big': expected int, found big"):
-        load_config(path, ["size=big"])
-    with pytest.raises(ValueError, match="'sise' is not a field of TrainConfig"):
-        load_config(path, ["sise=16"])
 
 
 def test_hints_of_an_unknown_type():

@@ -32,6 +32,7 @@ LAYERS = (
     "demo",
     "evals",
     "config",
+    "recipes",
     "train",
     "benchmarks planner",
     "cli",

@@ -7,7 +7,7 @@
 #
 # --name, --zone, --slices, --project  as given to create.sh
 # --dry-run          print the commands and run nothing
-# -- CONFIG.py …     the arguments of siglip2 train; paths are those in ~/siglip2_jax of the workers
+# -- CONFIG …        the arguments of siglip2 train; paths are those in ~/siglip2_jax of the workers
 #
 # A workdir that holds a checkpoint resumes. stop.sh saves and stops, logs.sh shows the log.
 
@@ -55,8 +55,8 @@ while (($#)); do
   shift "$TAKEN"
 done
 check_slice_options
-(($#)) || bad_argument "the arguments of siglip2 train are missing: -- CONFIG.py --workdir gs://…"
-[[ $1 == *.py ]] || bad_argument "'$1' is not a config: a Python file must follow --"
+(($#)) || bad_argument "the arguments of siglip2 train are missing: -- CONFIG --workdir gs://…"
+[[ $1 != -* ]] || bad_argument "'$1' is not a config: a recipe, Python file or module must follow --"
 [[ " $* " == *" --workdir gs://"* || " $* " == *" --workdir=gs://"* ]] ||
   bad_argument "--workdir gs://BUCKET/RUN is missing after --: workers share it, and it outlives them"
 

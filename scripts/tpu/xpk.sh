@@ -14,7 +14,7 @@
 # --image IMAGE      that of scripts/tpu/Dockerfile, with the configs (docs/tpu.md)
 # --restarts N       how often to start again (default 100)
 # --dry-run          print the command and run nothing
-# -- CONFIG.py …     the arguments of siglip2 train
+# -- CONFIG …        the arguments of siglip2 train
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=slice.sh
@@ -44,7 +44,7 @@ check_slice_options
 [[ -n $type ]] || bad_argument "--type is missing: the accelerator of one slice, such as v5litepod-256"
 [[ -n $image ]] || bad_argument "--image is missing: the container image that holds siglip2_jax"
 [[ $restarts =~ ^[0-9]+$ ]] || bad_argument "--restarts '$restarts' must be a whole number"
-(($#)) || bad_argument "the arguments of siglip2 train are missing: -- CONFIG.py --workdir gs://…"
+(($#)) || bad_argument "the arguments of siglip2 train are missing: -- CONFIG --workdir gs://…"
 
 place=("--zone=$ZONE")
 [[ -z $PROJECT ]] || place+=("--project=$PROJECT")

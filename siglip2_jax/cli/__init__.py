@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from siglip2_jax.cli import (
     caption,
     classify,
+    configs,
     convert,
     data,
     demo,
@@ -24,7 +25,7 @@ from siglip2_jax.cli import (
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
 
-COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, plan, data)
+COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, configs, plan, data)
 
 
 def parser() -> argparse.ArgumentParser:

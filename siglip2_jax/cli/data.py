@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "data",
         help="index, pack, annotate and look at training data",
-        epilog="example: siglip2 data inspect configs/tiny.py --out batch.html",
+        epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
     _add_index(jobs)
@@ -77,7 +77,7 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
         "together with their grid, crops, and texts decoded from their ids, for each sequence "
         "length, with the statistics of lengths. The boxes of a captioning decoder's targets are "
         "drawn.",
-        epilog="example: siglip2 data inspect configs/tiny.py --out batch.html",
+        epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     add_config_options(parser)
     parser.add_argument("--stage", help="which stage (default: the first)")

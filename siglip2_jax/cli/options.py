@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from etils import epath
 
-    from siglip2_jax.config import TrainConfig
+    from siglip2_jax.config import Origin, TrainConfig
     from siglip2_jax.inference import Captioner
     from siglip2_jax.inference.embedder import Embedder
 
@@ -152,7 +152,12 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds CONFIG and the changes to it."""
-    parser.add_argument("config", metavar="CONFIG", help="a Python file with a config()")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="name of a recipe (see `siglip2 configs`), Python file with a config(), "
+        "package.module:function, or config.json of a run",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -163,8 +168,16 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def find_run(args: argparse.Namespace) -> Origin:
+    """The origin of the config that `add_config_options` described."""
+    from siglip2_jax.config import find_origin
+    from siglip2_jax.recipes import locate
+
+    return find_origin(locate(args.config), args.set)
+
+
 def load_run(args: argparse.Namespace) -> TrainConfig:
     """The config that `add_config_options` described."""
     from siglip2_jax.config import load_config
 
-    return load_config(args.config, args.set)
+    return load_config(*find_run(args))

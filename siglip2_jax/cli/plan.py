@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Compiles every stage's step, for each of its sequence lengths, with the real "
         "TPU compiler (extra `tpu`, Linux x86) and says what it needs per chip. Minutes per "
         "program. Times are the compiler's estimates: good for comparing, not for invoices.",
-        epilog="example: siglip2 plan configs/b16_naflex.py --topology v5e:16x16 --budget 256",
+        epilog="example: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256",
     )
     add_config_options(parser)
     parser.add_argument("--topology", default="v5e:16x16", help="of one slice (default: v5e:16x16)")

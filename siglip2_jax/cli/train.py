@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 
-from siglip2_jax.cli.options import add_config_options, add_host_options, load_run
+from siglip2_jax.cli.options import add_config_options, add_host_options, find_run
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "train",
-        help="train a model as a config file says; resumes a workdir that holds a checkpoint",
+        help="train a model as a config says; resumes a workdir that holds a checkpoint",
         description="Runs all stages of a config. Run the same command on every host of a slice. "
         "After SIGTERM (preemption) all hosts save the same step and exit with 143; the same "
         "command then goes on from there.",
-        epilog="example: siglip2 train configs/tiny.py --workdir /tmp/tiny "
-        "--set stages.main.steps=100",
+        epilog="example: siglip2 train tiny --workdir /tmp/tiny --set stages.main.steps=100",
     )
     add_config_options(parser)
     parser.add_argument(
@@ -39,7 +38,10 @@ class Messages(logging.Formatter):
 
 def run(args: argparse.Namespace) -> int:
     """Trains; 143 if SIGTERM ended it."""
-    config = load_run(args)
+    from siglip2_jax.config import load_config
+
+    origin = find_run(args)
+    config = load_config(*origin)
     from siglip2_jax.train.distributed import PREEMPTED, join_hosts, leave
     from siglip2_jax.train.loop import train
     from siglip2_jax.train.run import StoreError
@@ -51,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_distributed:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
     try:
-        return 0 if train(config, args.workdir) else PREEMPTED
+        return 0 if train(config, args.workdir, origin) else PREEMPTED
     except StoreError as error:
         leave(str(error))  # threads that save try again for a quarter of an hour

@@ -1,9 +1,10 @@
 """What a training run is made of: dataclasses, files that hold them, and changes to them."""
 
 from siglip2_jax.config.curation import Curation
-from siglip2_jax.config.files import load_config, to_json
+from siglip2_jax.config.files import Origin, find_origin, load_config
 from siglip2_jax.config.optim import Group, Optim, Schedule
 from siglip2_jax.config.override import override
+from siglip2_jax.config.record import to_json
 from siglip2_jax.config.run import Checkpoints, Logging, Profile, TrainConfig
 from siglip2_jax.config.stage import Data, Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
@@ -16,12 +17,14 @@ __all__ = [
     "Group",
     "Logging",
     "Optim",
+    "Origin",
     "Pretrained",
     "Profile",
     "Schedule",
     "Scratch",
     "Stage",
     "TrainConfig",
+    "find_origin",
     "load_config",
     "override",
     "to_json",

@@ -72,7 +72,7 @@ class Logging:
 class TrainConfig:
     """Everything that decides a training run, except where it is stored and what it runs on.
 
-    A file under `configs/` holds a function `config()` that returns one of these.
+    A config is a Python module with a function `config()` that returns one of these.
 
     Attributes:
       model: sizes; a stage may have others.

@@ -116,7 +116,7 @@ def _find(
     if not decoders:
         problem = (
             "it holds no decoder, as no released checkpoint does; train one on it, with `siglip2 "
-            "train configs/decoder_on_frozen.py`, and give the workdir"
+            "train decoder_on_frozen`, and give the workdir"
         )
         raise checkpoints.ConversionError([problem], subject)
     names = ", ".join(decoders)

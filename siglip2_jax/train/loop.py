@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from siglip2_jax.checkpoints.source import absolute
-from siglip2_jax.config import Pretrained, Scratch, TrainConfig
+from siglip2_jax.config import Origin, Pretrained, Scratch, TrainConfig
 from siglip2_jax.data.lengths import Reading
 from siglip2_jax.data.pipeline import Loaded
 from siglip2_jax.inference.embedder import Embedder
@@ -43,7 +43,9 @@ BAD_SHOWN = 10  # unusable examples of a stage, from which on their names are no
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
+def train(
+    config: TrainConfig, workdir: str | os.PathLike[str], origin: Origin | None = None
+) -> bool:
     """Runs all stages, or what is left of them: a workdir with a checkpoint is resumed.
 
     Every process of a run calls it alike, after `distributed.join_hosts`.
@@ -51,6 +53,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
     Args:
       config: the run.
       workdir: where checkpoints, `metrics.jsonl` and `config.json` go; local or `gs://`.
+      origin: what made the config, for `config.json`.
 
     Returns:
       True when the run is complete; False when SIGTERM stopped it, after saving.
@@ -63,7 +66,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> bool:
     """
     versions = agreed_versions()  # first: what follows may hang where they differ
     with ending_together():
-        run = Run(config, absolute(workdir), versions)
+        run = Run(config, absolute(workdir), versions, origin)
         process, count = jax.process_index(), jax.process_count()
         log.info("process %d of %d runs %s", process, count, in_words(versions))
         try:

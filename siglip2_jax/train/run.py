@@ -14,7 +14,8 @@ from etils import epath
 from jaxtyping import Array, Bool
 
 from siglip2_jax.checkpoints.orbax import describe
-from siglip2_jax.config import TrainConfig, to_json
+from siglip2_jax.config import Origin, TrainConfig, to_json
+from siglip2_jax.config.files import to_record
 from siglip2_jax.outputs import write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
@@ -54,7 +55,13 @@ class Run:
       signal: SIGTERM.
     """
 
-    def __init__(self, config: TrainConfig, workdir: epath.Path, versions: Versions):
+    def __init__(
+        self,
+        config: TrainConfig,
+        workdir: epath.Path,
+        versions: Versions,
+        origin: Origin | None = None,
+    ):
         self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.spans = spans(config)
@@ -71,7 +78,7 @@ class Run:
                 self._compare_versions(record.get("versions", versions))  # early releases kept none
             self.writer = None
             if jax.process_index() == 0:
-                settings = to_json(config) | {"versions": dict(versions)}
+                settings = to_record(config, origin) | {"versions": dict(versions)}
                 self._record(settings)
                 self.writer = MetricWriter(workdir, config.logging, settings, self.saved)
         self.trace = Trace(config.logging.profile, workdir)
@@ -147,7 +154,7 @@ class Run:
             place = f"is in stage {there[0]!r}" if there else f"ends at step {self.spans[-1].end}"
             raise ValueError(
                 f"step {self.saved} of {self.workdir} belongs to stage {stage!r}, which in this "
-                f"config {place}; resume with the config that {CONFIG} records, or train in "
+                f"config {place}; resume with the config {self.workdir / CONFIG}, or train in "
                 "another workdir"
             )
 

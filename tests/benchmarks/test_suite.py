@@ -207,7 +207,7 @@ def test_suites_are_files(tmp_path):
     found = load_suite("configs/evals/paper.py")
     assert {entry.task for entry in found.entries} > {"imagenet", "coco", "xm3600"}
     (tmp_path / "s.py").write_text("def suite():\n    return 3")
-    with pytest.raises(ValueError, match="returned a int, no Suite"):
+    with pytest.raises(ValueError, match="must return a Suite, not int"):
         load_suite(tmp_path / "s.py")
     with pytest.raises(ValueError, match="no task was given"):
         parse_entries(" , ", (9,))

@@ -94,9 +94,26 @@ def test_a_loss_that_is_no_number(tmp_path, capsys):
     code = main(["train", CONFIG, "--workdir", str(workdir), "--set", "stages.main.name=other"])
     err = capsys.readouterr().err
     assert code == 2 and "belongs to stage 'main', which in this config is in stage 'other'" in err
+    assert f"resume with the config {workdir / 'config.json'}, or train in" in err
     assert main(["train", CONFIG, "--workdir", str(workdir), "--set", "stages.main.steps=4"]) == 2
     assert "ends at step 4" in capsys.readouterr().err
     assert (workdir / "config.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_what_a_run_records_trains_again(tmp_path):
+    (end,) = train(LIGHT, tmp_path / "a", "stages.main.steps=6", "seed=3", *ONE_LENGTH)
+    assert end.code == 0, end.text
+    (end,) = train(tmp_path / "a" / "config.json", tmp_path / "b")
+    assert end.code == 0, end.text
+    expected = numbers(tmp_path / "a")
+    assert len(expected) == 6 and numbers(tmp_path / "b") == expected
+    texts = [(tmp_path / name / "config.json").read_text() for name in "ab"]
+    assert texts[0] == texts[1]
+
+    (end,) = train(tmp_path / "a" / "config.json", tmp_path / "a", "stages.main.steps=8")
+    assert end.code == 0 and "resuming at step 6" in end.text, end.text
+    assert len(numbers(tmp_path / "a")) == 8
 
 
 @pytest.mark.slow

@@ -364,7 +364,7 @@ def test_sources_without_the_decoder(workdir, tmp_path):
         load_captioner(workdir)
     with pytest.raises(ConversionError, match="holds no decoder 'third', but caption, other"):
         load_captioner(workdir, head="third")
-    none = "holds no decoder, as no released .* configs/decoder_on_frozen.py"
+    none = "holds no decoder, as no released .* train decoder_on_frozen"
     embedder().save(tmp_path / "release.npz", "npz")
     with pytest.raises(ConversionError, match=f"release.npz: it {none}"):
         load_captioner(tmp_path / "release.npz")

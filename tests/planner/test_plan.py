@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from planner.plans import step_plan
 
-from siglip2_jax.config import load_config, override
+from siglip2_jax.config import load_config
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.objectives.sigmoid import ring_loss
 from siglip2_jax.planner.max_batch import largest_batch
 from siglip2_jax.planner.plan import DoesNotFit, StepPlan, chip_of, local_bytes, plan_step
 from siglip2_jax.planner.report import report
 from siglip2_jax.planner.topology import compile_only, topology_mesh
+from siglip2_jax.recipes import locate, summaries
 from siglip2_jax.sharding import BATCH, make_mesh
 from siglip2_jax.train.chips import V5E
 from siglip2_jax.train.inputs import abstract_batch, check_batches, stage_lengths
@@ -30,7 +30,6 @@ from siglip2_jax.train.step import Program
 pytest.importorskip("libtpu", reason="needs the extra `tpu`")
 pytestmark = pytest.mark.tpu
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TOPOLOGY = {
     "lit": "v5e:4x4",
     "finetune": "v5e:2x4",
@@ -39,16 +38,16 @@ TOPOLOGY = {
 }
 LONG = ("siglip2_b16", "siglip2_so400m")  # many stages; siglip2_g_opt has the same but for sizes
 PUBLISHED = [
-    pytest.param(p.stem, marks=pytest.mark.slow) if p.stem in LONG else p.stem
-    for p in sorted(CONFIGS.glob("*.py"))
-    if not p.stem.startswith("small_")
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+    for name in summaries()
+    if not name.startswith("small_")
 ]
 
 
 @pytest.fixture(scope="module")
 def tiny():
     changes = ["model.vision.depth=1", "model.text.depth=1"]
-    return override(load_config(CONFIGS / "tiny.py"), changes)
+    return load_config(locate("tiny"), changes)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +138,7 @@ def test_too_large_for_any_batch(tiny, monkeypatch):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_config_fits_its_topology_in_shape(name):
     """Everything of a plan but the compiler's minutes: shapes, shardings, batches, schedules."""
-    config = load_config(CONFIGS / f"{name}.py")
+    config = load_config(locate(name))
     mesh = topology_mesh(TOPOLOGY.get(name, "v5e:16x16"), replica=config.replica)
     fsdp = mesh.shape["fsdp"]
     check_batches(config, mesh.size)
@@ -208,7 +207,7 @@ def test_the_command(tmp_path):
         "-c",
         "import sys; from siglip2_jax.cli import main; sys.exit(main())",
     ]
-    args = ["plan", str(CONFIGS / "tiny.py"), "--topology", "v5e:2x2", "--budget", "32"]
+    args = ["plan", "tiny", "--topology", "v5e:2x2", "--budget", "32"]
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TPU_"))
     }
@@ -224,7 +223,7 @@ def test_the_command(tmp_path):
     assert found["mesh"] == {"replica": 1, "fsdp": 4}
     assert [step["budget"] for step in found["steps"]] == [32] and found["steps"][0]["fits"]
     bad = subprocess.run(
-        [*command, "plan", str(CONFIGS / "tiny.py"), "--topology", "v5e:3x3"],
+        [*command, "plan", "tiny", "--topology", "v5e:3x3"],
         capture_output=True,
         text=True,
         env=environment,

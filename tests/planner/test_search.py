@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from planner.plans import step_plan
 
 from siglip2_jax.cli import main
-from siglip2_jax.config import load_config
 from siglip2_jax.planner.plan import DoesNotFit
 from siglip2_jax.planner.search import (
     ACTIVATIONS,
@@ -21,8 +19,8 @@ from siglip2_jax.planner.search import (
     search,
     with_compute,
 )
+from siglip2_jax.recipes import tiny
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 GIB = 2**30
 OUT_OF_MEMORY = DoesNotFit("stage 'main' does not fit")
 
@@ -64,7 +62,7 @@ def test_unknown_remat(text):
 
 
 def test_only_the_layers_of_the_stage_change():
-    config = load_config(TINY)
+    config = tiny.config()
     changed = with_compute(config, 0, Candidate(32, False, ("qkv", "x_mid")))
     before, after = config.resolved[0], changed.resolved[0]
     assert (after.compute.scan, after.compute.remat) == (False, ("qkv", "x_mid"))
@@ -73,7 +71,7 @@ def test_only_the_layers_of_the_stage_change():
 
 
 def test_programs_without_room_are_trials_and_other_errors_are_raised():
-    config, tried = load_config(TINY), candidates([32], (True,), ("none", "full"))
+    config, tried = tiny.config(), candidates([32], (True,), ("none", "full"))
 
     def plan(changed, batch_size):
         if changed.resolved[0].compute.remat == "none":
@@ -106,7 +104,7 @@ def command(monkeypatch, capsys):
         return step_plan(len(done) * 5 * GIB, 1 / len(done), batch_size)
 
     def run(*args):
-        code = main(["plan", str(TINY), "--topology", "v5e:2x2", "--search", *args])
+        code = main(["plan", "tiny", "--topology", "v5e:2x2", "--search", *args])
         return code, *capsys.readouterr()
 
     monkeypatch.setattr("siglip2_jax.planner.plan.plan_step", pretend)

@@ -231,6 +231,12 @@ def test_launch_quotes_through_both_shells() -> None:
     assert train == ["~/venv/bin/siglip2", "train", *TRAIN[1:], "--set", odd, "--set", ""]
 
 
+@pytest.mark.parametrize("config", ["b16_256", "package.runs:large", "gs://bucket/old/config.json"])
+def test_launch_takes_every_kind_of_config(config: str) -> None:
+    (command,) = dry("launch", "--", config, *TRAIN[2:])
+    assert f" train {config} --workdir gs://bucket/run " in command[-1]
+
+
 def test_launch_tells_slices_about_each_other() -> None:
     describe, *starts = dry("launch", "--slices", "3", *TRAIN)
     value = "--format=value(networkEndpoints[0].ipAddress)"

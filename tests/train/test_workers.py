@@ -3,7 +3,17 @@
 import signal
 
 import pytest
-from train.processes import LIGHT, ONE_LENGTH, metrics, saved_steps, steps_done, train, training
+from train.processes import (
+    CONFIGS,
+    LIGHT,
+    ONE_LENGTH,
+    metrics,
+    numbers,
+    saved_steps,
+    steps_done,
+    train,
+    training,
+)
 
 LONG = (*ONE_LENGTH, "stages.main.steps=100000", "data.prefetch=20")
 
@@ -31,3 +41,17 @@ def test_a_signal_ends_a_run_and_its_workers(tmp_path, number, code, to_all):
     assert "resource_tracker" not in end.text and "Traceback" not in end.text, end.text
     if code == 143:
         assert saved_steps(workdir)[-1] == metrics(workdir)[-1]["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_workers_know_the_classes_of_a_config(tmp_path, processes):
+    """A source, a transform and a module beside the config: batches as without workers."""
+    changes = (*ONE_LENGTH, "stages.main.steps=5", "optim.schedule.warmup_steps=1")
+    options = {"processes": processes, "devices": 2 // processes}
+    for workers in (0, 1):
+        workdir = tmp_path / f"{workers}"
+        ends = train(CONFIGS / "own.py", workdir, *changes, f"data.workers={workers}", **options)
+        assert all(end.code == 0 for end in ends), ends
+    alone, with_worker = numbers(tmp_path / "0"), numbers(tmp_path / "1")
+    assert len(alone) == 5 and alone == with_worker

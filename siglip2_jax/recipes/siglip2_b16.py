@@ -1,8 +1,8 @@
 """The whole of SigLIP 2 (arXiv 2502.14786), B/16: five stages, every number in this file.
 
-    siglip2 train configs/siglip2_b16.py --workdir /tmp/siglip2 --set scale=1e-7
-    siglip2 plan configs/siglip2_b16.py --topology v5e:16x16 --stage distill
-    siglip2 train configs/siglip2_b16.py --workdir gs://BUCKET/siglip2_b16 \
+    siglip2 train siglip2_b16 --workdir /tmp/siglip2 --set scale=1e-7
+    siglip2 plan siglip2_b16 --topology v5e:16x16 --stage distill
+    siglip2 train siglip2_b16 --workdir gs://BUCKET/siglip2_b16 \
         --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
 
 The first command runs all stages on two CPU cores, on the photos that ship with the package:

@@ -1,10 +1,10 @@
 """SigLIP 2 B/16 NaFlex: native aspect ratio and five sequence lengths, from a run at 90 %.
 
-    siglip2 train configs/b16_naflex.py --workdir gs://BUCKET/b16_naflex
-    siglip2 plan configs/b16_naflex.py --topology v5e:16x16 --budget 256
+    siglip2 train b16_naflex --workdir gs://BUCKET/b16_naflex
+    siglip2 plan b16_naflex --topology v5e:16x16 --budget 256
 
 Stage 4 of the paper (arXiv 2502.14786, section 2.4.2) with the sigmoid loss: the run of
-`b16_256.py` is left at 90 % and the rest of its schedule stretched 3.75 times. Every batch has
+`b16_256` is left at 90 % and the rest of its schedule stretched 3.75 times. Every batch has
 one of the lengths 128, 256, 576, 784 and 1024, with as many examples of each; at 1024 batches are
 halved. The position table has 16 x 16 entries in both, so nothing is resized.
 

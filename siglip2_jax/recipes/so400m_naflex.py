@@ -1,21 +1,21 @@
 """SigLIP 2 So400m/16 NaFlex: native aspect ratio and five sequence lengths, from a run at 90 %.
 
-    siglip2 train configs/so400m_naflex.py --workdir gs://BUCKET/so400m_naflex
-    siglip2 plan configs/so400m_naflex.py --topology v5e:16x16 --budget 256
+    siglip2 train so400m_naflex --workdir gs://BUCKET/so400m_naflex
+    siglip2 plan so400m_naflex --topology v5e:16x16 --budget 256
 
-The run of `b16_naflex.py` with larger towers, from the run of `so400m_256.py`.
+The run of `b16_naflex` with larger towers, from the run of `so400m_256`.
 """
 
 import dataclasses
-from pathlib import Path
 
-from siglip2_jax.config import Continue, TrainConfig, load_config
+from siglip2_jax.config import Continue, TrainConfig
 from siglip2_jax.models.config import two_towers
+from siglip2_jax.recipes import b16_naflex
 
 
 def config() -> TrainConfig:
     """One stage of 15 billion examples, 549,317 steps."""
-    base = load_config(Path(__file__).with_name("b16_naflex.py"))
+    base = b16_naflex.config()
     stage = dataclasses.replace(
         base.stages[0],
         start=Continue(workdir="gs://BUCKET/so400m_256", stage="main", fraction=0.9),

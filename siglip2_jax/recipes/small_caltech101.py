@@ -1,6 +1,6 @@
 """A small model from scratch on 1,200 photos of 100 things, captioned "a photo of a NAME".
 
-    SIGLIP2_DATA=DIR siglip2 train configs/small_caltech101.py --workdir /tmp/caltech101
+    SIGLIP2_DATA=DIR siglip2 train small_caltech101 --workdir /tmp/caltech101
 
 DIR holds `caltech101_20`: `labels.jsonl` with the fields file, name and split, and `images`. Its
 validation photos are classified zero-shot, with the same prompt.

@@ -1,22 +1,22 @@
 """SigLIP 2 So400m/16: stage 1 of the paper with the sigmoid loss, at 256 pixels.
 
-    siglip2 train configs/so400m_256.py --workdir gs://BUCKET/so400m_256
-    siglip2 plan configs/so400m_256.py --topology v5e:16x16
+    siglip2 train so400m_256 --workdir gs://BUCKET/so400m_256
+    siglip2 plan so400m_256 --topology v5e:16x16
 
-The run of `b16_256.py` with larger towers. On v5e:16x16, in a loop that keeps the inputs of layers:
+The run of `b16_256` with larger towers. On v5e:16x16, in a loop that keeps the inputs of layers:
 971 ms, 7.02 GiB, MFU 0.547; to unroll 27 layers takes long to compile and was not tried.
 """
 
 import dataclasses
-from pathlib import Path
 
-from siglip2_jax.config import TrainConfig, load_config
+from siglip2_jax.config import TrainConfig
 from siglip2_jax.models.config import two_towers
+from siglip2_jax.recipes import b16_256
 
 
 def config() -> TrainConfig:
     """One stage of 1,220,704 steps of 32,768 examples."""
-    base = load_config(Path(__file__).with_name("b16_256.py"))
+    base = b16_256.config()
     model = two_towers("So400m", patch_size=16, image_size=256)
     compute = dataclasses.replace(base.compute, remat="full", scan=True)
     return dataclasses.replace(base, model=model, compute=compute)

@@ -1,8 +1,8 @@
 """Fine-tuning a released model on your own pairs, on one host of TPUs.
 
-    siglip2 train configs/finetune.py --workdir /tmp/finetune \\
+    siglip2 train finetune --workdir /tmp/finetune \\
       --set data.source.path=/data/pairs --set tokenizer=/data/tokenizer.model
-    siglip2 plan configs/finetune.py --topology v5e:2x4
+    siglip2 plan finetune --topology v5e:2x4
 
 Both towers move slowly (1 % of the rate of pre-training, no weight decay). `b` has learned how
 rare a match is in batches of 32,768; in batches of 512 a match is 64 times as likely, so `b` starts

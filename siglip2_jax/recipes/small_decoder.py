@@ -1,6 +1,6 @@
 """A small decoder that learns photos by heart: captions, boxes for phrases, phrases for boxes.
 
-    siglip2 train configs/small_decoder.py --workdir /tmp/decoder \
+    siglip2 train small_decoder --workdir /tmp/decoder \
         --set photos=COCO_DIR --set rows=/tmp/rows.jsonl
 
 It shows that what is written can be read back. `scripts/train_decoder.py` makes the rows, runs it

@@ -1,6 +1,6 @@
 """A small model from scratch on 700 photos of Flickr8k with five captions each.
 
-SIGLIP2_DATA=DIR siglip2 train configs/small_flickr8k.py --workdir /tmp/flickr8k
+SIGLIP2_DATA=DIR siglip2 train small_flickr8k --workdir /tmp/flickr8k
 """
 
 import os

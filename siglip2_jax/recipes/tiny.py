@@ -1,6 +1,6 @@
 """A model of about a million parameters on the photos that ship with the package: minutes on a CPU.
 
-    siglip2 train configs/tiny.py --workdir /tmp/tiny
+    siglip2 train tiny --workdir /tmp/tiny
 
 It learns its 62 photos by heart; it is there to see a run, a checkpoint and a resume.
 """

@@ -1,7 +1,7 @@
 """LiT: a text tower for a trained image tower, which stays as it is (arXiv 2111.07991).
 
-    siglip2 train configs/lit.py --workdir gs://BUCKET/lit
-    siglip2 plan configs/lit.py --topology v5e:4x4
+    siglip2 train lit --workdir gs://BUCKET/lit
+    siglip2 plan lit --topology v5e:4x4
 
 The image tower comes from a released model, in any format; text tower, `t` and `b` are fresh. Its
 gradient is never computed, so a step costs about half and the optimizer holds the text tower only.

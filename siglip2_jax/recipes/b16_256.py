@@ -1,10 +1,10 @@
 """SigLIP 2 B/16: stage 1 of the paper with the sigmoid loss, at 256 pixels.
 
-    siglip2 train configs/b16_256.py --workdir gs://BUCKET/b16_256
-    siglip2 plan configs/b16_256.py --topology v5e:16x16
+    siglip2 train b16_256 --workdir gs://BUCKET/b16_256
+    siglip2 plan b16_256 --topology v5e:16x16
 
 On v5e:16x16, unrolled, with everything kept for the backward pass: 166 ms a step, 10.15 GiB, MFU
-0.674; `b16_naflex.py` has a table of what else could be kept.
+0.674; `b16_naflex` has a table of what else could be kept.
 
 40 billion examples in batches of 32,768 (arXiv 2502.14786, sections 2.1 and 2.2). Data and
 tokenizer are yours:

@@ -1,9 +1,9 @@
 """SigLIP 2 L/16: stage 1 of the paper with the sigmoid loss, at 256 pixels.
 
-    siglip2 train configs/l16_256.py --workdir gs://BUCKET/l16_256
-    siglip2 plan configs/l16_256.py --topology v5e:16x16
+    siglip2 train l16_256 --workdir gs://BUCKET/l16_256
+    siglip2 plan l16_256 --topology v5e:16x16
 
-The run of `b16_256.py` with larger towers. On v5e:16x16 everything cannot be kept for the backward
+The run of `b16_256` with larger towers. On v5e:16x16 everything cannot be kept for the backward
 pass; the inputs of layers can:
 
     unrolled    683 ms, 5.59 GiB, MFU 0.572
@@ -11,15 +11,15 @@ pass; the inputs of layers can:
 """
 
 import dataclasses
-from pathlib import Path
 
-from siglip2_jax.config import TrainConfig, load_config
+from siglip2_jax.config import TrainConfig
 from siglip2_jax.models.config import two_towers
+from siglip2_jax.recipes import b16_256
 
 
 def config() -> TrainConfig:
     """One stage of 1,220,704 steps of 32,768 examples."""
-    base = load_config(Path(__file__).with_name("b16_256.py"))
+    base = b16_256.config()
     model = two_towers("L", patch_size=16, image_size=256)
     compute = dataclasses.replace(base.compute, remat="full")  # all that is kept would not fit
     return dataclasses.replace(base, model=model, compute=compute)

@@ -1,9 +1,9 @@
 """A captioning decoder for a released SigLIP 2 encoder, whose own was never released.
 
-    siglip2 train configs/decoder_on_frozen.py --workdir gs://BUCKET/decoder \
+    siglip2 train decoder_on_frozen --workdir gs://BUCKET/decoder \
         --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
     siglip2 caption gs://BUCKET/decoder photo.jpg
-    siglip2 plan configs/decoder_on_frozen.py --topology v5e:4x4 --budget 256
+    siglip2 plan decoder_on_frozen --topology v5e:4x4 --budget 256
 
 The decoder of section 2.2 (arXiv 2502.14786) on the patch tokens of a frozen image tower: captions,
 half of them in parallel, and, where records have `regions`, boxes for phrases and phrases for

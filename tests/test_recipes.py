@@ -1,0 +1,118 @@
+"""Recipes: found by name, listed, derived from one another."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from siglip2_jax.cli import main
+from siglip2_jax.config import Continue, load_config
+from siglip2_jax.models.config import two_towers
+from siglip2_jax.recipes import (
+    b16_256,
+    b16_naflex,
+    g_opt_256,
+    l16_256,
+    locate,
+    siglip2_b16,
+    siglip2_g_opt,
+    siglip2_so400m,
+    so400m_256,
+    so400m_naflex,
+    summaries,
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_names_are_modules():
+    assert load_config(locate("b16_256")) == b16_256.config()
+    assert locate("configs/mine.py") == "configs/mine.py"
+    assert locate("mine.runs:large") == "mine.runs:large"
+    assert locate("/tmp/tiny/config.json") == "/tmp/tiny/config.json"
+    with pytest.raises(ValueError, match="'b16_naflx' is no recipe; did you mean b16_naflex\\? "):
+        locate("b16_naflx")
+
+
+@pytest.mark.parametrize("name", summaries())
+def test_every_recipe_makes_a_run(name, monkeypatch):
+    monkeypatch.setenv("SIGLIP2_DATA", "/data")
+    assert load_config(locate(name)).stages
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "compute"),
+    [
+        (l16_256, "L", {"remat": "full"}),
+        (so400m_256, "So400m", {"remat": "full", "scan": True}),
+        (g_opt_256, "g-opt", {"remat": "full", "scan": True}),
+    ],
+)
+def test_larger_first_stages_differ_in_size_and_compute_alone(recipe, size, compute):
+    base = b16_256.config()
+    model = two_towers(size, patch_size=16, image_size=256)
+    compute = dataclasses.replace(base.compute, **compute)
+    assert recipe.config() == dataclasses.replace(base, model=model, compute=compute)
+
+
+def test_larger_naflex_continues_its_own_size():
+    base, made = b16_naflex.config(), so400m_naflex.config()
+    (stage,) = made.stages
+    assert stage.start == Continue(workdir="gs://BUCKET/so400m_256", stage="main", fraction=0.9)
+    assert (dataclasses.replace(stage, start=base.stages[0].start),) == base.stages
+    assert made.model == two_towers("So400m", patch_size=16, image_size=None)
+
+
+@pytest.mark.parametrize(("recipe", "size"), [(siglip2_so400m, "So400m"), (siglip2_g_opt, "g-opt")])
+def test_larger_whole_recipes_are_the_same_function(recipe, size):
+    for arguments in ([], ["scale=1e-6", "data=/x/*.arrayrecord", "tokenizer=/x/t.model"]):
+        made = load_config(f"{recipe.__name__}:config", arguments)
+        expected = load_config(f"{siglip2_b16.__name__}:config", [*arguments, f"size={size}"])
+        assert made == expected != siglip2_b16.config()
+
+
+def test_configs_lists_them(capsys):
+    assert main(["configs", "--json"]) == 0
+    listed = {row["name"]: row["summary"] for row in json.loads(capsys.readouterr().out)}
+    files = {path.stem: path for path in Path(b16_256.__file__).parent.glob("[a-z]*.py")}
+    assert listed.keys() == files.keys() and len(listed) >= 16
+    for name, path in files.items():
+        assert listed[name] == ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(None, 1) for line in lines] == [list(row) for row in listed.items()]
+
+
+def test_the_list_is_light():
+    code = (
+        "import sys; from siglip2_jax.cli import main; main(['configs']); "
+        "print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_readers_table_is_the_list():
+    text = (CONFIGS / "README.md").read_text()
+    for name, line in summaries().items():
+        assert f"| [`{name}`](../siglip2_jax/recipes/{name}.py) | {line} |\n" in text
+    assert text.count("/recipes/") == len(summaries())
+
+
+def test_the_template_derives_from_a_recipe():
+    (stage,) = load_config(CONFIGS / "my_run.py", ["data=/x/*.arrayrecord"]).stages
+    (base,) = b16_256.config().stages
+    assert stage.data.source.pattern == "/x/*.arrayrecord"
+    assert (stage.batch_size, stage.objectives) == (1024, base.objectives)
+
+
+@pytest.mark.parametrize("command", [["train", "--workdir", "x"], ["plan"], ["data", "inspect"]])
+def test_commands_know_recipes_by_name(command, capsys):
+    if command == ["plan"]:
+        command = ["plan", "--topology", "v5e:2x2"]
+    assert main([*command, "tinny"]) == 2
+    assert "'tinny' is no recipe; did you mean tiny?" in capsys.readouterr().err
