@@ -40,7 +40,7 @@ DEFAULTS = {
 
 
 def model_type(config: ModelConfig) -> ModelType:
-    """What transformers calls such a model."""
+    """Name of such a model's type in transformers."""
     return "siglip2" if config.native_resolution else "siglip"
 
 

@@ -50,7 +50,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What is written about a run beside its JSON lines.
+    """Logging of a run, beyond its JSON lines.
 
     Attributes:
       every: steps between lines.

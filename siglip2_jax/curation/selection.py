@@ -25,7 +25,7 @@ REFERENCE = "reference"
 
 @struct
 class Embedded:
-    """What one model makes of n examples.
+    """Embeddings of n examples by one model, with its temperature and bias.
 
     Attributes:
       image: unit-length image embeddings, split over the mesh as `BATCH`.

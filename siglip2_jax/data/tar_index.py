@@ -157,7 +157,7 @@ def _kind(suffix: str) -> int | None:
 
 
 def _ends_at(path: str, offset: int) -> bool:
-    """Whether a tar's end mark, a block of zeros, is at an offset."""
+    """True where a tar's end mark, a block of zeros, is at an offset."""
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE

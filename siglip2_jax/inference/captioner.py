@@ -117,7 +117,7 @@ class Captioner:
         batch_size: int = DEFAULT_BATCH_SIZE,
         on_error: OnError = "warn",
     ) -> list[PixelBox | None]:
-        """Finds what phrases say: a box for each image and its phrase.
+        """Localizes phrases: one box for each image and its phrase.
 
         There is no box, None, where the decoder wrote none. Other arguments are as for `caption`.
 

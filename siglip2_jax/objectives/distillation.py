@@ -1,4 +1,4 @@
-"""What self-distillation and masked prediction share: their head, their loss, their monitors."""
+"""Parts that self-distillation and masked prediction share: head, loss, monitors."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Trial:
 
     @property
     def fits(self) -> bool:
-        """Whether it runs on the chips."""
+        """True where the program runs on the chips."""
         return self.plan is not None and self.plan.fits
 
     @property

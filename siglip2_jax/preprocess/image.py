@@ -145,7 +145,7 @@ class ImagePreprocessor:
 
     @property
     def antialiased(self) -> bool:
-        """Whether shrinking averages over all pixels, not just those nearest to the new ones."""
+        """True where shrinking averages over all pixels, not just those nearest to the new ones."""
         return self.mode == "hf" or self.image_size is None
 
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Float32[np.ndarray, "N P"]:

@@ -103,7 +103,7 @@ class StopSignal:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
 
     def should_stop(self, step: int) -> bool:
-        """Whether the run stops before this step; every process asks at every step."""
+        """True where the run stops before this step; every process asks at every step."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

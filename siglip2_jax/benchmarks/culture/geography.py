@@ -1,4 +1,4 @@
-"""How a model fares around the world: the evaluators of SigLIP 2's table 8 (arXiv 2502.14786).
+"""Evaluators of geographic diversity: those of SigLIP 2's table 8 (arXiv 2502.14786).
 
 The protocols are those of "No Filter" (Pouget et al., arXiv 2405.13777): objects and landmarks are
 found zero-shot, countries and regions by few-shot regression. Templates, and which part of GeoDE is

@@ -17,7 +17,7 @@ from siglip2_jax.data.regions import Box, from_coco, read_regions
 
 
 class Expression(NamedTuple):
-    """What is looked for in a photo, and where it is.
+    """Referring expression: an image, a text and the box that the text refers to.
 
     Attributes:
       image: path of the photo.

@@ -1,4 +1,4 @@
-"""What evenly spaced blocks of the vision tower say, for decoders that read more than its end."""
+"""Outputs of evenly spaced blocks of the vision tower, for decoders that read several blocks."""
 
 from __future__ import annotations
 

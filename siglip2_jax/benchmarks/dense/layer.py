@@ -1,4 +1,4 @@
-"""What a probe trains on frozen features: the interface, and one linear layer on every patch."""
+"""Trainable layers on frozen features: the interface, and one linear layer on every patch."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class _Case:
 
 
 def near(metric: str, difference: float) -> bool:
-    """Whether a difference from a published number, in its unit, needs no explanation."""
+    """True where a difference from a published number, in its unit, needs no explanation."""
     return abs(difference) <= (NEAR_RMSE if metric == "rmse" else NEAR) + 1e-9  # 0.3 is not exact
 
 

@@ -21,7 +21,7 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class Summary:
-    """What a pack holds.
+    """Summary of a packing job.
 
     Attributes:
       examples: how many were written, in this run and before.

@@ -138,7 +138,7 @@ class _Shape:
                     yield image, head, slice(start, min(start + _QUERIES, self.queries))
 
     def images(self, batch: int) -> int:
-        """How many images a program takes: enough work to hide its start, where images are small.
+        """Number of images that a program takes: enough work to hide its start.
 
         A divisor of `batch`.
         """

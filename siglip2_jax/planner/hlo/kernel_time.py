@@ -1,4 +1,4 @@
-"""How long Pallas kernels take: each is compiled alone, and the bundles of its code are counted.
+"""Run time of Pallas kernels: each is compiled alone, and the bundles of its code are counted.
 
 The compiler puts no time on a kernel. It can be read off the instructions that libtpu dumps (see
 `bundles` for what that leaves out), but dumps must be asked for before libtpu is loaded and are
