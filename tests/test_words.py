@@ -13,7 +13,9 @@ from siglip2_jax.cli import parser
 
 ROOT = Path(siglip2_jax.__file__).parent
 # A sentence that begins so names no thing and no act: it leans on the identifier beside it.
-LEANING = re.compile(r"(what|how|whether|of|default:)(?!\w)", re.IGNORECASE)
+LEANING = re.compile(
+    r"(what|how|whether|which|where|when|why|who|of|from|as|in|at|default:)(?!\w)", re.IGNORECASE
+)
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -56,6 +58,7 @@ def test_docstrings_begin_with_a_noun_or_a_verb():
         ('def f():\n    """Whether it fits."""', 1),
         ('class A:\n    """Of one call."""\n    def b(self):\n        """What is read."""', 2),
         ('"""Howitzers, offers and whatnot."""', 0),
+        ('"""Asks, whereabouts, informs."""', 0),
         ('"""Trip count of a loop."""\nx = "What else"', 0),
     ],
 )

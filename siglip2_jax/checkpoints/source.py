@@ -1,4 +1,4 @@
-"""Where checkpoints come from: local paths, `gs://` paths, Hugging Face repositories."""
+"""Sources of checkpoints: local paths, `gs://` paths, Hugging Face repositories."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Aspect = Literal["keep", "square"]
 
 @dataclass(frozen=True)
 class Lengths:
-    """Which patch budget each step trains at: one for the whole mini-batch, drawn at random.
+    """Patch budgets of training: one for the whole mini-batch, drawn at random each step.
 
     The defaults are those of SigLIP 2 (arXiv 2502.14786, section 2.4.2): five lengths, the same
     number of examples of each, half the batch at the longest and so twice the steps.

@@ -36,7 +36,7 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where examples come from: cheap to make and to pickle, so that configs can hold it."""
+    """Source of examples: cheap to make and to pickle, so that configs can hold it."""
 
     def open(self) -> Examples:
         """Finds the files and reads what is needed to look up single examples.

@@ -1,4 +1,4 @@
-"""Where the samples of a tar are: found by one walk over its headers, kept in a file beside it."""
+"""Positions of the samples of a tar: read once from its headers, kept in a file beside it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TarIndex:
 
 
 def index_file(path: str) -> Path:
-    """Where the index of a tar is kept."""
+    """Path of the index of a tar."""
     return Path(path + ".idx.json")
 
 

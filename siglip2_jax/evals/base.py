@@ -15,13 +15,13 @@ class Model(Protocol):
     """Model as evaluators see it: an `inference.Embedder`, or a stand-in."""
 
     def embed_images(self, images: Any, **options: Any) -> Float32[ndarray, "n E"]:
-        """As `Embedder.embed_images`."""
+        """Embeds images as `Embedder.embed_images` does."""
 
     def image_features(self, images: Any, **options: Any) -> Features:
-        """As `Embedder.image_features`."""
+        """Gives features as `Embedder.image_features` does."""
 
     def embed_texts(self, texts: Any, **options: Any) -> Float32[ndarray, "n E"]:
-        """As `Embedder.embed_texts`."""
+        """Embeds texts as `Embedder.embed_texts` does."""
 
 
 @runtime_checkable

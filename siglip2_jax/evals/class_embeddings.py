@@ -21,7 +21,7 @@ from siglip2_jax.outputs import write_whole
 
 @dataclasses.dataclass(frozen=True)
 class ClassCache:
-    """Where class embeddings are kept, and of which model they are.
+    """Cache of class embeddings: its directory, and the model that they are of.
 
     Attributes:
       directory: of the files, one for each model, set of prompts and settings; local or `gs://`.

@@ -84,7 +84,7 @@ def patchify(
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """From one picture to its patches, in the way one checkpoint expects.
+    """Preprocessor from one image to its patches, in the way one checkpoint expects.
 
     Mode "reference" follows the official code: at native resolution an antialiased resize that is
     never rounded, at fixed resolution one without antialiasing that is cut to 8 bits. Mode "hf"

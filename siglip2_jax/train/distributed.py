@@ -119,7 +119,7 @@ class StopSignal:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Where one process fails, all end: the others would wait for it in a collective, for ever.
+    """Ends all processes where one fails: the others would wait for it in a collective, for ever.
 
     The one that fails leaves its reason in JAX's coordination service. A thread of each process
     looks for it there, prints it and ends its own process with `FAILED`; unless that process fails
@@ -150,7 +150,7 @@ def ending_together() -> Iterator[None]:
 
 
 def _news() -> str | None:
-    """Why another process failed, if one did."""
+    """Reason why another process failed, if one did."""
     try:
         return global_state.client.key_value_try_get(NEWS)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` always, TensorBoard and Weights & Biases if asked."""
+"""Writers of metrics: `metrics.jsonl` always, TensorBoard and Weights & Biases if asked."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Expression(NamedTuple):
 
 @runtime_checkable
 class Expressions(Protocol):
-    """Where expressions come from: cheap to make, so that configs can hold it."""
+    """Source of expressions: cheap to make, so that configs can hold it."""
 
     def open(self) -> list[Expression]:
         """Reads the expressions; photos are read later.

@@ -61,7 +61,7 @@ class Head(Protocol):
         ...
 
     def known(self, truth: ArrayLike) -> ArrayLike:
-        """Which pixels have a label: bool `[..., h, w]`."""
+        """Pixels that have a label: bool `[..., h, w]`."""
         ...
 
 

@@ -154,7 +154,7 @@ def dataset_name(result: Result) -> str:
 
 
 def place(result: Result) -> str:
-    """Which result of a model: data set and setting."""
+    """Name of a result of a model: data set and setting."""
     return ", ".join(filter(None, (dataset_name(result), setting(result))))
 
 

@@ -41,7 +41,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which regions are kept, of one image.
+    """Limits on the regions that are kept of one image.
 
     Attributes:
       min_score: the lowest score, 0 to 1.

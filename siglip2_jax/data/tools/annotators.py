@@ -1,4 +1,4 @@
-"""Where the regions of an image come from: boxes drawn by people, or a detector."""
+"""Annotators, the sources of an image's regions: boxes drawn by people, or a detector."""
 
 from __future__ import annotations
 

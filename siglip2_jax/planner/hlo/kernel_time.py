@@ -95,7 +95,7 @@ def _in_a_process(work: Path, jobs: dict[str, Any]) -> list[int | None]:
 
 
 def _main(work: Path) -> None:
-    """In that process: compiles the kernels that `jobs.json` lists."""
+    """Compiles, in a process of its own, the kernels that `jobs.json` lists."""
     jobs = json.loads((work / "jobs.json").read_text())
     device = tpu_topology(jobs["topology"])[0]
     found = [_measure(Kernel(**kernel), device, work / "dump") for kernel in jobs["kernels"]]
