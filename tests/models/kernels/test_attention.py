@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from types import SimpleNamespace
-
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
