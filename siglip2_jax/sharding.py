@@ -38,9 +38,8 @@ ROWS = 8  # of a tile: a part with fewer would fill a tile's memory all the same
 
 
 SHARDS = 16
-"""Into how many parts parameters are split unless a mesh says otherwise. More parts of matrices as
-wide as the towers' would not fill whole tiles of a TPU's memory, and XLA gathers such parts by
-summing whole matrices that are zero elsewhere: more than twice the traffic."""
+"""Default FSDP degree. A higher degree gives shards smaller than a TPU tile, which XLA gathers at
+more than twice the traffic, by summing whole matrices that are zero elsewhere."""
 
 
 def make_mesh(replica: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -85,7 +84,7 @@ def make_mesh(replica: int | None = None, devices: Sequence[jax.Device] | None =
 
 
 def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
-    """How one parameter is split over `fsdp` devices.
+    """Partition of one parameter over `fsdp` devices.
 
     Args:
       path: its path, such as `vision/encoder/blocks/attn/query/kernel`.
@@ -145,12 +144,12 @@ def put_batch(batch: T, mesh: Mesh) -> T:
 
 
 def has_mesh() -> bool:
-    """Whether a mesh is in force."""
+    """True while a mesh is in force."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
 def platform() -> str:
-    """What programs are made for: "tpu", "gpu" or "cpu"; the mesh's devices, if there is one."""
+    """Platform of programs: "tpu", "gpu" or "cpu"; that of the mesh's devices, if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 

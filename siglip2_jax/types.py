@@ -65,7 +65,7 @@ class Patches:
 
 @struct
 class Batch:
-    """What one training or evaluation step reads.
+    """Batch that one training or evaluation step reads.
 
     Attributes:
       image: the images.
@@ -81,7 +81,7 @@ class Batch:
 
 @struct
 class Features:
-    """What the towers give: all that objectives, evaluators and users see.
+    """Outputs of the towers: all that objectives, evaluators and users see.
 
     Attributes:
       tokens: patch tokens after the last LayerNorm; rows where `valid` is false are meaningless.

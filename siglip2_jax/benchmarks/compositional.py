@@ -43,7 +43,7 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SugarCrepe:
-    """How often the true caption scores higher than the false one; chance is 0.5.
+    """Accuracy of telling the true caption from a false one (SugarCrepe); chance is 0.5.
 
     Attributes:
       path: directory of the files `<category>.json`.

@@ -96,7 +96,7 @@ def _read_entry(entry: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Raises:
       ValueError: there is no such file, or it is not JSON in UTF-8.

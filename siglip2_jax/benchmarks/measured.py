@@ -95,7 +95,7 @@ class Measured(Measuring):
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ):
-        """As `Measuring`.
+        """Makes the measured model, with the settings of `Measuring`.
 
         Args:
           model: embeds images and texts; on several hosts it must run on local devices only.
@@ -141,7 +141,7 @@ class Measured(Measuring):
         return self._model.dtype
 
     def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
-        """As `Embedder.embed_texts`: every process embeds all of them."""
+        """Embeds texts as `Embedder.embed_texts` does; every process embeds all of them."""
         return self._model.embed_texts(texts, **options)
 
     def embed_images(
@@ -153,7 +153,7 @@ class Measured(Measuring):
         normalize: bool = True,
         on_error: str = "warn",
     ) -> Float[np.ndarray, "n E"]:
-        """As `Embedder.embed_images`; rows of unreadable images are NaN, without a warning each."""
+        """Embeds images; rows of unreadable images are NaN, without a warning each."""
         parts = self._begin(self._model.config.vision.width)
         seen = Counter(images)
         size = batch_size or self._batch_size
@@ -173,7 +173,7 @@ class Measured(Measuring):
         return gather_blocks(parts.rows(), seen.count, size)
 
     def image_features(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's; every host does the whole work."""
+        """Features as the model gives them; every host does the whole work."""
         with self._timed():
             features = self._model.image_features(*args, **kwargs)
         self.embedded += len(features.image)

@@ -57,7 +57,7 @@ class Parts:
             self.notes += notes
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return self._saved + len(self._new)
 
     def add(self, row: Float[np.ndarray, " E"] | None, note: str | None) -> None:

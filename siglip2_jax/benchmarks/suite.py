@@ -54,7 +54,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What is measured, in order."""
+    """Suite of evaluations, in order."""
 
     entries: tuple[Entry, ...]
 
@@ -185,7 +185,7 @@ def _about(task: Task, model: Embedder, pretrained: str) -> dict[str, Any]:
 
 
 def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[str, Any]:
-    """What a number depends on besides weights and data, in words that the report knows."""
+    """Settings that a number depends on besides weights and data, in the report's words."""
     resolution = model.config.vision.image_size
     found = {
         "num_patches": budget if resolution is None else model.config.vision.num_patches,
@@ -230,7 +230,7 @@ def _saved(out: epath.Path | None, key: str) -> Result | None:
 
 
 def _agreed(done: bool) -> bool:
-    """What process 0 says: disks of others may hold less, and all must go the same way."""
+    """Verdict of process 0 for all: disks of others may hold less, and all must go the same way."""
     return done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(done)))
 
 

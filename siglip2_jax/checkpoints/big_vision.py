@@ -141,7 +141,7 @@ def _mlp(ours: str, theirs: str) -> Iterator[Rule]:
 
 
 def layout(tensors: Mapping[str, Lazy], tower: str) -> Layout:
-    """How the blocks of a tower ("vision" or "text") are stored."""
+    """Storage layout of the blocks of a tower ("vision" or "text")."""
     stacked = any(name.startswith(f"{TOWERS[tower]}/encoderblock/") for name in tensors)
     return "stacked" if stacked else "unrolled"
 

@@ -1,5 +1,5 @@
-"""What every reader gives and every writer takes: a model's sizes, its lazy tensors, and its data
-conventions.
+"""Contents of a checkpoint, which every reader gives and every writer takes: a model's sizes, its
+lazy tensors, and its data conventions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Format = Literal["npz", "hf", "orbax"]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images and texts were prepared for the model.
+    """Preparation of images and texts that the model was trained with.
 
     Attributes:
       mode: "reference", as the official pipeline, or "hf", as transformers.

@@ -40,7 +40,7 @@ DEFAULTS = {
 
 
 def model_type(config: ModelConfig) -> ModelType:
-    """What transformers calls such a model."""
+    """Name of such a model's type in transformers."""
     return "siglip2" if config.native_resolution else "siglip"
 
 
@@ -120,7 +120,7 @@ def read_config(directory: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def disagreements(config: ModelConfig, data: dict[str, dict[str, Any]]) -> list[str]:
-    """Where a `config.json`, as `read_config` gives it, contradicts the model its tensors make."""
+    """Contradictions of a `config.json`, as `read_config` gives it, to its tensors' model."""
     expected = to_json(config)
     problems = [
         f"config.json has {key} {data[tower][key]!r} in {tower}, expected {expected[tower][key]!r}"

@@ -86,7 +86,7 @@ def write(
 
 
 def describe(config: ModelConfig, preprocessing: Preprocessing) -> dict[str, Any]:
-    """What a checkpoint says of itself, as JSON; `parse` is the inverse."""
+    """Describes a checkpoint as JSON; `parse` is the inverse."""
     return {
         "version": VERSION,
         "model": config.to_json(),

@@ -86,7 +86,7 @@ def sniff(path: epath.Path) -> Format:
 
 
 def _looks_like(start: bytes) -> str:
-    """What a file is that no loader reads, from its first bytes."""
+    """Describes a file that no loader reads, from its first bytes."""
     if not start:
         return "is empty"
     if start.startswith(b"version "):

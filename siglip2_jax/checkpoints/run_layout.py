@@ -71,7 +71,7 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
 
 
 def read_record(saved: Saved) -> Mapping[str, Any]:
-    """What a checkpoint says of itself and of its run, as `train.run.Run.save` wrote it.
+    """Reads the description of a checkpoint and its run, as `train.run.Run.save` wrote it.
 
     Raises:
       ConversionError: the checkpoint is damaged.
@@ -118,7 +118,7 @@ def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
 
 
 def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
-    """What a checkpoint says of itself, and all arrays of the tree."""
+    """Opens a tree of a checkpoint: its description, and all its arrays."""
     metadata = _metadata(saved)
     tree = metadata.metadata.get(saved.tree)
     if tree is None:

@@ -1,4 +1,4 @@
-"""Where checkpoints come from: local paths, `gs://` paths, Hugging Face repositories."""
+"""Sources of checkpoints: local paths, `gs://` paths, Hugging Face repositories."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _from_hub(text: str) -> epath.Path:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers, with anything, in a few seconds; proxies are honoured.
+    """True where a server answers, with anything, in a few seconds; proxies are honoured.
 
     The hub's client would retry for half a minute first, and gcsfs for longer.
     """
@@ -137,7 +137,7 @@ def _reachable(url: str) -> bool:
 
 
 def _suggestion(text: str) -> str:
-    """What the user may have meant: a neighbouring file, or a release."""
+    """Suggests the source that the user may have meant: a neighbouring file, or a release."""
     parent = epath.Path(text).expanduser().parent if "://" not in text else None
     names = {}
     if parent and parent.is_dir():

@@ -91,7 +91,7 @@ def _check_buckets(args: argparse.Namespace) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Formats an error as one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -62,7 +62,7 @@ def draw_patches(
 
 
 def lengths(batch: Batch, pad_id: int) -> dict[str, float]:
-    """How much of a batch is real.
+    """Statistics of valid lengths in a batch.
 
     Args:
       batch: NumPy arrays.

@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "caption",
-        help="captions of images, boxes for phrases, phrases for boxes",
+        help="write captions of images, boxes for phrases, phrases for boxes",
         description="SOURCE is the workdir of a run that has trained a decoder, or one of its "
         "checkpoints; released checkpoints have none. Boxes are left, top, right, bottom in pixels "
         "of the upright image.",
@@ -29,28 +29,32 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
     )
-    parser.add_argument("--head", help="the decoder's objective, where a run has several")
+    parser.add_argument("--head", help="name of the decoder's objective, for a run with several")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--locate", metavar="PHRASE", help="write the box of what a phrase says")
+    what.add_argument("--locate", metavar="PHRASE", help="find the box of a phrase")
     what.add_argument(
-        "--describe", metavar="BOX", type=box, help="write what a box LEFT,TOP,RIGHT,BOTTOM shows"
+        "--describe", metavar="BOX", type=box, help="describe the box LEFT,TOP,RIGHT,BOTTOM"
     )
     parser.add_argument(
         "--method",
         choices=("greedy", "beam", "sample"),
         default="greedy",
-        help="the likeliest token each time, beam search, or draws (default: greedy)",
+        help="decoding: the likeliest token each time, beam search, or sampling (default: greedy)",
     )
-    parser.add_argument("--beams", type=positive, help="of beam search (default: 4)")
     parser.add_argument(
-        "--temperature", type=float, help="of draws; lower is nearer to greedy (default: 1)"
+        "--beams", type=positive, help="number of beams of --method beam (default: 4)"
     )
-    parser.add_argument("--seed", type=int, help="of draws (default: 0)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="temperature of --method sample; lower is nearer to greedy (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, help="random seed of --method sample (default: 0)")
     parser.add_argument(
         "--draw",
         metavar="OUT.png",
         type=output_file,
-        help="draw the box on the image; takes one image",
+        help="file for the image with its box drawn; one image",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _writing(args: argparse.Namespace) -> Writing:
-    """How the decoder writes; options that would have no effect are refused."""
+    """Decoding settings from the options; options that would have no effect are refused."""
     from siglip2_jax.inference import Writing
 
     belongs = {"beams": "beam", "temperature": "sample", "seed": "sample"}

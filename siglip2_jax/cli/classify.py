@@ -19,17 +19,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "classify",
-        help="zero-shot labels for images",
+        help="label images zero-shot",
         epilog='example: siglip2 classify MODEL cat.jpg dog.jpg --labels "a cat,a dog"',
     )
     add_model_options(parser)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
     )
-    parser.add_argument("--labels", help="labels, separated by commas")
-    parser.add_argument("--labels-file", type=any_path, help="a text file with a label a line")
+    parser.add_argument("--labels", help="labels to choose from, separated by commas")
+    parser.add_argument("--labels-file", type=any_path, help="text file with one label per line")
     add_template_option(parser, "the label as it is")
-    parser.add_argument("--top", type=positive, default=5, help="labels to print (default: 5)")
+    parser.add_argument(
+        "--top", type=positive, default=5, help="number of labels to print (default: 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -20,7 +20,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "destination", metavar="DEST", type=local_path, help="file (npz) or directory to write"
     )
-    parser.add_argument("--to", choices=("orbax", "hf", "npz"), required=True)
+    parser.add_argument(
+        "--to", choices=("orbax", "hf", "npz"), required=True, help="format to write"
+    )
     parser.add_argument(
         "--tokenizer", help="tokenizer to put beside the model; default: the one beside SOURCE"
     )

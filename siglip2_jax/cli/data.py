@@ -53,18 +53,31 @@ def _add_pack(jobs: argparse._SubParsersAction) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--tars", metavar="PATTERN", type=local_path, help="webdataset tars, as img2dataset writes"
+        "--tars",
+        metavar="PATTERN",
+        type=local_path,
+        help="glob of webdataset tars, as img2dataset writes",
     )
-    source.add_argument("--folder", metavar="DIR", help="a folder with captions.jsonl and images/")
-    source.add_argument("--tfds", metavar="NAME", help="a prepared TFDS data set")
+    source.add_argument("--folder", metavar="DIR", help="folder with captions.jsonl and images/")
+    source.add_argument("--tfds", metavar="NAME", help="name of a prepared TFDS data set")
     parser.add_argument(
-        "--captions", type=local_path, help="the folder's .jsonl, or the TFDS feature of captions"
+        "--captions",
+        type=local_path,
+        help="the folder's .jsonl of captions, or the TFDS feature that holds them",
     )
     parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
-    parser.add_argument("--split", default="train", help="of the TFDS data set (default: train)")
-    parser.add_argument("--data-dir", type=local_path, help="where the TFDS data set was prepared")
-    parser.add_argument("--out", type=local_path, required=True, help="the directory to write")
-    parser.add_argument("--shard-size", type=positive, default=10_000, help="default: 10000")
+    parser.add_argument(
+        "--split", default="train", help="split of the TFDS data set (default: train)"
+    )
+    parser.add_argument(
+        "--data-dir", type=local_path, help="directory in which the TFDS data set was prepared"
+    )
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="directory to write the shards to"
+    )
+    parser.add_argument(
+        "--shard-size", type=positive, default=10_000, help="examples per shard (default: 10000)"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=pack)
 
@@ -72,7 +85,7 @@ def _add_pack(jobs: argparse._SubParsersAction) -> None:
 def _add_inspect(jobs: argparse._SubParsersAction) -> None:
     parser = jobs.add_parser(
         "inspect",
-        help="draw a real batch of a config as a page of pictures",
+        help="draw a real batch of a config as a page of images",
         description="Draws the first examples of a stage as the model sees them: patches put back "
         "together with their grid, crops, and texts decoded from their ids, for each sequence "
         "length, with the statistics of lengths. The boxes of a captioning decoder's targets are "
@@ -80,9 +93,16 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
         epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     add_config_options(parser)
-    parser.add_argument("--stage", help="which stage (default: the first)")
-    parser.add_argument("--count", type=positive, default=16, help="examples (default: 16)")
-    parser.add_argument("--out", type=output_file, default="siglip2_batch.html")
+    parser.add_argument("--stage", help="name of the stage (default: the first)")
+    parser.add_argument(
+        "--count", type=positive, default=16, help="number of examples to draw (default: 16)"
+    )
+    parser.add_argument(
+        "--out",
+        type=output_file,
+        default="siglip2_batch.html",
+        help="page to write (default: siglip2_batch.html)",
+    )
     parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
     parser.set_defaults(run=inspect)
 
@@ -160,7 +180,7 @@ def _batches(config, chosen: int, count: int):
 
 
 def _targets(config, chosen: int, batches: dict):
-    """What the captioning decoder is to write, read back from ids, for each example."""
+    """Target sequences of the captioning decoder, decoded from their ids, for each example."""
     from siglip2_jax.data.targets import DecoderTargets
 
     transforms = config.resolved[chosen].data.transforms

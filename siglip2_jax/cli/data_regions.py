@@ -25,34 +25,52 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         "--out /data/pairs/regions.jsonl",
     )
     parser.add_argument(
-        "--folder", metavar="DIR", required=True, help="with captions.jsonl and images/"
+        "--folder", metavar="DIR", required=True, help="folder with captions.jsonl and images/"
     )
     parser.add_argument(
         "--captions",
         metavar="NAME",
         type=local_path,
         default="captions.jsonl",
-        help="the folder's .jsonl",
+        help="the folder's .jsonl of captions",
     )
     parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
     parser.add_argument(
-        "--out", metavar="FILE.jsonl", type=local_path, required=True, help="the file to write"
+        "--out",
+        metavar="FILE.jsonl",
+        type=local_path,
+        required=True,
+        help="file to write the rows to",
     )
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--annotations", action="store_true", help="boxes of the rows, as COCO's")
-    kind.add_argument("--detector", choices=("owlv2",), help="needs the extra `regions`")
+    kind.add_argument(
+        "--annotations",
+        action="store_true",
+        help="take the boxes annotated in the rows, in COCO's form",
+    )
+    kind.add_argument(
+        "--detector", choices=("owlv2",), help="detector of boxes; needs the extra `regions`"
+    )
     parser.add_argument(
         "--model",
         metavar="REPO",
         type=local_path,
-        help="of the detector: a Hugging Face id or a directory",
-    )
-    parser.add_argument("--device", help="of the detector (default: cuda if there is one, or cpu)")
-    parser.add_argument(
-        "--min-score", type=_share, default=0.1, help="drop regions below it, 0 to 1 (default: 0.1)"
+        help="weights of the detector: a Hugging Face id or a directory",
     )
     parser.add_argument(
-        "--max-per-image", metavar="N", type=positive, help="keep the N best (default: all)"
+        "--device", help="device of the detector (default: cuda if there is one, or cpu)"
+    )
+    parser.add_argument(
+        "--min-score",
+        type=_share,
+        default=0.1,
+        help="score below which regions are dropped, 0 to 1 (default: 0.1)",
+    )
+    parser.add_argument(
+        "--max-per-image",
+        metavar="N",
+        type=positive,
+        help="number of best regions to keep per image (default: all)",
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)

@@ -31,12 +31,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "understanding.",
         epilog="example: siglip2 demo --out sheet.html",
     )
-    parser.add_argument("--out", type=output_file, default="siglip2_demo.html")
-    parser.add_argument("--steps", type=positive, default=300, help="default: 300")
     parser.add_argument(
-        "--workdir", type=any_path, help="keep the run here, or resume it (default: nowhere)"
+        "--out",
+        type=output_file,
+        default="siglip2_demo.html",
+        help="page to write (default: siglip2_demo.html)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
+    parser.add_argument(
+        "--steps", type=positive, default=300, help="number of training steps (default: 300)"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=any_path,
+        help="directory to keep the run in, or to resume it from (default: none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the run (default: 0)")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)
 

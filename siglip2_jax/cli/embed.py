@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "embed",
-        help="embeddings of many images or texts, to a file",
+        help="write the embeddings of many images or texts to a file",
         description="Writes a NumPy file with `embeddings` [n, E] float32, `items` [n] and "
         "`settings`. An interrupted run continues where it stopped. Unreadable images are left "
         "out and listed in OUT.errors.jsonl.",
@@ -29,11 +29,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--images", metavar="PATH", nargs="+", help="files, directories or globs")
     what.add_argument(
-        "--texts", metavar="FILE", type=any_path, help="a text file with a text a line"
+        "--images", metavar="PATH", nargs="+", help="image files, directories or globs"
     )
-    parser.add_argument("--out", type=any_path, required=True, help="the .npz file to write")
+    what.add_argument(
+        "--texts", metavar="FILE", type=any_path, help="text file with one text per line"
+    )
+    parser.add_argument("--out", type=any_path, required=True, help=".npz file to write")
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     parser.add_argument("--overwrite", action="store_true", help="start anew, replacing OUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
@@ -80,7 +82,7 @@ def _items(args: argparse.Namespace) -> list[str]:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    """What decides the numbers: stored with them, and compared before a run is continued."""
+    """Settings that decide the numbers: stored beside them, compared before a run continues."""
     from siglip2_jax import __version__, checkpoints
 
     recorded = checkpoints.read(args.source).preprocessing

@@ -33,12 +33,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--budgets 64,256 --out results",
     )
     add_model_options(parser)
-    parser.add_argument("--task", default="", help="names, separated by commas; `list` lists them")
-    parser.add_argument("--suite", help="a Python file with a suite(), instead of --task")
+    parser.add_argument(
+        "--task", default="", help="names of tasks, separated by commas; `list` lists all"
+    )
+    parser.add_argument("--suite", help="Python file with a suite(), instead of --task")
     parser.add_argument(
         "--data",
         type=local_path,
-        help="the directory with a directory for each data set, or one of them",
+        help="directory with a directory for each data set, or one of these",
     )
     parser.add_argument(
         "--budgets",
@@ -48,9 +50,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
     add_template_option(parser, "each task's, most often clip_paper")
-    parser.add_argument("--out", type=any_path, help="a directory for the report and for resuming")
+    parser.add_argument("--out", type=any_path, help="directory for the report and for resuming")
     parser.add_argument(
-        "--json", type=output_file, metavar="FILE", help="write the results there as JSON"
+        "--json", type=output_file, metavar="FILE", help="file to write the results to, as JSON"
     )
     parser.add_argument(
         "--transformers",

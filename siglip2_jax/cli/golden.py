@@ -63,7 +63,7 @@ def draw(width: int, height: int) -> Image.Image:
 
 
 def golden_logits(model: Embedder) -> Float[np.ndarray, "7 3"]:
-    """What the model gives for the published texts and drawings.
+    """Logits of a model for the published texts and drawings.
 
     The published values went through transformers' preprocessing: load with `preproc="hf"`.
     """

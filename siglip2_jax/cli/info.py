@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "info",
-        help="what a checkpoint is: variant, sizes, tokenizer, preprocessing",
+        help="describe a checkpoint: variant, sizes, tokenizer, preprocessing",
         epilog="example: siglip2 info siglip2_b16_naflex.npz",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)

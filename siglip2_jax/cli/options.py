@@ -86,7 +86,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", help="tokenizer.model, tokenizer.json or a directory; default: beside SOURCE"
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision of matrix products (default: float32)",
+    )
     parser.add_argument(
         "--preproc",
         choices=("reference", "hf"),
@@ -104,9 +109,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=256,
         help="token budget of an image, for NaFlex models (default: 256)",
     )
-    parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument(
-        "--no-exif", action="store_true", help="do not turn photos upright by their EXIF tag"
+        "--batch-size",
+        type=positive,
+        default=32,
+        help="images or texts per program call (default: 32)",
+    )
+    parser.add_argument(
+        "--no-exif",
+        action="store_true",
+        help="leave images as stored, not turned upright by their EXIF tag",
     )
 
 
@@ -141,12 +153,12 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the processes of a run find each other."""
-    hosts = parser.add_argument_group("hosts, where they do not find each other by themselves")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    hosts.add_argument("--num-processes", type=int)
-    hosts.add_argument("--process-id", type=int)
+    hosts = parser.add_argument_group("hosts that do not find each other by themselves")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--num-processes", type=int, help="number of processes of the run")
+    hosts.add_argument("--process-id", type=int, help="number of this process, from 0")
     hosts.add_argument(
-        "--no-distributed", action="store_true", help="stay alone, even within a slice"
+        "--no-distributed", action="store_true", help="run this process alone, even within a slice"
     )
 
 

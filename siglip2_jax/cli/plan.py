@@ -26,15 +26,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "plan",
         help="compile a config for a TPU slice: memory, time, traffic; no TPU needed",
         description="Compiles every stage's step, for each of its sequence lengths, with the real "
-        "TPU compiler (extra `tpu`, Linux x86) and says what it needs per chip. Minutes per "
-        "program. Times are the compiler's estimates: good for comparing, not for invoices.",
+        "TPU compiler (extra `tpu`, Linux x86) and prints its needs per chip. Takes minutes "
+        "per program. Times are the compiler's estimates: good for comparing programs with each "
+        "other.",
         epilog="example: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256",
     )
     add_config_options(parser)
-    parser.add_argument("--topology", default="v5e:16x16", help="of one slice (default: v5e:16x16)")
-    parser.add_argument("--slices", type=positive, default=1, help="how many (default: 1)")
-    parser.add_argument("--stage", help="only this stage")
-    parser.add_argument("--budget", type=positive, help="only this sequence length")
+    parser.add_argument(
+        "--topology", default="v5e:16x16", help="topology of one TPU slice (default: v5e:16x16)"
+    )
+    parser.add_argument(
+        "--slices", type=positive, default=1, help="number of TPU slices (default: 1)"
+    )
+    parser.add_argument("--stage", help="name of the only stage to plan (default: every stage)")
+    parser.add_argument(
+        "--budget",
+        type=positive,
+        help="only sequence length to plan, in patches (default: every one)",
+    )
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find the largest batch that fits"
     )
@@ -42,13 +51,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--images-per-core-second",
         type=positive,
         metavar="N",
-        help="what one CPU core prepares, for the cores that feed a host; see "
+        help="images that one CPU core prepares per second, for the number of cores per host; see "
         f"scripts/bench_input.py (default: {IMAGES_PER_CORE_SECOND:g}: 1024x768 JPEGs, no views)",
     )
     search = parser.add_argument_group(
         "search",
-        "of one stage and sequence length; Ctrl-C ends it after the program that is "
-        "being compiled and shows what there is",
+        "Tries settings for one stage and sequence length. Ctrl-C ends the search after the "
+        "program that is being compiled and prints the results so far.",
     )
     search.add_argument(
         "--search", action="store_true", help="try compute settings: time against memory"
@@ -58,14 +67,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     search.add_argument(
         "--remats",
-        help="only these, such as none,full,dots,attn_out+x_mid: what the backward pass finds "
-        "saved (default: seven)",
+        help="remat policies to try (activations saved for the backward pass), such as "
+        "none,full,dots,attn_out+x_mid (default: seven)",
     )
     search.add_argument(
         "--scan",
         choices=("both", "scan", "unrolled"),
         default="both",
-        help="layers (default: both)",
+        help="layers run in a loop, unrolled, or each in turn (default: both)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
@@ -185,7 +194,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def _candidates(
     config: TrainConfig, index: int, budget: int, mesh: Mesh, args: argparse.Namespace
 ) -> list[Candidate]:
-    """What the options say to try."""
+    """Settings to try, from the options."""
     from siglip2_jax.planner.search import REMATS, candidates, remat_of
     from siglip2_jax.train.inputs import stage_lengths
 

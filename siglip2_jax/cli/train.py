@@ -22,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        help="where checkpoints, metrics.jsonl and config.json go; local or gs://",
+        help="directory of checkpoints, metrics.jsonl and config.json; local or gs://",
     )
     add_host_options(parser)
     parser.set_defaults(run=run)

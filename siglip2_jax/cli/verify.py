@@ -32,7 +32,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog="example: siglip2 verify siglip2_b16_naflex.npz --tokenizer tokenizer.model",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--tokenizer", help="default: the one beside SOURCE")
+    parser.add_argument(
+        "--tokenizer",
+        help="tokenizer.model, tokenizer.json or a directory (default: beside SOURCE)",
+    )
     parser.add_argument(
         "--no-golden",
         action="store_true",

@@ -1,4 +1,4 @@
-"""What a training run is made of: dataclasses, files that hold them, and changes to them."""
+"""Configuration of a training run: dataclasses, files that hold them, and changes to them."""
 
 from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.files import Origin, find_origin, load_config

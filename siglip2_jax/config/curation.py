@@ -1,4 +1,4 @@
-"""Which examples of a larger batch a step trains on."""
+"""Configuration of curation: which examples of a larger batch a step trains on."""
 
 from __future__ import annotations
 

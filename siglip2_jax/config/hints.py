@@ -1,4 +1,4 @@
-"""What the annotations of the configuration's fields say, and whether a value agrees."""
+"""Type annotations of the configuration's fields, and the check of values against them."""
 
 from __future__ import annotations
 

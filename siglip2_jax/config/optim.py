@@ -1,4 +1,4 @@
-"""How parameters are updated: schedule, groups of parameters, optimizer."""
+"""Optimizer configuration: schedule, groups of parameters, optimizer."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _apply_fields(value: Any, changes: Sequence[Change]) -> Any:
 
 
 def _make(changes: Sequence[Change], hint: Hint) -> Any:
-    """What may stand in place of None, of the changes alone."""
+    """Makes the value that takes the place of None, from the changes alone."""
     source = changes[0].source
     classes = [option for option in options(hint) if dataclasses.is_dataclass(option)]
     if len(classes) != 1:

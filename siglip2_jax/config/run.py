@@ -15,7 +15,7 @@ from siglip2_jax.models.layers import Compute
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When the state is saved, and what is kept; ends of stages are always kept.
+    """Rules for saving the state and for keeping checkpoints; ends of stages are always kept.
 
     Attributes:
       every: steps between checkpoints.
@@ -50,7 +50,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What is written about a run beside its JSON lines.
+    """Logging of a run, beyond its JSON lines.
 
     Attributes:
       every: steps between lines.

@@ -11,7 +11,7 @@ CHANNELS = 32  # of a head, where a tower is made narrower
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large a run is, as a share of the published one.
+    """Size of a run, as a share of the published one.
 
     `value` is the share of the examples that are seen. Batch and steps are multiplied by its square
     root; width, depth and the number of tokens by its sixth root, so the sides of images by the

@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z_][\w-]*")  # never a number, so that overrides can t
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a stage reads, and how.
+    """Data of a stage, and how it is read.
 
     Attributes:
       source: where examples come from.
@@ -129,7 +129,7 @@ class Stage:
 
     @property
     def num_steps(self) -> int:
-        """How many steps the stage takes, at least 1.
+        """Number of steps of the stage, at least 1.
 
         Raises:
           ValueError: it follows from `examples`, of which steps at native resolution may read

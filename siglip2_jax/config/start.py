@@ -1,4 +1,4 @@
-"""Where the parameters of a stage come from."""
+"""Origins of the parameters of a stage."""
 
 from __future__ import annotations
 

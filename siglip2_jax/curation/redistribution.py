@@ -60,7 +60,7 @@ def deal(batch: T, indices: Int[Array, " count"], *, at_once: int = 8) -> T:
 
 @struct
 class Plan:
-    """Who gives and who takes, one entry a device.
+    """Givers and takers, one entry a device.
 
     Surplus examples are numbered along the ring, and so are open slots: surplus example q goes to
     open slot q. Both numberings begin where every example finds its slot further along the ring
@@ -140,7 +140,7 @@ def _deal_local(batch: T, order: Int[Array, " count"], *, at_once: int) -> T:
 
 
 def _slot(plan: Plan, number: Array, source: Array, taker: Array, none: int) -> Array:
-    """Where a taker puts a source's surplus examples of some numbers; `none` where it does not."""
+    """Positions at which a taker puts a source's surplus examples of some numbers, else `none`."""
     slot = plan.gives[source] + number - plan.takes[taker]
     mine: Bool[Array, " C"] = (slot >= 0) & (slot < plan.slots[taker])
     mine &= number < plan.surplus[source]

@@ -1,4 +1,4 @@
-"""Which examples of a super-batch to learn from: joint selection by learnability.
+"""Selection of the examples of a super-batch to learn from, jointly by learnability.
 
 JEST (arXiv 2406.17711, algorithm 1) with the scores of ACID (arXiv 2411.18674), which is how
 SigLIP 2 trained its small models (arXiv 2502.14786, section 2.5). An example is worth learning if
@@ -25,7 +25,7 @@ REFERENCE = "reference"
 
 @struct
 class Embedded:
-    """What one model makes of n examples.
+    """Embeddings of n examples by one model, with its temperature and bias.
 
     Attributes:
       image: unit-length image embeddings, split over the mesh as `BATCH`.

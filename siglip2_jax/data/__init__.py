@@ -1,1 +1,1 @@
-"""Where images and texts come from."""
+"""Data for training: sources of images and texts, and the pipeline that makes batches."""

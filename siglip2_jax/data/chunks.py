@@ -42,7 +42,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Which examples each piece of work has, on one host.
+    """Examples of each piece of work, on one host.
 
     Attributes:
       parts: number of pieces of each step.

@@ -1,4 +1,4 @@
-"""What one training example is, whatever it came from.
+"""Training example, of whatever origin.
 
 A plain dict: `image` (the bytes of an image file), `captions` (a tuple of texts, empty where there
 is none), `name` (a readable id, unique in its source), and the source's other fields under their

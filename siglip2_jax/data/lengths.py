@@ -15,7 +15,7 @@ Aspect = Literal["keep", "square"]
 
 @dataclass(frozen=True)
 class Lengths:
-    """Which patch budget each step trains at: one for the whole mini-batch, drawn at random.
+    """Patch budgets of training: one for the whole mini-batch, drawn at random each step.
 
     The defaults are those of SigLIP 2 (arXiv 2502.14786, section 2.4.2): five lengths, the same
     number of examples of each, half the batch at the longest and so twice the steps.
@@ -57,7 +57,7 @@ class Lengths:
 
     @property
     def probabilities(self) -> Float64[np.ndarray, " L"]:
-        """How likely a step is to have each budget: smaller batches need more steps."""
+        """Probability of each budget at a step: smaller batches need more steps."""
         shares = self.shares or (1.0,) * len(self.budgets)
         scales = [self.scale(budget) for budget in self.budgets]
         weights = np.divide(shares, scales)
@@ -89,7 +89,7 @@ class Lengths:
     def reading(
         self, seed: int, steps: int, batch: int, *, step: int = 0, position: int = 0
     ) -> Reading:
-        """What is left to read of a run.
+        """Token budgets and batch sizes of the steps that are left of a run.
 
         Args:
           seed: of the sampled budgets.
@@ -109,7 +109,7 @@ class Lengths:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What each of some consecutive steps reads.
+    """Token budgets and batch sizes of consecutive steps.
 
     Examples of a run are numbered by one global index; a step reads the next `batch_size` of them.
     So a run continues exactly from two integers, the step and the position, whatever the number of

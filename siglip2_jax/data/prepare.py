@@ -1,4 +1,4 @@
-"""From an example to the arrays of one row of a batch, and from rows to a batch; NumPy only."""
+"""Preparation: an example to the arrays of one row, and rows to a batch; NumPy only."""
 
 from __future__ import annotations
 

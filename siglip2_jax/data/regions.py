@@ -153,7 +153,7 @@ def flipped(region: Region) -> Region:
 
 
 def _numbers(values: object, count: int) -> bool:
-    """Whether this is so many finite numbers."""
+    """True for a list of so many finite numbers."""
     return (
         isinstance(values, list | tuple)
         and len(values) == count

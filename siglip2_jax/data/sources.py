@@ -1,4 +1,4 @@
-"""What a config names as data: a folder with captions, examples in memory, a weighted mixture.
+"""Data sources of a config: a folder with captions, examples in memory, a weighted mixture.
 
 `tars.Tars`, `records.Records` and `tfds.Tfds` are the other sources.
 """
@@ -28,7 +28,7 @@ class Examples(Protocol):
     """
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len."""
@@ -36,7 +36,7 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where examples come from: cheap to make and to pickle, so that configs can hold it."""
+    """Source of examples: cheap to make and to pickle, so that configs can hold it."""
 
     def open(self) -> Examples:
         """Finds the files and reads what is needed to look up single examples.

@@ -1,4 +1,4 @@
-"""Where the samples of a tar are: found by one walk over its headers, kept in a file beside it."""
+"""Positions of the samples of a tar: read once from its headers, kept in a file beside it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TarIndex:
 
 
 def index_file(path: str) -> Path:
-    """Where the index of a tar is kept."""
+    """Path of the index of a tar."""
     return Path(path + ".idx.json")
 
 
@@ -157,7 +157,7 @@ def _kind(suffix: str) -> int | None:
 
 
 def _ends_at(path: str, offset: int) -> bool:
-    """Whether a tar's end mark, a block of zeros, is at an offset."""
+    """True where a tar's end mark, a block of zeros, is at an offset."""
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE

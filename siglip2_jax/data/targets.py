@@ -1,4 +1,4 @@
-"""What the captioning decoder learns to write: captions, boxes for phrases, phrases for boxes.
+"""Target sequences of the captioning decoder: captions, boxes for phrases, phrases for boxes.
 
 The three tasks of LocCa (Wan et al., arXiv 2403.19596), which SigLIP 2 takes up (arXiv 2502.14786,
 section 2.2):
@@ -32,7 +32,7 @@ _BETWEEN = " : "
 
 
 class Parsed(NamedTuple):
-    """What a sequence says.
+    """Parts of a target sequence, parsed from its text.
 
     Attributes:
       task: by its prefix; None where that is none of ours.

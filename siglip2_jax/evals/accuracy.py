@@ -50,7 +50,7 @@ def label_sets(labels: Labels, count: int) -> list[tuple[int, ...]]:
 def label_ranks(
     scores: Float[np.ndarray, "n C"], labels: Labels, *, ties: Ties = "wrong"
 ) -> Int[np.ndarray, " n"]:
-    """How many classes that are not an image's own come before the best of its own.
+    """Number of classes not an image's own that come before the best of its own.
 
     Args:
       scores: of every image with every class; NaN where the image could not be read.

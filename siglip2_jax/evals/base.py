@@ -1,4 +1,4 @@
-"""What an evaluator is: it sees a model as a user does, and gives numbers."""
+"""Interface of evaluators: one sees a model as a user does, and gives numbers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from siglip2_jax.types import Features
 
 @runtime_checkable
 class Model(Protocol):
-    """What evaluators see of a model: an `inference.Embedder`, or what stands for one."""
+    """Model as evaluators see it: an `inference.Embedder`, or a stand-in."""
 
     def embed_images(self, images: Any, **options: Any) -> Float32[ndarray, "n E"]:
-        """As `Embedder.embed_images`."""
+        """Embeds images as `Embedder.embed_images` does."""
 
     def image_features(self, images: Any, **options: Any) -> Features:
-        """As `Embedder.image_features`."""
+        """Gives features as `Embedder.image_features` does."""
 
     def embed_texts(self, texts: Any, **options: Any) -> Float32[ndarray, "n E"]:
-        """As `Embedder.embed_texts`."""
+        """Embeds texts as `Embedder.embed_texts` does."""
 
 
 @runtime_checkable

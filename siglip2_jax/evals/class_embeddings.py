@@ -21,7 +21,7 @@ from siglip2_jax.outputs import write_whole
 
 @dataclasses.dataclass(frozen=True)
 class ClassCache:
-    """Where class embeddings are kept, and of which model they are.
+    """Cache of class embeddings: its directory, and the model that they are of.
 
     Attributes:
       directory: of the files, one for each model, set of prompts and settings; local or `gs://`.
@@ -41,7 +41,7 @@ def class_embeddings(
     canonical: bool = False,
     cache: ClassCache | None = None,
 ) -> Float[np.ndarray, "n E"]:
-    """What `embed_labels` gives, read from the cache where it is there, else put there.
+    """Embeds labels as `embed_labels` does, through the cache.
 
     A file that cannot be read is written anew. In a run of several processes the cache is left
     alone: all of them must embed, or none, and their disks may differ.

@@ -152,7 +152,7 @@ def read_babel(path: str | PathLike[str], language: str) -> Classes:
 
 
 def read_json(path: str | PathLike[str]) -> Any:
-    """What a file of JSON holds.
+    """Reads a JSON file.
 
     Raises:
       ValueError: it is not there, or not JSON.

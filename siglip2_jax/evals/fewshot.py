@@ -67,7 +67,7 @@ class Ridge:
         return (self.left / (self.eigenvalues + l2)) @ self.right
 
     def scores(self, x: Float[np.ndarray, "m D"], l2: float) -> Float[np.ndarray, "m K"]:
-        """Of each class for each row; the highest is the prediction."""
+        """Scores of each class for each row; the highest is the prediction."""
         return _inputs(x.astype(np.float64), self.mean, self.std) @ self.weights(l2)
 
 
@@ -129,7 +129,7 @@ def fewshot_accuracy(
 def _checked_counts(
     train_y: Int[np.ndarray, " n"], test_y: Int[np.ndarray, " m"], shots: int
 ) -> Int[np.ndarray, " K"]:
-    """How many readable training examples each class has; numbers that no row uses have none."""
+    """Counts the readable training examples of each class; numbers that no row uses have none."""
     if not len(test_y):
         raise ValueError("few-shot got no test rows; pass at least one")
     both = np.concatenate([train_y, test_y])

@@ -38,7 +38,7 @@ class Logistic(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """What a probe found.
+    """Result of a linear probe.
 
     Attributes:
       top1: accuracy on the test rows, 0 to 1.

@@ -32,7 +32,7 @@ SMALLEST_BLOCK = 128
 
 
 class Ranks(NamedTuple):
-    """How many others score at least as high as the (best) partner: 0 is a hit at 1.
+    """Number of others that score at least as high as the (best) partner: 0 is a hit at 1.
 
     Attributes:
       image_to_text: of each image, among the texts of other images; the best of its own counts.

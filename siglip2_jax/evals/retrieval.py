@@ -1,4 +1,4 @@
-"""How well a model finds the captions of a photo, and the photo of a caption, in a whole set.
+"""Retrieval: captions of an image and images of a caption, in a whole set.
 
 The protocol of SigLIP 2 (arXiv 2502.14786, table 1), as its code has it (big_vision,
 `evaluators/proj/image_text/retrieval.py`): all captions of every photo are in the pool, a photo is

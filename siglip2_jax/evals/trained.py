@@ -1,4 +1,4 @@
-"""What a training run measured itself with, read from the checkpoint."""
+"""Prompts of a training run's own evaluators, read from its checkpoint."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Captioner:
         batch_size: int = DEFAULT_BATCH_SIZE,
         on_error: OnError = "warn",
     ) -> list[PixelBox | None]:
-        """Finds what phrases say: a box for each image and its phrase.
+        """Localizes phrases: one box for each image and its phrase.
 
         There is no box, None, where the decoder wrote none. Other arguments are as for `caption`.
 
@@ -182,7 +182,7 @@ class Captioner:
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Iterator[list[Answer] | ImageError]:
-        """As `stream`, where several asks are about one image, which is read and encoded once.
+        """Answers as `stream` does, where several asks are about one image, which is encoded once.
 
         Args:
           groups: the asks of each image; the image of the first is the one that is read.
@@ -205,7 +205,7 @@ class Captioner:
     def answer(
         self, groups: Iterable[Group], writing: Writing, max_num_patches: int
     ) -> list[list[Answer] | None]:
-        """As `stream_groups`, all at once; None, and a warning, for an unreadable image."""
+        """Answers as `stream_groups` does, all at once; None and a warning for bad images."""
         return collect(self.stream_groups(groups, writing, max_num_patches), "warn")
 
     def _prepare(self, group: Group, max_num_patches: int) -> _Ready | ImageError:

@@ -1,4 +1,4 @@
-"""How a decoder writes, and the programs that do it."""
+"""Decoding methods, and the programs that run them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Method = Literal["greedy", "beam", "sample"]
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """How a decoder writes.
+    """Decoding method and its settings.
 
     Attributes:
       method: "greedy" takes the likeliest token each time, "beam" searches for the likeliest

@@ -1,4 +1,4 @@
-"""What is given to a captioner, one or several at once, and what it found, as lists."""
+"""Images given to a captioner, one or several at once, and its results, as lists."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pairs(images: Images, others: Iterable[T], name: str) -> list[tuple[ImageSou
 
 
 def collect(found: Iterable[T | ImageError], on_error: OnError) -> list[T | None]:
-    """What was found, or None for unreadable images.
+    """Collects results, with None for unreadable images.
 
     Raises:
       ImageError: an image is unreadable and `on_error` is "raise".

@@ -1,4 +1,4 @@
-"""What a decoder is asked, and its answer: texts that begin, and end, as those of training.
+"""Queries to a decoder and its answers: texts that begin, and end, as those of training.
 
 The tasks and their texts are those of `siglip2_jax.data.targets` (LocCa, arXiv 2403.19596; SigLIP
 2, arXiv 2502.14786, section 2.2). Boxes are pixels here and shares of the image there.
@@ -43,7 +43,7 @@ Group = Sequence[tuple[int, Ask]]
 
 
 class Answer(NamedTuple):
-    """What a decoder wrote.
+    """Answer of a decoder to a query.
 
     Attributes:
       text: the caption or phrase.
@@ -90,7 +90,7 @@ def first_ids(
 
 
 def read_answer(text: str, score: float, ask: Ask, size: tuple[int, int], boxes: BoxText) -> Answer:
-    """What a sequence says in answer to an ask about an image of this width and height."""
+    """Parses a sequence as the answer to a query about an image of this width and height."""
     parsed = parse(text, boxes)
     if ask.phrase is None:
         return Answer(parsed.text, ask.box, score, size)

@@ -100,11 +100,11 @@ class _Search:
         )
 
     def rank(self, score: Float[Array, " B"], end: int | Int[Array, ""]) -> Float[Array, " B"]:
-        """What the score of a sequence that ends at a position counts."""
+        """Length-normalised score of a sequence that ends at a position."""
         return score / jnp.maximum(end - self.prompts.lengths, 1) ** self.length_penalty
 
     def goes_on(self, beams: _Beams) -> Bool[Array, ""]:
-        """Whether an image's first sequence can still become the best: scores only fall."""
+        """True where an image's first sequence can still become the best: scores only fall."""
         length = self.prefix.shape[1]
         within_reach = self.rank(beams.score[:, 0], length)
         return (beams.at < length) & jnp.any(beams.rank < within_reach)

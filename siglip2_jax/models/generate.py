@@ -24,7 +24,7 @@ COLDEST = 1e-6
 
 
 class Vocabulary(NamedTuple):
-    """Which ids may be written; besides, the pad is none of them.
+    """Ids that may be written; besides, the pad is none of them.
 
     Attributes:
       eos_id: the end mark.
@@ -37,7 +37,7 @@ class Vocabulary(NamedTuple):
 
 @struct
 class Prompts:
-    """What is written about, and how it begins.
+    """Image memory and prefix tokens of a generation batch.
 
     Attributes:
       tokens: image tokens, as the decoder reads them.
@@ -53,7 +53,7 @@ class Prompts:
 
 
 class Generated(NamedTuple):
-    """What was written.
+    """Generated sequences and their scores.
 
     Attributes:
       ids: what was given, what was written and its end mark; then pads. A sequence that had no

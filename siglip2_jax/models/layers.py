@@ -32,7 +32,7 @@ Remat = Literal["none", "full", "dots"] | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model runs; decides no shape and is not stored in checkpoints.
+    """Execution options (dtype, scan, remat, kernels); they do not affect parameters.
 
     Attributes:
       dtype: of matrix products in the towers, "float32" or "bfloat16".
@@ -103,7 +103,7 @@ class Attention(nnx.Module):
     def keys_values(
         self, inputs: Float[Array, "B K M"]
     ) -> tuple[Float[Array, "B K H C"], Float[Array, "B K H C"]]:
-        """What there is to attend to, in the compute dtype."""
+        """Projects inputs to keys and values, in the compute dtype."""
         key, value = self._project((self.key, self.value), inputs)
         return key, value
 

@@ -25,7 +25,7 @@ def grid_size(yx: Int[Array, "*B N 2"], valid: Bool[Array, "*B N"]) -> Int[Array
 def triangle_weights(
     index: Int[Array, "*B N"], size: Int[Array, "*B"], table_size: int
 ) -> Float[Array, "*B N G"]:
-    """How much each of `table_size` positions counts at position `index` out of `size`.
+    """Weight of each of `table_size` positions at position `index` out of `size`.
 
     Args:
       index: positions in the resized axis, 0 up to size - 1.

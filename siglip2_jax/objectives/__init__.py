@@ -1,1 +1,1 @@
-"""What a step minimises: one file an objective, all behind one protocol."""
+"""Objectives that a step minimises: one file an objective, all behind one protocol."""

@@ -1,4 +1,4 @@
-"""What an objective is, and all that it may look at."""
+"""Interface of objectives, and all that an objective may look at."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Teacher:
     seen: dict[str, Features]
 
     def features(self, field: str) -> Features:
-        """What it sees in the views `batch.extra[field]`; rows are as in `all_views`."""
+        """Teacher's features of the views `batch.extra[field]`; rows are as in `all_views`."""
         if field not in self.seen:
             views = all_views(self.batch, field)
             self.seen[field] = jax.lax.stop_gradient(self.model.encode_image(views))
@@ -51,7 +51,7 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What the step shows to an objective.
+    """View of the step: all that an objective may look at.
 
     Attributes:
       student: the model being trained, its parameters under differentiation.
@@ -109,7 +109,7 @@ class Objective:
         return 0
 
     def alarms(self, report: Mapping[str, float]) -> tuple[str, ...]:
-        """What the logged scalars of `loss` say is going wrong, a sentence each."""
+        """Sentences on what the logged scalars of `loss` show to be going wrong."""
         return ()
 
 

@@ -104,7 +104,7 @@ def _report(losses: Float[Array, "B R"], present: Bool[Array, "B R"]) -> dict[st
 
 
 def _forward_flops(config: DecoderConfig, queries: int, length: int, tokens: int) -> int:
-    """Of one image: matrix products, a multiply-add as 2, as in `models.flops`."""
+    """Forward FLOPs of one image: matrix products, a multiply-add as 2, as in `models.flops`."""
     width = config.width
     projections = 2 * queries * width * width
     own = 4 * projections + 2 * 2 * queries * length * width

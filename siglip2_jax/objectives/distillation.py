@@ -1,4 +1,4 @@
-"""What self-distillation and masked prediction share: their head, their loss, their monitors."""
+"""Parts that self-distillation and masked prediction share: head, loss, monitors."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Distillation(Objective):
 
 
 def rank_share(x: Float[Array, "n D"]) -> Float[Array, ""]:
-    """In how many directions features vary, as a share of min(n, D); 0 if they are all the same.
+    """Number of directions in which features vary, over min(n, D); 0 if they are all the same.
 
     The participation ratio `trace(C)^2 / |C|_F^2` of the covariance C.
 

@@ -79,7 +79,7 @@ def _dense(layer: nnx.Linear, x: Array, dtype: DTypeLike) -> Array:
 
 
 class Match(NamedTuple):
-    """How well a student matches its teacher; sums over rows with the weights of the loss.
+    """Agreement of a student with its teacher; sums over rows with the weights of the loss.
 
     Attributes:
       loss: the cross-entropies, in nats.
@@ -93,7 +93,7 @@ class Match(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What does not change from step to step; see `distillation_loss`."""
+    """Settings that do not change from step to step; see `distillation_loss`."""
 
     student_temperature: float
     teacher_temperature: float

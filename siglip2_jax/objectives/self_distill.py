@@ -81,7 +81,7 @@ class SelfDistill(Distillation):
         return loss, report | {"rank": rank_share(view.features.pooled)}
 
     def _student(self, model: SigLIP2, batch: Batch) -> Float[Array, "B V D"]:
-        """What the student sees in the local views."""
+        """Student's embeddings of the local views."""
         local = batch.extra[LOCAL]
         rows, views = local.valid.shape[:2]
         at_once = self.views_at_once or views

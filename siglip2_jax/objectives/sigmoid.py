@@ -87,9 +87,9 @@ def _pair_losses(logits: Array, pairs: Bool[Array, "n m"]) -> Array:
 def ring_loss(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Scalar:
     """The loss with texts passed from device to device; arguments and result as `dense_loss`.
 
-    Each device meets one part of the texts at a time. The derivatives are found on the same round,
-    those of the texts travelling with them: saving what a second round needs would keep every part
-    that came by, which is the gathered batch again.
+    Each device meets one shard of the texts at a time. Gradients are computed in the forward ring
+    pass; text gradients travel with their shard. Saving residuals for a second pass would store the
+    whole gathered batch.
     """
     return _ring(image, text, t, b)[0]
 

@@ -35,7 +35,7 @@ class SoftmaxDistill(Objective):
         return 3 * contrastive_flops(batch.text.shape[0], model.text.embed_dim)
 
     def loss(self, head: None, view: View) -> tuple[Array, dict[str, Array]]:
-        """The cross-entropy, and by how much it exceeds its least value, that of the teacher.
+        """Cross-entropy to the teacher, and its excess over the teacher's entropy (KL divergence).
 
         Raises:
           ValueError: gradients are accumulated, or there is no teacher.

@@ -115,7 +115,7 @@ def _sum_over_devices(x: Array, split: int | None) -> Array:
 def _local(
     hidden: Array, kernel: Array, targets: Array, weights: Array, *, chunk: int, derive: bool
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    """What `_on_mesh` gives, for the tokens of one device."""
+    """Computes the result of `_on_mesh` for the tokens of one device."""
     order = jnp.argsort(weights.ravel() == 0, stable=True)
     # Every device has its own sums, which zeros made from nothing would not say.
     zeros = partial(jnp.broadcast_to, 0 * weights.ravel()[0])

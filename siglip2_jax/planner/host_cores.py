@@ -1,4 +1,4 @@
-"""How many CPU cores a host needs to have its chips' images ready in time."""
+"""Number of CPU cores with which a host has its chips' images ready in time."""
 
 from __future__ import annotations
 

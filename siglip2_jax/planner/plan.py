@@ -1,4 +1,4 @@
-"""What a step costs on TPUs that are not there: memory, time and communication, from the compiler.
+"""Plan of a step on TPUs that are not there: memory, time and communication, from the compiler.
 
 Each stage's step is compiled for a real topology with libtpu and read off its schedule. Times are
 the compiler's own static estimates, and for kernels their length in instructions: good for
@@ -77,7 +77,7 @@ class StepPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into a chip's memory."""
+        """True where the program fits into a chip's memory."""
         return self.memory["peak"] <= self.chip.hbm_bytes
 
     @property
@@ -112,7 +112,7 @@ class StepPlan:
 
     @property
     def days(self) -> float:
-        """How long the stage's steps of this budget take."""
+        """Days that the stage's steps of this budget take."""
         return self.seconds * self.share * self.steps / DAY
 
     def to_json(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def plan_step(
 
 
 def chip_of(mesh: Mesh) -> Chip:
-    """What the mesh is made of.
+    """Chip type of a mesh.
 
     Raises:
       ValueError: its peak rates are not known.

@@ -87,7 +87,7 @@ def _largest(plan: StepPlan) -> list[str]:
 
 
 def _name(op: Operation) -> str:
-    """What an operation is called in the JAX program, its line, and who timed it."""
+    """Name of an operation in the JAX program, its line, and who timed it."""
     if not (op.op_name or op.source):  # copies between memories and layouts, mostly
         return f"{op.opcode:<24.40} (the compiler's own)"
     if not op.source and (keys := _KEYS.findall(op.op_name)):  # the same, of an argument
@@ -99,7 +99,7 @@ def _name(op: Operation) -> str:
 
 
 def search_table(trials: Sequence[Trial], title: str) -> str:
-    """What a search has found so far: fastest first, then what does not fit.
+    """Table of a search so far: fastest first, then the settings that do not fit.
 
     Args:
       trials: in any order.

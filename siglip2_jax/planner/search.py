@@ -1,4 +1,4 @@
-"""Which compute settings are worth having: the step of one stage, planned with many of them.
+"""Search for compute settings: the step of one stage, planned with many of them.
 
 Saving more of the forward pass for the backward pass costs memory and saves time, unrolled layers
 run faster and take more memory than a loop, and a batch fills the chip. Every combination is
@@ -69,7 +69,7 @@ class Trial:
 
     @property
     def fits(self) -> bool:
-        """Whether it runs on the chips."""
+        """True where the program runs on the chips."""
         return self.plan is not None and self.plan.fits
 
     @property

@@ -1,4 +1,4 @@
-"""From anything that holds one picture (a file, bytes, an array, …) to a Pillow RGB image."""
+"""Decodes anything that holds one image (a file, bytes, an array, …) to a Pillow RGB image."""
 
 from __future__ import annotations
 

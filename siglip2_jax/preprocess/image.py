@@ -84,7 +84,7 @@ def patchify(
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """From one picture to its patches, in the way one checkpoint expects.
+    """Preprocessor from one image to its patches, in the way one checkpoint expects.
 
     Mode "reference" follows the official code: at native resolution an antialiased resize that is
     never rounded, at fixed resolution one without antialiasing that is cut to 8 bits. Mode "hf"
@@ -145,7 +145,7 @@ class ImagePreprocessor:
 
     @property
     def antialiased(self) -> bool:
-        """Whether shrinking averages over all pixels, not just those nearest to the new ones."""
+        """True where shrinking averages over all pixels, not just those nearest to the new ones."""
         return self.mode == "hf" or self.image_size is None
 
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Float32[np.ndarray, "N P"]:

@@ -1,4 +1,4 @@
-"""What is done to a caption before the tokenizer sees it: four named modes.
+"""Normalisation of a caption before the tokenizer sees it: four named modes.
 
 The choice moves embeddings (an upper-case caption and its lower-case form have different ids), so
 every embedding file, evaluation result and checkpoint records it.

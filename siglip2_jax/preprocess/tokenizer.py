@@ -30,7 +30,7 @@ class TokenizerError(ValueError):
 
 
 class Tokens(NamedTuple):
-    """What a tokenizer gives for a batch of texts.
+    """Token ids of a batch of texts.
 
     Attributes:
       ids: the ids of each text, then the end mark, then pads.
@@ -195,7 +195,7 @@ class Tokenizer:
 
     @cached_property
     def name(self) -> str:
-        """What the vocabulary is, whatever file it came from: its size and a digest of its pieces.
+        """Name of the vocabulary, whatever file it came from: its size and a digest of its pieces.
 
         The same for a `tokenizer.model` and the `tokenizer.json` made of it.
         """

@@ -115,7 +115,7 @@ def from_sentencepiece(
 def huggingface_files(
     tokenizer: Tokenizer, model_type: Literal["siglip", "siglip2"]
 ) -> dict[str, bytes]:
-    """What a Hugging Face model directory needs for transformers to open the tokenizer.
+    """Files with which transformers opens the tokenizer from a Hugging Face model directory.
 
     Gemma's kind, for both model types, becomes a `tokenizer.json` under the class name that means
     "use the file as it is", so that it lower-cases unless `text_norm` is "none". Where the model

@@ -80,7 +80,7 @@ class RunCheckpoints:
         )
 
     def record(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays."""
+        """Reads the record that was saved beside the arrays."""
         return self._checkpointer.checkpointables_metadata(step).custom_metadata
 
     def restore(self, step: int, like: TrainState) -> TrainState:

@@ -1,4 +1,4 @@
-"""What the accelerators can do at best: the denominators of MFU and of roofline estimates.
+"""Peak rates of accelerators: the denominators of MFU and of roofline estimates.
 
 Sources: TPUs from the "System architecture" pages of the Cloud TPU documentation
 (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e) and, for the links, "How to Scale Your Model"

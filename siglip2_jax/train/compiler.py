@@ -1,4 +1,4 @@
-"""How steps are compiled, in runs and in plans: the options of XLA that help on each platform."""
+"""Compilation of steps, in runs and in plans: the options of XLA that help on each platform."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class StopSignal:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
 
     def should_stop(self, step: int) -> bool:
-        """Whether the run stops before this step; every process asks at every step."""
+        """True where the run stops before this step; every process asks at every step."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received
@@ -120,7 +120,7 @@ class StopSignal:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Where one process fails, all end: the others would wait for it in a collective, for ever.
+    """Ends all processes where one fails: the others would wait for it in a collective, for ever.
 
     The one that fails leaves its reason in JAX's coordination service. A thread of each process
     looks for it there, prints it and ends its own process with `FAILED`; unless that process fails
@@ -151,7 +151,7 @@ def ending_together() -> Iterator[None]:
 
 
 def _news() -> str | None:
-    """Why another process failed, if one did."""
+    """Reason why another process failed, if one did."""
     try:
         return global_state.client.key_value_try_get(NEWS)
     except RuntimeError:

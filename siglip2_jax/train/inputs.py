@@ -1,4 +1,4 @@
-"""What a stage reads: its sequence lengths, its pipeline, and the shapes of its batches."""
+"""Inputs of a stage: its sequence lengths, its pipeline, and the shapes of its batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_tokenizer(config: TrainConfig) -> Tokenizer:
 
 
 def image_preprocessor(config: TrainConfig, model: ModelConfig) -> ImagePreprocessor:
-    """How pictures become patches for a model of these sizes."""
+    """Image preprocessor for a model of these sizes."""
     return ImagePreprocessor(
         patch_size=model.vision.patch_size,
         image_size=model.vision.image_size,
@@ -55,7 +55,7 @@ def stage_seed(config: TrainConfig, index: int) -> int:
 
 
 def stage_reading(config: TrainConfig, index: int, step: int = 0, position: int = 0) -> Reading:
-    """What each step of a stage reads, from its step `step` and the data's `position` on."""
+    """Budgets and batch sizes of a stage's steps, from `step` and the data's `position` on."""
     stage = config.resolved[index]
     return stage_lengths(stage).reading(
         stage_seed(config, index), stage.num_steps, stage.read_size, step=step, position=position
@@ -135,7 +135,7 @@ def check_batches(config: TrainConfig, devices: int) -> None:
 
 
 def _extra(stage: Stage, budget: int) -> dict[str, Any]:
-    """What the stage's transforms add to a batch, found on a blank picture."""
+    """Fields that the stage's transforms add to a batch, determined on a blank image."""
     if not stage.data.transforms:
         return {}
     vision = stage.model.vision

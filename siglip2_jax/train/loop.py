@@ -223,7 +223,7 @@ class StageRun:
         return values
 
     def _raise_alarms(self, step: int, values: dict[str, float]) -> None:
-        """Warns of what an objective finds wrong, once until it is well again."""
+        """Logs an objective's alarm once; re-arms after it clears."""
         for name, objective in self._program.objectives.items():
             own = {
                 k.removeprefix(f"{name}/"): v for k, v in values.items() if k.startswith(f"{name}/")

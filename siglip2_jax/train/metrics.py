@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` always, TensorBoard and Weights & Biases if asked."""
+"""Writers of metrics: `metrics.jsonl` always, TensorBoard and Weights & Biases if asked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class MetricWriter:
             sink.write(step, values)
 
     def flush(self) -> None:
-        """What was written is safe: a checkpoint must not know of steps that the metrics lack."""
+        """Flushes what was written: a checkpoint must not know of steps that the metrics lack."""
         for sink in self._sinks:
             sink.flush()
 

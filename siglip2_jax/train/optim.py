@@ -116,7 +116,7 @@ def trainable(optim: Optim, paths: Iterable[str]) -> list[str]:
 
 
 def _direction(optim: Optim) -> optax.GradientTransformation:
-    """From gradients to the direction of the update."""
+    """Transformation of gradients to the direction of the update."""
     if optim.kind == "adafactor":
         return scale_by_adafactor(momentum=optim.b1, max_decay=optim.b2)
     return optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=jnp.float32)

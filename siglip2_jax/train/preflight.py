@@ -26,7 +26,7 @@ TOLERANCE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Preflight:
-    """What the first batch says about the state a stage starts from.
+    """Report of the first batch on the state that a stage starts from.
 
     Attributes:
       loss: the sigmoid loss at step 0.
@@ -52,7 +52,7 @@ class Preflight:
         return f"{line}, a trained model stays below {self.uninformed:.3f}"
 
     def warning(self, fresh: bool, released: bool = True) -> str | None:
-        """What is wrong, if anything: a trained model whose `b` is meant for another batch size.
+        """Warns of a trained model whose `b` is meant for another batch size; None if all is well.
 
         Args:
           fresh: the model was not trained before.

@@ -178,7 +178,7 @@ class Run:
 
 
 def last_good(saved: int, workdir: epath.Path) -> str:
-    """What there is to go back to, for messages."""
+    """Phrase for messages on the last good checkpoint."""
     if not saved:
         return f"no checkpoint was saved before in {workdir}"
     return f"the last good checkpoint is step {saved} in {workdir}"
@@ -186,5 +186,5 @@ def last_good(saved: int, workdir: epath.Path) -> str:
 
 @jax.jit
 def _all_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether the state holds no infinity and no NaN."""
+    """True where the state holds no infinity and no NaN."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()

@@ -1,4 +1,4 @@
-"""Which steps of a run belong to which stage, and where stages branch off."""
+"""Steps of a run that belong to each stage, and where stages branch off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a stage begins: from nothing, from released weights, or from an earlier checkpoint."""
+"""Start of a stage: from nothing, from released weights, or from an earlier checkpoint."""
 
 from __future__ import annotations
 

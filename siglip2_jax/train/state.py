@@ -12,7 +12,7 @@ from siglip2_jax.types import ArrayLike, struct
 
 @struct
 class TrainState:
-    """What training carries from step to step; a pytree that goes to a checkpoint as it is.
+    """State that training carries from step to step; a pytree that goes to a checkpoint as it is.
 
     Attributes:
       params: nested dict of float32 arrays: the model's, and objectives' own under `heads/<name>`.

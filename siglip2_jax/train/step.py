@@ -42,7 +42,7 @@ Metrics = dict[str, Array]
 
 
 class Program:
-    """What a stage does to a state.
+    """Compiled update of a state in one stage.
 
     Attributes:
       stage: the stage.
@@ -233,7 +233,7 @@ class Program:
         batch: Batch | None,
         part: Array | int = 0,
     ):
-        """What an objective sees, given its name (which, with the part, picks its randomness)."""
+        """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
         average, seen = jax.lax.stop_gradient(state.average), {}
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)

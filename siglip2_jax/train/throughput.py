@@ -1,11 +1,10 @@
-"""How fast training goes, and how much of the time it waits for data.
+"""Throughput of training, and the share of time that it waits for data.
 
-`data_wait` is the share of the time in which the loop stood still because the next batch was not
-ready. Near 0, data keeps up and the device sets the pace. Well above, data does. How much time the
-device loses it does not say: steps that were started earlier go on meanwhile, so that data which is
-a little too slow makes the loop wait nearly always and the device hardly ever. That is told by
-comparing `examples_per_s_per_chip` with the rate that `siglip2 plan` estimates. On a CPU the step
-and the preparation of data share the cores, and a share above 0 only says that both need them.
+`data_wait` is the fraction of loop time spent waiting for batches. It bounds the idle time of the
+device but does not equal it: steps that were dispatched earlier run meanwhile, so that data which
+is slightly too slow makes the loop wait nearly always and the device hardly ever. To see idle time,
+compare `examples_per_s_per_chip` with the rate that `siglip2 plan` estimates. On a CPU the step and
+the preparation of data share the cores, and a fraction above 0 only shows that both need them.
 """
 
 from __future__ import annotations

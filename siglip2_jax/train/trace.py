@@ -13,7 +13,7 @@ FOLDER = "profile"
 
 
 class Trace:
-    """Traces the steps of a window; of one that a run resumes in, what is left."""
+    """Profiles a range of steps; after a resume, the remainder of the range."""
 
     def __init__(self, profile: Profile | None, workdir: str | os.PathLike[str]):
         """Says what to trace; None is nothing.

@@ -28,7 +28,7 @@ class TransformersImages(ImagePreprocessor):
     def __call__(
         self, source: ImageSource, max_num_patches: int = 256, name: str | None = None
     ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
-        """As `ImagePreprocessor.__call__`."""
+        """Preprocesses images as `ImagePreprocessor.__call__` does."""
         image = decode(source, exif=self.exif, max_pixels=self.max_pixels, name=name)
         if self.image_size is not None:
             found = self.processor(images=[image], return_tensors="np")["pixel_values"][0]

@@ -152,7 +152,7 @@ class TransformersModel(Embedder):
     def embed_texts(
         self, texts: str | Sequence[str], *, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> Float[np.ndarray, "n E"]:
-        """As `Embedder.embed_texts`, with the tokenizer of transformers where it has one."""
+        """Embeds texts as `Embedder.embed_texts` does, by transformers' tokenizer if any."""
         if self._texts is None:
             return super().embed_texts(texts, batch_size=batch_size)
         length = self.config.text.length

@@ -101,7 +101,7 @@ class IncomeZeroShot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentationBias:
-    """How much rather photos of objects match one of two prompts about people, for no reason.
+    """Association bias: preference of object images for one of two prompts about people.
 
     Which objects and prompts the paper took is unpublished.
 

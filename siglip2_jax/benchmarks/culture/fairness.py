@@ -48,7 +48,7 @@ def income_disparity(correct: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray,
 
 
 def first_share(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """How often an image is matched to the first of two prompts rather than the second.
+    """Share of images matched to the first of two prompts rather than the second.
 
     `mean_i ([first_i > second_i] + [first_i = second_i] / 2)`, 0 to 1. Images without scores
     (either is NaN: the photo could not be read) do not count.

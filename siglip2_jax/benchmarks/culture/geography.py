@@ -1,4 +1,4 @@
-"""How a model fares around the world: the evaluators of SigLIP 2's table 8 (arXiv 2502.14786).
+"""Evaluators of geographic diversity: those of SigLIP 2's table 8 (arXiv 2502.14786).
 
 The protocols are those of "No Filter" (Pouget et al., arXiv 2405.13777): objects and landmarks are
 found zero-shot, countries and regions by few-shot regression. Templates, and which part of GeoDE is
@@ -25,7 +25,7 @@ from siglip2_jax.evals.zero_shot import ZeroShot
 def geode_zero_shot(
     path: str, *, cache: ClassCache | None = None, max_num_patches: int = 256
 ) -> ZeroShot:
-    """Which of its 40 objects a photo of GeoDE shows.
+    """Zero-shot recognition of GeoDE's 40 objects.
 
     Args:
       path: as for `GeoDE`.
@@ -47,7 +47,7 @@ def geode_zero_shot(
 def landmarks_zero_shot(
     path: str, *, cache: ClassCache | None = None, max_num_patches: int = 256
 ) -> ZeroShot:
-    """Which of all landmarks in the test set a photo of Google Landmarks v2 shows.
+    """Zero-shot recognition of the landmarks in the test set of Google Landmarks v2.
 
     Names are whole: what follows a comma is often the town.
 
@@ -68,7 +68,7 @@ def landmarks_zero_shot(
 
 
 def dollar_street_few_shot(path: str, *, shots: int = 10, max_num_patches: int = 256) -> FewShot:
-    """In which country a photo of Dollar Street was taken: learnt on its training table.
+    """Few-shot recognition of a Dollar Street image's country, learnt on its training table.
 
     Args:
       path: as for `DollarStreet`.
@@ -88,7 +88,7 @@ def dollar_street_few_shot(path: str, *, shots: int = 10, max_num_patches: int =
 def geode_few_shot(
     path: str, place: Literal["country", "region"], *, shots: int = 10, max_num_patches: int = 256
 ) -> FewShot:
-    """In which country or region a photo of GeoDE was taken.
+    """Few-shot recognition of a GeoDE image's country or region.
 
     Photos of countries with too few to learn from are left out, whichever the place.
 

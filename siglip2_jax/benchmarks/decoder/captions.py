@@ -1,4 +1,4 @@
-"""How good the captions are that a decoder writes."""
+"""Evaluator of the captions that a decoder writes."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def check_references(captions: Sequence[str], references: Sequence[Sequence[str]
 def _agreement(
     said: list[Words], wanted: list[list[Words]], length: int
 ) -> Float[np.ndarray, " n"]:
-    """Of n-grams of one length: the mean over an image's references, from 0 to 1."""
+    """Mean CIDEr-D similarity to an image's references, by n-grams of one length; 0 to 1."""
     counts = [[ngram_counts(words, length) for words in own] for own in wanted]
     images = Counter(ngram for own in counts for ngram in set().union(*own))
     rarity = {ngram: math.log(len(wanted) / number) for ngram, number in images.items()}

@@ -17,7 +17,7 @@ from siglip2_jax.data.regions import Box, from_coco, read_regions
 
 
 class Expression(NamedTuple):
-    """What is looked for in a photo, and where it is.
+    """Referring expression: an image, a text and the box that the text refers to.
 
     Attributes:
       image: path of the photo.
@@ -34,7 +34,7 @@ class Expression(NamedTuple):
 
 @runtime_checkable
 class Expressions(Protocol):
-    """Where expressions come from: cheap to make, so that configs can hold it."""
+    """Source of expressions: cheap to make, so that configs can hold it."""
 
     def open(self) -> list[Expression]:
         """Reads the expressions; photos are read later.

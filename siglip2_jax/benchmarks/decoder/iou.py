@@ -1,4 +1,4 @@
-"""How much boxes overlap."""
+"""Intersection over union of boxes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class MeasuredCaptioner(Measuring):
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ):
-        """As `Measuring`.
+        """Makes the measured captioner, with the settings of `Measuring`.
 
         Args:
           captioner: writes; on several hosts it must run on local devices only.
@@ -60,7 +60,7 @@ class MeasuredCaptioner(Measuring):
     def answer(
         self, groups: Iterable[Group], writing: Writing, max_num_patches: int
     ) -> list[list[Answer] | None]:
-        """As `Captioner.answer`; None for unreadable images, without a warning each."""
+        """Answers as `Captioner.answer` does; None and no warning for unreadable images."""
         parts = self._begin(0)
         expected = len(groups) if isinstance(groups, Sized) else self._expected
         seen, size = Counter(groups), self._batch_size
@@ -93,5 +93,5 @@ def in_order(texts: list[str], size: int) -> list[str]:
 
 
 def _answer(text: str, box: list[float] | None, score: float, size: list[int]) -> Answer:
-    """From JSON, which has no tuples."""
+    """Parses a JSON value, which has no tuples."""
     return Answer(text, None if box is None else tuple(box), score, tuple(size))

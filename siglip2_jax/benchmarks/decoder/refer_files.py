@@ -133,7 +133,7 @@ def published_splits(root: str, images: str) -> dict[str, Refer]:
 
 
 def read_plain_pickle(path: str) -> Any:
-    """What a pickle of nothing but lists, dicts, texts and numbers holds.
+    """Reads a pickle of nothing but lists, dicts, texts and numbers.
 
     Texts of Python 2 are read as UTF-8.
 

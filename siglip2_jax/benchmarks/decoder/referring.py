@@ -74,7 +74,7 @@ class Referring:
 
 
 def _groups(model: Captioner | MeasuredCaptioner, expressions: Sequence[Expression]) -> list[Group]:
-    """What can be asked, photo after photo, with the expressions' numbers."""
+    """Groups the queries that can be asked by image, with the expressions' numbers."""
     photos: dict[str, list[tuple[int, Ask]]] = {}
     for index, expression in enumerate(expressions):
         ask = Ask(expression.image, phrase=expression.text)

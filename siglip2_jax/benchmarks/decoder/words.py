@@ -32,5 +32,5 @@ def caption_words(text: str) -> list[str]:
 
 
 def ngram_counts(words: Sequence[str], length: int) -> Counter[tuple[str, ...]]:
-    """How often each run of `length` words occurs; empty where there are fewer words."""
+    """Counts each run of `length` words; empty where there are fewer words."""
     return Counter(zip(*(words[start:] for start in range(length)), strict=False))

@@ -1,4 +1,4 @@
-"""What evenly spaced blocks of the vision tower say, for decoders that read more than its end."""
+"""Outputs of evenly spaced blocks of the vision tower, for decoders that read several blocks."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _program(
 
 
 def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]:
-    """As `VisionTower.__call__`, keeping what some blocks say."""
+    """Runs the tower as `VisionTower.__call__` does, keeping the outputs of some blocks."""
     pixels = jnp.where(image.valid[..., None], image.pixels, 0)
     x = gather(tower.embed, tower.dtype)(pixels) + tower.pos(image.yx, image.valid)
     x = x.astype(tower.dtype)

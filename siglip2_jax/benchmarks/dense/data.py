@@ -76,7 +76,7 @@ def read_index(
 
 
 class Legend(NamedTuple):
-    """What the values of a class map mean.
+    """Meaning of the values of a class map.
 
     Attributes:
       names: of the classes, value 0 first.

@@ -157,5 +157,5 @@ def _doubled(image: Map) -> Map:
 
 
 def _resized(image: Map, like: Map) -> Map:
-    """As large as another; a grid with an odd side is a little smaller than what comes up."""
+    """Resizes a map to another's; an odd side of a grid is a little smaller than what comes up."""
     return Map(bilinear(image.x, image.size, like.size, like.x.shape[1:3]), like.size)

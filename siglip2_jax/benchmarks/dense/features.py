@@ -122,7 +122,7 @@ def _gathered(found: Found, total: int) -> Found:
 
 
 class _Notes:
-    """What there is to say of a call: seconds waited for photos, sentences on unreadable ones."""
+    """Notes on one call: seconds waited for images, sentences on unreadable images."""
 
     def __init__(self) -> None:
         self.waited, self.failed = 0.0, list[str]()

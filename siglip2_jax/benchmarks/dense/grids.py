@@ -1,4 +1,4 @@
-"""Maps of images of different sizes, padded to one shape; a size says what is real of each."""
+"""Maps of images of different sizes, padded to one shape, with their true sizes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _weights(
     new_side: int,
     align_corners: bool,
 ) -> Float[Array, "B new old"]:
-    """How much each old position counts at each new one; padding does not."""
+    """Interpolation weight of each old position at each new one; 0 for padding."""
     place = jnp.arange(new_side)
     if align_corners:
         centre = place * ((old - 1) / jnp.maximum(new - 1, 1))[:, None]

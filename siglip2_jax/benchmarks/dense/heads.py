@@ -1,4 +1,4 @@
-"""What probes make of scores: maps at label resolution, and their losses.
+"""Heads of dense probes: scores to maps at label resolution, and their losses.
 
 A head gets the scores of a decoder. Grids and labels differ in size from image to image; both are
 padded to one shape, and `grid` and `size` say what is real. Heads for normals are in `normals`.
@@ -49,11 +49,11 @@ class Head(Protocol):
         truth: Array,
         step: Int[Array, ""],
     ) -> Scalar:
-        """Of a batch, whose labels are padded to one shape; pixels without a label do not count."""
+        """Loss of a batch whose labels are padded to one shape; unlabelled pixels do not count."""
         ...
 
     def answer(self, maps: Array) -> Array:
-        """What is compared with the truth."""
+        """Prediction that is compared with the truth."""
         ...
 
     def worst(self, truth: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class Head(Protocol):
         ...
 
     def known(self, truth: ArrayLike) -> ArrayLike:
-        """Which pixels have a label: bool `[..., h, w]`."""
+        """Pixels that have a label: bool `[..., h, w]`."""
         ...
 
 

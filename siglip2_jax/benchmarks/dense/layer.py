@@ -1,4 +1,4 @@
-"""What a probe trains on frozen features: the interface, and one linear layer on every patch."""
+"""Trainable layers on frozen features: the interface, and one linear layer on every patch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Weights = dict[str, Array]
 
 @runtime_checkable
 class Decoder(Protocol):
-    """From features of images to scores on a grid; hashable.
+    """Layer from features of images to scores on a grid; hashable.
 
     Attributes:
       blocks: how many evenly spaced blocks of the tower it reads; 0 means the tower's own tokens.

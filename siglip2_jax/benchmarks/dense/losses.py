@@ -32,7 +32,7 @@ def sig_loss(
 
 
 def gradient_loss(predicted: Float[Array, "B h w"], truth: Float[Array, "B h w"]) -> Scalar:
-    """How far log depth differs in slope, at steps of 1, 2, 4 and 6 pixels (MegaDepth; DINOv2).
+    """Differences in slope of log depth, at steps of 1, 2, 4 and 6 pixels (MegaDepth; DINOv2).
 
     At each scale: the sum of `|d[y, x] - d[y + 2, x]|` and `|d[y, x] - d[y, x + 2]|` over pairs of
     known pixels, d the log ratio, over the number of known pixels. Rows and columns are those of

@@ -1,4 +1,4 @@
-"""How good maps are: intersection over union, depth and normal errors. NumPy, float64."""
+"""Metrics of maps: intersection over union, depth and normal errors. NumPy, float64."""
 
 from __future__ import annotations
 

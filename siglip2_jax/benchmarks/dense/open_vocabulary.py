@@ -51,7 +51,7 @@ class OpenPhotoModel(OpenModel, PhotoModel, Protocol):
 
 
 def patch_embeddings(model: OpenModel, features: Features) -> Float[np.ndarray, "n N E"]:
-    """What the pooling head makes of each patch alone, of unit length; padding is 0.
+    """Unit-norm embedding of each patch, pooled on its own (0 for padding).
 
     Args:
       model: has the head, and gave the features.

@@ -70,7 +70,7 @@ class Drawn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseProbe:
-    """What the probes share.
+    """Base of the dense probes.
 
     All features and labels are held in memory: `images * max_num_patches * width * 4` bytes, for a
     DPT decoder four times as much.
@@ -119,7 +119,7 @@ class DenseProbe:
             yield found
 
     def _features(self, model: PhotoModel) -> tuple[Photos, Photos]:
-        """Of the photos to train on and of those to measure on, whitened alike."""
+        """Reads the features of the training and the test images, whitened alike."""
         train, test = (
             read_features(
                 model,

@@ -21,7 +21,7 @@ from siglip2_jax.types import Features
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a probe is trained: AdamW with a linear warm-up, then a cosine to 0.
+    """Training recipe of a probe: AdamW with a linear warm-up, then a cosine to 0.
 
     Attributes:
       steps: in all.
@@ -126,7 +126,7 @@ def draw_maps(
     truth: Sequence[np.ndarray],
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """What a trained decoder says of each image, at its label's rows and columns.
+    """Predicts each image's map with a trained decoder, at its label's rows and columns.
 
     Args:
       decoder: as it was trained.

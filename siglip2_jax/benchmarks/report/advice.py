@@ -1,4 +1,4 @@
-"""Which choice of protocol to look at when a number is not the published one.
+"""Advice on choices of protocol, for a number that is not the published one.
 
 SigLIP 2 (arXiv 2502.14786) says little about its protocols. What is known comes from big_vision's
 evaluators, its author's answers (big_vision issues 166, 186, 187) and others who missed a number.
@@ -44,7 +44,7 @@ class _Case:
 
 
 def near(metric: str, difference: float) -> bool:
-    """Whether a difference from a published number, in its unit, needs no explanation."""
+    """True where a difference from a published number, in its unit, needs no explanation."""
     return abs(difference) <= (NEAR_RMSE if metric == "rmse" else NEAR) + 1e-9  # 0.3 is not exact
 
 
@@ -67,7 +67,7 @@ def advise(result: Result, metric: str, theirs: Published) -> tuple[str, ...]:
 
 
 def elsewhere(result: Result, metric: str) -> str | None:
-    """At which token budgets a number is published that is not at the one measured."""
+    """Token budgets at which a number is published that is not at the one measured."""
     curve = published_curve(result.model, result.dataset, metric)
     tokens = result.protocol.get("num_patches")
     if not curve or tokens in curve:

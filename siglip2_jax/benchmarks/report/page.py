@@ -147,7 +147,7 @@ def _cells(row: Row) -> str:
 
 
 def _notes(result: Result) -> Iterator[str]:
-    """What else stands under the table: photos that failed, numbers of parts."""
+    """Notes under a table: images that failed, numbers of parts."""
     if result.failed:
         names = "<br>".join(html.escape(name) for name in result.failed[:_NAMES_SHOWN])
         more = len(result.failed) - _NAMES_SHOWN

@@ -64,7 +64,7 @@ def plot(title: str, series: Sequence[Series]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Axes:
-    """Where values are on the picture: ranges of log2 of the tokens and of the values."""
+    """Axes of a plot: ranges of log2 of the tokens and of the values."""
 
     x: tuple[float, float]
     y: tuple[float, float]

@@ -1,4 +1,4 @@
-"""What is published of a model on a data set, to put beside a number of our own."""
+"""Published numbers of a model on a data set, to put beside a number of our own."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def published(
 
 
 def openclip(variant: str, dataset: str, metric: str) -> Published | None:
-    """What OpenCLIP's harness finds with SigLIP 1's weights, to tell a harness from a model."""
+    """Number that OpenCLIP's harness measures with SigLIP 1's weights."""
     return _openclip().get((variant, dataset, metric))
 
 

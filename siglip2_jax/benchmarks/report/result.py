@@ -1,4 +1,4 @@
-"""What an evaluation found, and how: one file for each, in the schema of CLIP Benchmark.
+"""Result of an evaluation, a file for each, in the schema of CLIP Benchmark.
 
 LAION-AI/CLIP_benchmark (`clip_benchmark/cli.py`) writes an object of `dataset`, `model`,
 `pretrained`, `task`, `metrics` and `language`, from which its `build` makes tables. Ours has the

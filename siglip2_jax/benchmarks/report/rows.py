@@ -1,4 +1,4 @@
-"""What a report says of each result, in words and figures that pages only lay out."""
+"""Rows of a report: each result in words and figures that pages only lay out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are so near that nothing needs a look."""
+        """True where the number and the published one are so near that nothing needs a look."""
         return self.difference is not None and near(self.metric, self.difference)
 
     def texts(self) -> tuple[str, str, str]:
@@ -60,7 +60,7 @@ class Row:
 
 
 def comparable(result: Result) -> bool:
-    """Whether the papers' numbers are of this data: they are English, but for XM3600's mean."""
+    """True where the papers' numbers are of this data: English, or XM3600's mean."""
     return result.language == "en" or result.dataset == "xm3600"
 
 
@@ -96,7 +96,7 @@ def parts(result: Result) -> tuple[tuple[str, ...], dict[str, list[str]]]:
 
 
 def advice(results: Sequence[Result]) -> dict[str, list[str]]:
-    """What to check where numbers differ from the published ones.
+    """Advice for numbers that differ from the published ones.
 
     Args:
       results: of one model.
@@ -132,7 +132,7 @@ def _sentences(result: Result) -> list[str]:
 
 
 def setting(result: Result) -> str:
-    """What images were made to: "224 px", or "256 tokens" at native resolution."""
+    """Input size of images: "224 px", or "256 tokens" at native resolution."""
     if (side := result.protocol.get("resolution")) is not None:
         return f"{side} px"
     tokens = result.protocol.get("num_patches")
@@ -154,7 +154,7 @@ def dataset_name(result: Result) -> str:
 
 
 def place(result: Result) -> str:
-    """Which result of a model: data set and setting."""
+    """Name of a result of a model: data set and setting."""
     return ", ".join(filter(None, (dataset_name(result), setting(result))))
 
 

@@ -1,4 +1,4 @@
-"""What the papers report of the released models, table by table.
+"""Numbers that the papers report of the released models, table by table.
 
 All figures are those of SigLIP 2 (arXiv 2502.14786), which measures SigLIP 1 again beside it,
 except `OPENCLIP`. A line of a table is a variant's name (at native resolution with `@` and the

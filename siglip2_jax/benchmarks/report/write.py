@@ -128,7 +128,7 @@ def _lines(result: Result) -> Iterator[str]:
 
 
 def _notes(result: Result) -> Iterator[str]:
-    """What else stands under the table: photos that failed, numbers of parts."""
+    """Notes under a table: images that failed, numbers of parts."""
     if result.failed:
         names = ", ".join(f"`{name}`" for name in result.failed)
         yield f"Photos of {place(result)} that did not decode: {names}\n"

@@ -1,4 +1,4 @@
-"""What a task of `siglip2 eval` is: its files, where they come from, and its evaluator."""
+"""Task of `siglip2 eval`: its files, where they come from, and its evaluator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from siglip2_jax.evals.class_embeddings import ClassCache
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a task is made of.
+    """Inputs from which a task makes its evaluator.
 
     Attributes:
       root: the task's directory.
@@ -37,8 +37,8 @@ class Task:
       name: on the command line, and the data set's in reports.
       kind: what is measured.
       folder: its directory within the data directory; several tasks may share one.
-      needs: files and directories that must be in it, as patterns; of several in a tuple one will
-        do, and the first is asked for.
+      needs: glob patterns of required files and directories; a tuple lists alternatives, of which
+        errors name the first.
       how: a sentence on how to get them.
       make: the evaluator.
       metric: the number to show first.

@@ -1,4 +1,4 @@
-"""What `siglip2 eval --task` knows."""
+"""Catalogue of the tasks of `siglip2 eval --task`."""
 
 from __future__ import annotations
 

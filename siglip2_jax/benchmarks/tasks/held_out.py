@@ -1,4 +1,4 @@
-"""Which rows of a file of JSON lines are to be measured on."""
+"""Selection of the rows of a file of JSON lines to measure on."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def or_prepared(folder: str, dataset: str) -> tuple[str, str]:
 
 
 def how_prepared(dataset: str) -> str:
-    """How to meet that need the other way."""
+    """Sentence on the other way to meet the need of `or_prepared`."""
     return f"or put TFDS's {dataset} there instead (file_format='array_record')"
 
 
@@ -138,5 +138,5 @@ class Prepared:
 
 
 def is_prepared(root: Path) -> bool:
-    """Whether it is the directory of a dataset's version."""
+    """True for the directory of a version of a TFDS data set."""
     return (root / INFO).is_file()

@@ -24,7 +24,7 @@ _AHEAD = 8  # decoded pictures waiting
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written.
+    """Summary of an annotation job.
 
     Attributes:
       rows: how many rows.
@@ -41,7 +41,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which regions are kept, of one image.
+    """Limits on the regions that are kept of one image.
 
     Attributes:
       min_score: the lowest score, 0 to 1.
@@ -115,7 +115,7 @@ def _rows(source: Folder) -> list[dict[str, Any]]:
 def _settings(
     source: Folder, rows: list[dict[str, Any]], annotator: Annotator, limits: Limits
 ) -> dict[str, str]:
-    """What decides the results: compared before a job is continued."""
+    """Settings that decide the results: compared before a job is continued."""
     return {
         "source": repr(source),
         "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
@@ -149,7 +149,7 @@ def _resume(partial: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
 def _results(
     examples: Examples, annotator: Annotator, limits: Limits, start: int
 ) -> Iterator[dict[str, Any]]:
-    """What becomes of each row from `start` on: `regions`, or an `error` and the example's name."""
+    """Results of the rows from `start` on: `regions`, or an `error` and the example's name."""
 
     def read(index: int) -> tuple[dict[str, Any], Image] | Exception:
         try:

@@ -1,4 +1,4 @@
-"""Where the regions of an image come from: boxes drawn by people, or a detector."""
+"""Annotators, the sources of an image's regions: boxes drawn by people, or a detector."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector finds of an example's captions: all their n-grams, as OWLv2 does.
+    """Regions that a detector finds for all n-grams of an example's captions, as OWLv2 does.
 
     Attributes:
       detector: finds the boxes.

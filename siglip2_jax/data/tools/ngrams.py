@@ -1,4 +1,4 @@
-"""What to look for in a picture: the word n-grams of its alt-text, in several prompts.
+"""Queries for a detector: the word n-grams of an image's alt-text, in several prompts.
 
 The label space of OWLv2 (Minderer et al., arXiv 2306.09683, sections 3.1 and 4.1), whose recipe
 SigLIP 2 follows for its regions (arXiv 2502.14786, section 2.2). The two lists of words are ours:
@@ -87,5 +87,5 @@ def _words(text: str) -> list[str]:
 
 
 def _divides(char: str) -> bool:
-    """Whether it is punctuation or a symbol that is not kept inside words."""
+    """True for punctuation and symbols that are not kept inside words."""
     return char not in _INNER and unicodedata.category(char)[0] in "PS"

@@ -21,7 +21,7 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class Summary:
-    """What a pack holds.
+    """Summary of a packing job.
 
     Attributes:
       examples: how many were written, in this run and before.
@@ -40,7 +40,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where the parts of a pack are; each shard but the last holds `shard_size` examples."""
+    """Parts of a pack on disk; each shard but the last holds `shard_size` examples."""
 
     directory: Path
     name: str

@@ -95,7 +95,7 @@ def choose(
 
 
 def _lack(query: Array) -> str | None:
-    """Why cuDNN cannot: what its support matrix asks for in both passes on every GPU."""
+    """Reason why cuDNN cannot: what its support matrix asks for in both passes on every GPU."""
     size = query.shape[-1]
     if platform() != "gpu":
         return f'needs a GPU, found the platform "{platform()}"'

@@ -151,7 +151,7 @@ def _each(some: Any, shape: tuple[int, ...]) -> None:
 
 
 def _together(tokens: int) -> int:
-    """How many of an image's tokens a program takes: all, or an equal part in whole tiles."""
+    """Number of an image's tokens that a program takes: all, or an equal part in whole tiles."""
     if tokens <= _MOST:
         return tokens
     parts = (n for n in range(_MOST, 0, -_TILE) if tokens % n == 0)

@@ -17,7 +17,7 @@ from siglip2_jax.sharding import has_mesh, reshape_whole
 
 
 def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    """What `linear` computes in its dtype, in float32, heads side by side in one dimension.
+    """Applies a linear layer in its dtype, float32 out, heads side by side in one dimension.
 
     Heads in a dimension of their own have another layout in a TPU's memory, so that activations
     would be copied between the products and the attention kernel.
@@ -32,7 +32,7 @@ def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, "*B I"]) -> Fl
 def dense_each(
     linears: Sequence[nnx.Linear | nnx.LinearGeneral], x: Float[Array, "*B I"]
 ) -> list[Float[Array, "*B O"]]:
-    """What each of some layers computes of the same input, as `dense`, in the layers' dtype.
+    """Applies several linear layers to one input, with a single matmul for the input gradient.
 
     The gradient by the input is one product for all, rather than a sum of float32 arrays as large
     as it, of which each would be written and read again.

@@ -138,7 +138,7 @@ class _Shape:
                     yield image, head, slice(start, min(start + _QUERIES, self.queries))
 
     def images(self, batch: int) -> int:
-        """How many images a program takes: enough work to hide its start, where images are small.
+        """Number of images that a program takes: enough work to hide its start.
 
         A divisor of `batch`.
         """
@@ -232,7 +232,7 @@ def _ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _window(head: int, shape: _Shape) -> tuple[int, int]:
-    """Which lanes to read for a head, and where in them it starts.
+    """Lanes to read for a head, and its offset in them.
 
     A head within a group of 128 lanes is read as that group, since moving it to the first lanes
     costs more than computing with its neighbour and leaving the result. Others are cut out.

@@ -1,4 +1,4 @@
-"""How long a TPU kernel runs, counted in the instructions it is compiled to.
+"""Run time of a TPU kernel, counted in the instructions it is compiled to.
 
 A TPU core starts one bundle (a very long instruction) a cycle. libtpu prints a kernel's final
 bundles in order; a loop reaches from one that is labelled `LB` to the branch that its exit test
@@ -77,7 +77,7 @@ def _scalars(text: str) -> Scalars:
 
 
 def _runs(counter: str, bound: str, scalars: Scalars) -> int | None:
-    """How often a loop runs whose counter starts at a constant and is compared to another."""
+    """Trip count of a loop whose counter starts at a constant and is compared to another."""
     added, (step, *old) = scalars.get(counter, ("", [""]))
     phi, (first, *_) = scalars.get(old[0] if old else "", ("", [""]))
     move, (start, *_) = scalars.get(first, ("", [""]))

@@ -1,4 +1,4 @@
-"""What one HLO instruction costs: matrix FLOPs, HBM bytes, and bytes sent to other chips.
+"""Cost of one HLO instruction: matrix FLOPs, HBM bytes, and bytes sent to other chips.
 
 The meaning of the instructions is in the XLA documentation (openxla.org/xla/operation_semantics).
 What TPU programs add is read off compiled programs: batched matrix products are convolutions whose
@@ -158,12 +158,12 @@ def _written(x: Instruction, where: Computation, module: Module) -> list[int]:
 
 
 def is_call(x: Instruction, target: str) -> bool:
-    """Whether the instruction is a custom call of this target."""
+    """True for a custom call of this target."""
     return x.opcode == "custom-call" and f'custom_call_target="{target}"' in x.attributes
 
 
 def _is_step(x: Instruction, where: Computation) -> bool:
-    """Whether this only continues or ends a collective that another fusion started."""
+    """True where this only continues or ends a collective that another fusion started."""
     if is_call(x, "AsyncCollectiveDone"):
         return True
     return "chain_id=" in x.attributes and not any(
@@ -191,7 +191,7 @@ def collectives(x: Instruction, where: Computation, module: Module) -> dict[str,
 
 
 def _scatters(x: Instruction, where: Computation) -> bool:
-    """Whether of an all-reduce, of one array or more, each chip keeps only its part."""
+    """True for an all-reduce, of one array or more, of which each chip keeps only its part."""
     users = list(where.users(x.name))
     parts = [user for user in users if user.opcode == "get-tuple-element"]
     readers = [reader for part in parts for reader in where.users(part.name)] or users
@@ -214,7 +214,7 @@ def _sent(x: Instruction, where: Computation, module: Module) -> dict[str, int]:
 
 
 def _group_size(x: Instruction, module: Module) -> int:
-    """How many chips take part in one group of a collective."""
+    """Number of chips in one group of a collective."""
     if groups := x.attribute(r"replica_groups=\{\{([\d,]+)\}"):
         return groups.count(",") + 1
     if size := x.attribute(r"replica_groups=\[\d+,(\d+)\]"):

@@ -1,4 +1,4 @@
-"""How long Pallas kernels take: each is compiled alone, and the bundles of its code are counted.
+"""Run time of Pallas kernels: each is compiled alone, and the bundles of its code are counted.
 
 The compiler puts no time on a kernel. It can be read off the instructions that libtpu dumps (see
 `bundles` for what that leaves out), but dumps must be asked for before libtpu is loaded and are
@@ -95,7 +95,7 @@ def _in_a_process(work: Path, jobs: dict[str, Any]) -> list[int | None]:
 
 
 def _main(work: Path) -> None:
-    """In that process: compiles the kernels that `jobs.json` lists."""
+    """Compiles, in a process of its own, the kernels that `jobs.json` lists."""
     jobs = json.loads((work / "jobs.json").read_text())
     device = tpu_topology(jobs["topology"])[0]
     found = [_measure(Kernel(**kernel), device, work / "dump") for kernel in jobs["kernels"]]

@@ -36,7 +36,7 @@ class Kernel:
 
     @property
     def flops(self) -> int | None:
-        """Of one call, by the author's `cost_estimate`; None without one."""
+        """FLOPs of one call, by the author's `cost_estimate`; None without one."""
         estimate = json.loads(self.config).get("custom_call_config", {}).get("cost_estimate")
         return None if estimate is None else int(estimate["flops"])
 

@@ -49,12 +49,12 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """What the elements take, without padding."""
+        """Bytes of the elements, without padding."""
         return -(-self.size * self.bits // 8)
 
     @property
     def padded_bytes(self) -> int:
-        """What the array takes in its tiled layout, padding included."""
+        """Bytes of the array in its tiled layout, padding included."""
         sizes = [self.dims[dim] for dim in self.minor_to_major] or list(self.dims[::-1])
         for i, tile in enumerate(self.tile[::-1][: len(sizes)]):
             sizes[i] = -(-sizes[i] // tile) * tile

@@ -34,7 +34,7 @@ AMOUNTS: dict[str, Amount] = {
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What one run of a program costs a chip.
+    """Cost of one run of a program to a chip.
 
     Attributes:
       operations: all that take time, in the order in which they are scheduled.

@@ -134,7 +134,7 @@ class Walk:
         )
 
     def _times(self, x: Instruction, scope: _Scope) -> int:
-        """How often a loop runs."""
+        """Trip count of a loop."""
         if known := x.attribute(r'known_trip_count[^}]*"n":"(\d+)"'):
             return int(known)
         inner = _Scope(self._module.computations[_condition(x)], x.operands, scope)
@@ -186,7 +186,7 @@ def _condition(x: Instruction) -> str:
 
 
 def _expense(operations: list[Operation]) -> tuple[int, int, int]:
-    """What makes one branch cost more than another."""
+    """Sort key of the cost of a branch."""
     return (
         sum(op.cycles or 0 for op in operations),
         sum(op.flops for op in operations),
