@@ -20,7 +20,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from layers strictly to the left, and from its own package.
 LAYERS = (
-    "types progress",
+    "types progress outputs",
     "sharding",
     "models",
     "preprocess",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -42,12 +42,13 @@ class Measuring:
       data_wait: seconds of them that the device waited for decoded images.
     """
 
-    def __init__(self, model: Any, directory: Path | None, batch_size: int):
+    def __init__(self, model: Any, directory: str | os.PathLike[str] | None, batch_size: int):
         """Begins an evaluation, or goes on with it.
 
         Args:
           model: what is measured; its `data_wait`, if it has one, is noted.
-          directory: where answers are kept until the evaluation is over; None keeps none.
+          directory: where answers are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
           batch_size: images per program call.
         """
         self._model = model
@@ -90,7 +91,7 @@ class Measured(Measuring):
     def __init__(
         self,
         model: Embedder,
-        directory: Path | None = None,
+        directory: str | os.PathLike[str] | None = None,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ):
@@ -98,7 +99,8 @@ class Measured(Measuring):
 
         Args:
           model: embeds images and texts; on several hosts it must run on local devices only.
-          directory: where rows are kept until the evaluation is over; None keeps none.
+          directory: where rows are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
           batch_size: images per program call.
         """
         super().__init__(model, directory, batch_size)

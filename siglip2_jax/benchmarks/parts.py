@@ -6,12 +6,14 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Float
+
+from siglip2_jax.outputs import open_output
 
 ROWS_PER_PART = 2048
 
@@ -23,28 +25,30 @@ class Parts:
       notes: in the order of the rows; of embeddings, why an image has none.
     """
 
-    def __init__(self, directory: Path | None, call: int, width: int):
+    def __init__(self, directory: str | os.PathLike[str] | None, call: int, width: int):
         """Reads what an interrupted evaluation has left.
 
         Args:
-          directory: where the parts are; None keeps rows in memory only.
+          directory: where the parts are, local or `gs://`; None keeps rows in memory only.
           call: which call of the evaluation this is.
           width: E, the size of a row; 0 where notes say it all.
         """
         self._prefix = f"{jax.process_index():05d}-{call:03d}-"
-        self._directory, self._width = directory, width
+        self._directory = None if directory is None else epath.Path(directory)
+        self._width = width
         self._blocks: list[np.ndarray] = []
         self._new: list[np.ndarray | None] = []
         self._new_notes: list[str] = []
         self.notes: list[str] = []
         self._saved = 0
-        if directory is not None:
-            self._read(directory)
+        if self._directory is not None:
+            self._read(self._directory)
 
-    def _read(self, directory: Path) -> None:
-        for path in sorted(directory.glob(f"{self._prefix}*.npz")):
+    def _read(self, directory: epath.Path) -> None:
+        there = directory.iterdir() if directory.is_dir() else ()
+        for path in sorted(x for x in there if x.match(f"{self._prefix}*.npz")):
             try:
-                with np.load(path) as part:
+                with path.open("rb") as file, np.load(file) as part:
                     rows, notes = part["rows"], json.loads(str(part["notes"]))
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 break  # and make it again
@@ -71,12 +75,9 @@ class Parts:
         nothing = np.full(self._width, np.nan, np.float32)
         rows = np.stack([nothing if row is None else row for row in self._new])
         if self._directory is not None:
-            self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{self._prefix}{self._saved:012d}.npz"
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("wb") as file:
+            with open_output(path) as file:
                 np.savez(file, rows=rows, notes=json.dumps(self._new_notes))
-            os.replace(temporary, path)
         self._blocks.append(rows)
         self._saved += len(rows)
         self.notes += self._new_notes

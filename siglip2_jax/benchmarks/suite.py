@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
@@ -22,12 +23,12 @@ from siglip2_jax.benchmarks.measured import Measured
 from siglip2_jax.benchmarks.report.result import Result
 from siglip2_jax.benchmarks.tasks.base import Setting, Task
 from siglip2_jax.benchmarks.tasks.catalogue import choose_tasks
-from siglip2_jax.data.files import write_whole
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.class_embeddings import ClassCache
 from siglip2_jax.evals.prompts import name_templates
 from siglip2_jax.inference import Captioner
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
+from siglip2_jax.outputs import write_whole
 from siglip2_jax.progress import progress
 
 BUDGET = 256
@@ -62,7 +63,7 @@ def evaluate(
     model: Embedder,
     suite: Suite,
     data: Path,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     pretrained: str,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -77,8 +78,9 @@ def evaluate(
       model: embeds on local devices.
       suite: what to measure.
       data: the directory with a directory for each data set, or the one data set itself.
-      out: a directory for results, and for what is needed to go on after an interruption; results
-        that are there and were made in the same way are not made again. None keeps nothing.
+      out: a directory, local or `gs://`, for results, and for what is needed to go on after an
+        interruption; results that are there and were made in the same way are not made again. None
+        keeps nothing.
       pretrained: where the model is from, for the report.
       batch_size: images per program call.
       templates: prompts with one `{}` for the name of a class; none means each task's.
@@ -88,6 +90,7 @@ def evaluate(
     Raises:
       ValueError: data is malformed.
     """
+    out = None if out is None else epath.Path(out)
     identity = "" if out is None else fingerprint(model)  # it reads all parameters
     open_decoder = cache(partial(_open_decoder, decoder))  # once for all tasks
     native = model.config.vision.image_size is None
@@ -215,13 +218,13 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _saved(out: Path | None, key: str) -> Result | None:
+def _saved(out: epath.Path | None, key: str) -> Result | None:
     """The result of an earlier run."""
     path = None if out is None else out / "results" / f"{key}.json"
     if path is None or not path.is_file():
         return None
     try:
-        return Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Result.from_json(json.loads(path.read_bytes()))
     except ValueError:
         return None  # and is made again
 
@@ -231,16 +234,16 @@ def _agreed(done: bool) -> bool:
     return done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(done)))
 
 
-def _save(out: Path | None, key: str, result: Result) -> None:
+def _save(out: epath.Path | None, key: str, result: Result) -> None:
     if out is None:
         return
     if jax.process_index() == 0:
-        (out / "results").mkdir(parents=True, exist_ok=True)
         text = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
-        write_whole(out / "results" / f"{key}.json", text.encode())
-    shutil.rmtree(out / "parts" / key, ignore_errors=True)
-    with suppress(OSError):  # another one is still there, or none ever was
-        (out / "parts").rmdir()
+        write_whole(out / "results" / f"{key}.json", text)
+    with suppress(OSError):  # another process was first, or there were none
+        (out / "parts" / key).rmtree()
+        if not any((out / "parts").iterdir()):
+            (out / "parts").rmtree()
 
 
 def parse_entries(tasks: str, budgets: Sequence[int]) -> Suite:

@@ -17,6 +17,7 @@ from etils import epath
 from numpy.lib import format as npy
 
 from siglip2_jax.checkpoints.table import ConversionError, Lazy, Shape
+from siglip2_jax.outputs import open_output
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 
@@ -58,7 +59,7 @@ def read(path: epath.Path) -> dict[str, Lazy]:
 
 def write(path: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes arrays one at a time, uncompressed; the same arrays give the same bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with open_output(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, array in tensors:
             # A ZipInfo made by hand carries no time of day.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:

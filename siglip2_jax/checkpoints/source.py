@@ -55,17 +55,26 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return path if "://" in os.fspath(path) else path.expanduser().absolute()
 
 
-def _from_bucket(text: str) -> epath.Path:
-    path = epath.Path(text)
+def check_bucket(text: str) -> None:
+    """Makes sure that a store can be asked for a `gs://` path, in seconds.
+
+    Raises:
+      SourceError: the extra is not installed, or the store cannot be reached.
+    """
     store = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     try:
         import gcsfs  # noqa: F401
     except ImportError as error:
         raise SourceError(
-            f"{text}: reading gs:// needs an extra, pip install 'siglip2_jax[gcs]'"
+            f"{text}: gs:// paths need an extra, pip install 'siglip2_jax[gcs]'"
         ) from error
     if not _reachable(store):
         raise SourceError(f"{text}: Google Cloud Storage cannot be reached; is there a network?")
+
+
+def _from_bucket(text: str) -> epath.Path:
+    check_bucket(text)
+    path = epath.Path(text)
     try:
         exists = path.exists()
     except Exception as error:  # gcsfs has many kinds, and passes on those of its HTTP client

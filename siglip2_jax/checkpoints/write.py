@@ -14,6 +14,7 @@ from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format
 from siglip2_jax.checkpoints.huggingface_config import model_type
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.checkpoints.table import Progress
+from siglip2_jax.outputs import behind_links, is_special
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.preprocess.tokenizer_json import huggingface_files
 
@@ -30,6 +31,7 @@ def write(
     """Writes a checkpoint; memory holds one tensor at a time.
 
     Files appear under their final name when they are complete; an error or Ctrl-C leaves nothing.
+    Where the path is a symbolic link, what it leads to is replaced.
 
     Args:
       checkpoint: what to write.
@@ -72,7 +74,14 @@ def write(
 
 @contextlib.contextmanager
 def _staged(path: epath.Path, overwrite: bool) -> Iterator[epath.Path]:
-    """A path beside the final one, renamed to it when all went well, removed when not."""
+    """A path beside the final one, renamed to it when all went well, removed when not.
+
+    A pipe or a device is written to as it is.
+    """
+    path = behind_links(path)
+    if is_special(path):
+        yield path
+        return
     occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if occupied and not overwrite:
         raise FileExistsError(f"{path} exists: choose another path, or ask to overwrite it")

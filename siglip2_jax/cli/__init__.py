@@ -21,6 +21,7 @@ from siglip2_jax.cli import (
     verify,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
+from siglip2_jax.cli.printing import escape_unprintable
 
 COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, plan, data)
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0 on success, 1 where a check failed, 2 on bad input, 130 on Ctrl-C, 143
       where training saved and stopped on SIGTERM.
     """
+    escape_unprintable()
     quieten_libtpu()
     root = parser()
     args = root.parse_args(argv)
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root.print_help()
         return 2
     try:
+        _check_buckets(args)
         code = args.run(args) or 0
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
         return code
@@ -68,6 +71,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("siglip2: stopped by Ctrl-C", file=sys.stderr)
         return 130
+
+
+def _check_buckets(args: argparse.Namespace) -> None:
+    """Refuses `gs://` paths of a store that cannot be reached, before any work."""
+    values = [
+        x for value in vars(args).values() for x in (value if isinstance(value, list) else [value])
+    ]
+    paths = [os.fspath(x) for x in values if isinstance(x, (str, os.PathLike))]
+    for path in paths:
+        if path.startswith("gs://"):
+            from siglip2_jax.checkpoints.source import check_bucket
+
+            check_bucket(path)
 
 
 def _sentence(error: Exception) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip2_jax.cli.options import add_model_options, load_decoder, positive
+from siglip2_jax.cli.options import add_model_options, load_decoder, output_file, positive
+from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     from siglip2_jax.inference import Answer, PixelBox, Writing
@@ -48,7 +47,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, help="of draws (default: 0)")
     parser.add_argument(
-        "--draw", metavar="OUT.png", type=Path, help="draw the box on the image; takes one image"
+        "--draw",
+        metavar="OUT.png",
+        type=output_file,
+        help="draw the box on the image; takes one image",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             _draw(image, answer, args)
     if args.json:
         settings = {"preproc": model.embedder.preprocess.mode, "method": args.method}
-        print(json.dumps({**settings, "results": results}, indent=2, ensure_ascii=False))
+        print_json({**settings, "results": results})
     return int(failed == len(images))
 
 
@@ -134,7 +136,7 @@ def _draw(image: str, answer: Answer, args: argparse.Namespace) -> None:
 
     from PIL import ImageDraw
 
-    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 
     picture = decode(image, exif=not args.no_exif).copy()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from siglip2_jax.cli.options import (
     add_model_options,
     add_template_option,
+    any_path,
     load_model,
     positive,
 )
+from siglip2_jax.cli.printing import print_json
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
     )
     parser.add_argument("--labels", help="labels, separated by commas")
-    parser.add_argument("--labels-file", type=Path, help="a text file with a label a line")
+    parser.add_argument("--labels-file", type=any_path, help="a text file with a label a line")
     add_template_option(parser, "the label as it is")
     parser.add_argument("--top", type=positive, default=5, help="labels to print (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -79,5 +79,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
         settings["templates"] = name_templates(templates)
-        print(json.dumps({**settings, "results": results}, indent=2, ensure_ascii=False))
+        print_json({**settings, "results": results})
     return int(failed == len(images))

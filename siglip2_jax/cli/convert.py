@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from siglip2_jax.cli.options import SOURCE_HELP
+from siglip2_jax.cli.options import SOURCE_HELP, local_path
+from siglip2_jax.cli.printing import print_json
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -17,7 +17,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--tokenizer tokenizer.model",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("destination", metavar="DEST", help="file (npz) or directory to write")
+    parser.add_argument(
+        "destination", metavar="DEST", type=local_path, help="file (npz) or directory to write"
+    )
     parser.add_argument("--to", choices=("orbax", "hf", "npz"), required=True)
     parser.add_argument(
         "--tokenizer", help="tokenizer to put beside the model; default: the one beside SOURCE"
@@ -51,4 +53,7 @@ def run(args: argparse.Namespace) -> None:
         "tensors": len(checkpoint.params),
         "tokenizer": str(found) if found and args.to != "npz" else None,
     }
-    print(json.dumps(summary, indent=2) if args.json else f"wrote {args.destination}")
+    if args.json:
+        print_json(summary)
+    else:
+        print(f"wrote {args.destination}")

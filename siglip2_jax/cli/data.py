@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siglip2_jax.cli import data_regions
-from siglip2_jax.cli.options import add_config_options, load_run, positive
+from siglip2_jax.cli.options import add_config_options, load_run, local_path, output_file, positive
+from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     from siglip2_jax.data.sources import Source
@@ -36,7 +35,9 @@ def _add_index(jobs: argparse._SubParsersAction) -> None:
         "have a fresh index are passed over.",
         epilog="example: siglip2 data index '/data/train/*.tar'",
     )
-    parser.add_argument("pattern", metavar="PATTERN", help="a tar or a glob of tars")
+    parser.add_argument(
+        "pattern", metavar="PATTERN", type=local_path, help="a tar or a glob of tars"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=index)
 
@@ -51,14 +52,18 @@ def _add_pack(jobs: argparse._SubParsersAction) -> None:
         epilog="example: siglip2 data pack --tars '/data/cc/*.tar' --out /data/cc_records",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tars", metavar="PATTERN", help="webdataset tars, as img2dataset writes")
+    source.add_argument(
+        "--tars", metavar="PATTERN", type=local_path, help="webdataset tars, as img2dataset writes"
+    )
     source.add_argument("--folder", metavar="DIR", help="a folder with captions.jsonl and images/")
     source.add_argument("--tfds", metavar="NAME", help="a prepared TFDS data set")
-    parser.add_argument("--captions", help="the folder's .jsonl, or the TFDS feature of captions")
+    parser.add_argument(
+        "--captions", type=local_path, help="the folder's .jsonl, or the TFDS feature of captions"
+    )
     parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
     parser.add_argument("--split", default="train", help="of the TFDS data set (default: train)")
-    parser.add_argument("--data-dir", help="where the TFDS data set was prepared")
-    parser.add_argument("--out", type=Path, required=True, help="the directory to write")
+    parser.add_argument("--data-dir", type=local_path, help="where the TFDS data set was prepared")
+    parser.add_argument("--out", type=local_path, required=True, help="the directory to write")
     parser.add_argument("--shard-size", type=positive, default=10_000, help="default: 10000")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=pack)
@@ -77,7 +82,7 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
     add_config_options(parser)
     parser.add_argument("--stage", help="which stage (default: the first)")
     parser.add_argument("--count", type=positive, default=16, help="examples (default: 16)")
-    parser.add_argument("--out", type=Path, default=Path("siglip2_batch.html"))
+    parser.add_argument("--out", type=output_file, default="siglip2_batch.html")
     parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
     parser.set_defaults(run=inspect)
 
@@ -110,7 +115,7 @@ def pack(args: argparse.Namespace) -> int:
 def inspect(args: argparse.Namespace) -> None:
     """Draws a batch."""
     from siglip2_jax.cli.batch_sheet import batch_sheet, lengths
-    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.outputs import write_whole
 
     config = load_run(args)
     names = [stage.name for stage in config.stages]
@@ -120,12 +125,11 @@ def inspect(args: argparse.Namespace) -> None:
     batches, texts = _batches(config, chosen, args.count)
     pad_id = config.model.text.pad_id
     title = f"{args.config}, stage {names[chosen]}"
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     targets = _targets(config, chosen, batches)
-    write_whole(args.out, batch_sheet(batches, texts, pad_id, title, targets).encode())
+    write_whole(args.out, batch_sheet(batches, texts, pad_id, title, targets))
     found = {str(budget): lengths(batch, pad_id) for budget, batch in batches.items()}
     if args.json:
-        print(json.dumps({"sheet": str(args.out), "lengths": found}, indent=2))
+        print_json({"sheet": str(args.out), "lengths": found})
         return
     for budget, numbers in found.items():
         print(
@@ -186,4 +190,7 @@ def _source(args: argparse.Namespace) -> Source:
 
 
 def _print(summary: dict, as_json: bool, text: str) -> None:
-    print(json.dumps(summary, indent=2) if as_json else text.format_map(summary))
+    if as_json:
+        print_json(summary)
+    else:
+        print(text.format_map(summary))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli.options import positive
+from siglip2_jax.cli.options import local_path, positive
+from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     from siglip2_jax.data.tools.annotators import Annotator
@@ -29,17 +28,24 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         "--folder", metavar="DIR", required=True, help="with captions.jsonl and images/"
     )
     parser.add_argument(
-        "--captions", metavar="NAME", default="captions.jsonl", help="the folder's .jsonl"
+        "--captions",
+        metavar="NAME",
+        type=local_path,
+        default="captions.jsonl",
+        help="the folder's .jsonl",
     )
     parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
     parser.add_argument(
-        "--out", metavar="FILE.jsonl", type=Path, required=True, help="the file to write"
+        "--out", metavar="FILE.jsonl", type=local_path, required=True, help="the file to write"
     )
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--annotations", action="store_true", help="boxes of the rows, as COCO's")
     kind.add_argument("--detector", choices=("owlv2",), help="needs the extra `regions`")
     parser.add_argument(
-        "--model", metavar="REPO", help="of the detector: a Hugging Face id or a directory"
+        "--model",
+        metavar="REPO",
+        type=local_path,
+        help="of the detector: a Hugging Face id or a directory",
     )
     parser.add_argument("--device", help="of the detector (default: cuda if there is one, or cpu)")
     parser.add_argument(
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     with progress("regions") as show:
         done = annotate(source, args.out, _annotator(args), limits, progress=show)
     if args.json:
-        print(json.dumps(dataclasses.asdict(done), indent=2))
+        print_json(dataclasses.asdict(done))
     else:
         left_out = f", {done.skipped} left out" if done.skipped else ""
         print(f"{args.out}: {done.rows} rows with {done.regions} regions{left_out}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip2_jax.cli.options import positive
+from siglip2_jax.cli.options import any_path, output_file, positive
+from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from siglip2_jax.config import TrainConfig
     from siglip2_jax.data.sources import Folder
     from siglip2_jax.inference.embedder import Embedder
@@ -29,10 +31,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "understanding.",
         epilog="example: siglip2 demo --out sheet.html",
     )
-    parser.add_argument("--out", type=Path, default=Path("siglip2_demo.html"))
+    parser.add_argument("--out", type=output_file, default="siglip2_demo.html")
     parser.add_argument("--steps", type=positive, default=300, help="default: 300")
     parser.add_argument(
-        "--workdir", type=Path, help="keep the run here, or resume it (default: nowhere)"
+        "--workdir", type=any_path, help="keep the run here, or resume it (default: nowhere)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     measure = Retrieval(source=_photos(), max_num_patches=MAX_NUM_PATCHES)
     before = measure(_untrained(args.seed))
     with tempfile.TemporaryDirectory(prefix="siglip2_demo_") as temporary:
-        workdir = args.workdir or Path(temporary)
+        workdir = args.workdir or any_path(temporary)
         if not train(config, workdir):
             return PREEMPTED
         model = load(workdir)
@@ -67,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
         "after": after,
         "sheet": str(args.out),
     }
-    print(json.dumps(summary, indent=2) if args.json else _sentences(summary))
+    if args.json:
+        print_json(summary)
+    else:
+        print(_sentences(summary))
     return 0
 
 
@@ -120,11 +125,11 @@ def _untrained(seed: int) -> Embedder:
     return Embedder(config, params, preprocess, Tokenizer.load(TOKENIZER))
 
 
-def _write_sheet(model: Embedder, out: Path) -> None:
+def _write_sheet(model: Embedder, out: epath.Path) -> None:
     """Some photos against their captions."""
     from siglip2_jax.cli.sheet import similarity_sheet
-    from siglip2_jax.data.files import write_whole
     from siglip2_jax.demo import shipped_examples
+    from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 
     examples = shipped_examples()[:SHOWN]
@@ -140,8 +145,7 @@ def _write_sheet(model: Embedder, out: Path) -> None:
         "that was trained on them for minutes: the outlined pairs belong together.",
         credits=[x.credit for x in examples],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, page.encode())
+    write_whole(out, page)
 
 
 def _sentences(summary: dict[str, Any]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli.options import add_model_options, load_model
+from siglip2_jax.cli.options import add_model_options, any_path, load_model
+from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +30,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", metavar="PATH", nargs="+", help="files, directories or globs")
-    what.add_argument("--texts", metavar="FILE", type=Path, help="a text file with a text a line")
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    what.add_argument(
+        "--texts", metavar="FILE", type=any_path, help="a text file with a text a line"
+    )
+    parser.add_argument("--out", type=any_path, required=True, help="the .npz file to write")
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     parser.add_argument("--overwrite", action="store_true", help="start anew, replacing OUT")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                     update(i, len(items))
         summary = writer.finish()
     if args.json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        print_json(summary)
     else:
         skipped = f", skipped {summary['skipped']}" if summary["skipped"] else ""
         print(f"wrote {args.out}: {summary['embedded']} embeddings{skipped}")

@@ -12,8 +12,11 @@ from siglip2_jax.cli.options import (
     add_host_options,
     add_model_options,
     add_template_option,
+    any_path,
     load_decoder,
     load_model,
+    local_path,
+    output_file,
     positive,
 )
 
@@ -33,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--task", default="", help="names, separated by commas; `list` lists them")
     parser.add_argument("--suite", help="a Python file with a suite(), instead of --task")
     parser.add_argument(
-        "--data", type=Path, help="the directory with a directory for each data set, or one of them"
+        "--data",
+        type=local_path,
+        help="the directory with a directory for each data set, or one of them",
     )
     parser.add_argument(
         "--budgets",
@@ -43,8 +48,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
     add_template_option(parser, "each task's, most often clip_paper")
-    parser.add_argument("--out", type=Path, help="a directory for the report and for resuming")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument("--out", type=any_path, help="a directory for the report and for resuming")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the results there as JSON"
+    )
     parser.add_argument(
         "--transformers",
         action="store_true",
@@ -75,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if bool(args.task) == bool(args.suite):
         raise ValueError("pass one of --task NAME and --suite FILE; --task list lists the tasks")
-    if args.data is None or not args.data.is_dir():
+    if args.data is None or not Path(args.data).is_dir():
         raise ValueError(
             f"--data is {args.data}; expected the directory with a directory for each data set"
         )
@@ -86,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     for result in evaluate(
         model,
         suite,
-        args.data,
+        Path(args.data),
         args.out,
         pretrained=args.source,
         batch_size=batch_size,
@@ -104,6 +111,10 @@ def run(args: argparse.Namespace) -> int:
 def _open_model(args: argparse.Namespace):
     """The model on this host's devices, and images per program call."""
     if args.transformers:
+        if args.source.startswith("gs://"):
+            raise ValueError(
+                f"--transformers reads no gs:// paths, got {args.source}; copy it here"
+            )
         from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
@@ -170,11 +181,11 @@ def _compare_templates(source: str, results: list) -> None:
 
 def _write(args: argparse.Namespace, results: list) -> None:
     from siglip2_jax.benchmarks.report.write import write_report
-    from siglip2_jax.data.files import write_whole
+    from siglip2_jax.outputs import write_whole
 
     if args.json:
         rows = [result.to_json() for result in results]
-        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False).encode())
+        write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     if args.out:
         report = write_report(results, args.out)
         print(f"report: {report}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any
 
 from siglip2_jax.cli.options import SOURCE_HELP
+from siglip2_jax.cli.printing import print_json
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints the description."""
     facts = describe(args.source)
     if args.json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     for name, value in facts.items():
         if isinstance(value, dict):

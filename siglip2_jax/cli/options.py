@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from siglip2_jax.config import TrainConfig
     from siglip2_jax.inference import Captioner
     from siglip2_jax.inference.embedder import Embedder
@@ -21,6 +23,34 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def any_path(text: str) -> epath.Path:
+    """An argparse type: a path, local or `gs://`."""
+    from etils import epath  # slow to import
+
+    return epath.Path(text)
+
+
+def local_path(text: str) -> str:
+    """An argparse type: a path on this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a local path, and this option takes no other; use a local copy, or "
+            "mount the bucket with gcsfuse"
+        )
+    return text
+
+
+def output_file(text: str) -> epath.Path:
+    """An argparse type: a file to write, local or `gs://`, checked to be writable."""
+    from siglip2_jax.outputs import check_output
+
+    try:
+        check_output(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{error.filename}: {error.strerror}") from None
+    return any_path(text)
 
 
 def _templates(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from siglip2_jax.cli.options import add_config_options, load_run, positive
+from siglip2_jax.cli.printing import print_json
 from siglip2_jax.planner.host_cores import IMAGES_PER_CORE_SECOND
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compiles and prints; 1 if something does not fit."""
-    import json
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan never touches a device
@@ -88,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
     found = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
     act = _search if args.search else _plan
     code, more, text = act(config, work, mesh, where, args)
-    print(json.dumps(found | more, indent=2) if args.json else text)
+    if args.json:
+        print_json(found | more)
+    else:
+        print(text)
     return code
 
 

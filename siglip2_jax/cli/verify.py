@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from siglip2_jax.cli.options import SOURCE_HELP
+from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     from siglip2_jax.inference.embedder import Embedder
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             mark = {True: "ok    ", False: "FAILED", None: "-     "}[check.passed]
             print(f"{mark} {check.name}: {check.detail}", flush=True)
     if args.json:
-        print(json.dumps([check._asdict() for check in checks], indent=2))
+        print_json([check._asdict() for check in checks])
     return int(any(check.passed is False for check in checks))
 
 

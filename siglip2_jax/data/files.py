@@ -1,11 +1,14 @@
-"""Files that a user names: images by path, directory or glob; lists of texts; results."""
+"""Files that a user names: images by path, directory or glob; lists of texts."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from etils import epath
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .ppm .pgm .pbm".split()
@@ -16,7 +19,8 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     """Expands files, directories (searched to any depth) and globs into image paths.
 
     A path named outright is kept whatever its suffix, so that a broken one is reported by name;
-    directories and globs give files with an image's suffix. `gs://` paths are kept as they are.
+    directories and globs give files with an image's suffix. All may be on `gs://`, where an image's
+    path is kept without a look at it.
 
     Args:
       patterns: what the user typed.
@@ -40,7 +44,9 @@ def find_images(patterns: Sequence[str]) -> list[str]:
 
 
 def _expand(pattern: str) -> list[str]:
-    if pattern.startswith("gs://") or os.path.isfile(pattern):
+    if pattern.startswith("gs://"):
+        return _expand_stored(pattern)
+    if os.path.isfile(pattern):
         return [pattern]
     if os.path.isdir(pattern):
         return sorted(str(path) for path in Path(pattern).rglob("*") if _is_image(path))
@@ -48,26 +54,52 @@ def _expand(pattern: str) -> list[str]:
     return [match for match in matches if _is_image(Path(match))]
 
 
+def _expand_stored(pattern: str) -> list[str]:
+    """Paths on `gs://`, where every look costs a request."""
+    path = epath.Path(pattern)
+    if glob.has_magic(pattern):
+        if "**" in pattern:
+            raise ValueError(
+                f"{pattern}: ** is not read on gs://; pass the directory, which is searched to any "
+                "depth"
+            )
+        bucket, _, inner = pattern.removeprefix("gs://").partition("/")
+        matches = map(os.fspath, epath.Path(f"gs://{bucket}").glob(inner))
+    elif _has_suffix(path):
+        return [pattern]
+    elif path.is_dir():
+        # fsspec gives directories without their scheme.
+        matches = (
+            f"gs://{os.fspath(root).removeprefix('gs://').strip('/')}/{name}"
+            for root, _, names in path.walk()
+            for name in names
+        )
+    else:
+        return [pattern] if path.exists() else []
+    return sorted(match for match in matches if _has_suffix(Path(match)))
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return _has_suffix(path) and path.is_file()
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank.
+def _has_suffix(path: PurePath) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file, local or `gs://`, that are not blank.
 
     Raises:
+      FileNotFoundError: there is none.
       ValueError: it is not text in UTF-8.
     """
+    file = epath.Path(path)
+    if not file.exists():  # a store's client would not say which
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+        text = file.read_bytes().decode("utf-8-sig")  # editors on Windows put a mark in front
     except UnicodeDecodeError as error:
         problem = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{path} is not text in UTF-8 ({problem}); save it as UTF-8") from error
     return [line for line in text.splitlines() if line.strip()]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a small file in one step: all of it appears under its name, or nothing does."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

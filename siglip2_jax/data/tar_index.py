@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from siglip2_jax.data.files import IMAGE_SUFFIXES, write_whole
+from siglip2_jax.data.files import IMAGE_SUFFIXES
+from siglip2_jax.outputs import write_whole
 
 _FORMAT = "siglip2_jax tar index, version 1"
 _IMAGE, _TEXT, _JSON = range(3)
@@ -91,7 +92,7 @@ def _store(index: TarIndex, identity: dict[str, int]) -> None:
         "samples": samples,
     }
     try:
-        write_whole(index_file(index.path), json.dumps(content).encode())
+        write_whole(index_file(index.path), json.dumps(content))
     except OSError as error:
         _log.warning(
             "the index of %s cannot be kept beside it and is made again each time (%s)",

@@ -8,15 +8,15 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
-from siglip2_jax.data.files import write_whole
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.prompts import embed_labels, fill_prompts
+from siglip2_jax.outputs import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ClassCache:
     """Where class embeddings are kept, and of which model they are.
 
     Attributes:
-      directory: of the files, one for each model, set of prompts and settings.
+      directory: of the files, one for each model, set of prompts and settings; local or `gs://`.
       model: what tells the model's weights from all others: a release's name, the hash of a file, a
         checkpoint's path with its step. Nothing else does, so do not reuse it for other weights.
     """
@@ -64,18 +64,17 @@ def class_embeddings(
     prompts = fill_prompts(names, templates, canonical=canonical)
     key = json.dumps([cache.model, model.text_norm, model.dtype, prompts])
     digest = hashlib.sha256(key.encode()).hexdigest()
-    path = Path(cache.directory) / f"classes-{digest[:32]}.npz"
+    path = epath.Path(cache.directory) / f"classes-{digest[:32]}.npz"
     if (found := _read(path, digest)) is not None:
         return found
     rows = embed_labels(model, names, templates, canonical=canonical)
     data = io.BytesIO()
     np.savez(data, embeddings=rows, digest=digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data.getvalue())
     return rows
 
 
-def _read(path: Path, digest: str) -> np.ndarray | None:
+def _read(path: epath.Path, digest: str) -> np.ndarray | None:
     try:
         with np.load(io.BytesIO(path.read_bytes())) as file:  # a path stays open if it is no zip
             return file["embeddings"] if file["digest"] == digest else None

@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from siglip2_jax.data.files import write_whole
+from siglip2_jax.outputs import behind_links, is_special, open_output, write_whole
 from siglip2_jax.preprocess.decode import ImageError
 
 ITEMS_PER_PART = 2048
@@ -35,7 +34,7 @@ class EmbeddingWriter:
 
     def __init__(
         self,
-        out: Path,
+        out: str | os.PathLike[str],
         items: Sequence[str],
         settings: dict[str, Any],
         *,
@@ -45,7 +44,7 @@ class EmbeddingWriter:
         """Looks for an earlier run.
 
         Args:
-          out: the `.npz` file to write.
+          out: the `.npz` file to write, local or `gs://`.
           items: what is embedded: paths or texts.
           settings: what decides the numbers.
           overwrite: forget an earlier run and replace its file.
@@ -54,8 +53,9 @@ class EmbeddingWriter:
         Raises:
           ValueError: OUT, or the parts of an interrupted run, came from other items or settings.
         """
-        if out.suffix != ".npz":
-            raise ValueError(f"the output is {out}; expected a name that ends in .npz")
+        out = epath.Path(out)
+        if out.suffix != ".npz" or is_special(behind_links(out)):
+            raise ValueError(f"the output is {out}; expected a file whose name ends in .npz")
         self.out = out
         self.parts = out.with_name(out.name + ".partial")
         self.errors = out.with_name(out.name + ".errors.jsonl")
@@ -66,7 +66,7 @@ class EmbeddingWriter:
         self._rows: list[np.ndarray | None] = []
         self._reports: list[str] = []
         if overwrite:
-            shutil.rmtree(self.parts, ignore_errors=True)
+            self.parts.rmtree(missing_ok=True)
         self.complete = out.exists() and not overwrite
         if self.complete:
             self._compare(out, _read_settings(out))
@@ -74,16 +74,14 @@ class EmbeddingWriter:
 
     def _resume(self) -> int:
         """Prepares the parts' directory; how many items its parts hold."""
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.parts.mkdir(exist_ok=True)
         record = self.parts / "settings.json"
         if record.exists():
             self._compare(self.parts, json.loads(record.read_text()))
         else:
-            write_whole(record, json.dumps(self.settings).encode())
+            write_whole(record, json.dumps(self.settings))
         return sum(len(part["ok"]) for part in self._saved())
 
-    def _compare(self, where: Path, found: dict[str, Any]) -> None:
+    def _compare(self, where: epath.Path, found: dict[str, Any]) -> None:
         """Refuses to continue or replace what other settings made."""
         differing = [key for key in self.settings if self.settings[key] != found.get(key)]
         if differing:
@@ -106,7 +104,7 @@ class EmbeddingWriter:
         if self._rows:  # interrupted: keep what is done
             self._flush()
         elif not self.done:  # failed before it began: bind nobody to its settings
-            shutil.rmtree(self.parts, ignore_errors=True)
+            self.parts.rmtree(missing_ok=True)
 
     def add(self, row: np.ndarray | ImageError) -> None:
         """Takes the next item's row, or why it has none."""
@@ -120,23 +118,20 @@ class EmbeddingWriter:
     def _flush(self) -> None:
         """Writes the rows in memory as one part."""
         good = [row for row in self._rows if row is not None]
-        path = self.parts / f"{self.done:012d}.npz"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with open_output(self.parts / f"{self.done:012d}.npz") as file:
             np.savez(
                 file,
                 ok=np.array([row is not None for row in self._rows]),
                 embeddings=np.stack(good) if good else np.zeros((0, 0), np.float32),
                 reports=np.array(self._reports, dtype=str),
             )
-        os.replace(temporary, path)
         self.done += len(self._rows)
         self._rows, self._reports = [], []
 
     def _saved(self) -> Iterator[Mapping[str, np.ndarray]]:
         """The parts, in order; arrays are read when they are asked for."""
-        for path in sorted(self.parts.glob("*.npz")):
-            with np.load(path) as part:
+        for path in sorted(x for x in self.parts.iterdir() if x.suffix == ".npz"):
+            with path.open("rb") as file, np.load(file) as part:
                 yield part
 
     def finish(self) -> dict[str, Any]:
@@ -150,9 +145,7 @@ class EmbeddingWriter:
                 self._flush()
             self._join()
             self.complete = True
-        with zipfile.ZipFile(self.out) as archive, archive.open("embeddings.npy") as file:
-            np.lib.format.read_magic(file)
-            (embedded, width), *_ = np.lib.format.read_array_header_1_0(file)
+        embedded, width = self._size()
         return {
             "out": str(self.out),
             "embedded": embedded,
@@ -162,6 +155,13 @@ class EmbeddingWriter:
             "settings": self.settings,
         }
 
+    def _size(self) -> tuple[int, int]:
+        """Rows and columns of OUT."""
+        with self.out.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            with archive.open("embeddings.npy") as file:
+                np.lib.format.read_magic(file)
+                return np.lib.format.read_array_header_1_0(file)[0]
+
     def _join(self) -> None:
         """Streams the parts into one file: never more than a part in memory."""
         kept, reports, width = np.zeros(0, bool), [], 0
@@ -170,8 +170,10 @@ class EmbeddingWriter:
             reports += part["reports"].tolist()
             width = max(width, part["embeddings"].shape[1])
         items = np.array([x for x, ok in zip(self.items, kept, strict=True) if ok], dtype=str)
-        temporary = self.out.with_name(self.out.name + ".tmp")
-        with zipfile.ZipFile(temporary, "w") as archive:
+        self.errors.unlink(missing_ok=True)
+        if reports:
+            write_whole(self.errors, "".join(report + "\n" for report in reports))
+        with open_output(self.out) as stream, zipfile.ZipFile(stream, "w") as archive:
             with archive.open("embeddings.npy", "w", force_zip64=True) as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), width)}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -180,15 +182,10 @@ class EmbeddingWriter:
             for name, array in {"items": items, "settings": json.dumps(self.settings)}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-        self.errors.unlink(missing_ok=True)
-        if reports:
-            text = "".join(report + "\n" for report in reports)
-            write_whole(self.errors, text.encode("utf-8", "surrogateescape"))
-        os.replace(temporary, self.out)
-        shutil.rmtree(self.parts)
+        self.parts.rmtree()
 
 
-def _read_settings(out: Path) -> dict[str, Any]:
+def _read_settings(out: epath.Path) -> dict[str, Any]:
     """The settings of a finished file.
 
     Raises:

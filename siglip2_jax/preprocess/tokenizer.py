@@ -18,6 +18,7 @@ from etils import epath
 from jaxtyping import Bool, Int, Int32
 from sentencepiece import SentencePieceProcessor
 
+from siglip2_jax.outputs import write_whole
 from siglip2_jax.preprocess.text_norm import TextNorm, normalize
 
 # What a directory may call its model, the preferred name first. `spiece.model` is SigLIP 1's.
@@ -190,9 +191,7 @@ class Tokenizer:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write `tokenizer.model` into a directory, which is made if need be."""
-        target = epath.Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / MODEL_FILES[0]).write_bytes(self.model_proto)
+        write_whole(epath.Path(directory) / MODEL_FILES[0], self.model_proto)
 
     @cached_property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from siglip2_jax.config import Logging
+from siglip2_jax.outputs import write_whole
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_UPLOADS = 60.0
@@ -106,9 +107,7 @@ class JsonLines:
         self.flush()
 
     def _rewrite(self) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text(self._text())
-        temporary.replace(self._path)
+        write_whole(self._path, self._text())
         self._uploaded = time.monotonic()
 
     def _text(self) -> str:

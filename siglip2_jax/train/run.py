@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 
 from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import TrainConfig, to_json
+from siglip2_jax.outputs import write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
@@ -131,9 +132,7 @@ class Run:
     def _record(self, settings: dict[str, Any]) -> None:
         """Writes the resolved config, and the tokenizer, which `load` looks for."""
         self.workdir.mkdir(parents=True, exist_ok=True)
-        temporary = self.workdir / (CONFIG + ".tmp")
-        temporary.write_text(json.dumps(settings, indent=2))
-        temporary.replace(self.workdir / CONFIG)
+        write_whole(self.workdir / CONFIG, json.dumps(settings, indent=2))
         self.tokenizer.save(self.workdir)
 
 

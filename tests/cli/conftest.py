@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -84,3 +86,19 @@ def photos(tmp_path) -> Path:
         Image.fromarray(rng.integers(0, 256, (5 + 7 * i, 60 - 7 * i, 3), np.uint8)).save(path)
     (directory / "notes.txt").write_text("not a photo")
     return directory
+
+
+@pytest.fixture
+def odd_names(tmp_path) -> Path:
+    """`caltech101_20` of two photos, one damaged, whose names are no UTF-8."""
+    images = tmp_path / "data" / "caltech101_20" / "images"
+    images.mkdir(parents=True)
+    names = [os.fsdecode(name) for name in (b"caf\xe9.png", b"\xff.png")]
+    try:
+        Image.new("RGB", (8, 8), "red").save(images / names[0])
+        (images / names[1]).write_bytes(b"no photo")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    rows = [{"file": name, "split": "val", "name": f"cl{i}ss"} for i, name in enumerate(names)]
+    (images.parent / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "data"

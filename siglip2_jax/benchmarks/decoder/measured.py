@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sized
 from itertools import islice
-from pathlib import Path
 
 import jax
 
@@ -28,7 +28,7 @@ class MeasuredCaptioner(Measuring):
     def __init__(
         self,
         captioner: Captioner,
-        directory: Path | None = None,
+        directory: str | os.PathLike[str] | None = None,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ):
@@ -36,7 +36,8 @@ class MeasuredCaptioner(Measuring):
 
         Args:
           captioner: writes; on several hosts it must run on local devices only.
-          directory: where answers are kept until the evaluation is over; None keeps none.
+          directory: where answers are kept until the evaluation is over, local or
+            `gs://`; None keeps none.
           batch_size: images, and asks, per program call.
         """
         super().__init__(captioner, directory, batch_size)

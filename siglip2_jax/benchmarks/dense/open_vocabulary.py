@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -171,5 +172,5 @@ class OpenVocabulary:
     def _write(self, place: int, truth: np.ndarray, predicted: np.ndarray) -> None:
         if self.pictures and place < self.num_pictures and jax.process_index() == 0:
             photo = self.pairs[place][0]
-            path = Path(self.pictures) / f"{place:03d}_{Path(photo).stem}.png"
+            path = epath.Path(self.pictures) / f"{place:03d}_{Path(photo).stem}.png"
             write_picture(path, photo, class_colours(truth), class_colours(predicted))

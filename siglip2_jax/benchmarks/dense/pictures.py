@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import os
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from siglip2_jax.data.files import write_whole
+from siglip2_jax.outputs import write_whole
 from siglip2_jax.preprocess.decode import ImageSource, decode
 
 Colours = UInt8[np.ndarray, "H W 3"]
@@ -40,12 +40,13 @@ def normal_colours(normals: Float[np.ndarray, "H W 3"]) -> Colours:
     return np.where(normals.any(axis=-1, keepdims=True), coloured, np.uint8(0))
 
 
-def write_picture(path: Path, photo: ImageSource, truth: Colours, predicted: Colours) -> None:
+def write_picture(
+    path: str | os.PathLike[str], photo: ImageSource, truth: Colours, predicted: Colours
+) -> None:
     """Writes one PNG: the photo in the label's size, the truth, the prediction."""
     height, width = truth.shape[:2]
     small = decode(photo).resize((width, height), Image.Resampling.BILINEAR)
     data = BytesIO()
     joined = np.concatenate([np.asarray(small), truth, predicted], axis=1)
     Image.fromarray(joined).save(data, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data.getvalue())

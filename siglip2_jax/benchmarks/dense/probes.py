@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from siglip2_jax.benchmarks.dense.data import (
     DenseData,
@@ -113,7 +114,7 @@ class DenseProbe:
             found = Drawn(self.data.test[i][0], predicted, truth)
             shown = self.pictures and i < self.num_pictures and i in test.read
             if shown and jax.process_index() == 0:
-                path = Path(self.pictures) / f"{i:03d}_{Path(found.image).stem}.png"
+                path = epath.Path(self.pictures) / f"{i:03d}_{Path(found.image).stem}.png"
                 write_picture(path, found.image, colours(truth), colours(predicted))
             yield found
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from siglip2_jax.benchmarks.report.result import Result
 from siglip2_jax.benchmarks.report.rows import (
@@ -19,17 +21,17 @@ from siglip2_jax.benchmarks.report.rows import (
     rows,
     setting,
 )
-from siglip2_jax.data.files import write_whole
+from siglip2_jax.outputs import write_whole
 
 
-def write_report(results: Sequence[Result], out_dir: Path) -> Path:
+def write_report(results: Sequence[Result], out_dir: str | os.PathLike[str]) -> epath.Path:
     """Writes `report.json`, `report.md` and, with the extra `report`, `report.html`.
 
     Each is written in one step; the page refers to no other file.
 
     Args:
       results: in the order to show, of one or several models.
-      out_dir: made if it does not exist.
+      out_dir: made if it does not exist; local or `gs://`.
 
     Returns:
       The page, or without the extra the Markdown.
@@ -39,11 +41,10 @@ def write_report(results: Sequence[Result], out_dir: Path) -> Path:
     """
     if not results:
         raise ValueError("a report got no results; measure at least one data set")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    data = json.dumps(_data(results), indent=1, ensure_ascii=False)
-    write_whole(out_dir / "report.json", data.encode())
-    markdown, page = out_dir / "report.md", out_dir / "report.html"
-    write_whole(markdown, "\n".join(_markdown(results)).encode())
+    folder = epath.Path(out_dir)
+    write_whole(folder / "report.json", json.dumps(_data(results), indent=1, ensure_ascii=False))
+    markdown, page = folder / "report.md", folder / "report.html"
+    write_whole(markdown, "\n".join(_markdown(results)))
     try:
         from siglip2_jax.benchmarks.report.page import report_page
     except ModuleNotFoundError as error:
@@ -51,7 +52,7 @@ def write_report(results: Sequence[Result], out_dir: Path) -> Path:
             raise
         page.unlink(missing_ok=True)  # of other results
         return markdown
-    write_whole(page, report_page(results).encode())
+    write_whole(page, report_page(results))
     return page
 
 

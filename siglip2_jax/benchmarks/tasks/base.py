@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,13 @@ class Setting:
     Attributes:
       root: the task's directory.
       budget: token budget at native resolution; fixed resolution does not read it.
-      pictures: where dense tasks put pictures.
+      pictures: where dense tasks put pictures, local or `gs://`.
       cache: where class embeddings are kept.
     """
 
     root: Path
     budget: int
-    pictures: Path | None = None
+    pictures: os.PathLike[str] | None = None
     cache: ClassCache | None = None
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from etils import epath
 from PIL.Image import Image
 
-from siglip2_jax.data.files import write_whole
 from siglip2_jax.data.prefetch import ahead
 from siglip2_jax.data.sources import Examples, Folder
 from siglip2_jax.data.tools.annotators import Annotator
+from siglip2_jax.outputs import open_output, write_whole
 from siglip2_jax.preprocess.decode import decode
 
 _AHEAD = 8  # decoded pictures waiting
@@ -129,7 +129,7 @@ def _resume(partial: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
     try:
         lines = partial.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
-        write_whole(partial, json.dumps(settings).encode() + b"\n")
+        write_whole(partial, json.dumps(settings) + "\n")
         return []
     whole = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut short
     try:
@@ -184,15 +184,13 @@ def _finish(
     listed = out.with_suffix(".errors.jsonl")
     listed.unlink(missing_ok=True)
     if errors:
-        write_whole(listed, "".join(json.dumps(error) + "\n" for error in errors).encode())
-    temporary, count = out.with_name(out.name + ".tmp"), 0
-    with temporary.open("w") as file:
-        for row, result in zip(rows, results, strict=True):
-            if "error" not in result:
-                file.write(json.dumps({**row, "regions": result["regions"]}) + "\n")
-                count += len(result["regions"])
-    if len(errors) < len(rows):
-        os.replace(temporary, out)
-    else:
-        temporary.unlink()
-    return Summary(len(rows) - len(errors), count, len(errors), resumed)
+        write_whole(listed, "".join(json.dumps(error) + "\n" for error in errors))
+    kept = [
+        {**row, "regions": result["regions"]}
+        for row, result in zip(rows, results, strict=True)
+        if "error" not in result
+    ]
+    if kept:
+        with open_output(out) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
+    return Summary(len(kept), sum(len(row["regions"]) for row in kept), len(errors), resumed)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siglip2_jax.data.files import write_whole
 from siglip2_jax.data.prefetch import ahead
 from siglip2_jax.data.records import SUFFIX, encode_example
 from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.outputs import replacing, write_whole
 from siglip2_jax.preprocess.decode import decode
 
 _AHEAD = 64
@@ -126,7 +126,7 @@ def _claim(plan: _Plan, source: Source) -> None:
     try:
         found = json.loads(plan.manifest.read_bytes())
     except FileNotFoundError:
-        write_whole(plan.manifest, json.dumps(manifest, indent=1).encode())
+        write_whole(plan.manifest, json.dumps(manifest, indent=1))
         return
     if found != manifest:
         differing = next(key for key in ("source", *manifest) if found.get(key) != manifest[key])
@@ -154,26 +154,25 @@ def _write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     errors = []
-    temporary = plan.shard(i).with_name(plan.shard(i).name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")  # a record is read on its own
-    try:
-        indices = plan.indices(i)
-        results = ahead(lambda index: _record(examples, index), indices, _AHEAD)
-        for index, result in zip(indices, results, strict=True):
-            if isinstance(result, bytes):
-                writer.write(result)
-            else:
-                errors.append({"shard": i, "index": index, **result})
-            if progress:
-                progress(index + 1, plan.total)
-    except RuntimeError as error:
-        raise OSError(f"{temporary} cannot be written ({error})") from error
-    finally:
-        writer.close()
-    with plan.errors.open("a") as file:
-        file.writelines(json.dumps(error) + "\n" for error in errors)
-    # The errors first: a shard that is there under its name is wholly accounted for.
-    os.replace(temporary, plan.shard(i))
+    with replacing(plan.shard(i)) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # a record is read on its own
+        try:
+            indices = plan.indices(i)
+            results = ahead(lambda index: _record(examples, index), indices, _AHEAD)
+            for index, result in zip(indices, results, strict=True):
+                if isinstance(result, bytes):
+                    writer.write(result)
+                else:
+                    errors.append({"shard": i, "index": index, **result})
+                if progress:
+                    progress(index + 1, plan.total)
+        except RuntimeError as error:
+            raise OSError(f"{temporary} cannot be written ({error})") from error
+        finally:
+            writer.close()
+        # The errors first: a shard that is there under its name is wholly accounted for.
+        with plan.errors.open("a") as file:
+            file.writelines(json.dumps(error) + "\n" for error in errors)
     return len(errors)
 
 

@@ -6,6 +6,8 @@ import contextlib
 import re
 from types import SimpleNamespace
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,13 +245,13 @@ def test_under_scan_remat_and_vmap():
 def test_on_a_mesh_as_on_one_device(kind):
     inputs = operands((8, 16, 2, 64))
     valid = jnp.asarray(np.arange(16) < np.arange(1, 9)[:, None])
-    alone = run(kind, *inputs, valid)
+    alone = jax.jit(partial(run, kind))(*inputs, valid)
     with jax.set_mesh(make_mesh(2)):
         split = [jax.reshard(x, PartitionSpec(AXES)) for x in (*inputs, valid)]
-        spread = jax.jit(lambda *x: run(kind, *x))(*split)
+        spread = jax.jit(partial(run, kind))(*split)
         assert spread[1].sharding.spec[0] == AXES
-    for x, y in zip(alone, spread, strict=True):
-        np.testing.assert_array_equal(x, y)
+    for x, y in zip(alone, spread, strict=True):  # XLA rounds by the size of a device's batch
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
 
 def test_what_is_chosen(monkeypatch):
