@@ -9,7 +9,7 @@ factored by itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,15 +46,14 @@ def scale_by_adafactor(*, momentum: float, max_decay: float) -> optax.GradientTr
       momentum: decay of the moving average of the scaled gradients; not debiased.
       max_decay: upper bound of the second moment's decay.
     """
-    rms = optax.scale_by_factored_rms(
-        min_dim_size_to_factor=MIN_SIZE,
-        decay_rate_fn=lambda i, power: jnp.minimum(
-            max_decay, 1 - (i + 1).astype(jnp.float32) ** -power
-        ),
-    )
+
+    def decay(count: Any, power: Any) -> Array:
+        return jnp.minimum(max_decay, 1 - jnp.float32(count + 1) ** -power)
+
+    rms = optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_SIZE, decay_rate_fn=decay)
 
     def init_square(param: Array) -> Moment:
-        state = rms.init(param)
+        state: Any = rms.init(param)  # a FactoredState, of which optax's types do not say so
         if state.v.shape == param.shape:
             return {"full": state.v}
         return {"row": state.v_row, "column": state.v_col}
@@ -72,7 +71,8 @@ def scale_by_adafactor(*, momentum: float, max_decay: float) -> optax.GradientTr
         def scale(grad: Array, square: Moment) -> tuple[Array, Moment]:
             unused = jnp.zeros(1)
             parts = (square.get(name, unused) for name in ("row", "column", "full"))
-            scaled, new = rms.update(grad, optax.FactoredState(state.count, *parts), grad)
+            before: Any = optax.FactoredState(state.count, *parts)
+            scaled, new = cast(Any, rms.update(grad, before, grad))
             values = {"row": new.v_row, "column": new.v_col, "full": new.v}
             return scaled, {name: values[name] for name in square}
 
