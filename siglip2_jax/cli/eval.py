@@ -189,5 +189,10 @@ def _write(args: argparse.Namespace, results: list) -> None:
         rows = [result.to_json() for result in results]
         write_whole(args.json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     if args.out:
-        write_report(results, args.out)
-        print(f"report: {args.out / 'report.html'}")
+        report = write_report(results, args.out)
+        print(f"report: {report}")
+        if report.suffix == ".md":
+            print(
+                "siglip2: report.html, with plots, needs pip install 'siglip2_jax[report]'",
+                file=sys.stderr,
+            )

@@ -1,11 +1,14 @@
 """The report: three files that say the same, and a page that is safe and whole."""
 
+import base64
 import json
-import re
+import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
+from siglip2_jax.benchmarks.report.plots import report_series
 from siglip2_jax.benchmarks.report.result import Result
 from siglip2_jax.benchmarks.report.write import write_report
 
@@ -54,7 +57,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -114,27 +117,12 @@ def test_every_budget_has_its_own_published_number(tmp_path):
     data, *_ = written(tmp_path, measured(budget=64), measured(budget=144), measured(budget=200))
     found = [row["published"] for row in data["rows"] if row["metric"] == "top1"]
     assert found == [71.2, 76.2, None]
-    assert any("not at 200" in sentence for x in data["advice"] for sentence in x["sentences"])
 
 
 def test_missing_data_is_a_row_with_the_way_to_get_it(tmp_path):
     _, markdown, page = written(tmp_path, measured(), missing("Ask at objectnet.dev."))
     assert cells(markdown)[-1][-1] == "no data: Ask at objectnet.dev."
     assert page.rows[-1] == ["objectnet", "256 tokens", "No data. Ask at objectnet.dev."]
-
-
-def test_advice_is_in_all_three_and_only_where_numbers_differ(tmp_path):
-    bad = [measured(budget=budget, images=10) for budget in (64, 144)]
-    data, markdown, page = written(tmp_path, measured(budget=256), *bad)
-    (entry,) = data["advice"]
-    assert entry["dataset"] == "imagenet"
-    sentences = entry["sentences"]
-    assert "64 tokens, 144 tokens: 10 images were measured" in sentences[0]
-    for sentence in sentences:
-        assert f"- {sentence}\n" in markdown and sentence in page.texts
-    assert len(sentences) == len(set(sentences)) > 1
-    (entry,) = written(tmp_path, *bad)[0]["advice"]
-    assert entry["sentences"][0].startswith("10 images")
 
 
 def test_languages_are_folded_away(tmp_path):
@@ -147,7 +135,7 @@ def test_languages_are_folded_away(tmp_path):
 
 def test_a_translation_is_not_compared_with_english(tmp_path):
     data, _, page = written(tmp_path, measured(language="de"))
-    assert data["rows"][0]["published"] is None and data["advice"] == []
+    assert data["rows"][0]["published"] is None
     assert page.rows[1][0] == "imagenet (de)"
     assert languages(language="mul").language == "mul"
     data, *_ = written(tmp_path, languages(language="mul", model="B/16 256"))
@@ -163,25 +151,25 @@ def test_errors_are_in_their_unit_and_lower_is_better(tmp_path):
     assert 'class="better">−0.066' in path.read_text()
 
 
-def test_a_line_over_budgets_beside_the_published_ones(tmp_path):
+def test_a_line_over_budgets_beside_the_published_ones():
     fixed = measured(model="B/16 256", protocol={"num_patches": 256, "resolution": 256})
-    *_, page = written(tmp_path, measured(budget=64), measured(budget=256), fixed)
-    titles = [text for text in page.texts if re.fullmatch(r".* at \d+ tokens", text)]
-    ours = [text for text in titles if text.startswith("ours")]
-    assert ours == [
-        "ours, B/16 NaFlex: 78.23 at 64 tokens",
-        "ours, B/16 NaFlex: 78.23 at 256 tokens",
-        "ours, B/16 256: 78.23 at 256 tokens",
+    plots = report_series([measured(budget=64), measured(budget=256), fixed])
+    (series,) = plots.values()
+    points = {one.name: one.points for one in series}
+    assert list(plots) == ["imagenet top1"] and list(points)[-2:] == [
+        "ours, B/16 NaFlex",
+        "ours, B/16 256",
     ]
-    assert "published, B/16 NaFlex: 71.2 at 64 tokens" in titles
-    assert "published, B/16 at fixed resolution: 78.2 at 196 tokens" in titles
-    assert len(titles) == 3 + 8 + 4
-    assert page.tags.count("svg") == 1
+    assert points["ours, B/16 NaFlex"] == pytest.approx({64: 78.23, 256: 78.23})
+    assert points["ours, B/16 256"] == pytest.approx({256: 78.23})
+    assert points["published, B/16 NaFlex"][64] == 71.2
+    assert points["published, B/16 at fixed resolution"][196] == 78.2
+    assert sum(map(len, points.values())) == 3 + 8 + 4
 
 
-def test_weights_of_one_model_are_told_apart(tmp_path):
-    *_, page = written(tmp_path, measured(), measured(pretrained="runs/b/"))
-    names = [text for text in page.texts if text.startswith("ours, ") and "tokens" not in text]
+def test_weights_of_one_model_are_told_apart():
+    (series,) = report_series([measured(), measured(pretrained="runs/b/")]).values()
+    names = [one.name for one in series if one.name.startswith("ours, ")]
     assert names == ["ours, B/16 NaFlex (b16_naflex.npz)", "ours, B/16 NaFlex (b)"]
 
 
@@ -189,8 +177,29 @@ def test_a_model_of_ones_own_has_its_line_only(tmp_path):
     results = [measured(budget=budget, model="custom") for budget in (64, 256)]
     data, _, page = written(tmp_path, *results)
     assert [row["published"] for row in data["rows"]] == [None] * 4
-    assert data["advice"] == []
-    assert page.tags.count("svg") == 1 and page.tags.count("circle") == 3
+    ((_, (line,)),) = report_series(results).items()
+    assert list(line.points) == [64, 256] and page.tags.count("img") == 1
+
+
+def test_plots_are_images_within_the_page_with_their_texts(tmp_path):
+    results = [measured(NASTY, budget=budget, model="$a_1$") for budget in (64, 256)]
+    *_, page = written(tmp_path, *results)
+    (source,) = page.links
+    kind, data = source.split(",")
+    assert kind == "data:image/svg+xml;base64"
+    svg = ElementTree.fromstring(base64.b64decode(data))
+    texts = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert {f"{NASTY} top1", "ours, $a_1$", "64", "256", "tokens of an image"} <= texts
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_markdown_and_json_need_no_extra(tmp_path, monkeypatch, package):
+    (tmp_path / "report.html").write_text("of other results")
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    for name in ("page", "plots"):
+        monkeypatch.delitem(sys.modules, f"siglip2_jax.benchmarks.report.{name}", raising=False)
+    assert write_report([measured()], tmp_path) == tmp_path / "report.md"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
 
 
 def test_what_users_write_is_text(tmp_path):

@@ -1,6 +1,7 @@
 """`siglip2 eval`: a model, some data, numbers; nothing but paths is needed."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -55,6 +56,19 @@ def test_numbers_report_and_json(siglip2, model_dir, data, tmp_path):
     page = (out / "report.html").read_text()
     assert "caltech" in page and "dataset_coco.json" in page
     assert (out / "report.md").is_file() and (out / "report.json").is_file()
+
+
+def test_without_the_extra_the_way_to_a_page_is_said(
+    siglip2, model_dir, data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    for name in ("page", "plots"):
+        monkeypatch.delitem(sys.modules, f"siglip2_jax.benchmarks.report.{name}", raising=False)
+    command = ["eval", model_dir, "--task", "labels", "--data", data / "caltech101_20"]
+    found = siglip2(*command, "--max-num-patches", 9, "--out", tmp_path)
+    assert found.code == 0 and found.out.endswith(f"report: {tmp_path / 'report.md'}\n")
+    assert "pip install 'siglip2_jax[report]'" in found.err
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_data_may_be_the_data_set_itself(siglip2, model_dir, data):

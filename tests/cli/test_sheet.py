@@ -1,5 +1,7 @@
 """The similarity sheet is one safe, self-contained page."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
@@ -54,4 +56,6 @@ def test_nothing_is_fetched():
     sources = [attributes["src"] for tag, attributes in page.tags if "src" in attributes]
     assert len(sources) == 2 and all(x.startswith("data:image/jpeg;base64,") for x in sources)
     assert not any("href" in attributes for _, attributes in page.tags)
-    assert THUMBNAIL <= 256
+    data = [base64.b64decode(source.partition(",")[2]) for source in sources]
+    sizes = [Image.open(io.BytesIO(file)).size for file in data]
+    assert sizes == [(THUMBNAIL, 8), (5, 9)]  # 400 x 30 and 5 x 9 before

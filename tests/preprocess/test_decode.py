@@ -192,6 +192,10 @@ def test_exif_of_grey_and_broken_exif() -> None:
     result = decode(encoded(picture().convert("L"), "JPEG", exif=tagged(6)))
     assert result.size == decode(result).size == (48, 64)
     assert decode(encoded(picture(), "JPEG", exif=b"Exif\0\0no such thing")).size == (64, 48)
+    # A resolution that is a text, which ImageOps.exif_transpose gives up on, beside orientation 6.
+    fields = struct.pack("<HHII", ORIENTATION, 3, 1, 6) + struct.pack("<HHI4s", 0x11A, 2, 3, b"ab")
+    odd = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + fields + bytes(4)
+    assert decode(encoded(picture(), "PNG", exif=odd)).size == (48, 64)
 
 
 def test_exif_photos(shared: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 
-from siglip2_jax.benchmarks.report.tables import OPENCLIP, TABLES
+from siglip2_jax.benchmarks.report.tables import TABLES
 from siglip2_jax.models.config import RELEASES, SIGLIP1_RELEASES
 
 DIGITS_IN_UNITS: dict[str, int] = {"rmse": 3, "angular_rmse": 2, "l2": 5}
@@ -46,6 +46,11 @@ class Published:
     source: str
     note: str
 
+    @property
+    def origin(self) -> str:
+        """The source with the note."""
+        return "; ".join(filter(None, (self.source, self.note)))
+
 
 def published(
     variant: str, dataset: str, metric: str, num_patches: int | None = None
@@ -64,11 +69,6 @@ def published(
     """
     budget = num_patches if variant.endswith(" NaFlex") else None
     return _index().get((variant, budget, dataset, metric))
-
-
-def openclip(variant: str, dataset: str, metric: str) -> Published | None:
-    """Number that OpenCLIP's harness measures with SigLIP 1's weights."""
-    return _openclip().get((variant, dataset, metric))
 
 
 @cache
@@ -110,15 +110,6 @@ def _index() -> dict[tuple[str, int | None, str, str], Published]:
                 (variant, budget, dataset, metric), Published(value, table.source, note)
             )
     return found
-
-
-@cache
-def _openclip() -> dict[tuple[str, str, str], Published]:
-    note = "the same weights in another harness"
-    return {
-        (variant, dataset, metric): Published(value, OPENCLIP.source, note)
-        for variant, _, dataset, metric, value in OPENCLIP.cells()
-    }
 
 
 def _note(variant: str, dataset: str, metric: str) -> str:

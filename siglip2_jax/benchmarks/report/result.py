@@ -67,7 +67,7 @@ class Result:
       language: code of the data's language.
       metrics: our evaluators' numbers, from 0 to 1 where they are shares; empty if the data is
         missing.
-      protocol: what the numbers depend on besides model and data. Report and advice know
+      protocol: what the numbers depend on besides model and data. The report knows
         `num_patches` (tokens of an image; the budget at native resolution), `resolution` (side in
         pixels, None at native resolution), `preproc`, `text_norm`, `dtype`, and for some tasks
         `templates` (a name, or the prompts), `canonical`, `ties`, `border` and `full_stop`.

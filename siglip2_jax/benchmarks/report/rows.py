@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
-from siglip2_jax.benchmarks.report.advice import advise, elsewhere, near
-from siglip2_jax.benchmarks.report.published import DIGITS_IN_UNITS, Published, in_units, published
+from siglip2_jax.benchmarks.report.published import (
+    DIGITS_IN_UNITS,
+    LOWER_IS_BETTER,
+    Published,
+    in_units,
+    published,
+)
 from siglip2_jax.benchmarks.report.result import Result
 
 HEADLINES: tuple[str, ...] = (
@@ -21,7 +26,32 @@ HEADLINES: tuple[str, ...] = (
     "angular_rmse",
     "acc@0.5",
 )
-"""The numbers that papers report: they are drawn, and compared where another budget has them."""
+"""The numbers that papers report, of which plots are drawn."""
+
+COLUMNS: tuple[str, ...] = (
+    "data set",
+    "setting",
+    "metric",
+    "ours",
+    "published",
+    "difference",
+    "images",
+    "failed",
+    "images/s",
+    "data wait",
+    "protocol",
+)
+
+SUMMARY = (
+    "Shares are in per cent, depth errors in metres (relative on NAVI), angles in degrees. "
+    "Published numbers are those of SigLIP 2, arXiv 2502.14786; where yours differs, see "
+    "docs/if_your_number_differs.md. Images that do not decode count as wrong; data wait is the "
+    "share of time in which the device waited for images."
+)
+
+NEAR = 0.3
+"""Points or degrees from the published number within which nothing needs a look."""
+NEAR_RMSE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +74,13 @@ class Row:
         return None if self.theirs is None else self.value - self.theirs.value
 
     @property
-    def agrees(self) -> bool:
-        """True where the number and the published one are so near that nothing needs a look."""
-        return self.difference is not None and near(self.metric, self.difference)
+    def verdict(self) -> Literal["near", "better", "worse"]:
+        """The number beside the published one; "near" too where there is none."""
+        tolerance = NEAR_RMSE if self.metric == "rmse" else NEAR
+        if self.difference is None or abs(self.difference) <= tolerance + 1e-9:  # 0.3 is not exact
+            return "near"
+        lower = self.difference < 0
+        return "better" if lower == (self.metric in LOWER_IS_BETTER) else "worse"
 
     def texts(self) -> tuple[str, str, str]:
         """Ours, theirs and the difference, as they are shown; a dash where there is none."""
@@ -93,42 +127,6 @@ def parts(result: Result) -> tuple[tuple[str, ...], dict[str, list[str]]]:
             found.setdefault(part, {})[metric] = f"{in_units(metric, value):.2f}"
     names = tuple(dict.fromkeys(name for texts in found.values() for name in texts))
     return names, {part: [texts.get(x, "–") for x in names] for part, texts in found.items()}
-
-
-def advice(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Advice for numbers that differ from the published ones.
-
-    Args:
-      results: of one model.
-
-    Returns:
-      Sentences for each data set that has any, each once, after the settings that it is about
-      unless these are all.
-    """
-    found: dict[str, dict[str, list[str]]] = {}
-    for result in results:
-        for sentence in _sentences(result):
-            found.setdefault(dataset_name(result), {}).setdefault(sentence, []).append(
-                setting(result)
-            )
-    count = Counter(map(dataset_name, results))
-    return {
-        name: [
-            sentence if len(where) == count[name] else f"{', '.join(where)}: {sentence}"
-            for sentence, where in sentences.items()
-        ]
-        for name, sentences in found.items()
-    }
-
-
-def _sentences(result: Result) -> list[str]:
-    found: list[str] = []
-    for row in rows(result) if comparable(result) else ():
-        if row.theirs is not None:
-            found.extend(advise(result, row.metric, row.theirs))
-        elif row.metric in HEADLINES and (sentence := elsewhere(result, row.metric)):
-            found.append(sentence)
-    return list(dict.fromkeys(found))
 
 
 def setting(result: Result) -> str:

@@ -1,7 +1,7 @@
 """Numbers that the papers report of the released models, table by table.
 
-All figures are those of SigLIP 2 (arXiv 2502.14786), which measures SigLIP 1 again beside it,
-except `OPENCLIP`. A line of a table is a variant's name (at native resolution with `@` and the
+All figures are those of SigLIP 2 (arXiv 2502.14786), which measures SigLIP 1 again beside it.
+A line of a table is a variant's name (at native resolution with `@` and the
 token budget) and a figure for each column. Accuracies and recalls are in per cent. Table 5 names
 models by size and tokens only; 256 and 729 tokens of So400m are read as So400m/14 at 224 and 384
 pixels. mSigLIP, which is not among the variants, is left out.
@@ -213,17 +213,3 @@ g-opt/16 384          28.3  4.9
 )
 
 TABLES: tuple[Table, ...] = (TABLE_1, TABLE_2, TABLE_5, TABLE_7, TABLE_8, TABLE_9)
-
-OPENCLIP = Table(
-    "OpenCLIP, tables of results in its docs",
-    (
-        *_columns("top1", "imagenet imagenet_v2 objectnet"),
-        *_columns(_RECALLS, "coco flickr30k xm3600"),
-    ),
-    """
-SigLIP B/16 224  76.04 68.93 55.09 47.78 65.74 74.68 89.10 16.66 17.96
-SigLIP B/16 256  76.53 69.20 57.23 48.34 66.14 75.04 90.40 16.69 18.23
-SigLIP B/16 384  78.49 72.11 63.43 49.90 67.74 78.48 92.70 16.98 18.40
-SigLIP B/16 512  79.14 72.83 67.64 50.55 68.72 79.06 92.50 17.25 18.60
-""",
-)

@@ -9,10 +9,10 @@ from typing import Any
 
 from etils import epath
 
-from siglip2_jax.benchmarks.report.page import SUMMARY, report_page
 from siglip2_jax.benchmarks.report.result import Result
 from siglip2_jax.benchmarks.report.rows import (
-    advice,
+    COLUMNS,
+    SUMMARY,
     by_model,
     dataset_name,
     parts,
@@ -23,30 +23,18 @@ from siglip2_jax.benchmarks.report.rows import (
 )
 from siglip2_jax.outputs import write_whole
 
-_COLUMNS = (
-    "data set",
-    "setting",
-    "metric",
-    "ours",
-    "published",
-    "difference",
-    "images",
-    "failed",
-    "images/s",
-    "data wait",
-    "protocol",
-)
-
 
 def write_report(results: Sequence[Result], out_dir: str | os.PathLike[str]) -> epath.Path:
-    """Writes `report.json`, `report.md` and `report.html`, each in one step.
+    """Writes `report.json`, `report.md` and, with the extra `report`, `report.html`.
+
+    Each is written in one step; the page refers to no other file.
 
     Args:
       results: in the order to show, of one or several models.
       out_dir: made if it does not exist; local or `gs://`.
 
     Returns:
-      The page, `report.html`, which refers to no other file.
+      The page, or without the extra the Markdown.
 
     Raises:
       ValueError: there are no results.
@@ -54,16 +42,22 @@ def write_report(results: Sequence[Result], out_dir: str | os.PathLike[str]) -> 
     if not results:
         raise ValueError("a report got no results; measure at least one data set")
     folder = epath.Path(out_dir)
-    data = json.dumps(_data(results), indent=1, ensure_ascii=False)
-    write_whole(folder / "report.json", data)
-    write_whole(folder / "report.md", "\n".join(_markdown(results)))
-    page = folder / "report.html"
+    write_whole(folder / "report.json", json.dumps(_data(results), indent=1, ensure_ascii=False))
+    markdown, page = folder / "report.md", folder / "report.html"
+    write_whole(markdown, "\n".join(_markdown(results)))
+    try:
+        from siglip2_jax.benchmarks.report.page import report_page
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "matplotlib"):
+            raise
+        page.unlink(missing_ok=True)  # of other results
+        return markdown
     write_whole(page, report_page(results))
     return page
 
 
 def _data(results: Sequence[Result]) -> dict[str, Any]:
-    """All results in CLIP Benchmark's schema, and what is compared and advised."""
+    """All results in CLIP Benchmark's schema, and what is compared."""
     return {
         "results": [result.to_json() for result in results],
         "rows": [
@@ -83,11 +77,6 @@ def _data(results: Sequence[Result]) -> dict[str, Any]:
             for result in results
             for row in rows(result)
         ],
-        "advice": [
-            {"model": model, "pretrained": pretrained, "dataset": name, "sentences": sentences}
-            for (model, pretrained), own in by_model(results).items()
-            for name, sentences in advice(own).items()
-        ],
     }
 
 
@@ -95,15 +84,11 @@ def _markdown(results: Sequence[Result]) -> Iterator[str]:
     yield f"# Evaluation\n\n{SUMMARY}\n"
     for (model, pretrained), own in by_model(results).items():
         yield f"## {model}\n\nWeights: `{pretrained}`\n"
-        yield _line(*_COLUMNS)
-        yield _line(*("-" for _ in _COLUMNS))
+        yield _line(*COLUMNS)
+        yield _line(*("-" for _ in COLUMNS))
         for result in own:
             yield from _lines(result)
         yield ""
-        for name, sentences in advice(own).items():
-            yield f"**{name}**\n"
-            yield from (f"- {sentence}" for sentence in sentences)
-            yield ""
         for result in own:
             yield from _notes(result)
 
@@ -112,7 +97,7 @@ def _lines(result: Result) -> Iterator[str]:
     """Rows of the table; what holds for all of a result's numbers is in the first."""
     dataset = dataset_name(result)
     if result.missing is not None:
-        empty = ("–",) * (len(_COLUMNS) - 3)
+        empty = ("–",) * (len(COLUMNS) - 3)
         yield _line(dataset, setting(result), *empty, f"no data: {result.missing}")
         return
     speed = (
@@ -131,7 +116,7 @@ def _notes(result: Result) -> Iterator[str]:
     """Notes under a table: images that failed, numbers of parts."""
     if result.failed:
         names = ", ".join(f"`{name}`" for name in result.failed)
-        yield f"Photos of {place(result)} that did not decode: {names}\n"
+        yield f"Images of {place(result)} that did not decode: {names}\n"
     metrics, each = parts(result)
     if each:
         yield _line(place(result), *metrics)

@@ -1,13 +1,17 @@
 """The interface of mteb without mteb: batches as its DataLoader gives them."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_jax.benchmarks.adapters.mieb import MiebEncoder
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.preprocess.decode import ImageError, decode
 
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "mieb.py"
+MiebEncoder = runpy.run_path(str(EXAMPLE))["MiebEncoder"]
 TASK = {"task_metadata": None, "hf_split": "test", "hf_subset": "default"}
 
 

@@ -1,4 +1,6 @@
-"""Our models in MIEB, the image benchmark of mteb (Xiao et al. 2025, arXiv 2504.10471).
+"""A model in MIEB, the image benchmark of mteb (Xiao et al. 2025, arXiv 2504.10471).
+
+    from mieb import MiebEncoder  # this file
 
     encoder = MiebEncoder(siglip2_jax.load("..."))
     mteb.evaluate(encoder, mteb.get_benchmark("MIEB(lite)"))
