@@ -12,13 +12,13 @@ from etils import epath
 from jaxtyping import Array, Bool
 
 from siglip2_jax.checkpoints.orbax import describe
-from siglip2_jax.config import TrainConfig, to_json
+from siglip2_jax.config import ResolvedStage, TrainConfig, to_json
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
 from siglip2_jax.train.inputs import check_batches, open_tokenizer
 from siglip2_jax.train.metrics import MetricWriter
-from siglip2_jax.train.spans import Span, kept_steps, spans
+from siglip2_jax.train.spans import kept_steps, spans
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
 from siglip2_jax.train.versions import Versions, differences
@@ -75,7 +75,9 @@ class Run:
         if self.writer:
             self.writer.close()
 
-    def save(self, state: TrainState, step: int, position: int, bad: int, span: Span) -> None:
+    def save(
+        self, state: TrainState, step: int, position: int, bad: int, stage: ResolvedStage
+    ) -> None:
         """Starts to save; nothing happens if this step is saved already.
 
         Raises:
@@ -89,10 +91,9 @@ class Run:
                 f"the loss is; {last_good(self.saved, self.workdir)}; lower optim.peak_lr or set "
                 "optim.clip_norm"
             )
-        model = self.config.resolved[self.spans.index(span)].model
-        record = describe(model, self.config.preprocessing) | {
+        record = describe(stage.model, self.config.preprocessing) | {
             "step": step,
-            "stage": span.name,
+            "stage": stage.name,
             "position": position,
             "bad_examples": bad,
             "stages": [list(span) for span in self.spans],

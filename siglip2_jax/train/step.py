@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from siglip2_jax.config import Stage, TrainConfig
+from siglip2_jax.config import ResolvedStage
 from siglip2_jax.curation.selector import BatchSelector
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import training_flops
@@ -32,7 +32,6 @@ from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
 from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
-from siglip2_jax.train.spans import spans
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.types import Batch, Features
 
@@ -51,15 +50,11 @@ class Program:
       selector: selects examples of the super-batch; None where a stage trains on all.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
       trainable: paths of the parameters that the optimizer changes.
-      first_step: number of the stage's first step within the run.
     """
 
-    def __init__(self, config: TrainConfig, index: int = 0):
-        self.stage: Stage = config.resolved[index]
-        stage = self.stage
-        self.first_step = spans(config)[index].first
+    def __init__(self, stage: ResolvedStage):
+        self.stage = stage
         self.model: ModelConfig = stage.model
-        self.seed = config.seed
         self.selector = None if stage.curation is None else _selector(stage)
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
@@ -107,7 +102,7 @@ class Program:
         chosen: Metrics = {}
         if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
-            key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+            key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
             batch, chosen = self.selector.choose(student, state.reference, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
@@ -123,7 +118,9 @@ class Program:
         if average is not None:
             share = 1 - self.stage.optim.ema
             average = optax.incremental_update(params, average, share)
-        rate = learning_rate(self.stage.optim, self.stage.num_steps)(state.step - self.first_step)
+        rate = learning_rate(self.stage.optim, self.stage.num_steps)(
+            state.step - self.stage.first_step
+        )
         norm = optax.tree.norm(gradients)
         metrics |= {f"curation/{name}": value for name, value in chosen.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
@@ -236,7 +233,7 @@ class Program:
         """What an objective sees, given its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
         average, seen = jax.lax.stop_gradient(state.average), {}
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
         key = jax.random.fold_in(key, part)
         names = sorted(self.stage.objectives)
 
@@ -260,7 +257,7 @@ class Program:
         return {name: head for name, head in made.items() if head is not None}
 
 
-def _selector(stage: Stage) -> BatchSelector:
+def _selector(stage: ResolvedStage) -> BatchSelector:
     curation = stage.curation
     return BatchSelector(
         stage.model,

@@ -127,7 +127,7 @@ def config(model=None, **data) -> TrainConfig:
 @pytest.mark.parametrize("scaled_decode", [False, True])
 def test_a_run_does_as_its_config_says(scaled_decode):
     run = config(scaled_decode=scaled_decode)
-    pipeline = stage_pipeline(run, 0, open_tokenizer(run))
+    pipeline = stage_pipeline(run.resolved[0], open_tokenizer(run))
     assert pipeline.prepare.scaled_decode is scaled_decode
     with closing(pipeline.batches(stage_reading(run, 0))) as batches:
         assert next(batches).bad == 0

@@ -314,7 +314,7 @@ def save_heads(workdir: Path, heads: dict[str, dict], average: dict[str, dict]) 
     learned = Captioning(depth=DECODER.depth, length=DECODER.length)
     objectives = {"sigmoid": Sigmoid(), **dict.fromkeys(heads, learned)}
     config = run(stage(objectives=objectives, optim=Optim(ema=0.9)), model=MODEL)
-    state = random_state(Sevens(config), make_mesh(1, jax.devices()[:1]), 3)
+    state = random_state(Sevens(config.resolved[0]), make_mesh(1, jax.devices()[:1]), 3)
     trees = {
         "params": random_params(MODEL) | {"heads": heads},
         "average": random_params(MODEL) | {"heads": average},

@@ -96,7 +96,7 @@ class Ran:
 @functools.cache
 def run(shape: tuple[int, int] | None, **fields) -> Ran:
     """Three updates of the random model by one compiled step, on a mesh of this shape."""
-    program = Program(config(**fields))
+    program = Program(config(**fields).resolved[0])
     params = fresh(program)
     if shape is None:
         return _run(program, params, lambda batch: jax.tree.map(jnp.asarray, batch))
@@ -182,7 +182,8 @@ def plain_optimizer(optim: Optim) -> optax.GradientTransformation:
 def plain(**fields) -> Ran:
     """The same on one device, knowing nothing of the step."""
     optim = config(**fields).stages[0].optim
-    params = {path: jnp.asarray(x) for path, x in fresh(Program(config(**fields))).items()}
+    program = Program(config(**fields).resolved[0])
+    params = {path: jnp.asarray(x) for path, x in fresh(program).items()}
     frozen = {path: params.pop(path) for path in list(params) if group_of(optim, path).frozen}
     tx = plain_optimizer(optim)
 
@@ -338,7 +339,7 @@ def test_unrolled_and_rematerialised():
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_embeddings_keep_their_order(accumulate):
-    program = Program(config(accumulate=accumulate))
+    program = Program(config(accumulate=accumulate).resolved[0])
     params, batch = jax.tree.map(jnp.asarray, (random_params(TINY), batches()[0]))
     image, text = jax.jit(program.embed, compiler_options=QUICK)(params, batch)
     encode = nnx.merge(abstract_model(TINY)[0], params).encode
