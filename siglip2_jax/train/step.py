@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ class Program:
         self.selector = None if stage.curation is None else _selector(stage)
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
-        heads = nnx.eval_shape(lambda: self._make_heads(nnx.Rngs(0)))
+        heads = nnx.eval_shape(lambda: self._make_heads(jax.random.key(0)))
         self._heads = {name: nnx.split(head)[0] for name, head in heads.items()}
         buffers = flatten({HEADS: {name: _buffers(head) for name, head in heads.items()}})
         heads = {name: nnx.to_pure_dict(nnx.state(head)) for name, head in heads.items()}
@@ -72,7 +73,7 @@ class Program:
         """Fresh parameters, split over the mesh by rule; to be jitted."""
         rngs = nnx.Rngs(jax.random.fold_in(key, 0))
         params = nnx.to_pure_dict(nnx.state(SigLIP2(self.model, rngs=rngs)))
-        heads = self._make_heads(nnx.Rngs(jax.random.fold_in(key, 1)))
+        heads = self._make_heads(jax.random.fold_in(key, 1))
         if heads:
             params[HEADS] = {name: nnx.to_pure_dict(nnx.state(x)) for name, x in heads.items()}
         return place(params)
@@ -235,25 +236,26 @@ class Program:
         average, seen = jax.lax.stop_gradient(state.average), {}
         key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
         key = jax.random.fold_in(key, part)
-        names = sorted(self.stage.objectives)
 
         def view(name: str) -> View:
-            own = jax.random.fold_in(key, names.index(name))
             teacher = None
             if average is not None:
                 model = nnx.merge(self._graphdef, without_heads(average))
                 teacher = Teacher(model, self._head(name, average), batch, seen)
-            return View(student, teacher, features, batch, own, state.step)
+            return View(student, teacher, features, batch, _fold_name(key, name), state.step)
 
         return view
 
     def _head(self, name: str, params: Params) -> nnx.Module | None:
         return nnx.merge(self._heads[name], params[HEADS][name]) if name in self._heads else None
 
-    def _make_heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+    def _make_heads(self, key: Array) -> dict[str, nnx.Module]:
         """The modules of the objectives that have one."""
         compute = self.stage.compute
-        made = {k: x.head(self.model, compute, rngs=rngs) for k, x in self.objectives.items()}
+        made = {
+            name: x.head(self.model, compute, rngs=nnx.Rngs(_fold_name(key, name)))
+            for name, x in self.objectives.items()
+        }
         return {name: head for name, head in made.items() if head is not None}
 
 
@@ -268,6 +270,11 @@ def _selector(stage: ResolvedStage) -> BatchSelector:
         chunks=curation.chunks,
         pass_reference=stage.optim.accumulate == 1,
     )
+
+
+def _fold_name(key: Array, name: str) -> Array:
+    """The randomness of an objective, which does not depend on the others of its stage."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def place(params: Params) -> Params:

@@ -11,7 +11,7 @@ from data.samples import preparation
 from PIL import Image
 
 from siglip2_jax.config import Data, Stage, TrainConfig
-from siglip2_jax.data import prepare as module
+from siglip2_jax.preprocess import image as module
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.colour import GaussianBlur
 from siglip2_jax.data.sources import Memory
@@ -129,5 +129,5 @@ def test_a_run_does_as_its_config_says(scaled_decode):
     run = config(scaled_decode=scaled_decode)
     pipeline = stage_pipeline(run.resolved[0], open_tokenizer(run))
     assert pipeline.prepare.scaled_decode is scaled_decode
-    with closing(pipeline.batches(stage_reading(run, 0))) as batches:
+    with closing(pipeline.batches(stage_reading(run.resolved[0]))) as batches:
         assert next(batches).bad == 0

@@ -337,6 +337,23 @@ def test_unrolled_and_rematerialised():
     assert_same(run(FSDP, compute=compute), plain())
 
 
+def test_randomness_does_not_depend_on_other_objectives():
+    """Fresh heads and draws of one are the same beside another that sorts before it."""
+    (stage,) = config(colour=Colour()).resolved
+
+    def begun(**objectives: Objective) -> tuple[dict, dict]:
+        program = Program(dataclasses.replace(stage, objectives=objectives))
+        params = jax.jit(program.init_params, compiler_options=QUICK)(jax.random.key(0))
+        state = program.init_state(params)
+        loss = jax.jit(program._loss, compiler_options=QUICK)
+        return params["heads"], loss(params, state, batches()[0])[1][0]
+
+    (heads, metrics), (more, values) = begun(colour=Colour()), begun(also=Colour(), colour=Colour())
+    np.testing.assert_array_equal(heads["colour"]["kernel"], more["colour"]["kernel"])
+    assert metrics["colour/draw"] == values["colour/draw"] != values["also/draw"]
+    assert (more["also"]["kernel"] != more["colour"]["kernel"]).any()
+
+
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_embeddings_keep_their_order(accumulate):
     program = Program(config(accumulate=accumulate).resolved[0])
