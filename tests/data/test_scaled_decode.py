@@ -11,7 +11,6 @@ from data.samples import preparation
 from PIL import Image
 
 from siglip2_jax.config import Data, Stage, TrainConfig
-from siglip2_jax.preprocess import image as module
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.colour import GaussianBlur
 from siglip2_jax.data.sources import Memory
@@ -20,6 +19,7 @@ from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import TOKENIZER, shipped_examples, tiny_config
 from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.preprocess import image as module
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline, stage_reading
 
