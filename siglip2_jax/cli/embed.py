@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli.options import add_model_options, load_model
+from siglip2_jax.cli.options import add_model_options, load_model, open_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from siglip2_jax.checkpoints import Preprocessing
     from siglip2_jax.inference.embedder import Embedder
     from siglip2_jax.preprocess.decode import ImageError
 
@@ -45,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from siglip2_jax.progress import progress
 
     items = _items(args)
-    settings = _settings(args)
+    checkpoint = open_checkpoint(args)
+    settings = _settings(args, checkpoint.preprocessing)
     with EmbeddingWriter(args.out, items, settings, overwrite=args.overwrite) as writer:
         if not writer.complete:
-            model = load_model(args)
+            model = load_model(args, checkpoint)
             with progress("embedding", writer.done) as update:
                 for i, row in enumerate(_rows(model, items[writer.done :], args), writer.done + 1):
                     if isinstance(row, Exception):
@@ -78,14 +80,14 @@ def _items(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _settings(args: argparse.Namespace) -> dict[str, object]:
+def _settings(args: argparse.Namespace, recorded: Preprocessing) -> dict[str, object]:
     """What decides the numbers: stored with them, and compared before a run is continued."""
-    from siglip2_jax import __version__, checkpoints
+    from siglip2_jax import __version__
 
-    recorded = checkpoints.read(args.source).preprocessing
     return {
         "version": __version__,
         "source": args.source,
+        "stage": args.stage,
         "tokenizer": args.tokenizer,
         "dtype": args.dtype,
         "kind": "texts" if args.texts else "images",

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         suite,
         args.data,
         args.out,
-        pretrained=args.source,
+        pretrained=args.source if args.stage is None else f"{args.source}, stage {args.stage}",
         batch_size=batch_size,
         templates=args.templates or (),
         decoder=partial(load_decoder, args),
@@ -104,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
 def _open_model(args: argparse.Namespace):
     """The model on this host's devices, and images per program call."""
     if args.transformers:
+        if args.stage is not None:
+            raise ValueError("--stage is of a run's workdir; leave it out with --transformers")
         from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from siglip2_jax.cli.options import SOURCE_HELP
+from siglip2_jax.cli.options import SOURCE_HELP, add_stage_option
 
 if TYPE_CHECKING:
     from siglip2_jax.inference.embedder import Embedder
@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog="example: siglip2 verify siglip2_b16_naflex.npz --tokenizer tokenizer.model",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_stage_option(parser)
     parser.add_argument("--tokenizer", help="default: the one beside SOURCE")
     parser.add_argument(
         "--no-golden",
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from siglip2_jax.inference import load
 
     # The published logits were made with transformers' preprocessing.
-    model = load(args.source, args.tokenizer, preproc="hf")
+    model = load(args.source, args.tokenizer, stage=args.stage, preproc="hf")
     checks = []
     for check in find(model, golden=not args.no_golden):
         checks.append(check)
