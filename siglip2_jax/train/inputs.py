@@ -1,4 +1,4 @@
-"""What a stage reads: its sequence lengths, its pipeline, and the shapes of its batches."""
+"""Inputs of a stage: its pipeline, the schedule of its steps, and the shapes of its batches."""
 
 from __future__ import annotations
 
