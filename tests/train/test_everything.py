@@ -212,8 +212,7 @@ def lowered(index: int, **objectives: Objective) -> str:
 def test_at_weight_0_nothing_is_left(index, name):
     """The program is the same text as without the loss: no head, no number, no operation of it."""
     objectives = config().stages[index].objectives
-    # By an objective's place in the alphabet its randomness is chosen, so that it comes last.
     off = dataclasses.replace(objectives[name], weight=0.0)
     without = lowered(index, digest=objectives["digest"])
-    assert lowered(index, digest=objectives["digest"], zero=off) == without
+    assert lowered(index, absent=off, digest=objectives["digest"]) == without
     assert f"loss/{name}" in lowered(index, **objectives)
