@@ -132,7 +132,7 @@ def config(
 
     def cost(stage: Stage) -> int:
         alone = replace(stage, steps=1000, start=plain.start)
-        return Program(run(alone)).flops(PATCHES, stage.read_size)
+        return Program(run(alone).resolved[0]).flops(PATCHES, stage.read_size)
 
     budget = steps * cost(plain)
     if arm == "sigmoid":

@@ -78,7 +78,7 @@ class Point:
         config = load_config(locate(self.config), self.settings)
         mesh = topology_mesh(TOPOLOGY, self.slices, config.replica)
         try:
-            return plan_step(config, 0, self.budget, mesh, self.batch_size)
+            return plan_step(config.resolved[0], self.budget, mesh, self.batch_size)
         except DoesNotFit:
             return None
 

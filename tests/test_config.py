@@ -91,13 +91,6 @@ def test_steps_are_whole_despite_rounding():
         assert run(stage(examples=10 * steps, batch_size=12)).resolved[0].num_steps == steps
 
 
-def test_steps_without_a_model():
-    with pytest.raises(ValueError, match="take it from TrainConfig.resolved"):
-        _ = stage(examples=100).num_steps
-    even = Lengths(budgets=(64, 256))
-    assert stage(examples=100, batch_size=50, lengths=even).num_steps == 2
-
-
 def test_stages_inherit_from_the_run():
     own = Compute(dtype="bfloat16")
     made = run(stage("a"), stage("b", model=FIXED, compute=own), compute=Compute(scan=False))
@@ -105,6 +98,20 @@ def test_stages_inherit_from_the_run():
     assert first.model == tiny_config() and first.compute == Compute(scan=False)
     assert second.model == FIXED and second.compute == own
     assert made.stages[0].model is None
+    assert made.resolved is made.resolved  # made once
+
+
+def test_stages_know_their_place_in_the_run():
+    """Steps count over the run; a fixed resolution has one length, with whole batches."""
+    halves = Lengths(budgets=(64,), batch_scale=((64, 0.5),))
+    first = stage("a", steps=7, lengths=halves)
+    second = stage("b", examples=100, batch_size=10, model=FIXED, lengths=halves)
+    one, two = run(first, second, seed=3).resolved
+    assert (one.index, one.first_step, one.end, one.lengths) == (0, 0, 7, halves)
+    assert (two.index, two.first_step, two.num_steps, two.end) == (1, 7, 10, 17)
+    assert two.lengths.budgets == (256,) and two.lengths.batch_size(256, 10) == 10
+    assert one.seed == two.seed == 3 and one.data_seed != two.data_seed
+    assert run(stage(), seed=4).resolved[0].data_seed != one.data_seed
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,20 @@ from siglip2_jax.checkpoints.table import ConversionError
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "spiece.model")
 
 
-def read(source: str | os.PathLike[str]) -> Checkpoint:
+def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint:
     """Opens a checkpoint; its tensors are checked, and read when they are asked for.
 
     Args:
       source: a local path, a `gs://` path, or a Hugging Face repository `owner/name`.
+      stage: of a run's workdir, the stage whose newest checkpoint is opened; None is any.
 
     Raises:
       SourceError: the source does not exist or cannot be reached.
-      ConversionError: it is no checkpoint of a SigLIP model, or a damaged one.
+      ConversionError: it is no checkpoint of a SigLIP model, or a damaged one, or the stage is not
+        there.
     """
     path = resolve(source)
-    saved = run_layout.find(path)
+    saved = run_layout.find(path, stage)
     kind = "orbax" if saved else sniff(path)
     directory = path if path.is_dir() else path.parent
     try:

@@ -2,7 +2,7 @@
 
 A run's workdir has `checkpoints/<step>/` with the trees `params/` and perhaps `average/`; the
 record beside them says what the model is (`siglip2_jax.train.checkpoint` writes them). A source may
-be the workdir (its latest step), a step, or one of the step's two trees.
+be the workdir (its latest step, of any stage or of one), a step, or one of the step's two trees.
 """
 
 from __future__ import annotations
@@ -42,20 +42,45 @@ class Saved(NamedTuple):
     tree: str
 
 
-def find(path: epath.Path) -> Saved | None:
-    """The model that a path means, or None if it is no part of a run."""
+def find(path: epath.Path, stage: str | None = None) -> Saved | None:
+    """The model that a path means, of a workdir the newest; None if it is no part of a run.
+
+    Args:
+      path: a workdir, a step, or one of the step's two trees.
+      stage: only what this stage has saved; None takes any.
+
+    Raises:
+      ConversionError: there is no finished checkpoint, or none of the stage.
+    """
+    return next(iter(find_all(path, stage)), None)
+
+
+def find_all(path: epath.Path, stage: str | None = None) -> list[Saved]:
+    """Every model that `find` may mean, the newest first."""
     path = absolute(path)
     if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
-        return Saved(path.parent.parent.parent, path.parent, path.name)
-    if _is_step(path):
-        return Saved(path.parent.parent, path, PARAMS)
-    folder = path / FOLDER
-    if not folder.is_dir():
-        return None
-    steps = [child for child in folder.iterdir() if _is_step(child)]
-    if not steps:
-        raise ConversionError([f"{FOLDER}/ holds no finished checkpoint yet"], str(path))
-    return Saved(path, max(steps, key=lambda step: int(step.name)), PARAMS)
+        models = [Saved(path.parent.parent.parent, path.parent, path.name)]
+    elif _is_step(path):
+        models = [Saved(path.parent.parent, path, PARAMS)]
+    elif (path / FOLDER).is_dir():
+        steps = [child for child in (path / FOLDER).iterdir() if _is_step(child)]
+        steps.sort(key=lambda step: int(step.name), reverse=True)
+        models = [Saved(path, step, PARAMS) for step in steps]
+        if not steps:
+            raise ConversionError([f"{FOLDER}/ holds no finished checkpoint yet"], str(path))
+    else:
+        models = []
+    if stage is None:
+        return models
+    if not models:
+        problem = f"only a run's checkpoints have stages; leave the stage {stage!r} out"
+        raise ConversionError([problem], str(path))
+    stages = [read_record(saved).get("stage") for saved in models]
+    if stage not in stages:
+        names = ", ".join(dict.fromkeys(str(name) for name in reversed(stages)))
+        problem = f"it holds no checkpoint of stage {stage!r}; it holds some of {names}"
+        raise ConversionError([problem], str(path))
+    return [saved for saved, name in zip(models, stages, strict=True) if name == stage]
 
 
 def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:

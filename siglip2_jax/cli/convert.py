@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from siglip2_jax.cli.options import SOURCE_HELP, local_path
+from siglip2_jax.cli.options import SOURCE_HELP, add_stage_option, local_path
 from siglip2_jax.cli.printing import print_json
 
 
@@ -17,6 +17,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--tokenizer tokenizer.model",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_stage_option(parser)
     parser.add_argument(
         "destination", metavar="DEST", type=local_path, help="file (npz) or directory to write"
     )
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from siglip2_jax import checkpoints
     from siglip2_jax.progress import progress
 
-    checkpoint = checkpoints.read(args.source)
+    checkpoint = checkpoints.read(args.source, args.stage)
     tokenizer = checkpoint.open_tokenizer(args.tokenizer) if args.tokenizer else None
     with progress(f"writing {args.to}") as update:
         checkpoints.write(

@@ -10,7 +10,9 @@ from siglip2_jax.cli.options import add_config_options, load_run, local_path, ou
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
+    from siglip2_jax.config import ResolvedStage
     from siglip2_jax.data.sources import Source
+    from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -136,16 +138,18 @@ def inspect(args: argparse.Namespace) -> None:
     """Draws a batch."""
     from siglip2_jax.cli.batch_sheet import batch_sheet, lengths
     from siglip2_jax.outputs import write_whole
+    from siglip2_jax.train.inputs import open_tokenizer
 
     config = load_run(args)
     names = [stage.name for stage in config.stages]
     if args.stage is not None and args.stage not in names:
         raise ValueError(f"there is no stage {args.stage!r}; the config has {', '.join(names)}")
-    chosen = names.index(args.stage) if args.stage else 0
-    batches, texts = _batches(config, chosen, args.count)
+    stage = config.resolved[names.index(args.stage) if args.stage else 0]
+    tokenizer = open_tokenizer(config)
+    batches, texts = _batches(stage, tokenizer, args.count)
     pad_id = config.model.text.pad_id
-    title = f"{args.config}, stage {names[chosen]}"
-    targets = _targets(config, chosen, batches)
+    title = f"{args.config}, stage {stage.name}"
+    targets = _targets(stage, batches)
     write_whole(args.out, batch_sheet(batches, texts, pad_id, title, targets))
     found = {str(budget): lengths(batch, pad_id) for budget, batch in batches.items()}
     if args.json:
@@ -160,30 +164,29 @@ def inspect(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
-def _batches(config, chosen: int, count: int):
+def _batches(stage: ResolvedStage, tokenizer: Tokenizer, count: int):
     """The stage's first examples at each of its budgets, and their texts."""
     from contextlib import closing
 
     import numpy as np
 
     from siglip2_jax.data.lengths import Reading
-    from siglip2_jax.train.inputs import open_tokenizer, stage_lengths, stage_pipeline
+    from siglip2_jax.train.inputs import stage_pipeline
 
-    tokenizer = open_tokenizer(config)
     batches, texts = {}, {}
-    for budget in stage_lengths(config.resolved[chosen]).budgets:
-        pipeline = stage_pipeline(config, chosen, tokenizer)
+    for budget in stage.lengths.budgets:
+        pipeline = stage_pipeline(stage, tokenizer)
         with closing(pipeline.batches(Reading(np.array([budget]), np.array([count])))) as steps:
             batches[budget] = next(steps).batch
         texts[budget] = tokenizer.decode(batches[budget].text)
     return batches, texts
 
 
-def _targets(config, chosen: int, batches: dict):
+def _targets(stage: ResolvedStage, batches: dict):
     """Target sequences of the captioning decoder, decoded from their ids, for each example."""
     from siglip2_jax.data.targets import DecoderTargets
 
-    transforms = config.resolved[chosen].data.transforms
+    transforms = stage.data.transforms
     made_by = [transform for transform in transforms if isinstance(transform, DecoderTargets)]
     if not made_by:
         return {}

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli.options import add_model_options, any_path, load_model
+from siglip2_jax.cli.options import add_model_options, any_path, load_model, open_checkpoint
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from siglip2_jax.checkpoints import Preprocessing
     from siglip2_jax.inference.embedder import Embedder
     from siglip2_jax.preprocess.decode import ImageError
 
@@ -48,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
     from siglip2_jax.progress import progress
 
     items = _items(args)
-    settings = _settings(args)
+    checkpoint = open_checkpoint(args)
+    settings = _settings(args, checkpoint.preprocessing)
     with EmbeddingWriter(args.out, items, settings, overwrite=args.overwrite) as writer:
         if not writer.complete:
-            model = load_model(args)
+            model = load_model(args, checkpoint)
             with progress("embedding", writer.done) as update:
                 for i, row in enumerate(_rows(model, items[writer.done :], args), writer.done + 1):
                     if isinstance(row, Exception):
@@ -81,14 +83,14 @@ def _items(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _settings(args: argparse.Namespace) -> dict[str, object]:
+def _settings(args: argparse.Namespace, recorded: Preprocessing) -> dict[str, object]:
     """Settings that decide the numbers: stored beside them, compared before a run continues."""
-    from siglip2_jax import __version__, checkpoints
+    from siglip2_jax import __version__
 
-    recorded = checkpoints.read(args.source).preprocessing
     return {
         "version": __version__,
         "source": args.source,
+        "stage": args.stage,
         "tokenizer": args.tokenizer,
         "dtype": args.dtype,
         "kind": "texts" if args.texts else "images",

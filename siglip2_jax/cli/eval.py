@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         suite,
         Path(args.data),
         args.out,
-        pretrained=args.source,
+        pretrained=args.source if args.stage is None else f"{args.source}, stage {args.stage}",
         batch_size=batch_size,
         templates=args.templates or (),
         decoder=partial(load_decoder, args),
@@ -117,6 +117,8 @@ def _open_model(args: argparse.Namespace):
             raise ValueError(
                 f"--transformers reads no gs:// paths, got {args.source}; copy it here"
             )
+        if args.stage is not None:
+            raise ValueError("--stage is of a run's workdir; leave it out with --transformers")
         from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 

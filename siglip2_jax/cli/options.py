@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from etils import epath
 
+    from siglip2_jax.checkpoints import Checkpoint
     from siglip2_jax.config import Origin, TrainConfig
     from siglip2_jax.inference import Captioner
     from siglip2_jax.inference.embedder import Embedder
@@ -80,9 +81,20 @@ def add_template_option(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def add_stage_option(parser: argparse.ArgumentParser) -> None:
+    """Adds which stage's checkpoint of a workdir is meant."""
+    parser.add_argument(
+        "--stage",
+        metavar="NAME",
+        help="where SOURCE is a run's workdir: take the newest checkpoint of this stage "
+        "(default: the newest of all)",
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds SOURCE and everything that decides how it is loaded."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_stage_option(parser)
     parser.add_argument(
         "--tokenizer", help="tokenizer.model, tokenizer.json or a directory; default: beside SOURCE"
     )
@@ -122,12 +134,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(args: argparse.Namespace) -> Embedder:
-    """Loads the model that `add_model_options` described."""
+def open_checkpoint(args: argparse.Namespace) -> Checkpoint:
+    """Opens the checkpoint that `add_model_options` described."""
+    from siglip2_jax import checkpoints
+
+    return checkpoints.read(args.source, args.stage)
+
+
+def load_model(args: argparse.Namespace, checkpoint: Checkpoint | None = None) -> Embedder:
+    """Loads the model that `add_model_options` described, from its checkpoint if that is open."""
     from siglip2_jax.inference import load
 
     return load(
-        args.source,
+        checkpoint or open_checkpoint(args),
         args.tokenizer,
         dtype=args.dtype,
         preproc=args.preproc,
@@ -143,6 +162,7 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
     return load_captioner(
         args.source,
         args.tokenizer,
+        stage=args.stage,
         head=head,
         dtype=args.dtype,
         preproc=args.preproc,

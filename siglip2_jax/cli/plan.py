@@ -13,7 +13,7 @@ from siglip2_jax.planner.host_cores import IMAGES_PER_CORE_SECOND
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from siglip2_jax.config import TrainConfig
+    from siglip2_jax.config import ResolvedStage, TrainConfig
     from siglip2_jax.planner.search import Candidate
 
 GIB = 2**30
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     where = f"{args.slices} x {args.topology}" if args.slices > 1 else args.topology
     found = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
     act = _search if args.search else _plan
-    code, more, text = act(config, work, mesh, where, args)
+    code, more, text = act(work, mesh, where, args)
     if args.json:
         print_json(found | more)
     else:
@@ -108,8 +108,7 @@ Answer = tuple[int, dict[str, object], str]  # exit code, JSON, text
 
 
 def _plan(
-    config: TrainConfig,
-    work: list[tuple[int, int]],
+    work: list[tuple[ResolvedStage, int]],
     mesh: Mesh,
     where: str,
     args: argparse.Namespace,
@@ -122,11 +121,11 @@ def _plan(
 
     plans, largest = [], []
     with progress("compiling") as show:
-        for i, (index, budget) in enumerate(work):
-            show(i, len(work), f"stage {config.stages[index].name}, {budget} patches")
-            plans.append(plan_step(config, index, budget, mesh))
+        for i, (stage, budget) in enumerate(work):
+            show(i, len(work), f"stage {stage.name}, {budget} patches")
+            plans.append(plan_step(stage, budget, mesh))
             if args.largest_batch:
-                largest.append(largest_batch(config, index, budget, mesh))
+                largest.append(largest_batch(stage, budget, mesh))
             show(i + 1, len(work))
     found = {"steps": [plan.to_json() for plan in plans]}
     found |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
@@ -141,8 +140,7 @@ def _plan(
 
 
 def _search(
-    config: TrainConfig,
-    work: list[tuple[int, int]],
+    work: list[tuple[ResolvedStage, int]],
     mesh: Mesh,
     where: str,
     args: argparse.Namespace,
@@ -157,27 +155,27 @@ def _search(
         raise ValueError(
             f"a search is of one program and {len(work)} are chosen; add --stage and --budget"
         )
-    ((index, budget),) = work
-    tried = _candidates(config, index, budget, mesh, args)
+    ((stage, budget),) = work
+    tried = _candidates(stage, budget, mesh, args)
     trials, stopped = [], False
 
-    def plan(changed: TrainConfig, batch_size: int):
+    def plan(changed: ResolvedStage, batch_size: int):
         show(len(trials), len(tried), str(tried[len(trials)]))
-        return plan_step(changed, index, budget, mesh, batch_size)
+        return plan_step(changed, budget, mesh, batch_size)
 
     try:
         with progress("compiling") as show:
-            for trial in search(config, index, tried, plan):
+            for trial in search(stage, tried, plan):
                 trials.append(trial)
                 print(row(trial), file=sys.stderr, flush=True)
                 show(len(trials), len(tried))
     except KeyboardInterrupt:
         stopped = True
-    title = f"stage {config.stages[index].name}, {budget} patches on {where} ({mesh.size:,} chips)"
+    title = f"stage {stage.name}, {budget} patches on {where} ({mesh.size:,} chips)"
     if stopped:
         title += f", stopped after {len(trials)} of {len(tried)}"
     best = pareto(trials)
-    found = {"stage": config.stages[index].name, "budget": budget, "stopped": stopped}
+    found = {"stage": stage.name, "budget": budget, "stopped": stopped}
     found |= {"trials": [trial.to_json() | {"pareto": trial in best} for trial in trials]}
     code = INTERRUPTED if stopped else 0 if best else 1
     return code, found, search_table(trials, title)
@@ -192,15 +190,13 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _candidates(
-    config: TrainConfig, index: int, budget: int, mesh: Mesh, args: argparse.Namespace
+    stage: ResolvedStage, budget: int, mesh: Mesh, args: argparse.Namespace
 ) -> list[Candidate]:
     """Settings to try, from the options."""
     from siglip2_jax.planner.search import REMATS, candidates, remat_of
-    from siglip2_jax.train.inputs import stage_lengths
 
-    stage = config.resolved[index]
     unit = mesh.size * stage.optim.accumulate
-    sizes = [stage_lengths(stage).batch_size(budget, stage.read_size)]
+    sizes = [stage.lengths.batch_size(budget, stage.read_size)]
     if args.batches:
         sizes = [int(size) if size.isdecimal() else 0 for size in args.batches.split(",")]
     if any(size < 1 or size % unit for size in sizes):
@@ -213,18 +209,16 @@ def _candidates(
     return candidates(sizes, scans, remats)
 
 
-def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[int, int]]:
-    """Stage index and budget of every program to compile."""
-    from siglip2_jax.train.inputs import stage_lengths
-
+def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[ResolvedStage, int]]:
+    """Stage and budget of every program to compile."""
     names = [stage.name for stage in config.stages]
     if args.stage is not None and args.stage not in names:
         raise ValueError(f"there is no stage {args.stage!r}; the config has {', '.join(names)}")
     found = [
-        (index, budget)
-        for index, stage in enumerate(config.resolved)
+        (stage, budget)
+        for stage in config.resolved
         if args.stage in (None, stage.name)
-        for budget in stage_lengths(stage).budgets
+        for budget in stage.lengths.budgets
         if args.budget in (None, budget)
     ]
     if not found:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from siglip2_jax.cli.options import SOURCE_HELP
+from siglip2_jax.cli.options import SOURCE_HELP, add_stage_option
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog="example: siglip2 verify siglip2_b16_naflex.npz --tokenizer tokenizer.model",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    add_stage_option(parser)
     parser.add_argument(
         "--tokenizer",
         help="tokenizer.model, tokenizer.json or a directory (default: beside SOURCE)",
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from siglip2_jax.inference import load
 
     # The published logits were made with transformers' preprocessing.
-    model = load(args.source, args.tokenizer, preproc="hf")
+    model = load(args.source, args.tokenizer, stage=args.stage, preproc="hf")
     checks = []
     for check in find(model, golden=not args.no_golden):
         checks.append(check)

@@ -6,7 +6,7 @@ from siglip2_jax.config.optim import Group, Optim, Schedule
 from siglip2_jax.config.override import override
 from siglip2_jax.config.record import to_json
 from siglip2_jax.config.run import Checkpoints, Logging, Profile, TrainConfig
-from siglip2_jax.config.stage import Data, Stage
+from siglip2_jax.config.stage import Data, ResolvedStage, Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Pretrained",
     "Profile",
     "Schedule",
+    "ResolvedStage",
     "Scratch",
     "Stage",
     "TrainConfig",

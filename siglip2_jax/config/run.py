@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from siglip2_jax.checkpoints.checkpoint import Preprocessing
 from siglip2_jax.config.checks import at_least
-from siglip2_jax.config.stage import Stage
+from siglip2_jax.config.stage import ResolvedStage, Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
+from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.prepare import check_scaled_decode
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.layers import Compute
@@ -113,17 +115,31 @@ class TrainConfig:
                 _check_start(stage, source, earlier)
         for stage in self.resolved:
             _check_steps(stage)
-            _check_decode(stage, self.preprocessing)
+            _check_decode(stage)
 
-    @property
-    def resolved(self) -> tuple[Stage, ...]:
-        """The stages with the run's `model` and `compute` filled in where they have none."""
-        return tuple(
-            dataclasses.replace(
-                stage, model=stage.model or self.model, compute=stage.compute or self.compute
+    @functools.cached_property
+    def resolved(self) -> tuple[ResolvedStage, ...]:
+        """The stages with everything that they take from the run."""
+        stages: list[ResolvedStage] = []
+        for stage in self.stages:
+            fields = {x.name: getattr(stage, x.name) for x in dataclasses.fields(Stage)}
+            model = stage.model or self.model
+            fields |= {"model": model, "compute": stage.compute or self.compute}
+            fields |= {"lengths": _lengths(stage, model), "preprocessing": self.preprocessing}
+            first_step = stages[-1].end if stages else 0
+            index = len(stages)
+            stages.append(
+                ResolvedStage(**fields, seed=self.seed, index=index, first_step=first_step)
             )
-            for stage in self.stages
-        )
+        return tuple(stages)
+
+
+def _lengths(stage: Stage, model: ModelConfig) -> Lengths:
+    """The stage's lengths; a model of fixed resolution has one."""
+    if model.native_resolution:
+        return stage.lengths
+    budgets = (model.vision.num_patches,)
+    return dataclasses.replace(stage.lengths, budgets=budgets, shares=None, batch_scale=())
 
 
 def _check_start(stage: Stage, start: Scratch | Pretrained | Continue, earlier: list[str]) -> None:
@@ -142,22 +158,20 @@ def _check_start(stage: Stage, start: Scratch | Pretrained | Continue, earlier: 
         )
 
 
-def _check_decode(stage: Stage, preprocessing: Preprocessing) -> None:
+def _check_decode(stage: ResolvedStage) -> None:
     """A scaled decode is only used where it changes next to nothing."""
     if not stage.data.scaled_decode:
         return
-    antialiased = preprocessing.mode == "hf" or stage.model.native_resolution
+    antialiased = stage.preprocessing.mode == "hf" or stage.model.native_resolution
     try:
         check_scaled_decode(antialiased, stage.data.transforms)
     except ValueError as error:
         raise ValueError(f"stage {stage.name!r}: {error}") from None
 
 
-def _check_steps(stage: Stage) -> None:
+def _check_steps(stage: ResolvedStage) -> None:
     """The schedule fits the stage's steps, and each step's batch divides as it must."""
     stage.optim.schedule.end(stage.num_steps)
-    if not stage.model.native_resolution:
-        return
     for budget in stage.lengths.budgets:
         size = stage.lengths.batch_size(budget, stage.batch_size)
         if size % stage.optim.accumulate:

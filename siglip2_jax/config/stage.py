@@ -7,6 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
+from siglip2_jax.checkpoints.checkpoint import Preprocessing
 from siglip2_jax.config.checks import at_least
 from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.optim import Optim
@@ -127,28 +130,43 @@ class Stage:
         """All that the stage reads parameters from: its start, and the teacher that curates."""
         return (self.start, *([self.curation.teacher] if self.curation else []))
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedStage(Stage):
+    """A stage with everything that it takes from its run; `TrainConfig.resolved` makes them.
+
+    Attributes:
+      model: sizes in this stage.
+      compute: how the model runs in this stage.
+      lengths: at fixed resolution the one that there is.
+      preprocessing: how images and texts are prepared.
+      seed: of all randomness of the run.
+      index: number of the stage within the run, from 0.
+      first_step: number of the stage's first step within the run.
+    """
+
+    model: ModelConfig = dataclasses.field()  # without Stage's default
+    compute: Compute = dataclasses.field()
+    preprocessing: Preprocessing
+    seed: int
+    index: int
+    first_step: int
+
     @property
     def num_steps(self) -> int:
-        """Number of steps of the stage, at least 1.
-
-        Raises:
-          ValueError: it follows from `examples`, of which steps at native resolution may read
-            different numbers, and `model` is None; `TrainConfig.resolved` fills it in.
-        """
+        """Number of steps of the stage, at least 1."""
         if self.steps is not None:
             return self.steps
-        steps = self.examples / (self.batch_size * self._mean_scale)
+        scales = [self.lengths.scale(budget) for budget in self.lengths.budgets]
+        steps = self.examples / (self.batch_size * float(self.lengths.probabilities @ scales))
         return math.ceil(round(steps, 6))  # a whole number stays one despite rounding errors
 
     @property
-    def _mean_scale(self) -> float:
-        """The share of `batch_size` that a step reads on average."""
-        scales = [self.lengths.scale(budget) for budget in self.lengths.budgets]
-        if self.model is None and set(scales) != {1.0}:
-            raise ValueError(
-                f"stage {self.name!r} has no sizes of its own, so its steps cannot be told from "
-                "examples; take it from TrainConfig.resolved"
-            )
-        if self.model is None or not self.model.native_resolution:
-            return 1.0
-        return float(self.lengths.probabilities @ scales)
+    def end(self) -> int:
+        """The step of the run after the stage's last."""
+        return self.first_step + self.num_steps
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the stage's data and lengths; stages do not repeat each other's order."""
+        return int(np.random.SeedSequence((self.seed, self.index)).generate_state(1)[0])

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Shaped
 from PIL import Image
 
 from siglip2_jax.data.lengths import Aspect
-from siglip2_jax.preprocess.decode import ImageSource, decode
+from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
 from siglip2_jax.preprocess.image import collate as pad_images
 from siglip2_jax.preprocess.resize import resize_antialias
@@ -152,13 +152,7 @@ class Prepare:
                 height, width = self.preprocess.resized(size, budget)
             return ceil(SCALED_DECODE_MARGIN * height), ceil(SCALED_DECODE_MARGIN * width)
 
-        return decode(
-            source,
-            exif=self.preprocess.exif,
-            max_pixels=self.preprocess.max_pixels,
-            name=name,
-            least_size=least_size if self.scaled_decode else None,
-        )
+        return self.preprocess.open(source, name, least_size if self.scaled_decode else None)
 
     @property
     def _squared(self) -> bool:
@@ -166,7 +160,7 @@ class Prepare:
 
     def _patches(self, image: Image.Image, budget: int) -> ImagePatches:
         if not self._squared:
-            return self.preprocess(image, budget)
+            return self.preprocess.to_patches(image, budget)
         patch_size, side = self.preprocess.patch_size, isqrt(budget)
         pixels = resize_antialias(np.asarray(image), (side * patch_size,) * 2)
         return patchify(pixels, patch_size) / np.float32(127.5) - np.float32(1), (side, side)

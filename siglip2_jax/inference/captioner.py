@@ -20,7 +20,7 @@ from siglip2_jax.inference.queries import Answer, Ask, Group, PixelBox, first_id
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary
 from siglip2_jax.models.siglip2 import Params
-from siglip2_jax.preprocess.decode import ImageError, decode
+from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import collate
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.types import Features, Patches
@@ -211,7 +211,7 @@ class Captioner:
     def _prepare(self, group: Group, max_num_patches: int) -> _Ready | ImageError:
         (first, ask), preprocess = group[0], self.embedder.preprocess
         try:
-            image = decode(ask.image, exif=preprocess.exif, max_pixels=preprocess.max_pixels)
+            image = preprocess.open(ask.image)
         except ImageError as error:
             return error
         rules = (image.size, self.tokenizer, self.boxes, self.config.length)
@@ -220,7 +220,7 @@ class Captioner:
         except ValueError as error:
             name = ask.image if isinstance(ask.image, (str, PathLike)) else f"image {first}"
             raise ValueError(f"{name}: {error}") from error
-        return _Ready(group, image.size, preprocess(image, max_num_patches), ids)
+        return _Ready(group, image.size, preprocess.to_patches(image, max_num_patches), ids)
 
     def _answer(
         self, images: list[_Ready], writing: Writing, max_num_patches: int, batch_size: int

@@ -22,9 +22,10 @@ from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 
 def load(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | checkpoints.Checkpoint,
     tokenizer: str | PathLike[str] | Tokenizer | None = None,
     *,
+    stage: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     preproc: Literal["reference", "hf"] | None = None,
     text_norm: TextNorm | None = None,
@@ -34,9 +35,10 @@ def load(
 
     Args:
       source: an official `.npz` file, a Hugging Face directory or repository id, or a checkpoint
-        of ours; paths may be local or `gs://`.
+        of ours; paths may be local or `gs://`. Or one that `checkpoints.read` has opened.
       tokenizer: a SentencePiece `tokenizer.model`, a Gemma `tokenizer.json`, a directory that
         holds one, or a `Tokenizer`. None takes the one beside the checkpoint, if there is one.
+      stage: of a run's workdir, the stage whose newest checkpoint is loaded; None is the last.
       dtype: of the towers' matrix products; parameters and sensitive parts stay float32.
       preproc: "reference" (as the official code) or "hf" (as transformers). None takes what the
         checkpoint records, "reference" where it records nothing.
@@ -50,7 +52,12 @@ def load(
       OSError: there is no such source, or it cannot be reached.
       ValueError: the source or tokenizer is not what it should be; one sentence says what to do.
     """
-    checkpoint = checkpoints.read(source)
+    if not isinstance(source, checkpoints.Checkpoint):
+        checkpoint = checkpoints.read(source, stage)
+    elif stage is None:
+        checkpoint = source
+    else:
+        raise ValueError(f"the checkpoint is open; give the stage {stage!r} to checkpoints.read")
     names, config = checkpoint.preprocessing, checkpoint.config
     text_norm = text_norm or names.text_norm
     if isinstance(tokenizer, Tokenizer):
@@ -73,6 +80,7 @@ def load_captioner(
     source: str | PathLike[str],
     tokenizer: str | PathLike[str] | Tokenizer | None = None,
     *,
+    stage: str | None = None,
     head: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     preproc: Literal["reference", "hf"] | None = None,
@@ -83,8 +91,10 @@ def load_captioner(
     """Loads a model with the decoder that its run has trained; released checkpoints have none.
 
     Args:
-      source: a run's workdir, one of its checkpoints, or the tree `params` or `average` in that.
+      source: a run's workdir, of which the newest checkpoint with the decoder is taken; one of its
+        checkpoints; or the tree `params` or `average` in that.
       tokenizer: as for `siglip2_jax.load`; None takes the one in the workdir.
+      stage: as for `siglip2_jax.load`.
       head: which decoder, by the name of its objective; needed where there are several.
       dtype: of the matrix products.
       preproc: as for `siglip2_jax.load`.
@@ -98,32 +108,41 @@ def load_captioner(
       ValueError: it has no such decoder or no tokenizer, or is damaged; one sentence says what to
         do.
     """
-    config, tensors = _find(source, head)
-    embedder = load(source, tokenizer, dtype=dtype, preproc=preproc, text_norm=text_norm, exif=exif)
+    saved, config, tensors = _find(source, stage, head)
+    embedder = load(
+        saved.step / saved.tree,
+        tokenizer,
+        dtype=dtype,
+        preproc=preproc,
+        text_norm=text_norm,
+        exif=exif,
+    )
     params = unflatten({path: jnp.asarray(x.read()) for path, x in tensors.items()})
     return Captioner(embedder, config, params, boxes=boxes)
 
 
 def _find(
-    source: str | PathLike[str], head: str | None
-) -> tuple[DecoderConfig, dict[str, checkpoints.Lazy]]:
-    """Sizes and parameters of the one decoder that is meant."""
-    subject = os.fspath(source)
-    saved = run_layout.find(resolve(source))
-    if saved is None:
+    source: str | PathLike[str], stage: str | None, head: str | None
+) -> tuple[run_layout.Saved, DecoderConfig, dict[str, checkpoints.Lazy]]:
+    """The newest checkpoint with the decoder that is meant, and its sizes and parameters."""
+    subject, others = os.fspath(source), []
+    models = run_layout.find_all(resolve(source), stage)
+    if not models:
         checkpoints.read(source)  # says what is wrong with what is no checkpoint at all
-    decoders = run_layout.read_decoders(saved) if saved else {}
-    if not decoders:
-        problem = (
-            "it holds no decoder, as no released checkpoint does; train one on it, with `siglip2 "
-            "train decoder_on_frozen`, and give the workdir"
-        )
-        raise checkpoints.ConversionError([problem], subject)
-    names = ", ".join(decoders)
-    if head is None and len(decoders) > 1:
-        raise checkpoints.ConversionError(
-            [f"it holds several decoders; name one of {names}"], subject
-        )
-    if head is not None and head not in decoders:
+    for saved in models:
+        decoders = run_layout.read_decoders(saved)
+        if head is None and len(decoders) > 1:
+            problem = f"it holds several decoders; name one of {', '.join(decoders)}"
+            raise checkpoints.ConversionError([problem], subject)
+        for name in decoders if head is None else decoders.keys() & {head}:
+            return saved, *decoders[name]
+        others += decoders
+    if others:
+        names = ", ".join(dict.fromkeys(others))
         raise checkpoints.ConversionError([f"it holds no decoder {head!r}, but {names}"], subject)
-    return decoders[head or names]
+    problem = (
+        f"{'it' if stage is None else f'its stage {stage!r}'} holds no decoder, as no released "
+        "checkpoint does; train one on it, with `siglip2 train decoder_on_frozen`, and "
+        "give the workdir"
+    )
+    raise checkpoints.ConversionError([problem], subject)

@@ -6,11 +6,11 @@ import math
 
 from jax.sharding import Mesh
 
-from siglip2_jax.config import TrainConfig
+from siglip2_jax.config import ResolvedStage
 from siglip2_jax.planner.plan import StepPlan, plan_step
 
 
-def largest_batch(config: TrainConfig, index: int, budget: int, mesh: Mesh) -> StepPlan:
+def largest_batch(stage: ResolvedStage, budget: int, mesh: Mesh) -> StepPlan:
     """The largest batch whose step fits into a chip's memory, within one per cent of it.
 
     Memory grows nearly in proportion to the batch, so that two programs tell where the limit is;
@@ -19,12 +19,12 @@ def largest_batch(config: TrainConfig, index: int, budget: int, mesh: Mesh) -> S
     Raises:
       ValueError: not even one example a chip fits.
     """
-    unit = mesh.size * config.resolved[index].optim.accumulate
-    first = plan_step(config, index, budget, mesh)
+    unit = mesh.size * stage.optim.accumulate
+    first = plan_step(stage, budget, mesh)
     limit = first.chip.hbm_bytes
     low, high = (unit, 0), (first.batch_size, first.memory["peak"])
     if high[0] > unit:
-        least = plan_step(config, index, budget, mesh, unit)
+        least = plan_step(stage, budget, mesh, unit)
         low = (unit, least.memory["peak"])
         best = first if first.fits else least
         if not best.fits:
@@ -43,7 +43,7 @@ def largest_batch(config: TrainConfig, index: int, budget: int, mesh: Mesh) -> S
         if guess in tried or abs(guess - best.batch_size) < 0.01 * best.batch_size:
             break
         tried.add(guess)
-        found = plan_step(config, index, budget, mesh, guess)
+        found = plan_step(stage, budget, mesh, guess)
         high = (guess, found.memory["peak"])
         if found.fits and guess > best.batch_size:
             best = found

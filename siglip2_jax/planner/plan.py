@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from siglip2_jax.config import TrainConfig
+from siglip2_jax.config import ResolvedStage
 from siglip2_jax.planner.hlo.kernel_time import cycles_of
 from siglip2_jax.planner.hlo.program import AMOUNTS, analyse, memory, top
 from siglip2_jax.planner.hlo.walk import Operation
@@ -22,7 +22,7 @@ from siglip2_jax.planner.topology import compile_only
 from siglip2_jax.sharding import BATCH
 from siglip2_jax.train.chips import CHIPS, Chip
 from siglip2_jax.train.compiler import jit_step
-from siglip2_jax.train.inputs import abstract_batch, stage_lengths
+from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.start import abstract_state, warn_if_unsplit
 from siglip2_jax.train.step import Program
 
@@ -129,13 +129,12 @@ class StepPlan:
 
 
 def plan_step(
-    config: TrainConfig, index: int, budget: int, mesh: Mesh, batch_size: int | None = None
+    stage: ResolvedStage, budget: int, mesh: Mesh, batch_size: int | None = None
 ) -> StepPlan:
     """Compiles one step and measures it; touches no device.
 
     Args:
-      config: the run.
-      index: of the stage.
+      stage: what to plan a step of.
       budget: patches an image may have, one of the stage's lengths.
       mesh: of the topology's chips.
       batch_size: examples that the step reads; None takes what the stage says for this budget.
@@ -144,9 +143,7 @@ def plan_step(
       DoesNotFit: the compiler finds no room for the program, not even in its own reckoning.
       ValueError: the topology's chips are unknown.
     """
-    program = Program(config, index)
-    stage = program.stage
-    lengths = stage_lengths(stage)
+    program, lengths = Program(stage), stage.lengths
     batch_size = batch_size or lengths.batch_size(budget, stage.read_size)
     warn_if_unsplit(program, mesh)
     state = abstract_state(program, mesh)

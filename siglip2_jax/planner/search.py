@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from siglip2_jax.config import TrainConfig
+from siglip2_jax.config import ResolvedStage
 from siglip2_jax.models.layers import Remat
 from siglip2_jax.planner.plan import DoesNotFit, StepPlan
 
@@ -111,45 +111,30 @@ def candidates(
     return list(dict.fromkeys(Candidate(batch, scan, remat) for scan, batch, remat in found))
 
 
-def with_compute(config: TrainConfig, index: int, candidate: Candidate) -> TrainConfig:
-    """The run with one of its stages computed in the candidate's way.
-
-    Args:
-      config: the run.
-      index: of the stage; the others keep what they have.
-      candidate: the way.
-
-    Returns:
-      A new config; the stage's dtype and everything else stays.
-    """
-    compute = dataclasses.replace(
-        config.resolved[index].compute, scan=candidate.scan, remat=candidate.remat
-    )
-    stages = list(config.stages)
-    stages[index] = dataclasses.replace(stages[index], compute=compute)
-    return dataclasses.replace(config, stages=tuple(stages))
+def with_compute(stage: ResolvedStage, candidate: Candidate) -> ResolvedStage:
+    """The stage computed in the candidate's way; its dtype and everything else stays."""
+    compute = dataclasses.replace(stage.compute, scan=candidate.scan, remat=candidate.remat)
+    return dataclasses.replace(stage, compute=compute)
 
 
 def search(
-    config: TrainConfig,
-    index: int,
+    stage: ResolvedStage,
     tried: Sequence[Candidate],
-    plan: Callable[[TrainConfig, int], StepPlan],
+    plan: Callable[[ResolvedStage, int], StepPlan],
 ) -> Iterator[Trial]:
     """Plans each candidate, one after the other.
 
     Args:
-      config: the run.
-      index: of the stage.
+      stage: the stage.
       tried: what to plan.
-      plan: plans the stage of a config with so many examples, as `plan_step` does.
+      plan: plans a step of a stage that reads so many examples, as `plan_step` does.
 
     Yields:
       Each as it is done, so that who stops early keeps what there is.
     """
     for candidate in tried:
         try:
-            found = plan(with_compute(config, index, candidate), candidate.batch_size)
+            found = plan(with_compute(stage, candidate), candidate.batch_size)
         except DoesNotFit:
             found = None
         yield Trial(candidate, found)

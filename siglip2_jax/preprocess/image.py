@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Shaped
 from PIL import Image
 
-from siglip2_jax.preprocess.decode import MAX_PIXELS, ImageSource, decode
+from siglip2_jax.preprocess.decode import MAX_PIXELS, ImageSource, LeastSize, decode
 from siglip2_jax.preprocess.resize import (
     Resample,
     resize_antialias,
@@ -138,7 +138,30 @@ class ImagePreprocessor:
           ImageError: the picture cannot be read.
           ValueError: `max_num_patches` is less than 1.
         """
-        image = decode(source, exif=self.exif, max_pixels=self.max_pixels, name=name)
+        return self.to_patches(self.open(source, name), max_num_patches)
+
+    def open(
+        self, source: ImageSource, name: str | None = None, least_size: LeastSize | None = None
+    ) -> Image.Image:
+        """Decodes one image to RGB; arguments as for `decode`."""
+        return decode(
+            source, exif=self.exif, max_pixels=self.max_pixels, name=name, least_size=least_size
+        )
+
+    def to_patches(
+        self, image: Image.Image, max_num_patches: int = 256
+    ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
+        """Resizes, scales and cuts what `open` gave; as for `__call__`.
+
+        Raises:
+          ValueError: the image is empty or not RGB, or `max_num_patches` is less than 1.
+        """
+        if image.mode != "RGB" or 0 in image.size:
+            size = " x ".join(map(str, image.size))
+            raise ValueError(
+                f"the image is {size} pixels of mode {image.mode}, expected RGB that is not empty; "
+                "ImagePreprocessor.open gives that"
+            )
         height, width = self.resized(image.size[::-1], max_num_patches)
         grid = height // self.patch_size, width // self.patch_size
         return self._pixels(image, (height, width)), grid

@@ -1,4 +1,4 @@
-"""Inputs of a stage: its sequence lengths, its pipeline, and the shapes of its batches."""
+"""Inputs of a stage: its pipeline, the schedule of its steps, and the shapes of its batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from PIL import Image
 
-from siglip2_jax.config import Stage, TrainConfig
-from siglip2_jax.data.lengths import Lengths, Reading
+from siglip2_jax.config import ResolvedStage, TrainConfig
+from siglip2_jax.data.lengths import Reading
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare, collate
-from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.types import Batch, Patches
@@ -32,42 +31,28 @@ def open_tokenizer(config: TrainConfig) -> Tokenizer:
     return tokenizer
 
 
-def image_preprocessor(config: TrainConfig, model: ModelConfig) -> ImagePreprocessor:
-    """Image preprocessor for a model of these sizes."""
+def image_preprocessor(stage: ResolvedStage) -> ImagePreprocessor:
+    """Image preprocessor of a stage."""
     return ImagePreprocessor(
-        patch_size=model.vision.patch_size,
-        image_size=model.vision.image_size,
-        mode=config.preprocessing.mode,
-        resample=config.preprocessing.resample,
+        patch_size=stage.model.vision.patch_size,
+        image_size=stage.model.vision.image_size,
+        mode=stage.preprocessing.mode,
+        resample=stage.preprocessing.resample,
     )
 
 
-def stage_lengths(stage: Stage) -> Lengths:
-    """The lengths of a resolved stage: at fixed resolution there is one."""
-    if stage.model.native_resolution:
-        return stage.lengths
-    return Lengths(budgets=(stage.model.vision.num_patches,), batch_scale=())
-
-
-def stage_seed(config: TrainConfig, index: int) -> int:
-    """The seed of a stage's data and lengths; stages do not repeat each other's order."""
-    return int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
-
-
-def stage_reading(config: TrainConfig, index: int, step: int = 0, position: int = 0) -> Reading:
-    """Budgets and batch sizes of a stage's steps, from `step` and the data's `position` on."""
-    stage = config.resolved[index]
-    return stage_lengths(stage).reading(
-        stage_seed(config, index), stage.num_steps, stage.read_size, step=step, position=position
+def stage_reading(stage: ResolvedStage, step: int = 0, position: int = 0) -> Reading:
+    """What each step of a stage reads, from its step `step` and the data's `position` on."""
+    return stage.lengths.reading(
+        stage.data_seed, stage.num_steps, stage.read_size, step=step, position=position
     )
 
 
-def stage_pipeline(config: TrainConfig, index: int, tokenizer: Tokenizer) -> Pipeline:
+def stage_pipeline(stage: ResolvedStage, tokenizer: Tokenizer) -> Pipeline:
     """This process's part of a stage's data."""
-    stage = config.resolved[index]
     data = stage.data
     prepare = Prepare(
-        preprocess=image_preprocessor(config, stage.model),
+        preprocess=image_preprocessor(stage),
         tokenizer=tokenizer,
         transforms=data.transforms,
         aspect=stage.lengths.aspect,
@@ -76,7 +61,7 @@ def stage_pipeline(config: TrainConfig, index: int, tokenizer: Tokenizer) -> Pip
     return Pipeline(
         source=data.source,
         prepare=prepare,
-        seed=stage_seed(config, index),
+        seed=stage.data_seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=data.workers,
@@ -88,12 +73,12 @@ def stage_pipeline(config: TrainConfig, index: int, tokenizer: Tokenizer) -> Pip
 
 
 def abstract_batch(
-    stage: Stage, budget: int, batch_size: int, sharding: NamedSharding | None = None
+    stage: ResolvedStage, budget: int, batch_size: int, sharding: NamedSharding | None = None
 ) -> Batch:
     """Shapes of the global batch of a step; reads no data.
 
     Args:
-      stage: a resolved stage.
+      stage: what it is a step of.
       budget: its token budget in this step.
       batch_size: examples that the step reads, over all devices.
       sharding: how they are split.
@@ -121,11 +106,10 @@ def check_batches(config: TrainConfig, devices: int) -> None:
       ValueError: one cannot.
     """
     for stage in config.resolved:
-        lengths = stage_lengths(stage)
         unit = devices * stage.optim.accumulate
-        for budget in lengths.budgets:
+        for budget in stage.lengths.budgets:
             for size in {stage.batch_size, stage.read_size}:
-                size = lengths.batch_size(budget, size)
+                size = stage.lengths.batch_size(budget, size)
                 if size % unit:
                     raise ValueError(
                         f"stage {stage.name!r}: the batch of {size} at {budget} patches cannot be "
@@ -134,7 +118,7 @@ def check_batches(config: TrainConfig, devices: int) -> None:
                     )
 
 
-def _extra(stage: Stage, budget: int) -> dict[str, Any]:
+def _extra(stage: ResolvedStage, budget: int) -> dict[str, Any]:
     """Fields that the stage's transforms add to a batch, determined on a blank image."""
     if not stage.data.transforms:
         return {}

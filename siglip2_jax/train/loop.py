@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from siglip2_jax.checkpoints.source import absolute
-from siglip2_jax.config import Origin, Pretrained, Scratch, TrainConfig
+from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
 from siglip2_jax.data.lengths import Reading
 from siglip2_jax.data.pipeline import Loaded
 from siglip2_jax.inference.embedder import Embedder
@@ -24,13 +24,11 @@ from siglip2_jax.train.distributed import ending_together, meet, total
 from siglip2_jax.train.inputs import (
     abstract_batch,
     image_preprocessor,
-    stage_lengths,
     stage_pipeline,
     stage_reading,
 )
 from siglip2_jax.train.preflight import preflight
 from siglip2_jax.train.run import Run, last_good
-from siglip2_jax.train.spans import Span
 from siglip2_jax.train.start import abstract_state, begin, load_reference, warn_if_unsplit
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program, without_heads
@@ -72,9 +70,7 @@ def train(
         try:
             with jax.set_mesh(run.mesh):
                 return all(
-                    StageRun(run, index, span).run()
-                    for index, span in enumerate(run.spans)
-                    if run.saved < span.end
+                    StageRun(run, stage).run() for stage in config.resolved if run.saved < stage.end
                 )
         finally:
             run.close()
@@ -83,10 +79,9 @@ def train(
 class StageRun:
     """One stage, from where it stands to its end."""
 
-    def __init__(self, run: Run, index: int, span: Span):
-        self._run, self._index, self._span = run, index, span
-        self._program = Program(run.config, index)
-        self._stage = self._program.stage
+    def __init__(self, run: Run, stage: ResolvedStage):
+        self._run, self._stage = run, stage
+        self._program = Program(stage)
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
         self._model: Embedder | None = None  # what evaluators see
@@ -99,20 +94,20 @@ class StageRun:
         warn_if_unsplit(self._program, self._run.mesh)
         state, reading = self._restore()
         steps = self._compile(reading)
-        pipeline = stage_pipeline(self._run.config, self._index, self._run.tokenizer)
+        pipeline = stage_pipeline(self._stage, self._run.tokenizer)
         batches = pipeline.batches(reading)
         try:
-            with progress(f"stage {self._span.name}", done=reading.step) as show:
+            with progress(f"stage {self._stage.name}", done=reading.step) as show:
                 return self._train(state, steps, batches, show)
         finally:
             batches.close()
 
     def _restore(self) -> tuple[TrainState, Reading]:
         """The state and what is left to read: of a checkpoint within the stage, or its start."""
-        run, span = self._run, self._span
-        if run.saved <= span.first:
+        run, stage = self._run, self._stage
+        if run.saved <= stage.first_step:
             state = begin(self._program, run.config, run.mesh, run.workdir)
-            return state, stage_reading(run.config, self._index)
+            return state, stage_reading(stage)
         log.info("resuming at step %d of %s", run.saved, run.workdir)
         with run.storing():
             record = run.checkpoints.record(run.saved)
@@ -120,8 +115,8 @@ class StageRun:
         self._bad_before = record["bad_examples"]
         reference = load_reference(self._program, run.config, run.mesh, run.workdir)
         state = dataclasses.replace(state, reference=reference)
-        step, position = run.saved - span.first, record["position"]
-        return state, stage_reading(run.config, self._index, step, position)
+        step, position = run.saved - stage.first_step, record["position"]
+        return state, stage_reading(stage, step, position)
 
     def _compile(self, reading: Reading) -> dict[int, Callable]:
         """The step's program for each token budget still to come, before the first step."""
@@ -130,9 +125,9 @@ class StageRun:
         step = jit_step(self._program.step)
         budgets = sorted({int(budget) for budget in reading.budgets})
         programs = {}
-        with progress(f"compiling stage {self._span.name}") as show:
+        with progress(f"compiling stage {self._stage.name}") as show:
             for budget in budgets:
-                size = stage_lengths(self._stage).batch_size(budget, self._stage.read_size)
+                size = self._stage.lengths.batch_size(budget, self._stage.read_size)
                 batch = abstract_batch(self._stage, budget, size, split)
                 programs[budget] = step.lower(state, batch).compile()
                 show(len(programs), len(budgets))
@@ -147,11 +142,11 @@ class StageRun:
         show: Update,
     ) -> bool:
         """Step after step; the order of what happens after each is deliberate."""
-        run, span = self._run, self._span
+        run, stage = self._run, self._stage
         self._throughput.restart()
         for loaded in self._throughput.waiting(batches):
             batch = put_batch(loaded.batch, run.mesh)
-            done = span.first + loaded.step + 1
+            done = stage.first_step + loaded.step + 1
             self._count_bad(loaded)
             if loaded.step == 0:
                 self._preflight(state, batch)
@@ -163,14 +158,14 @@ class StageRun:
             )
             self._pending.append((done, metrics))
             values = self._look(IN_FLIGHT)
-            due = [x for x in self._stage.evals if done % x.every == 0 or done == span.end]
-            if due or done % run.config.logging.every == 0 or done == span.end:
+            due = [x for x in stage.evals if done % x.every == 0 or done == stage.end]
+            if due or done % run.config.logging.every == 0 or done == stage.end:
                 values = self._report(state, done, due)
-            show(loaded.step + 1, span.steps, _note(values))
+            show(loaded.step + 1, stage.num_steps, _note(values))
             stopping = run.signal.should_stop(done)
             if stopping or self._save_is_due(done):
                 self._look(0)
-                run.save(state, done, loaded.position, self._bad_in_all(), span)
+                run.save(state, done, loaded.position, self._bad_in_all(), stage)
             if stopping:
                 with run.storing():
                     run.checkpoints.wait()
@@ -240,7 +235,7 @@ class StageRun:
         """The model as a user would load it, on the run's mesh; one, which compiles once."""
         params = without_heads(state.params)
         if self._model is None:
-            preprocess = image_preprocessor(self._run.config, self._program.model)
+            preprocess = image_preprocessor(self._stage)
             self._model = Embedder(
                 self._program.model, params, preprocess, self._run.tokenizer, mesh=self._run.mesh
             )

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Array, Bool
 
 from siglip2_jax.checkpoints.orbax import describe
-from siglip2_jax.config import Origin, TrainConfig, to_json
+from siglip2_jax.config import Origin, ResolvedStage, TrainConfig, to_json
 from siglip2_jax.config.files import to_record
 from siglip2_jax.outputs import write_whole
 from siglip2_jax.sharding import make_mesh
@@ -22,7 +22,7 @@ from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
 from siglip2_jax.train.inputs import check_batches, open_tokenizer
 from siglip2_jax.train.metrics import MetricWriter
-from siglip2_jax.train.spans import Span, kept_steps, spans
+from siglip2_jax.train.spans import kept_steps, spans
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
 from siglip2_jax.train.versions import Versions, differences
@@ -115,7 +115,9 @@ class Run:
                 "there"
             ) from error
 
-    def save(self, state: TrainState, step: int, position: int, bad: int, span: Span) -> None:
+    def save(
+        self, state: TrainState, step: int, position: int, bad: int, stage: ResolvedStage
+    ) -> None:
         """Starts to save; nothing happens if this step is saved already.
 
         Raises:
@@ -130,10 +132,9 @@ class Run:
                 f"the loss is; {last_good(self.saved, self.workdir)}; lower optim.peak_lr or set "
                 "optim.clip_norm"
             )
-        model = self.config.resolved[self.spans.index(span)].model
-        record = describe(model, self.config.preprocessing) | {
+        record = describe(stage.model, self.config.preprocessing) | {
             "step": step,
-            "stage": span.name,
+            "stage": stage.name,
             "position": position,
             "bad_examples": bad,
             "stages": [list(span) for span in self.spans],

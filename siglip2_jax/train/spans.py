@@ -29,11 +29,7 @@ class Span(NamedTuple):
 
 def spans(config: TrainConfig) -> list[Span]:
     """The spans of a run's stages, in order."""
-    found: list[Span] = []
-    for stage in config.resolved:
-        first = found[-1].end if found else 0
-        found.append(Span(stage.name, first, stage.num_steps))
-    return found
+    return [Span(stage.name, stage.first_step, stage.num_steps) for stage in config.resolved]
 
 
 def source_step(start: Continue, run: Sequence[Span]) -> int:

@@ -90,7 +90,7 @@ def begin(
         if source and start.average and average is not None:
             saved = _continued(program.shapes, *source, mesh, AVERAGE)
             average = unflatten(flatten(average) | saved)
-        step = jax.device_put(np.int32(program.first_step), state.step.sharding)
+        step = jax.device_put(np.int32(program.stage.first_step), state.step.sharding)
     reference = load_reference(program, config, mesh, workdir)
     return dataclasses.replace(
         state, optimizer=moments, average=average, step=step, reference=reference
@@ -228,7 +228,7 @@ def _find_step(
     if not steps:
         raise ValueError(f"{checkpoints.directory} holds no checkpoint to continue from")
     if start.workdir is None:
-        run = [span for span in spans(config) if span.end <= program.first_step]
+        run = [span for span in spans(config) if span.end <= program.stage.first_step]
     else:
         run = [Span(*span) for span in checkpoints.record(steps[-1])["stages"]]
     step = wanted = source_step(start, run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from siglip2_jax.config import Stage, TrainConfig
+from siglip2_jax.config import ResolvedStage
 from siglip2_jax.curation.selector import BatchSelector
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import training_flops
@@ -32,7 +33,6 @@ from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
 from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
-from siglip2_jax.train.spans import spans
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.types import Batch, Features
 
@@ -51,19 +51,15 @@ class Program:
       selector: selects examples of the super-batch; None where a stage trains on all.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
       trainable: paths of the parameters that the optimizer changes.
-      first_step: number of the stage's first step within the run.
     """
 
-    def __init__(self, config: TrainConfig, index: int = 0):
-        self.stage: Stage = config.resolved[index]
-        stage = self.stage
-        self.first_step = spans(config)[index].first
+    def __init__(self, stage: ResolvedStage):
+        self.stage = stage
         self.model: ModelConfig = stage.model
-        self.seed = config.seed
         self.selector = None if stage.curation is None else _selector(stage)
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
-        heads = nnx.eval_shape(lambda: self._make_heads(nnx.Rngs(0)))
+        heads = nnx.eval_shape(lambda: self._make_heads(jax.random.key(0)))
         self._heads = {name: nnx.split(head)[0] for name, head in heads.items()}
         buffers = flatten({HEADS: {name: _buffers(head) for name, head in heads.items()}})
         heads = {name: nnx.to_pure_dict(nnx.state(head)) for name, head in heads.items()}
@@ -77,7 +73,7 @@ class Program:
         """Fresh parameters, split over the mesh by rule; to be jitted."""
         rngs = nnx.Rngs(jax.random.fold_in(key, 0))
         params = nnx.to_pure_dict(nnx.state(SigLIP2(self.model, rngs=rngs)))
-        heads = self._make_heads(nnx.Rngs(jax.random.fold_in(key, 1)))
+        heads = self._make_heads(jax.random.fold_in(key, 1))
         if heads:
             params[HEADS] = {name: nnx.to_pure_dict(nnx.state(x)) for name, x in heads.items()}
         return place(params)
@@ -107,7 +103,7 @@ class Program:
         chosen: Metrics = {}
         if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
-            key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+            key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
             batch, chosen = self.selector.choose(student, state.reference, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
@@ -123,7 +119,9 @@ class Program:
         if average is not None:
             share = 1 - self.stage.optim.ema
             average = optax.incremental_update(params, average, share)
-        rate = learning_rate(self.stage.optim, self.stage.num_steps)(state.step - self.first_step)
+        rate = learning_rate(self.stage.optim, self.stage.num_steps)(
+            state.step - self.stage.first_step
+        )
         norm = optax.tree.norm(gradients)
         metrics |= {f"curation/{name}": value for name, value in chosen.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
@@ -236,31 +234,32 @@ class Program:
         """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
         average, seen = jax.lax.stop_gradient(state.average), {}
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
         key = jax.random.fold_in(key, part)
-        names = sorted(self.stage.objectives)
 
         def view(name: str) -> View:
-            own = jax.random.fold_in(key, names.index(name))
             teacher = None
             if average is not None:
                 model = nnx.merge(self._graphdef, without_heads(average))
                 teacher = Teacher(model, self._head(name, average), batch, seen)
-            return View(student, teacher, features, batch, own, state.step)
+            return View(student, teacher, features, batch, _fold_name(key, name), state.step)
 
         return view
 
     def _head(self, name: str, params: Params) -> nnx.Module | None:
         return nnx.merge(self._heads[name], params[HEADS][name]) if name in self._heads else None
 
-    def _make_heads(self, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+    def _make_heads(self, key: Array) -> dict[str, nnx.Module]:
         """The modules of the objectives that have one."""
         compute = self.stage.compute
-        made = {k: x.head(self.model, compute, rngs=rngs) for k, x in self.objectives.items()}
+        made = {
+            name: x.head(self.model, compute, rngs=nnx.Rngs(_fold_name(key, name)))
+            for name, x in self.objectives.items()
+        }
         return {name: head for name, head in made.items() if head is not None}
 
 
-def _selector(stage: Stage) -> BatchSelector:
+def _selector(stage: ResolvedStage) -> BatchSelector:
     curation = stage.curation
     return BatchSelector(
         stage.model,
@@ -271,6 +270,11 @@ def _selector(stage: Stage) -> BatchSelector:
         chunks=curation.chunks,
         pass_reference=stage.optim.accumulate == 1,
     )
+
+
+def _fold_name(key: Array, name: str) -> Array:
+    """The randomness of an objective, which does not depend on the others of its stage."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def place(params: Params) -> Params:

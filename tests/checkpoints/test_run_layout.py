@@ -1,5 +1,7 @@
 """Runs as sources: what `load` takes of a workdir, a step or an average."""
 
+import dataclasses
+import json
 import shutil
 
 import jax
@@ -10,6 +12,7 @@ from train.runs import SMALL, numbers, run, save_run, stage
 import siglip2_jax
 from siglip2_jax.checkpoints import ConversionError, read, write
 from siglip2_jax.checkpoints.checkpoint import Preprocessing
+from siglip2_jax.cli import main
 from siglip2_jax.config import Optim
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.siglip2 import flatten
@@ -17,6 +20,9 @@ from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
 
 STEPS = [9, 10]
+LARGE = dataclasses.replace(
+    SMALL, vision=dataclasses.replace(SMALL.vision, grid=28, image_size=448)
+)
 NAMES = Preprocessing(mode="hf", resample="bicubic", text_norm="none")
 
 
@@ -60,6 +66,59 @@ def test_relative_path(workdir, saved, monkeypatch, path, step):
     monkeypatch.chdir(workdir)
     b = read(path).params["b"].read()
     np.testing.assert_array_equal(b, saved[step].params["b"])
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A workdir with steps 9 and 10 of stage "main", and 13 of "large", and their states."""
+    path = tmp_path_factory.mktemp("two_stages")
+    config = run(stage(), stage("large", steps=5, model=LARGE))
+    return path, save_run(path, config, [9, 10, 13], make_mesh(1, jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "config"), [(None, 13, LARGE), ("large", 13, LARGE), ("main", 10, SMALL)]
+)
+def test_newest_of_a_stage(two_stages, name, step, config):
+    workdir, states = two_stages
+    found = siglip2_jax.load(workdir, stage=name)
+    assert found.config == config
+    assert float(found.bias) == float(states[step].params["b"])
+
+
+def test_stages_that_are_not_there(two_stages, tmp_path):
+    """The sentence names those that are."""
+    workdir, _ = two_stages
+    none = "it holds no checkpoint of stage 'naflex'; it holds some of main, large"
+    with pytest.raises(ConversionError, match=none):
+        read(workdir, "naflex")
+    with pytest.raises(ConversionError, match="9: .* of stage 'large'; it holds some of main$"):
+        read(workdir / "checkpoints" / "9", "large")
+    write(read(workdir), tmp_path / "model.npz", "npz")
+    with pytest.raises(ConversionError, match="only a run's checkpoints have stages; leave the"):
+        read(tmp_path / "model.npz", "main")
+    with pytest.raises(ValueError, match="give the stage 'main' to checkpoints.read"):
+        siglip2_jax.load(read(workdir), stage="main")
+
+
+def test_info_lists_what_a_workdir_holds(two_stages, capsys):
+    workdir, states = two_stages
+
+    def info(*args: str) -> str:
+        assert main(["info", str(workdir), *args]) == 0
+        return capsys.readouterr().out
+
+    facts, none = json.loads(info("--json")), "none of the released sizes"
+    sizes = {9: "native (NaFlex)", 10: "native (NaFlex)", 13: "448 px"}
+    assert [tuple(x.values()) for x in facts["checkpoints"]] == [
+        (step, "large" if step == 13 else "main", none, side) for step, side in sizes.items()
+    ]
+    assert facts["resolution"] == "448 px"
+    lines = [line for line in info("--stage", "main").splitlines() if "checkpoints" in line]
+    assert lines == [
+        f"checkpoints    step {step}, stage main, variant {none}, resolution native (NaFlex)"
+        for step in (9, 10)
+    ]
 
 
 def test_heads_are_left_out(tmp_path):

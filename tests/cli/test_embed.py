@@ -1,11 +1,13 @@
 """`siglip2 embed`: the right rows for the right items, whatever interrupts it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from siglip2_jax import Embedder, load
+from siglip2_jax.checkpoints.source import resolve
 
 SMALL = ("--batch-size", 4, "--max-num-patches", 16)
 NAMES = "a.png b.jpg c.JPG d.webp deeper/h.png e.bmp f.tif g.gif".split()
@@ -62,6 +64,21 @@ def test_rows_are_those_of_the_api(embed, model_dir, photos, tmp_path):
     assert summary["embedded"] == 8 and summary["width"] == 24 and summary["skipped"] == 0
     assert summary["settings"] == settings and summary["errors"] is None
     assert sorted(x.name for x in (tmp_path / "new").iterdir()) == ["out.npz"]
+
+
+def test_the_checkpoint_is_opened_once(embed, monkeypatch, model_dir, photos):
+    """A second time would ask the hub again, and might find another revision."""
+    opened = []
+
+    def spy(source):
+        opened.append(source)
+        return resolve(source)
+
+    monkeypatch.setattr(sys.modules["siglip2_jax.checkpoints.read"], "resolve", spy)
+    assert embed(images=(photos / "a.png",)).code == 0
+    assert opened == [str(model_dir)]
+    refused = embed("--stage", "main", out="other.npz")
+    assert refused.code == 2 and "only a run's checkpoints have stages" in refused.err
 
 
 def test_interruption_costs_nothing(embed, photos, spy, tmp_path):

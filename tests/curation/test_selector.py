@@ -101,14 +101,14 @@ class Seen(Objective):
 def test_trains_on_the_chosen():
     """As an ordinary step does on the same examples, picked out by hand; on four devices too."""
     losses = {"sigmoid": Sigmoid(), "seen": Seen()}
-    batch, program = super_batch(), Program(config(objectives=losses))
+    batch, program = super_batch(), Program(config(objectives=losses).resolved[0])
     found, metrics = updated(program, batch)
     assert metrics["curation/chosen"] > metrics["curation/all"]
     bits = int(metrics["seen/examples"])
     chosen = [i for i in range(16) if bits >> i & 1]
     assert len(chosen) == 8
     part = jax.tree.map(lambda x: x[np.array(chosen)], batch)
-    wanted, plain = updated(Program(config(objectives=losses, curation=None)), part)
+    wanted, plain = updated(Program(config(objectives=losses, curation=None).resolved[0]), part)
     assert metrics["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     for path, x in wanted.items():
         np.testing.assert_allclose(found[path], x, atol=1e-6, err_msg=path)
@@ -121,7 +121,7 @@ def test_trains_on_the_chosen():
 @pytest.mark.slow
 def test_another_step_chooses_anew():
     """And the teacher's embeddings of what is chosen reach the objectives."""
-    program = Program(config(objectives={"softmax": SoftmaxDistill(), "seen": Seen()}))
+    program = Program(config(objectives={"softmax": SoftmaxDistill(), "seen": Seen()}).resolved[0])
     _, first = updated(program, super_batch())
     _, second = updated(program, super_batch(), step=1)
     assert first["seen/examples"] != second["seen/examples"]
@@ -131,9 +131,9 @@ def test_another_step_chooses_anew():
 @pytest.mark.slow
 def test_accumulated():
     """The chosen examples are split into microbatches, with the same update."""
-    whole, _ = updated(Program(config()), super_batch())
+    whole, _ = updated(Program(config().resolved[0]), super_batch())
     split = config(optim=dataclasses.replace(OPTIM, accumulate=2))
-    found, _ = updated(Program(split), super_batch())
+    found, _ = updated(Program(split.resolved[0]), super_batch())
     for path, x in whole.items():
         np.testing.assert_allclose(found[path], x, atol=1e-5, err_msg=path)
 
@@ -143,8 +143,8 @@ def test_sizes():
     made = config(curation=dataclasses.replace(CURATION, filter_ratio=0.75))
     (curated,) = made.resolved
     assert (curated.batch_size, curated.read_size) == (8, 32)
-    assert stage_reading(made, 0).batch_sizes.tolist() == [32] * 10
-    program, plain = Program(made), Program(config(curation=None))
+    assert stage_reading(curated).batch_sizes.tolist() == [32] * 10
+    program, plain = Program(made.resolved[0]), Program(config(curation=None).resolved[0])
     assert program.batch_size(32) == 8
     towers = forward_flops(SQUARE, 4) + forward_flops(FINER, 16)
     scores = 2 * 2 * 32 * 8 * (24 + 24)
@@ -166,7 +166,7 @@ def test_teachers_that_read_something_else(part, changes, message):
     sizes = dataclasses.replace(getattr(FINER, part), **changes)
     teacher = dataclasses.replace(FINER, **{part: sizes})
     with pytest.raises(ValueError, match=f"stage 'main': .*{message}"):
-        Program(config(curation=dataclasses.replace(CURATION, model=teacher)))
+        Program(config(curation=dataclasses.replace(CURATION, model=teacher)).resolved[0])
 
 
 def test_teacher_of_the_same_run(tmp_path):
@@ -177,7 +177,7 @@ def test_teacher_of_the_same_run(tmp_path):
     made = run(first, stage("second", 6, start=Continue(), curation=taught), model=SQUARE)
     assert kept_steps(made) == {5, 10, 16}
     saved = save_run(tmp_path, made, [5, 10, 12], mesh)
-    program = Sevens(made, 1)
+    program = Sevens(made.resolved[1])
     state = begin(program, made, mesh, tmp_path)
     like = abstract_state(program, mesh)
     for path, x in by_path(state.reference).items():

@@ -29,6 +29,22 @@ def test_an_example_alone(image_size):
     assert found.keys() == {"image", "text"}
 
 
+def test_an_image_is_decoded_once(monkeypatch):
+    """And a transform that breaks its promise is refused in a sentence."""
+    decoded = []
+
+    def spy(source, **options):
+        decoded.append(source)
+        return decode(source, **options)
+
+    monkeypatch.setattr("siglip2_jax.preprocess.image.decode", spy)
+    preparation(Stamp(crops=False))(example(0), rng(), 30)
+    assert decoded == [example(0)["image"]]
+    grey = lambda example, rng: {**example, "image": example["image"].convert("L")}  # noqa: E731
+    with pytest.raises(ValueError, match="pixels of mode L, expected RGB"):
+        preparation(grey)(example(0), rng(), 30)
+
+
 def test_all_captions_come_up_evenly():
     prepare, item = preparation(image_size=4), {**example(0), "captions": tuple("abcd")}
     generator = rng()

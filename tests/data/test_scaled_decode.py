@@ -11,7 +11,6 @@ from data.samples import preparation
 from PIL import Image
 
 from siglip2_jax.config import Data, Stage, TrainConfig
-from siglip2_jax.data import prepare as module
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.colour import GaussianBlur
 from siglip2_jax.data.sources import Memory
@@ -20,6 +19,7 @@ from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import TOKENIZER, shipped_examples, tiny_config
 from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.preprocess import image as module
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline, stage_reading
 
@@ -127,7 +127,7 @@ def config(model=None, **data) -> TrainConfig:
 @pytest.mark.parametrize("scaled_decode", [False, True])
 def test_a_run_does_as_its_config_says(scaled_decode):
     run = config(scaled_decode=scaled_decode)
-    pipeline = stage_pipeline(run, 0, open_tokenizer(run))
+    pipeline = stage_pipeline(run.resolved[0], open_tokenizer(run))
     assert pipeline.prepare.scaled_decode is scaled_decode
-    with closing(pipeline.batches(stage_reading(run, 0))) as batches:
+    with closing(pipeline.batches(stage_reading(run.resolved[0]))) as batches:
         assert next(batches).bad == 0

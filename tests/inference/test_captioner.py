@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import re
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from inference.test_embedder import CONFIG, counted_compilations, noise, png
 from models.builders import random_params
 from PIL import Image
@@ -314,13 +316,13 @@ def save_heads(workdir: Path, heads: dict[str, dict], average: dict[str, dict]) 
     learned = Captioning(depth=DECODER.depth, length=DECODER.length)
     objectives = {"sigmoid": Sigmoid(), **dict.fromkeys(heads, learned)}
     config = run(stage(objectives=objectives, optim=Optim(ema=0.9)), model=MODEL)
-    state = random_state(Sevens(config), make_mesh(1, jax.devices()[:1]), 3)
+    state = random_state(Sevens(config.resolved[0]), make_mesh(1, jax.devices()[:1]), 3)
     trees = {
         "params": random_params(MODEL) | {"heads": heads},
         "average": random_params(MODEL) | {"heads": average},
     }
     checkpoints = RunCheckpoints(workdir, Checkpoints(every=1))
-    record = describe(MODEL, config.preprocessing)
+    record = describe(MODEL, config.preprocessing) | {"stage": "main"}
     checkpoints.save(dataclasses.replace(state, **trees), 3, record)
     checkpoints.close()
     Tokenizer.load(TOKENIZER).save(workdir)
@@ -339,13 +341,31 @@ def test_a_decoder_is_found_by_its_tensors(workdir, monkeypatch):
     monkeypatch.setattr(loading, "load", lambda *a, **b: calls.append((a, b)) or embedder())
     options = {"dtype": "bfloat16", "preproc": "hf", "text_norm": "none", "exif": False}
     found = load_captioner(workdir, TOKENIZER, head="caption", boxes=BoxText(9), **options)
-    assert calls == [((workdir, TOKENIZER), options)]
+    assert calls == [((epath.Path(workdir / "checkpoints" / "3" / "params"), TOKENIZER), options)]
     assert found.config == DECODER and found.boxes.bins == 9 and found.embedder is embedder()
     expected = flatten(parrot(training_ids("caption", text="a dog by a tree")))
     for path, x in flatten(found.params).items():
         np.testing.assert_array_equal(x, expected[path], err_msg=path)
         assert x.dtype == jnp.float32
     assert found.caption(PHOTOS[0], **SMALL) == ["a dog by a tree"]
+
+
+def test_the_last_checkpoint_with_the_decoder(workdir, tmp_path, monkeypatch):
+    """Later stages may have trained none, or another."""
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    config = run(stage("later", steps=5), model=MODEL)
+    save_run(tmp_path, config, [5], make_mesh(1, jax.devices()[:1]), keep_last=2)
+    loaded = []
+    monkeypatch.setattr(loading, "load", lambda x, *a, **b: loaded.append(x) or embedder())
+    found = load_captioner(tmp_path, head="other")
+    assert found.caption(PHOTOS[0], **SMALL) == ["two cats"]
+    assert loaded == [epath.Path(tmp_path / "checkpoints" / "3" / "params")]
+    with pytest.raises(ConversionError, match="several decoders; name one of caption, other"):
+        load_captioner(tmp_path)
+    with pytest.raises(ConversionError, match="its stage 'later' holds no decoder, as no"):
+        load_captioner(tmp_path, stage="later")
+    with pytest.raises(ConversionError, match="of stage 'first'; it holds some of main, later"):
+        load_captioner(tmp_path, stage="first")
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def program(objectives=BOTH, accumulate: int = 1) -> Program:
         objectives=dict(objectives),
         optim=optim,
     )
-    return Program(TrainConfig(model=SMALL, stages=(stage,), tokenizer=""))
+    return Program(TrainConfig(model=SMALL, stages=(stage,), tokenizer="").resolved[0])
 
 
 def start(made: Program) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from siglip2_jax.planner.topology import compile_only, topology_mesh
 from siglip2_jax.recipes import locate, summaries
 from siglip2_jax.sharding import BATCH, make_mesh
 from siglip2_jax.train.chips import V5E
-from siglip2_jax.train.inputs import abstract_batch, check_batches, stage_lengths
+from siglip2_jax.train.inputs import abstract_batch, check_batches
 from siglip2_jax.train.start import abstract_state
 from siglip2_jax.train.step import Program
 
@@ -52,11 +52,11 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def plan(tiny) -> StepPlan:
-    return plan_step(tiny, 0, 64, topology_mesh("v5e:2x2"))
+    return plan_step(tiny.resolved[0], 64, topology_mesh("v5e:2x2"))
 
 
 def test_memory_is_what_the_shapes_say(plan, tiny):
-    shapes = Program(tiny, 0).shapes
+    shapes = Program(tiny.resolved[0]).shapes
     total = sum(4 * math.prod(x.shape) for x in shapes.values())
     split = plan.memory["parameters"]
     assert total / 4 <= split < total / 4 * 1.2  # only vectors and the like are whole
@@ -114,7 +114,7 @@ def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
     """With memory that grows as 1 GiB and 3 MiB an example, on chips of 16 GiB."""
     compiled = []
 
-    def pretend(config, index, budget, mesh, batch_size=None):
+    def pretend(stage, budget, mesh, batch_size=None):
         batch_size = batch_size or 32
         compiled.append(batch_size)
         return dataclasses.replace(
@@ -123,7 +123,7 @@ def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
 
     planned = step_plan(peak=0)
     monkeypatch.setattr("siglip2_jax.planner.max_batch.plan_step", pretend)
-    found = largest_batch(tiny, 0, 64, topology_mesh("v5e:2x2"))
+    found = largest_batch(tiny.resolved[0], 64, topology_mesh("v5e:2x2"))
     assert found.batch_size == 5120 and found.fits and 5120 in compiled
     assert len(compiled) <= 8
 
@@ -132,7 +132,7 @@ def test_too_large_for_any_batch(tiny, monkeypatch):
     huge = step_plan(peak=2**36)
     monkeypatch.setattr("siglip2_jax.planner.max_batch.plan_step", lambda *_: huge)
     with pytest.raises(ValueError, match="needs 64.0 GiB a chip with one example"):
-        largest_batch(tiny, 0, 64, topology_mesh("v5e:2x2"))
+        largest_batch(tiny.resolved[0], 64, topology_mesh("v5e:2x2"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -142,8 +142,8 @@ def test_every_config_fits_its_topology_in_shape(name):
     mesh = topology_mesh(TOPOLOGY.get(name, "v5e:16x16"), replica=config.replica)
     fsdp = mesh.shape["fsdp"]
     check_batches(config, mesh.size)
-    for index, stage in enumerate(config.resolved):
-        program = Program(config, index)
+    for stage in config.resolved:
+        program = Program(stage)
         state = abstract_state(program, mesh)
         total = sum(4 * math.prod(x.shape) for x in program.shapes.values())
         learning = sum(4 * math.prod(program.shapes[path].shape) for path in program.trainable)
@@ -151,8 +151,8 @@ def test_every_config_fits_its_topology_in_shape(name):
         assert local_bytes(state.optimizer) < 2.1 * learning / fsdp + 2**23
         table = flatten(state.params)["text/embed/table"]
         assert table.sharding.spec == PartitionSpec(None, "fsdp")
-        for budget in stage_lengths(stage).budgets:
-            size = stage_lengths(stage).batch_size(budget, stage.batch_size)
+        for budget in stage.lengths.budgets:
+            size = stage.lengths.batch_size(budget, stage.batch_size)
             batch = abstract_batch(stage, budget, size, NamedSharding(mesh, BATCH))
             assert batch.image.pixels.sharding.shard_shape(batch.image.pixels.shape)[0] > 0
     if name == "lit":
@@ -188,7 +188,7 @@ def test_a_program_that_the_compiler_gives_up_on(tiny, monkeypatch, kind):
     monkeypatch.setattr("siglip2_jax.planner.plan.compile_only", give_up)
     expected = DoesNotFit if kind == "RESOURCE_EXHAUSTED" else jax.errors.JaxRuntimeError
     with pytest.raises(expected, match="Ran out of memory on HBM") as found:
-        plan_step(tiny, 0, 32, topology_mesh("v5e:2x2"))
+        plan_step(tiny.resolved[0], 32, topology_mesh("v5e:2x2"))
     if expected is DoesNotFit:
         assert "at 32 patches and batch 32 does not fit (Ran" in str(found.value)
         assert "\n" not in str(found.value)

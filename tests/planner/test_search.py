@@ -62,23 +62,23 @@ def test_unknown_remat(text):
 
 
 def test_only_the_layers_of_the_stage_change():
-    config = tiny.config()
-    changed = with_compute(config, 0, Candidate(32, False, ("qkv", "x_mid")))
-    before, after = config.resolved[0], changed.resolved[0]
+    (before,) = tiny.config().resolved
+    after = with_compute(before, Candidate(32, False, ("qkv", "x_mid")))
     assert (after.compute.scan, after.compute.remat) == (False, ("qkv", "x_mid"))
     assert after.compute.dtype == before.compute.dtype
     assert dataclasses.replace(after, compute=before.compute) == before
 
 
 def test_programs_without_room_are_trials_and_other_errors_are_raised():
-    config, tried = tiny.config(), candidates([32], (True,), ("none", "full"))
+    (stage,) = tiny.config().resolved
+    tried = candidates([32], (True,), ("none", "full"))
 
     def plan(changed, batch_size):
-        if changed.resolved[0].compute.remat == "none":
+        if changed.compute.remat == "none":
             raise OUT_OF_MEMORY
         return step_plan(batch_size=batch_size)
 
-    first, second = search(config, 0, tried, plan)
+    first, second = search(stage, tried, plan)
     assert first.plan is None and not first.fits and first.to_json()["plan"] is None
     assert second.fits and second.plan.batch_size == 32
 
@@ -86,7 +86,7 @@ def test_programs_without_room_are_trials_and_other_errors_are_raised():
         raise RuntimeError("INTERNAL: no")
 
     with pytest.raises(RuntimeError, match="INTERNAL"):
-        next(search(config, 0, tried, broken))
+        next(search(stage, tried, broken))
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def command(monkeypatch, capsys):
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     done = []
 
-    def pretend(config, index, budget, mesh, batch_size):
-        done.append(config.resolved[index].compute)
+    def pretend(stage, budget, mesh, batch_size):
+        done.append(stage.compute)
         if len(done) == 3:
             raise OUT_OF_MEMORY
         if len(done) == 5:

@@ -34,8 +34,8 @@ def run(script, monkeypatch, plan, *arguments):
 def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys, tmp_path):
     seen = []
 
-    def plan(config, index, budget, mesh, batch_size):
-        seen.append((config.resolved[index], budget, batch_size))
+    def plan(stage, budget, mesh, batch_size):
+        seen.append((stage, budget, batch_size))
         return dataclasses.replace(step_plan(2**31, 0.2, batch_size), flops=1)
 
     path = tmp_path / "figures.json"

@@ -68,14 +68,14 @@ def save_run(
 ) -> dict[int, TrainState]:
     """Writes what a run leaves behind, and returns the states it saved."""
     Tokenizer.load(TOKENIZER).save(workdir)
-    run = spans(config)
+    run = [list(span) for span in spans(config)]
     kept = {"every": 1, "keep_last": len(steps)} | settings
     checkpoints, states = RunCheckpoints(workdir, Checkpoints(**kept)), {}
     for step in steps:
-        index = next(i for i, span in enumerate(run) if step <= span.end)
-        states[step] = random_state(Sevens(config, index), mesh, step)
-        record = describe(config.resolved[index].model, config.preprocessing)
-        record |= {"step": step, "stage": run[index].name, "stages": [list(span) for span in run]}
+        stage = next(stage for stage in config.resolved if step <= stage.end)
+        states[step] = random_state(Sevens(stage), mesh, step)
+        record = describe(stage.model, config.preprocessing)
+        record |= {"step": step, "stage": stage.name, "stages": run}
         record["config"] = to_json(config)
         checkpoints.save(states[step], step, record)
     checkpoints.close()

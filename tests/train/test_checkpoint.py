@@ -34,7 +34,7 @@ def saved(workdir):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2)], ids=str)
 def test_restored_on_any_mesh(workdir, saved, shape):
-    like = abstract_state(Sevens(CONFIG), mesh_of(shape))
+    like = abstract_state(Sevens(CONFIG.resolved[0]), mesh_of(shape))
     checkpoints = RunCheckpoints(workdir)
     found, wanted = checkpoints.restore(10, like), numbers(saved[10])
     checkpoints.close()
@@ -52,7 +52,7 @@ def test_what_there_is(workdir, saved):
     assert record["stage"] == "main" and record["stages"] == [["main", 0, 10]]
     shapes = checkpoints.shapes(4, "params")
     assert {path: x.shape for path, x in shapes.items()} == {
-        path: x.shape for path, x in Sevens(CONFIG).shapes.items()
+        path: x.shape for path, x in Sevens(CONFIG.resolved[0]).shapes.items()
     }
     assert checkpoints.shapes(4, "nothing") == {}
     checkpoints.close()
@@ -61,7 +61,7 @@ def test_what_there_is(workdir, saved):
 def test_some_leaves(workdir, saved):
     """Of one tree, without the others."""
     mesh, path = mesh_of((1, 4)), "text/head/kernel"
-    like = {path: by_path(abstract_state(Sevens(CONFIG), mesh).params)[path]}
+    like = {path: by_path(abstract_state(Sevens(CONFIG.resolved[0]), mesh).params)[path]}
     checkpoints = RunCheckpoints(workdir)
     for tree in ("params", "average"):
         found = checkpoints.read(10, tree, like)
@@ -88,7 +88,7 @@ def test_what_does_not_fit(workdir, saved, other, message):
     mesh = mesh_of((1, 4))
     checkpoints = RunCheckpoints(workdir)
     with pytest.raises(ValueError, match=message):
-        checkpoints.restore(10, abstract_state(Sevens(other), mesh))
+        checkpoints.restore(10, abstract_state(Sevens(other.resolved[0]), mesh))
     checkpoints.close()
 
 
@@ -98,9 +98,9 @@ def test_no_average(tmp_path):
     states = save_run(tmp_path, plain, [3], mesh)
     checkpoints = RunCheckpoints(tmp_path)
     assert states[3].average is None
-    assert checkpoints.restore(3, abstract_state(Sevens(plain), mesh)).average is None
+    assert checkpoints.restore(3, abstract_state(Sevens(plain.resolved[0]), mesh)).average is None
     with pytest.raises(ValueError, match="holds nothing for average/b where"):
-        checkpoints.restore(3, abstract_state(Sevens(CONFIG), mesh))
+        checkpoints.restore(3, abstract_state(Sevens(CONFIG.resolved[0]), mesh))
     checkpoints.close()
 
 

@@ -104,7 +104,7 @@ def program(objectives: dict[str, Objective], index: int = 0, **fields) -> Progr
     """A stage of the run with other losses."""
     stages = list(config().stages)
     stages[index] = dataclasses.replace(stages[index], objectives=objectives, **fields)
-    return Program(dataclasses.replace(config(), stages=tuple(stages)), index)
+    return Program(dataclasses.replace(config(), stages=tuple(stages)).resolved[index])
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def pairs() -> Batch:
     """The first 16 photos, each with its first caption and views that stay as they are."""
     stage = config().resolved[0]
     source, rng = stage.data.source.open(), np.random.default_rng(0)
-    preprocess = image_preprocessor(config(), stage.model)
+    preprocess = image_preprocessor(stage)
     prepare = Prepare(preprocess, open_tokenizer(config()), stage.data.transforms)
     examples = [source[i] for i in range(16)]
     examples = [example | {"captions": example["captions"][:1]} for example in examples]
@@ -212,8 +212,7 @@ def lowered(index: int, **objectives: Objective) -> str:
 def test_at_weight_0_nothing_is_left(index, name):
     """The program is the same text as without the loss: no head, no number, no operation of it."""
     objectives = config().stages[index].objectives
-    # By an objective's place in the alphabet its randomness is chosen, so that it comes last.
     off = dataclasses.replace(objectives[name], weight=0.0)
     without = lowered(index, digest=objectives["digest"])
-    assert lowered(index, digest=objectives["digest"], zero=off) == without
+    assert lowered(index, absent=off, digest=objectives["digest"]) == without
     assert f"loss/{name}" in lowered(index, **objectives)

@@ -20,7 +20,6 @@ from siglip2_jax.train.inputs import (
     abstract_batch,
     check_batches,
     open_tokenizer,
-    stage_lengths,
     stage_pipeline,
     stage_reading,
 )
@@ -69,7 +68,7 @@ def test_abstract_batches_are_what_the_pipeline_gives(fixed, transforms):
     stage = found.resolved[0]
     tokenizer = open_tokenizer(found)
     seen = set()
-    with closing(stage_pipeline(found, 0, tokenizer).batches(stage_reading(found, 0))) as batches:
+    with closing(stage_pipeline(stage, tokenizer).batches(stage_reading(stage))) as batches:
         for loaded in batches:
             size = loaded.batch.text.shape[0]
             abstract = abstract_batch(stage, loaded.budget, size)
@@ -82,18 +81,19 @@ def test_abstract_batches_are_what_the_pipeline_gives(fixed, transforms):
 
 def test_fixed_resolution_has_one_length_and_whole_batches():
     stage = config(fixed=True).resolved[0]
-    assert stage_lengths(stage).budgets == (16,)
-    assert set(stage_reading(config(fixed=True), 0).batch_sizes) == {4}
+    assert stage.lengths.budgets == (16,)
+    assert set(stage_reading(stage).batch_sizes) == {4}
 
 
 def test_readings_continue_and_stages_differ():
     found = config()
-    whole, rest = stage_reading(found, 0), stage_reading(found, 0, step=7, position=99)
+    one, two = found.resolved
+    whole, rest = stage_reading(one), stage_reading(one, step=7, position=99)
     np.testing.assert_array_equal(whole.budgets[7:], rest.budgets)
     assert rest.position == 99 and rest.step == 7
-    assert (whole.budgets != stage_reading(found, 1).budgets).any()
+    assert (whole.budgets != stage_reading(two).budgets).any()
     tokenizer = open_tokenizer(found)
-    assert stage_pipeline(found, 0, tokenizer).seed != stage_pipeline(found, 1, tokenizer).seed
+    assert stage_pipeline(one, tokenizer).seed != stage_pipeline(two, tokenizer).seed
 
 
 def test_batches_must_be_dealt_evenly():

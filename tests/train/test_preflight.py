@@ -40,7 +40,7 @@ def look(image: np.ndarray, text: np.ndarray, bias: float, mesh=None, parts: int
     n = len(image)
     data = Data(source=Folder("nowhere"))
     stage = Stage(name="a", data=data, batch_size=8, steps=1, objectives={"sigmoid": Sigmoid()})
-    program = Program(TrainConfig(model=TINY, stages=(stage,), tokenizer=""))
+    program = Program(TrainConfig(model=TINY, stages=(stage,), tokenizer="").resolved[0])
     images = jax.tree.map(lambda x: np.repeat(x, n, 0), patches([(1, 1)], 1))
     ids = np.zeros((n, TINY.text.length), np.int32)
     batch = Batch(images, ids, {"image": image, "text": text})

@@ -51,7 +51,7 @@ HEADS = {"sigmoid": Sigmoid(), "colour": WithHead()}
 
 
 def start(config, index: int = 0, workdir: str = "nowhere", program=Sevens):
-    return begin(program(config, index), config, MESH, workdir)
+    return begin(program(config.resolved[index]), config, MESH, workdir)
 
 
 def assert_fresh(state) -> None:
@@ -65,7 +65,7 @@ def fresh() -> dict:
     """A state from nothing."""
     config = run(stage(objectives=HEADS))
     state = start(config, program=Program)
-    like = by_path(abstract_state(Program(config), MESH))
+    like = by_path(abstract_state(Program(config.resolved[0]), MESH))
     for path, x in by_path(state).items():
         assert (x.shape, x.dtype, x.sharding) == (
             like[path].shape,
@@ -80,7 +80,7 @@ def fresh() -> dict:
 def test_scratch(fresh):
     """The same on any number of devices, but for the rounding of what XLA fuses."""
     config = run(stage(objectives=HEADS))
-    params = jax.jit(Program(config).init_params)(jax.random.key(0))
+    params = jax.jit(Program(config.resolved[0]).init_params)(jax.random.key(0))
     for path, x in flatten(params).items():
         found = fresh[f"params/{path}"]
         np.testing.assert_allclose(found, x, rtol=1e-6, err_msg=path)

@@ -96,7 +96,7 @@ class Ran:
 @functools.cache
 def run(shape: tuple[int, int] | None, **fields) -> Ran:
     """Three updates of the random model by one compiled step, on a mesh of this shape."""
-    program = Program(config(**fields))
+    program = Program(config(**fields).resolved[0])
     params = fresh(program)
     if shape is None:
         return _run(program, params, lambda batch: jax.tree.map(jnp.asarray, batch))
@@ -182,7 +182,8 @@ def plain_optimizer(optim: Optim) -> optax.GradientTransformation:
 def plain(**fields) -> Ran:
     """The same on one device, knowing nothing of the step."""
     optim = config(**fields).stages[0].optim
-    params = {path: jnp.asarray(x) for path, x in fresh(Program(config(**fields))).items()}
+    program = Program(config(**fields).resolved[0])
+    params = {path: jnp.asarray(x) for path, x in fresh(program).items()}
     frozen = {path: params.pop(path) for path in list(params) if group_of(optim, path).frozen}
     tx = plain_optimizer(optim)
 
@@ -336,9 +337,26 @@ def test_unrolled_and_rematerialised():
     assert_same(run(FSDP, compute=compute), plain())
 
 
+def test_randomness_does_not_depend_on_other_objectives():
+    """Fresh heads and draws of one are the same beside another that sorts before it."""
+    (stage,) = config(colour=Colour()).resolved
+
+    def begun(**objectives: Objective) -> tuple[dict, dict]:
+        program = Program(dataclasses.replace(stage, objectives=objectives))
+        params = jax.jit(program.init_params, compiler_options=QUICK)(jax.random.key(0))
+        state = program.init_state(params)
+        loss = jax.jit(program._loss, compiler_options=QUICK)
+        return params["heads"], loss(params, state, batches()[0])[1][0]
+
+    (heads, metrics), (more, values) = begun(colour=Colour()), begun(also=Colour(), colour=Colour())
+    np.testing.assert_array_equal(heads["colour"]["kernel"], more["colour"]["kernel"])
+    assert metrics["colour/draw"] == values["colour/draw"] != values["also/draw"]
+    assert (more["also"]["kernel"] != more["colour"]["kernel"]).any()
+
+
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_embeddings_keep_their_order(accumulate):
-    program = Program(config(accumulate=accumulate))
+    program = Program(config(accumulate=accumulate).resolved[0])
     params, batch = jax.tree.map(jnp.asarray, (random_params(TINY), batches()[0]))
     image, text = jax.jit(program.embed, compiler_options=QUICK)(params, batch)
     encode = nnx.merge(abstract_model(TINY)[0], params).encode

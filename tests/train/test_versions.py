@@ -130,7 +130,8 @@ def test_resuming_with_other_versions_warns(tmp_path, caplog):
 
     first, lines = opened(OLD)
     assert lines == []
-    first.save(random_state(Sevens(CONFIG), first.mesh, 4), 4, 32, 0, first.spans[0])
+    (stage,) = CONFIG.resolved
+    first.save(random_state(Sevens(stage), first.mesh, 4), 4, 32, 0, stage)
     first.close()
     assert convert.read(str(tmp_path)).config == CONFIG.model
     for versions, message in (
@@ -152,7 +153,7 @@ def test_resuming_with_other_versions_warns(tmp_path, caplog):
 def test_a_checkpoint_of_an_early_release_is_resumed_silently(tmp_path, caplog):
     early = Run(CONFIG, epath.Path(tmp_path), OLD)
     record = convert.orbax.describe(CONFIG.model, CONFIG.preprocessing) | {"stage": "main"}
-    early.checkpoints.save(random_state(Sevens(CONFIG), early.mesh, 4), 4, record)
+    early.checkpoints.save(random_state(Sevens(CONFIG.resolved[0]), early.mesh, 4), 4, record)
     early.close()
     Run(CONFIG, epath.Path(tmp_path), NEW).close()
     assert [line for line in caplog.records if line.levelname == "WARNING"] == []

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from PIL import Image
 
 from siglip2_jax.checkpoints.sizes import model_config
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.preprocess.decode import ImageSource, decode
 from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
 
 
@@ -25,11 +25,10 @@ class TransformersImages(ImagePreprocessor):
 
     processor: Any = None
 
-    def __call__(
-        self, source: ImageSource, max_num_patches: int = 256, name: str | None = None
+    def to_patches(
+        self, image: Image.Image, max_num_patches: int = 256
     ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
-        """Preprocesses images as `ImagePreprocessor.__call__` does."""
-        image = decode(source, exif=self.exif, max_pixels=self.max_pixels, name=name)
+        """Preprocesses an image as `ImagePreprocessor.to_patches` does, with the processor."""
         if self.image_size is not None:
             found = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
             side = self.image_size // self.patch_size
