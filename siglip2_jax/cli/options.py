@@ -86,7 +86,7 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage",
         metavar="NAME",
-        help="where SOURCE is a run's workdir: take the newest checkpoint of this stage "
+        help="stage of a run's workdir whose newest checkpoint is taken "
         "(default: the newest of all)",
     )
 

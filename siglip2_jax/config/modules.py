@@ -77,7 +77,7 @@ def call_function(
 
 
 def is_file(source: str) -> bool:
-    """Whether a source names a file rather than a module."""
+    """True where a source names a file rather than a module."""
     module, _ = _split(source)
     return "/" in module or module.endswith(".py")
 

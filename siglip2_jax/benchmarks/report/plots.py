@@ -54,7 +54,7 @@ def report_plots(results: Sequence[Result]) -> dict[str, str]:
 
 
 def report_series(results: Sequence[Result]) -> dict[str, list[Series]]:
-    """What the plots of `report_plots` show, by title."""
+    """Data of the plots of `report_plots`, by title."""
     plots = {}
     for name in dict.fromkeys(map(dataset_name, results)):
         own = [result for result in results if dataset_name(result) == name]
