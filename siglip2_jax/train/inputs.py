@@ -42,7 +42,7 @@ def image_preprocessor(stage: ResolvedStage) -> ImagePreprocessor:
 
 
 def stage_reading(stage: ResolvedStage, step: int = 0, position: int = 0) -> Reading:
-    """Budgets and batch sizes of the steps of a stage, from its step `step` and the data's `position` on."""
+    """Budgets and batch sizes of a stage's steps, from `step` and the data's `position` on."""
     return stage.lengths.reading(
         stage.data_seed, stage.num_steps, stage.read_size, step=step, position=position
     )
