@@ -130,7 +130,7 @@ def learned(name: str, peak_lr: float, kind: str = "constant", **changes):
     schedule = Schedule(kind=kind, warmup_steps=10)
     optim = dataclasses.replace(stage.optim, peak_lr=peak_lr, schedule=schedule, ema=0.999)
     made = program({name: objective}, steps=steps, batch_size=16, optim=optim)
-    state = jax.jit(made.init_state)(jax.jit(made.init_params)(jax.random.key(0)))
+    state = jax.jit(made.init_state)(jax.jit(made.init_params)(jax.random.key(1)))
     step, history = jax.jit(made.step, donate_argnums=0), []
     for _ in range(steps):
         state, metrics = step(state, pairs())
