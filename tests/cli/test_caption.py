@@ -11,7 +11,14 @@ from siglip2_jax import inference as captioning
 from siglip2_jax.inference import Writing
 
 SMALL = ("--batch-size", 4, "--max-num-patches", 16)
-PLAIN = {"head": None, "dtype": "float32", "preproc": None, "text_norm": None, "exif": True}
+PLAIN = {
+    "stage": None,
+    "head": None,
+    "dtype": "float32",
+    "preproc": None,
+    "text_norm": None,
+    "exif": True,
+}
 
 
 @pytest.fixture
