@@ -18,7 +18,7 @@ from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 
 TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
@@ -51,7 +51,7 @@ def png(pixels: np.ndarray, **options) -> bytes:
 
 
 def as_patches(model: Embedder, *images: np.ndarray) -> Patches:
-    return Patches(*collate([model.preprocess(x, 16) for x in images], 16))
+    return model.preprocess(images, 16)
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def test_exif_orientation_has_a_switch(model, saved):
     np.testing.assert_allclose(model.embed_images(photo, **SMALL), expected, atol=1e-6)
     assert np.abs(model.embed_images(pixels, **SMALL) - expected).max() > 1e-3
     as_stored = load(saved["npz"], exif=False).preprocess
-    np.testing.assert_array_equal(as_stored(photo, 16)[0], model.preprocess(pixels, 16)[0])
+    np.testing.assert_array_equal(as_stored(photo, 16).pixels, model.preprocess(pixels, 16).pixels)
 
 
 def test_a_thousand_shapes_compile_a_handful_of_programs():
