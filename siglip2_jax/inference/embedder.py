@@ -18,6 +18,7 @@ from scipy.special import expit
 
 from siglip2_jax import checkpoints
 from siglip2_jax.data.prefetch import ahead, batched
+from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, abstract_model, flatten
@@ -97,6 +98,11 @@ class Embedder:
         self.mesh = make_mesh(replica=len(devices), devices=devices)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.params = jax.tree.map(lambda x: put(np.asarray(x), everywhere), self.params)
+
+    @property
+    def model(self) -> SigLIP2:
+        """The towers as a Flax NNX module over `params`; each call gives a new one."""
+        return SigLIP2.from_params(self.config, self.params, compute=Compute(dtype=self.dtype))
 
     @property
     def variant(self) -> Variant | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,20 @@ class SigLIP2(nnx.Module):
         self.text = TextTower(config.text, compute=compute, rngs=rngs)
         self.t = nnx.Param(jnp.asarray(math.log(10.0), jnp.float32))
         self.b = nnx.Param(jnp.asarray(-10.0, jnp.float32))
+
+    @classmethod
+    def from_params(
+        cls, config: ModelConfig, params: Params, *, compute: Compute | None = None
+    ) -> Self:
+        """A module around parameters that exist: nothing is initialised or copied.
+
+        Args:
+          config: sizes of the towers.
+          params: the parameters, a nested dict.
+          compute: how the model runs.
+        """
+        model = nnx.eval_shape(lambda: cls(config, compute=compute, rngs=nnx.Rngs(0)))
+        return nnx.merge(nnx.graphdef(model), params)
 
     def encode_image(
         self,

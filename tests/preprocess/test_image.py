@@ -152,7 +152,7 @@ def test_threads_agree_with_one() -> None:
     images = [noise(100 + 7 * i, 160) for i in range(12)]
     expected = [NATIVE.to_patches(image)[0] for image in images]
     with ThreadPoolExecutor(4) as pool:
-        for result, (pixels, _) in zip(expected, pool.map(NATIVE, images), strict=True):
+        for result, (pixels, _) in zip(expected, pool.map(NATIVE.to_patches, images), strict=True):
             np.testing.assert_array_equal(pixels, result)
 
 
