@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Self
 
 import jax.numpy as jnp
 
@@ -19,7 +18,7 @@ class SigLIP2(siglip2.SigLIP2):
     @classmethod
     def from_pretrained(
         cls, source: str | PathLike[str], *, compute: Compute | None = None
-    ) -> Self:
+    ) -> SigLIP2:
         """The module with the parameters of a checkpoint.
 
         Args:

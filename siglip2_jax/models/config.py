@@ -67,8 +67,8 @@ class VisionConfig(Tower):
             )
         if self.image_size is not None and self.image_size < self.patch_size:
             raise ValueError(
-                f"images of {self.image_size} pixels hold no patch of {self.patch_size}; image_size "
-                "must be at least patch_size, or None for native resolution"
+                f"images of {self.image_size} pixels hold no patch of {self.patch_size}; image_size"
+                " must be at least patch_size, or None for native resolution"
             )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.types import Features, Patches
 
 Params = dict[str, Any]
+Model = TypeVar("Model", bound="SigLIP2")
 
 
 def normalize(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
@@ -49,8 +50,8 @@ class SigLIP2(nnx.Module):
 
     @classmethod
     def from_params(
-        cls, config: ModelConfig, params: Params, *, compute: Compute | None = None
-    ) -> Self:
+        cls: type[Model], config: ModelConfig, params: Params, *, compute: Compute | None = None
+    ) -> Model:
         """A module around parameters that exist: nothing is initialised or copied.
 
         Args:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from models.builders import random_params
 from PIL import Image
 
-from siglip2_jax import Embedder, Patches, load
+from siglip2_jax import Compute, Embedder, Patches, SigLIP2, load
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import flatten
@@ -327,3 +328,31 @@ def test_fixed_resolution(tmp_path):
     rows = fixed.embed_images(images, batch_size=4)
     np.testing.assert_allclose(rows, features.image, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_the_module_is_the_same_model(model, saved):
+    """`Embedder.model` and `from_pretrained` compute what the embedder computes, and train."""
+    patches = as_patches(model, noise(9, 30), noise(16, 16))
+    ids = model.tokenizer(TEXTS).ids
+    for module in (model.model, SigLIP2.from_pretrained(saved["npz"])):
+        assert isinstance(module, SigLIP2)
+        features = nnx.jit(type(module).encode_image)(module, patches)
+        np.testing.assert_allclose(features.image, model.embed_images(patches), atol=1e-6)
+        found = nnx.jit(type(module).encode_text)(module, ids)
+        np.testing.assert_allclose(found, model.embed_texts(TEXTS), atol=1e-6)
+        params = flatten(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+        assert params.keys() == flatten(model.params).keys()
+
+
+def test_training_the_module_leaves_the_embedder_as_it_is(model):
+    module = model.model
+    module.b[...] = module.b[...] + 1
+    assert model.bias == -9.5 and float(model.model.b[...]) == -9.5
+
+
+def test_the_module_runs_as_it_is_told(saved):
+    module = SigLIP2.from_pretrained(saved["hf"], compute=Compute(dtype="bfloat16"))
+    blocks = module.vision.encoder.blocks
+    assert blocks.attn.dtype == "bfloat16" and blocks.attn.query.kernel.dtype == "float32"
+    with pytest.raises(FileNotFoundError):
+        SigLIP2.from_pretrained(saved["npz"].with_name("none.npz"))
