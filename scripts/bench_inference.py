@@ -27,7 +27,7 @@ from PIL import Image
 from siglip2_jax import Embedder, Patches, load
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.siglip2 import init_params
-from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.image import ImagePreprocessor
 
 TOKENS = 256
 Side = Callable[[], object]
@@ -163,9 +163,7 @@ def preprocessing(rounds: int, repeats: int = 8) -> list[dict]:
                 compare(
                     f"preprocess {mode}, {width}x{height}",
                     repeats,
-                    lambda ours=ours, data=data: [
-                        collate([ours(data, TOKENS)], TOKENS) for _ in range(repeats)
-                    ],
+                    lambda ours=ours, data=data: [ours(data, TOKENS) for _ in range(repeats)],
                     lambda data=data: [
                         theirs(Image.open(io.BytesIO(data)), return_tensors="np")
                         for _ in range(repeats)

@@ -1,6 +1,7 @@
 """The package as a whole: its layers, what an import costs, what it ships."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -36,6 +37,7 @@ LAYERS = (
     "train",
     "benchmarks planner",
     "cli",
+    "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
@@ -101,7 +103,7 @@ def test_public_modules_have_docstrings():
 
 def test_import_is_light():
     heavy = {"jax", "flax", "orbax", "grain", "tensorflow_datasets", "numpy", "sentencepiece"}
-    code = f"import sys, siglip2_jax; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, siglip2_jax.cli; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -109,9 +111,35 @@ def test_import_is_light():
 def test_public_names_exist():
     for name in siglip2_jax.__all__:
         assert getattr(siglip2_jax, name) is not None
+    assert dir(siglip2_jax) == sorted(siglip2_jax.__all__)
+    assert set(siglip2_jax.__all__) == siglip2_jax._HOME.keys() | {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'Embeder'"):
         _ = siglip2_jax.Embeder
     assert re.fullmatch(r"\d+\.\d+\.\d+", siglip2_jax.__version__)
+
+
+def test_type_checkers_see_every_public_name():
+    """A checker does not run `__getattr__`; it reads the imports that only it makes."""
+    (block,) = (node for node in ast.parse((ROOT / "__init__.py").read_text()).body if is_if(node))
+    homes = {alias.name: node.module for node in block.body for alias in node.names}
+    assert homes == siglip2_jax._HOME
+
+
+def is_if(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If)
+
+
+@pytest.mark.parametrize("room", ["models", "preprocess", "data", "objectives", "config"])
+def test_rooms_name_what_they_offer(room):
+    module = importlib.import_module(f"siglip2_jax.{room}")
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_package_runs_as_the_command_line():
+    code = [sys.executable, "-m", "siglip2_jax", "--version"]
+    shown = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == siglip2_jax.__version__
 
 
 def test_shipped_photos_are_free_and_credited():
@@ -135,7 +163,9 @@ def test_package_data_is_small():
     data = [path for path in ROOT.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     shipped = [path for path in data if path.suffix != ".py"]
     template = ROOT / "benchmarks" / "report" / "page.html"
-    assert {path.parent for path in shipped if path != template} == {HERE, HERE / "photos"}
+    apart = {template, ROOT / "py.typed"}
+    assert apart < set(shipped)
+    assert {path.parent for path in shipped if path not in apart} == {HERE, HERE / "photos"}
     assert sum(path.stat().st_size for path in shipped) < 3e6
 
 

@@ -39,17 +39,20 @@ class Entry:
     """A task of a suite.
 
     Attributes:
-      task: its name, as of `siglip2 eval --task`.
+      task: a benchmark; or the name of one of `siglip2 eval --task`, which becomes it.
       budgets: token budgets to measure it at; models of fixed resolution are measured once.
     """
 
-    task: str
+    task: Task | str
     budgets: tuple[int, ...] = (BUDGET,)
 
     def __post_init__(self) -> None:
-        choose_tasks([self.task])
+        if isinstance(self.task, str):
+            object.__setattr__(self, "task", choose_tasks([self.task])[0])
         if not self.budgets or min(self.budgets) < 1:
-            raise ValueError(f"{self.task}: budgets are {self.budgets}; expected numbers above 0")
+            raise ValueError(
+                f"{self.task.name}: budgets are {self.budgets}; expected numbers above 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ def evaluate(
     open_decoder = cache(partial(_open_decoder, decoder))  # once for all tasks
     native = model.config.vision.image_size is None
     for entry in suite.entries:
-        (task,) = choose_tasks([entry.task])
+        task = entry.task
         root, missing, writer = task.find(data), task.missing(data), None
         weights = identity
         if root is not None and task.writes:

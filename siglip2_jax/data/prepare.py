@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from math import ceil, isqrt
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Shaped
 from PIL import Image
 
 from siglip2_jax.data.lengths import Aspect
 from siglip2_jax.preprocess.decode import ImageSource
-from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
-from siglip2_jax.preprocess.image import collate as pad_images
+from siglip2_jax.preprocess.image import (
+    ImagePatches,
+    ImagePreprocessor,
+    pad_and_stack,
+    patchify,
+)
 from siglip2_jax.preprocess.resize import resize_antialias
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.types import Batch, Patches
@@ -22,9 +27,6 @@ from siglip2_jax.types import Batch, Patches
 # A scaled decode keeps this many times the sides that the resize needs: closer to 1, what libjpeg
 # leaves out begins to show, at 1.5 it is less than what the choice of the filter changes.
 SCALED_DECODE_MARGIN = 1.5
-
-# As ImagePreprocessor gives them: patches without padding; rows and columns of the grid.
-ImagePatches = tuple[Float32[np.ndarray, "_ P"], tuple[int, int]]
 
 
 class ExampleError(ValueError):
@@ -205,7 +207,7 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
       ValueError: there are no items, an image has more patches than `num_tokens`, or the examples'
         fields differ in names or shapes.
     """
-    image = Patches(*pad_images([item["image"] for item in items], num_tokens))
+    image = pad_and_stack([item["image"] for item in items], num_tokens)
     columns = {key: [item.get(key) for item in items] for key in set().union(*items)}
     for key, column in columns.items():
         if any(value is None for value in column):
@@ -221,5 +223,5 @@ def _stack(column: list[Any]) -> Patches | np.ndarray:
     if not isinstance(column[0], Views):
         return np.stack(column)
     images = [image for views in column for image in views.images]
-    arrays = pad_images(images, column[0].num_tokens)
-    return Patches(*(array.reshape(len(column), -1, *array.shape[1:]) for array in arrays))
+    patches = pad_and_stack(images, column[0].num_tokens)
+    return jax.tree.map(lambda x: x.reshape(len(column), -1, *x.shape[1:]), patches)

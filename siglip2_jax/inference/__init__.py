@@ -8,6 +8,7 @@ from siglip2_jax.inference.embedder import (
 )
 from siglip2_jax.inference.generation import Writing
 from siglip2_jax.inference.loading import load, load_captioner
+from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.inference.queries import Answer, Ask, PixelBox
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Captioner",
     "Embedder",
     "PixelBox",
+    "SigLIP2",
     "Writing",
     "load",
     "load_captioner",

@@ -21,9 +21,9 @@ from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary
 from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import collate
+from siglip2_jax.preprocess.image import pad_and_stack
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.types import Features, Patches
+from siglip2_jax.types import Features
 
 
 class Captioner:
@@ -229,7 +229,7 @@ class Captioner:
         if not images:
             return []
         num_tokens = self.embedder.preprocess.num_tokens(max_num_patches)
-        patches = Patches(*collate([x.patches for x in images], num_tokens))
+        patches = pad_and_stack([x.patches for x in images], num_tokens)
         features = self.embedder.image_features(patches, batch_size=batch_size)
         asked = [
             _Asked(row, place, ask, ids)

@@ -14,16 +14,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
-from PIL.Image import Image
 from scipy.special import expit
 
 from siglip2_jax import checkpoints
 from siglip2_jax.data.prefetch import ahead, batched
+from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, abstract_model, flatten
-from siglip2_jax.preprocess.decode import ImageError, ImageSource, NamedImage
-from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.decode import ImageError, ImageSource, as_images
+from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.sharding import BATCH, make_mesh, put, whole
@@ -98,6 +98,11 @@ class Embedder:
         self.mesh = make_mesh(replica=len(devices), devices=devices)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.params = jax.tree.map(lambda x: put(np.asarray(x), everywhere), self.params)
+
+    @property
+    def model(self) -> SigLIP2:
+        """The towers as a Flax NNX module over `params`; each call gives a new one."""
+        return SigLIP2.from_params(self.config, self.params, compute=Compute(dtype=self.dtype))
 
     @property
     def variant(self) -> Variant | None:
@@ -298,22 +303,20 @@ class Embedder:
         self, images: ImageSource | Iterable[ImageSource], max_num_patches: int, batch_size: int
     ) -> Iterator[tuple[list[ImageError | None], Patches | None]]:
         """Preprocessed batches: an error or None per image, the patches of the good ones if any."""
-        if isinstance(images, (str, bytes, Image, PathLike, np.ndarray, NamedImage)):
-            images = [images]
         num_tokens = self.preprocess.num_tokens(max_num_patches)
 
         def prepare(image: ImageSource):
             try:
-                return self.preprocess(image, max_num_patches)
+                return self.preprocess.to_patches(self.preprocess.open(image), max_num_patches)
             except ImageError as error:
                 return error
 
         start = time.perf_counter()
-        for batch in batched(ahead(prepare, images, 2 * batch_size), batch_size):
+        for batch in batched(ahead(prepare, as_images(images), 2 * batch_size), batch_size):
             self.data_wait += time.perf_counter() - start
             good = [item for item in batch if not isinstance(item, ImageError)]
             errors = [item if isinstance(item, ImageError) else None for item in batch]
-            yield errors, Patches(*collate(good, num_tokens)) if good else None
+            yield errors, pad_and_stack(good, num_tokens) if good else None
             start = time.perf_counter()
 
     def _run(self, program, inputs, batch_size: int) -> Iterator:

@@ -6,16 +6,14 @@ import os
 from os import PathLike
 from typing import Literal
 
-import jax.numpy as jnp
-
 from siglip2_jax import checkpoints
 from siglip2_jax.checkpoints import run_layout
 from siglip2_jax.checkpoints.source import resolve
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.inference.captioner import Captioner
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.inference.pretrained import read_params
 from siglip2_jax.models.decoder import DecoderConfig
-from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer
@@ -71,8 +69,7 @@ def load(
         resample=names.resample,
         exif=exif,
     )
-    # One tensor at a time: the whole model is never held twice.
-    params = unflatten({path: jnp.asarray(x.read()) for path, x in checkpoint.params.items()})
+    params = read_params(checkpoint.params)
     return Embedder(config, params, preprocess, tokenizer, text_norm=text_norm, dtype=dtype)
 
 
@@ -117,8 +114,7 @@ def load_captioner(
         text_norm=text_norm,
         exif=exif,
     )
-    params = unflatten({path: jnp.asarray(x.read()) for path, x in tensors.items()})
-    return Captioner(embedder, config, params, boxes=boxes)
+    return Captioner(embedder, config, read_params(tensors), boxes=boxes)
 
 
 def _find(

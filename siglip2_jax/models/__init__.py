@@ -1,1 +1,13 @@
 """The model: both towers, the decoder, and their sizes."""
+
+from siglip2_jax.models.config import ModelConfig, TextConfig, Tower, VisionConfig, two_towers
+from siglip2_jax.models.layers import Compute
+
+__all__ = [
+    "Compute",
+    "ModelConfig",
+    "TextConfig",
+    "Tower",
+    "VisionConfig",
+    "two_towers",
+]

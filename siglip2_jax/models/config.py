@@ -58,6 +58,19 @@ class VisionConfig(Tower):
     grid: int
     image_size: int | None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.patch_size, self.grid) < 1:
+            raise ValueError(
+                f"the vision tower has patch_size {self.patch_size} and grid {self.grid}; each "
+                "must be at least 1"
+            )
+        if self.image_size is not None and self.image_size < self.patch_size:
+            raise ValueError(
+                f"images of {self.image_size} pixels hold no patch of {self.patch_size}; image_size"
+                " must be at least patch_size, or None for native resolution"
+            )
+
     @property
     def num_patches(self) -> int | None:
         """Patches of an image at fixed resolution (pixels that fill no patch are dropped)."""
@@ -80,6 +93,18 @@ class TextConfig(Tower):
     length: int = TEXT_LENGTH
     pad_id: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.vocab_size, self.embed_dim, self.length) < 1:
+            raise ValueError(
+                f"the text tower has vocab_size {self.vocab_size}, embed_dim {self.embed_dim} and "
+                f"length {self.length}; each must be at least 1"
+            )
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ValueError(
+                f"pad_id is {self.pad_id}; it must be one of the {self.vocab_size} token ids"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -87,6 +112,14 @@ class ModelConfig:
 
     vision: VisionConfig
     text: TextConfig
+
+    def __post_init__(self) -> None:
+        if self.text.embed_dim != self.vision.width:
+            raise ValueError(
+                f"text embeddings have {self.text.embed_dim} values and image embeddings "
+                f"{self.vision.width}, which cannot be compared; set text.embed_dim to "
+                f"{self.vision.width}, the width of the vision tower"
+            )
 
     @property
     def native_resolution(self) -> bool:
@@ -126,7 +159,16 @@ def two_towers(
     text_length: int = TEXT_LENGTH,
     pad_id: int = 0,
 ) -> ModelConfig:
-    """The model of a published size; native resolution (a 16x16 table) if `image_size` is None."""
+    """The model of a published size; native resolution (a 16x16 table) if `image_size` is None.
+
+    Raises:
+      ValueError: there is no such size, or a number does not fit it.
+    """
+    if size not in SIZES:
+        raise ValueError(
+            f"there is no size {size!r}; choose one of {', '.join(SIZES)}, or write a ModelConfig "
+            "with your own numbers"
+        )
     vision, text = SIZES[size]
     grid = 16 if image_size is None else image_size // patch_size
     return ModelConfig(

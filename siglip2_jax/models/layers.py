@@ -41,7 +41,8 @@ class Compute:
       remat: what the backward pass computes again: "none", "full" (keep only each block's input),
         "dots" (keep matrix products), or the names of the activations to keep, out of "qkv",
         "attn_out", "x_mid" and "mlp_pre".
-      attention: which program computes attention in the towers; see `attention.attend`.
+      attention: which program computes attention in the towers, by name or as a function; see
+        `attention.attend`.
       norm: which computes LayerNorm in their blocks; see `layer_norm.branch`.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.types import Features, Patches
 
 Params = dict[str, Any]
+Model = TypeVar("Model", bound="SigLIP2")
 
 
 def normalize(x: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
@@ -46,6 +47,21 @@ class SigLIP2(nnx.Module):
         self.text = TextTower(config.text, compute=compute, rngs=rngs)
         self.t = nnx.Param(jnp.asarray(math.log(10.0), jnp.float32))
         self.b = nnx.Param(jnp.asarray(-10.0, jnp.float32))
+
+    @classmethod
+    def from_params(
+        cls: type[Model], config: ModelConfig, params: Params, *, compute: Compute | None = None
+    ) -> Model:
+        """A module around parameters that exist: nothing is initialised, JAX arrays are not copied.
+
+        Args:
+          config: sizes of the towers.
+          params: the parameters, a nested dict.
+          compute: how the model runs.
+        """
+        model = nnx.eval_shape(lambda: cls(config, compute=compute, rngs=nnx.Rngs(0)))
+        # A NumPy array would be changed in place by an update of the module.
+        return nnx.merge(nnx.graphdef(model), jax.tree.map(jnp.asarray, params))
 
     def encode_image(
         self,

@@ -49,27 +49,27 @@ class Sigmoid(Objective):
     def loss(self, head: None, view: View) -> tuple[Array, dict[str, Array]]:
         """The loss, the temperature `exp(t)` and the bias."""
         t, b = view.student.t[...], view.student.b[...]
-        compute = ring_loss if self.implementation == "ring" and has_mesh() else dense_loss
+        compute = ring_loss if self.implementation == "ring" and has_mesh() else sigmoid_loss
         loss = compute(view.features.image, view.features.text, t, b)
         return loss, {"temperature": jnp.exp(t), "bias": b}
 
 
-def dense_loss(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Scalar:
-    """The loss with all texts on every device.
+def sigmoid_loss(images: Rows, texts: Rows, t: Scalar, b: Scalar) -> Scalar:
+    """The sigmoid loss of every image against every text, with all texts on every device.
 
     Args:
-      image: unit-length image embeddings, split over the mesh as `BATCH`.
-      text: unit-length text embeddings in the same order, split likewise.
-      t: log temperature.
-      b: bias.
+      images: unit-length image embeddings, split over the mesh as `BATCH`.
+      texts: unit-length text embeddings in the same order, split likewise.
+      t: log of the temperature; `SigLIP2.t`.
+      b: bias; `SigLIP2.b`.
 
     Returns:
       The sum over all n * n pairs, divided by n.
     """
-    n = image.shape[0]
+    n = images.shape[0]
     index = jnp.arange(n)
     mine = jax.reshard(index, BATCH) if has_mesh() else index
-    logits = _logits(image, gather_rows(text), t, b)
+    logits = _logits(images, gather_rows(texts), t, b)
     return _pair_losses(logits, mine[:, None] == index).sum() / n
 
 
@@ -85,7 +85,7 @@ def _pair_losses(logits: Array, pairs: Bool[Array, "n m"]) -> Array:
 
 @jax.custom_vjp
 def ring_loss(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Scalar:
-    """The loss with texts passed from device to device; arguments and result as `dense_loss`.
+    """The loss with texts passed from device to device; arguments and result as `sigmoid_loss`.
 
     Each device meets one shard of the texts at a time. Gradients are computed in the forward ring
     pass; text gradients travel with their shard. Saving residuals for a second pass would store the

@@ -1,1 +1,16 @@
 """Images to patches and texts to token ids."""
+
+from siglip2_jax.preprocess.decode import ImageError, ImageSource
+from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor, pad_and_stack
+from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError, Tokens
+
+__all__ = [
+    "ImageError",
+    "ImagePatches",
+    "ImagePreprocessor",
+    "ImageSource",
+    "Tokenizer",
+    "TokenizerError",
+    "Tokens",
+    "pad_and_stack",
+]

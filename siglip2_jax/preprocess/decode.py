@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,12 @@ class NamedImage:
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray | NamedImage
 # From the height and width of a picture as it is stored to the least that is needed of both.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
+
+
+def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """Several images as they are; one image as a list of one."""
+    single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | NamedImage)
+    return [images] if single else images
 
 
 def decode(

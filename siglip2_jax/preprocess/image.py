@@ -1,21 +1,25 @@
 """Pictures to patches: the size search, the two preprocessing modes, and padding to a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Shaped
+from jaxtyping import Float32, Shaped
 from PIL import Image
 
-from siglip2_jax.preprocess.decode import MAX_PIXELS, ImageSource, LeastSize, decode
+from siglip2_jax.preprocess.decode import MAX_PIXELS, ImageSource, LeastSize, as_images, decode
 from siglip2_jax.preprocess.resize import (
     Resample,
     resize_antialias,
     resize_no_antialias,
     resize_pillow,
 )
+from siglip2_jax.types import Patches
+
+# Patches of one image, without padding; rows and columns of its grid.
+ImagePatches = tuple[Float32[np.ndarray, "_ P"], tuple[int, int]]
 
 # Above this budget SigLIP 2's native-resolution models were not trained.
 TRAINED_PATCHES = 1024
@@ -84,7 +88,7 @@ def patchify(
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Preprocessor from one image to its patches, in the way one checkpoint expects.
+    """Preprocessor from images to their patches, in the way one checkpoint expects.
 
     Mode "reference" follows the official code: at native resolution an antialiased resize that is
     never rounded, at fixed resolution one without antialiasing that is cut to 8 bits. Mode "hf"
@@ -121,24 +125,20 @@ class ImagePreprocessor:
             raise ValueError(f'resample must be "bilinear" or "bicubic", got {self.resample!r}.')
 
     def __call__(
-        self, source: ImageSource, max_num_patches: int = 256, name: str | None = None
-    ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
-        """Decodes, resizes, scales and cuts one picture.
+        self, images: ImageSource | Iterable[ImageSource], max_num_patches: int = 256
+    ) -> Patches:
+        """Decodes, resizes, scales and cuts images, padded to one length.
 
         Args:
-          source: whatever `decode` reads.
+          images: paths, encoded bytes, Pillow images or uint8 arrays `[H, W, 3]`; one or several.
           max_num_patches: the budget at native resolution; not used at fixed resolution.
-          name: what to call the picture in errors.
-
-        Returns:
-          pixels: [rows * cols, patch_size**2 * 3] in [-1, 1], without padding.
-          grid: rows and columns of patches.
 
         Raises:
-          ImageError: the picture cannot be read.
-          ValueError: `max_num_patches` is less than 1.
+          ImageError: an image cannot be read.
+          ValueError: there are no images, or `max_num_patches` is less than 1.
         """
-        return self.to_patches(self.open(source, name), max_num_patches)
+        items = [self.to_patches(self.open(image), max_num_patches) for image in as_images(images)]
+        return pad_and_stack(items, self.num_tokens(max_num_patches))
 
     def open(
         self, source: ImageSource, name: str | None = None, least_size: LeastSize | None = None
@@ -148,10 +148,16 @@ class ImagePreprocessor:
             source, exif=self.exif, max_pixels=self.max_pixels, name=name, least_size=least_size
         )
 
-    def to_patches(
-        self, image: Image.Image, max_num_patches: int = 256
-    ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
-        """Resizes, scales and cuts what `open` gave; as for `__call__`.
+    def to_patches(self, image: Image.Image, max_num_patches: int = 256) -> ImagePatches:
+        """Resizes, scales and cuts one image; nothing is padded.
+
+        Args:
+          image: as `open` gives it.
+          max_num_patches: the budget at native resolution; not used at fixed resolution.
+
+        Returns:
+          pixels: [rows * cols, patch_size**2 * 3] in [-1, 1], without padding.
+          grid: rows and columns of patches.
 
         Raises:
           ValueError: the image is empty or not RGB, or `max_num_patches` is less than 1.
@@ -225,24 +231,16 @@ class ImagePreprocessor:
         return sentence + "."
 
 
-def collate(
-    items: Sequence[tuple[Float32[np.ndarray, "_ P"], tuple[int, int]]], num_tokens: int
-) -> tuple[
-    Float32[np.ndarray, "B N P"],
-    Int32[np.ndarray, "B N 2"],
-    Bool[np.ndarray, "B N"],
-]:
+def pad_and_stack(items: Sequence[ImagePatches], num_tokens: int) -> Patches:
     """Pads images to one length and stacks them.
 
     Args:
       items: for each image, its patches and the rows and columns of its grid, as
-        `ImagePreprocessor` gives them.
+        `ImagePreprocessor.to_patches` gives them.
       num_tokens: N, the length to pad to.
 
     Returns:
-      pixels: [B, N, P], zero in padding.
-      yx: [B, N, 2], row and column of each patch, zero in padding.
-      valid: [B, N], false in padding.
+      NumPy arrays; pixels and coordinates are zero in padding.
 
     Raises:
       ValueError: there are no items, or one of them has more than `num_tokens` patches.
@@ -262,4 +260,4 @@ def collate(
         pixels[i, :length] = patches
         yx[i, :length] = np.indices((rows, cols)).reshape(2, -1).T
         valid[i, :length] = True
-    return pixels, yx, valid
+    return Patches(pixels=pixels, yx=yx, valid=valid)

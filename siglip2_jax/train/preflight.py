@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siglip2_jax.objectives.sigmoid import dense_loss
+from siglip2_jax.objectives.sigmoid import sigmoid_loss
 from siglip2_jax.sharding import split_batch
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
@@ -85,7 +85,7 @@ def preflight(program: Program, state: TrainState, batch: Batch) -> Preflight:
     def losses(params, batch: Batch, shifts: jax.Array):
         image, text = (split_batch(x, parts)[0] for x in program.embed(params, batch))
         t, b = params["t"], params["b"]
-        return jax.lax.map(lambda shift: dense_loss(image, text, t, b + shift), shifts), b
+        return jax.lax.map(lambda shift: sigmoid_loss(image, text, t, b + shift), shifts), b
 
     found, b = losses(state.params, batch, jnp.asarray(SHIFTS))
     found, bias = np.asarray(found, np.float64), float(b)

@@ -227,3 +227,26 @@ def test_which_rows_are_measured_on(tmp_path):
     assert found(None, None) == ()
     with pytest.raises(ValueError, match="its splits are train; expected test"):
         found("train")
+
+
+def test_a_suite_takes_a_task_of_its_own(data, tmp_path):
+    """No catalogue holds it: the suite's file makes the task itself."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from siglip2_jax.benchmarks.suite import Entry, Suite\n"
+        "from siglip2_jax.benchmarks.tasks.base import Task\n"
+        "from siglip2_jax.data import Folder\n"
+        "from siglip2_jax.evals.retrieval import Retrieval\n\n"
+        "def make(setting):\n"
+        "    return Retrieval(source=Folder(str(setting.root)), max_num_patches=setting.budget)\n\n"
+        "MINE = Task(name='mine', kind='zeroshot_retrieval', folder='flickr8k_1k',\n"
+        "    needs=('captions.jsonl',), how='make it', make=make, metric='text_to_image@1')\n\n"
+        "def suite():\n"
+        "    return Suite((Entry(MINE, (9,)), Entry('flickr8k', (9,))))\n"
+    )
+    plan = load_suite(file)
+    assert [entry.task.name for entry in plan.entries] == ["mine", "flickr8k"]
+    mine, _ = evaluate(embedder(), plan, data, pretrained="here")
+    assert mine.dataset == "mine" and 0 <= mine.metrics["text_to_image@1"] <= 1
+    with pytest.raises(ValueError, match="mine: budgets"):
+        Entry(plan.entries[0].task, (0,))

@@ -10,13 +10,13 @@ from PIL import Image
 
 from siglip2_jax.cli.batch_sheet import GRID, batch_sheet, draw_patches, lengths
 from siglip2_jax.data.targets import Parsed
-from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.types import Batch, Patches
 
 
 def stacked(*pictures: np.ndarray, tokens: int) -> Patches:
     preprocess = ImagePreprocessor(patch_size=4, image_size=None)
-    return Patches(*collate([preprocess(x, tokens) for x in pictures], tokens))
+    return preprocess(pictures, tokens)
 
 
 def test_patches_are_put_back_with_a_grid():

@@ -40,7 +40,7 @@ class Stamp:
             left, top = (int(side) for side in rng.integers(0, 8, 2))
             crops = [example["image"].crop((left, top, left + side, top + 16)) for side in (16, 12)]
             preprocess = ImagePreprocessor(4, None)
-            images = tuple(preprocess(crop, 9) for crop in crops)
+            images = tuple(preprocess.to_patches(preprocess.open(crop), 9) for crop in crops)
             example["fields"]["local"] = Views(images, 9)
         return example
 

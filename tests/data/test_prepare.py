@@ -19,7 +19,7 @@ def rng(seed=0):
 def test_an_example_alone(image_size):
     prepare = preparation(image_size=image_size)
     found = prepare(example(0), rng(), 30)
-    pixels, grid = prepare.preprocess(example(0)["image"], 30)
+    pixels, grid = prepare.preprocess.to_patches(prepare.preprocess.open(example(0)["image"]), 30)
     np.testing.assert_array_equal(found["image"][0], pixels)
     assert found["image"][1] == grid and prepare.num_tokens(30) == (
         30 if image_size is None else 25
@@ -61,12 +61,13 @@ def test_square_aspect():
     assert grid == (5, 5) and pixels.shape == (25, 48) and abs(pixels).max() <= 1
     # On a picture that is square, keeping the aspect ratio squashes nothing either.
     pixels, grid = prepare({**example(0), "image": square}, rng(), 30)["image"]
-    kept, kept_grid = prepare.preprocess(square, 30)
+    kept, kept_grid = prepare.preprocess.to_patches(prepare.preprocess.open(square), 30)
     assert grid == kept_grid
     np.testing.assert_allclose(pixels, kept, rtol=0, atol=2e-7)
     fixed = preparation(image_size=12, aspect="square")
     np.testing.assert_array_equal(
-        fixed({**example(0), "image": wide}, rng(), 30)["image"][0], fixed.preprocess(wide)[0]
+        fixed({**example(0), "image": wide}, rng(), 30)["image"][0],
+        fixed.preprocess.to_patches(fixed.preprocess.open(wide))[0],
     )
 
 
@@ -118,7 +119,7 @@ def test_pictures_are_turned_upright_once():
     image.info["exif"] = exif.tobytes()
     prepare = preparation()
     found, grid = prepare({**example(0), "image": image}, rng(), 30)["image"]
-    pixels, upright_grid = prepare.preprocess(image, 30)
+    pixels, upright_grid = prepare.preprocess.to_patches(prepare.preprocess.open(image), 30)
     assert grid == upright_grid and grid[0] > grid[1]
     np.testing.assert_array_equal(found, pixels)
 

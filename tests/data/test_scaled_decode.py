@@ -79,7 +79,9 @@ def test_fixed_resolution_in_mode_hf(decoded):
     prepare = dataclasses.replace(preparation(), preprocess=preprocess, scaled_decode=True)
     found = prepare(photo(0, 2), np.random.default_rng(0), 1)
     assert min(decoded[-1]) >= 150 and max(decoded[-1]) == 320
-    np.testing.assert_allclose(found["image"][0], preprocess(photo(0, 2)["image"])[0], atol=0.3)
+    np.testing.assert_allclose(
+        found["image"][0], preprocess.to_patches(preprocess.open(photo(0, 2)["image"]))[0], atol=0.3
+    )
 
 
 def test_evaluation_decodes_in_full(monkeypatch):
@@ -87,7 +89,7 @@ def test_evaluation_decodes_in_full(monkeypatch):
     drafts = []
     monkeypatch.setattr(Image.Image, "draft", lambda *arguments: drafts.append(arguments))
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", Image.Image.draft)
-    ImagePreprocessor(16, None)(photo(0)["image"], 4)
+    ImagePreprocessor(16, None).to_patches(ImagePreprocessor(16, None).open(photo(0)["image"]), 4)
     preparation()(photo(0), np.random.default_rng(0), 4)
     assert not drafts
     preparation(scaled_decode=True)(photo(0), np.random.default_rng(0), 4)

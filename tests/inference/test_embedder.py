@@ -10,15 +10,16 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from models.builders import random_params
 from PIL import Image
 
-from siglip2_jax import Embedder, Patches, load
+from siglip2_jax import Compute, Embedder, Patches, SigLIP2, load
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import ImagePreprocessor, collate
+from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 
 TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
@@ -51,7 +52,7 @@ def png(pixels: np.ndarray, **options) -> bytes:
 
 
 def as_patches(model: Embedder, *images: np.ndarray) -> Patches:
-    return Patches(*collate([model.preprocess(x, 16) for x in images], 16))
+    return model.preprocess(images, 16)
 
 
 @contextmanager
@@ -250,7 +251,7 @@ def test_exif_orientation_has_a_switch(model, saved):
     np.testing.assert_allclose(model.embed_images(photo, **SMALL), expected, atol=1e-6)
     assert np.abs(model.embed_images(pixels, **SMALL) - expected).max() > 1e-3
     as_stored = load(saved["npz"], exif=False).preprocess
-    np.testing.assert_array_equal(as_stored(photo, 16)[0], model.preprocess(pixels, 16)[0])
+    np.testing.assert_array_equal(as_stored(photo, 16).pixels, model.preprocess(pixels, 16).pixels)
 
 
 def test_a_thousand_shapes_compile_a_handful_of_programs():
@@ -327,3 +328,31 @@ def test_fixed_resolution(tmp_path):
     rows = fixed.embed_images(images, batch_size=4)
     np.testing.assert_allclose(rows, features.image, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_the_module_is_the_same_model(model, saved):
+    """`Embedder.model` and `from_pretrained` compute what the embedder computes, and train."""
+    patches = as_patches(model, noise(9, 30), noise(16, 16))
+    ids = model.tokenizer(TEXTS).ids
+    for module in (model.model, SigLIP2.from_pretrained(saved["npz"])):
+        assert isinstance(module, SigLIP2)
+        features = nnx.jit(type(module).encode_image)(module, patches)
+        np.testing.assert_allclose(features.image, model.embed_images(patches), atol=1e-6)
+        found = nnx.jit(type(module).encode_text)(module, ids)
+        np.testing.assert_allclose(found, model.embed_texts(TEXTS), atol=1e-6)
+        params = flatten(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+        assert params.keys() == flatten(model.params).keys()
+
+
+def test_training_the_module_leaves_the_embedder_as_it_is(model):
+    module = model.model
+    module.b[...] = module.b[...] + 1
+    assert model.bias == -9.5 and float(model.model.b[...]) == -9.5
+
+
+def test_the_module_runs_as_it_is_told(saved):
+    module = SigLIP2.from_pretrained(saved["hf"], compute=Compute(dtype="bfloat16"))
+    blocks = module.vision.encoder.blocks
+    assert blocks.attn.dtype == "bfloat16" and blocks.attn.query.kernel.dtype == "float32"
+    with pytest.raises(OSError, match="there is no file or directory"):
+        SigLIP2.from_pretrained(saved["npz"].with_name("none.npz"))

@@ -8,7 +8,9 @@ from siglip2_jax.models.config import (
     RELEASES,
     SIGLIP1_RELEASES,
     ModelConfig,
+    TextConfig,
     Tower,
+    VisionConfig,
     find_variant,
     two_towers,
 )
@@ -75,3 +77,33 @@ def test_a_tower_has_some_of_everything(name):
     sizes = {"width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 1} | {name: 0}
     with pytest.raises(ValueError, match="each must be at least 1"):
         Tower(**sizes)
+
+
+def test_an_unknown_size_is_answered_with_the_sizes():
+    with pytest.raises(ValueError, match="no size 'H'; choose one of B, L, So400m, g-opt, or"):
+        two_towers("H", patch_size=16, image_size=None)
+
+
+TOWER = {"width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 1}
+VISION = {**TOWER, "patch_size": 4, "grid": 2, "image_size": None}
+TEXT = {**TOWER, "vocab_size": 10, "embed_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("vision", "text", "message"),
+    [
+        ({"width": 16}, {}, "8 values and image embeddings 16, .* set text.embed_dim to 16"),
+        ({"patch_size": 0}, {}, "patch_size 0 and grid 2; each must be at least 1"),
+        ({"grid": 0}, {}, "patch_size 4 and grid 0; each must be at least 1"),
+        ({"image_size": 3}, {}, "images of 3 pixels hold no patch of 4"),
+        ({}, {"vocab_size": 0}, "vocab_size 0, embed_dim 8 and length 64; each"),
+        ({}, {"embed_dim": 0}, "embed_dim 0"),
+        ({}, {"length": 0}, "length 0"),
+        ({}, {"pad_id": 10}, "pad_id is 10; it must be one of the 10 token ids"),
+        ({}, {"pad_id": -1}, "pad_id is -1"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(vision, text, message):
+    ModelConfig(vision=VisionConfig(**VISION), text=TextConfig(**TEXT))
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(vision=VisionConfig(**VISION | vision), text=TextConfig(**TEXT | text))

@@ -11,10 +11,10 @@ from scipy.special import expit
 
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
-from siglip2_jax.objectives.sigmoid import Sigmoid, dense_loss, ring_loss
+from siglip2_jax.objectives.sigmoid import Sigmoid, ring_loss, sigmoid_loss
 from siglip2_jax.sharding import make_mesh, put_batch
 
-COMPUTE = {"dense": dense_loss, "ring": ring_loss}
+COMPUTE = {"dense": sigmoid_loss, "ring": ring_loss}
 MESHES = [(1, 1), (1, 4), (1, 8), (2, 2)]
 
 
@@ -75,7 +75,7 @@ def test_pairs_are_not_the_first_that_match():
 
 def test_without_a_mesh():
     inputs = unit(0, 6), unit(1, 6), 2.3, -9.5
-    grad = jax.value_and_grad(dense_loss, argnums=(0, 1, 2, 3))
+    grad = jax.value_and_grad(sigmoid_loss, argnums=(0, 1, 2, 3))
     assert_near(jax.jit(grad)(*inputs[:2], *map(jnp.float32, inputs[2:])), by_hand(*inputs), 2e-6)
 
 

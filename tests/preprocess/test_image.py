@@ -9,7 +9,7 @@ from oracles import Oracle
 from PIL import Image
 
 from siglip2_jax.preprocess.decode import ImageError, decode
-from siglip2_jax.preprocess.image import ImagePreprocessor, collate, patchify, target_size
+from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack, patchify, target_size
 
 NATIVE = ImagePreprocessor(patch_size=16, image_size=None)
 
@@ -82,14 +82,14 @@ def test_patchify_drops_what_fills_no_patch() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (37, 91), (300, 200)])
 def test_shapes_range_and_grid(preprocessor: ImagePreprocessor, size: tuple[int, int]) -> None:
     image = noise(*size)
-    pixels, grid = preprocessor(image, 256)
+    pixels, grid = preprocessor.to_patches(preprocessor.open(image), 256)
     assert pixels.dtype == np.float32 and -1 <= pixels.min() and pixels.max() <= 1
     assert pixels.shape == (grid[0] * grid[1], preprocessor.patch_size**2 * 3)
     assert grid == preprocessor.grid(size, 256)
     length = preprocessor.num_tokens(256)
     assert len(pixels) == length or (preprocessor.image_size is None and len(pixels) < length)
     for level, expected in ((0, -1), (255, 1)):
-        flat, _ = preprocessor(np.full_like(image, level), 256)
+        flat, _ = preprocessor.to_patches(preprocessor.open(np.full_like(image, level)), 256)
         np.testing.assert_allclose(flat, expected, atol=1e-6)
 
 
@@ -98,33 +98,34 @@ def test_orientation_reaches_the_grid() -> None:
     exif[0x0112] = 6
     buffer = io.BytesIO()
     Image.fromarray(noise(100, 200)).save(buffer, "JPEG", exif=exif)
-    assert NATIVE(buffer.getvalue())[1] == NATIVE.grid((200, 100))
+    assert NATIVE.to_patches(NATIVE.open(buffer.getvalue()))[1] == NATIVE.grid((200, 100))
     kept = ImagePreprocessor(16, None, exif=False)
-    assert kept(buffer.getvalue())[1] == NATIVE.grid((100, 200))
+    assert kept.to_patches(kept.open(buffer.getvalue()))[1] == NATIVE.grid((100, 200))
 
 
-def test_collate() -> None:
-    items = [NATIVE(noise(*size), 64) for size in ((50, 90), (40, 40))]
-    pixels, yx, valid = collate(items, 64)
+def test_pad_and_stack() -> None:
+    items = [NATIVE.to_patches(NATIVE.open(noise(*size)), 64) for size in ((50, 90), (40, 40))]
+    patches = pad_and_stack(items, 64)
+    pixels, yx, valid = patches.pixels, patches.yx, patches.valid
     assert (pixels.shape, yx.shape, valid.shape) == ((2, 64, 768), (2, 64, 2), (2, 64))
     assert (pixels.dtype, yx.dtype, valid.dtype) == (np.float32, np.int32, np.bool_)
-    for i, (patches, (rows, cols)) in enumerate(items):
+    for i, (cut, (rows, cols)) in enumerate(items):
         count = rows * cols
-        np.testing.assert_array_equal(pixels[i, :count], patches)
+        np.testing.assert_array_equal(pixels[i, :count], cut)
         assert yx[i, :count].tolist() == [[y, x] for y in range(rows) for x in range(cols)]
         assert valid[i].tolist() == [True] * count + [False] * (64 - count)
         assert not pixels[i, count:].any() and not yx[i, count:].any()
 
 
 def test_errors_are_sentences() -> None:
-    items = [NATIVE(noise(50, 90), 64)]
+    items = [NATIVE.to_patches(NATIVE.open(noise(50, 90)), 64)]
     with pytest.raises(ValueError, match=r"^Image 0 of the batch has 60 patches \(6 x 10\), more"):
-        collate(items, 32)
+        pad_and_stack(items, 32)
     with pytest.raises(ValueError, match="at least one image"):
-        collate([], 32)
+        pad_and_stack([], 32)
     for budget in (0, -3):
         with pytest.raises(ValueError, match="max_num_patches must be at least 1"):
-            NATIVE(noise(4, 4), budget)
+            NATIVE.to_patches(NATIVE.open(noise(4, 4)), budget)
     with pytest.raises(ValueError, match="must be at least 1, got 0 x 5"):
         target_size((0, 5), 16, 256)
     with pytest.raises(ValueError, match="patch_size must"):
@@ -136,7 +137,9 @@ def test_errors_are_sentences() -> None:
         with pytest.raises((ValueError, TypeError), match=field):
             ImagePreprocessor(16, None, *arguments)
     with pytest.raises(ImageError, match="^photo 3: .*max_pixels=10"):
-        ImagePreprocessor(16, None, max_pixels=10)(noise(4, 4), name="photo 3")
+        ImagePreprocessor(16, None, max_pixels=10).to_patches(
+            ImagePreprocessor(16, None, max_pixels=10).open(noise(4, 4), "photo 3")
+        )
 
 
 def test_explain() -> None:
@@ -149,9 +152,11 @@ def test_explain() -> None:
 
 def test_threads_agree_with_one() -> None:
     images = [noise(100 + 7 * i, 160) for i in range(12)]
-    expected = [NATIVE(image)[0] for image in images]
+    expected = [NATIVE.to_patches(NATIVE.open(image))[0] for image in images]
     with ThreadPoolExecutor(4) as pool:
-        for result, (pixels, _) in zip(expected, pool.map(NATIVE, images), strict=True):
+        for result, (pixels, _) in zip(
+            expected, pool.map(lambda x: NATIVE.to_patches(NATIVE.open(x)), images), strict=True
+        ):
             np.testing.assert_array_equal(pixels, result)
 
 
@@ -159,7 +164,7 @@ def test_large_photo() -> None:
     ramp = np.tile((np.arange(12_000) // 47).astype(np.uint8), (9_000, 1))
     buffer = io.BytesIO()
     Image.fromarray(ramp).convert("RGB").save(buffer, "JPEG", quality=95)
-    pixels, (rows, cols) = NATIVE(buffer.getvalue(), 256)
+    pixels, (rows, cols) = NATIVE.to_patches(NATIVE.open(buffer.getvalue()), 256)
     assert (rows, cols) == NATIVE.grid((9_000, 12_000), 256)
     columns = pixels.reshape(rows, cols, 16, 16, 3)[0, :, 0, :, 0].ravel()
     assert np.all(np.diff(columns) > 0)
@@ -178,7 +183,7 @@ def test_native_matches_the_official_pipeline(oracle: Oracle) -> None:
     budgets = [int(key.removeprefix("naflex").split("/")[0]) for key in expected if "grid" in key]
     for budget in budgets:
         for i, image in enumerate(oracle.images("naflex")):
-            pixels, grid = NATIVE(image, budget)
+            pixels, grid = NATIVE.to_patches(NATIVE.open(image), budget)
             assert grid == tuple(expected[f"naflex{budget}/grid_hw"][i])
             rounded = expected[f"naflex{budget}/patches_u8"][i, : len(pixels)] / 127.5 - 1
             assert np.abs(pixels - rounded).max() <= 0.5 / 127.5 + 1e-6
@@ -191,13 +196,26 @@ def test_fixed_equals_the_official_pipeline(oracle: Oracle) -> None:
     patch, expected = oracle.config("fixed")["patch"], oracle.expected("fixed")["pixels_u8"]
     preprocessor = ImagePreprocessor(patch, expected.shape[1])
     for image, levels in zip(oracle.images("fixed"), expected, strict=True):
-        pixels, _ = preprocessor(image)
+        pixels, _ = preprocessor.to_patches(preprocessor.open(image))
         reference = patchify(levels, patch).astype(np.float32) / np.float32(127.5) - 1
         np.testing.assert_array_equal(pixels, reference)
 
 
 def test_decoding_upright_first_equals_decoding_here(shared: Path) -> None:
     path = shared / "data/exif_orientation/Landscape_6.jpg"
-    pixels, grid = NATIVE(path)
+    pixels, grid = NATIVE.to_patches(NATIVE.open(path))
     assert grid == NATIVE.grid((1200, 1800))
-    np.testing.assert_array_equal(NATIVE(decode(path))[0], pixels)
+    np.testing.assert_array_equal(NATIVE.to_patches(NATIVE.open(decode(path)))[0], pixels)
+
+
+def test_a_call_pads_and_stacks() -> None:
+    images = [noise(50, 90), noise(40, 40)]
+    patches = NATIVE(images, 64)
+    expected = pad_and_stack([NATIVE.to_patches(NATIVE.open(image), 64) for image in images], 64)
+    for name in ("pixels", "yx", "valid"):
+        np.testing.assert_array_equal(getattr(patches, name), getattr(expected, name))
+    single = NATIVE(images[0], 64)
+    np.testing.assert_array_equal(single.pixels, patches.pixels[:1])
+    assert ImagePreprocessor(16, 32)(images).pixels.shape == (2, 4, 768)
+    with pytest.raises(ValueError, match="at least one image"):
+        NATIVE([])

@@ -32,7 +32,10 @@ class Extras:
     def __call__(self, example: dict, rng: np.random.Generator) -> dict:
         image = example["image"]
         crops = [image.crop((0, 0, side, side)) for side in (16, 12)]
-        images = tuple(ImagePreprocessor(16, None)(crop, 9) for crop in crops)
+        images = tuple(
+            ImagePreprocessor(16, None).to_patches(ImagePreprocessor(16, None).open(crop), 9)
+            for crop in crops
+        )
         example["fields"]["local"] = Views(images, 9)
         example["fields"]["id"] = np.float32(example.get("id", 0))
         return example

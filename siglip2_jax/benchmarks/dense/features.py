@@ -20,9 +20,9 @@ from siglip2_jax.benchmarks.parts import gather_texts
 from siglip2_jax.data.prefetch import ahead
 from siglip2_jax.evals.base import Model
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import collate
+from siglip2_jax.preprocess.image import pad_and_stack
 from siglip2_jax.progress import progress
-from siglip2_jax.types import Features, Patches
+from siglip2_jax.types import Features
 
 PHOTOS_AT_ONCE = 256
 """Of all hosts together: what they exchange at once, about 1 GB for four blocks of So400m."""
@@ -95,7 +95,7 @@ def _prepared(preprocess: Any, photos: Sequence[str], budget: int) -> Iterator[A
 
     def prepare(photo: str) -> Any:
         try:
-            return preprocess(photo, budget)
+            return preprocess.to_patches(preprocess.open(photo), budget)
         except ImageError as error:
             return error
 
@@ -110,7 +110,7 @@ def _encoded(model: PhotoModel, items: list[Any], rows: int, budget: int, blocks
     filled = [item if ok else nothing for item, ok in zip(items, good, strict=True)]
     missing = rows - len(items)
     filled, good = filled + [nothing] * missing, good + [False] * missing
-    image = Patches(*collate(filled, preprocess.num_tokens(budget)))
+    image = pad_and_stack(filled, preprocess.num_tokens(budget))
     found = block_features(model, image, blocks) if blocks else (model.image_features(image),)
     return np.array(good), found
 

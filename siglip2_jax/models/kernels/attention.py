@@ -19,7 +19,9 @@ from siglip2_jax.models.kernels.long_attention import long_attention
 from siglip2_jax.models.kernels.short_attention import MOST_TOKENS, short_attention
 from siglip2_jax.sharding import AXES, has_mesh, platform
 
-Kind = Literal["auto", "xla", "pallas", "splash", "cudnn"]
+Kernel = Callable[[Array, Array, Array, Array | None], Array]
+"""Attention of one device's images: query, key, value and the valid keys [B, K] or None."""
+Kind = Literal["auto", "xla", "pallas", "splash", "cudnn"] | Kernel
 
 _FEW = 16
 
@@ -44,7 +46,8 @@ def attend(
         queries must be a prefix, as those of the towers are: cuDNN reads only how many are valid.
       kind: "xla" leaves the program to XLA; "pallas" is the kernel for short sequences and
         "splash" the one for long ones, which off TPU are interpreted, slowly, for tests; "cudnn"
-        is the kernel of NVIDIA's library; "auto" is what `choose` says.
+        is the kernel of NVIDIA's library; "auto" is what `choose` says. A function is a kernel
+        of your own, run on every device's images.
 
     Returns:
       One value per query, in the dtype of `query`.
@@ -57,7 +60,10 @@ def attend(
     if kind == "xla":
         return _xla(query, key, value, valid)
     if valid is not None and valid.ndim == 3:
+        kind = kind if isinstance(kind, str) else kind.__name__
         raise ValueError(f'the kernel "{kind}" has one mask for all queries; use "auto" or "xla"')
+    if callable(kind):
+        return _each_device(kind, query, key, value, valid)
     if kind == "cudnn":
         if lack := _lack(query):
             raise ValueError(f'the kernel "cudnn" {lack}; use "auto" or "xla"')

@@ -363,3 +363,30 @@ def test_a_layer_uses_what_it_is_told(monkeypatch, kind, program):
     assert seen == [program]
     assert short_attention is not attention.short_attention
     assert long_attention is not attention.long_attention
+
+
+def plain(query, key, value, valid):
+    """A kernel from outside: `jax.nn`'s."""
+    mask = None if valid is None else valid[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_function_is_a_kernel(devices):
+    """It gets each device's images, and the whole model reaches it through `Compute`."""
+    batches = []
+
+    def kernel(*operands):
+        batches.append(len(operands[0]))
+        return plain(*operands)
+
+    module = Attention(24, 3, kind=Compute(attention=kernel).attention, dtype="float32", rngs=RNGS)
+    reference = Attention(24, 3, kind="xla", dtype="float32", rngs=RNGS)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5, 24)), jnp.float32)
+    valid = jnp.arange(5) < 1 + jnp.arange(8)[:, None] % 5
+    nnx.update(module, nnx.state(reference))
+    expected = nnx.jit(type(reference).__call__)(reference, x, x, valid)
+    with jax.set_mesh(make_mesh(1, jax.devices()[:devices])):
+        found = nnx.jit(type(module).__call__)(module, *put_batch((x, x, valid), MESH()))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert set(batches) == {8 // devices}
