@@ -42,7 +42,7 @@ def open_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise OSError(f"{path}: its reader has closed it") from error
         return
     check_output(target)
-    with _in_store(target):
+    if _is_local(target):  # a bucket has no directories, and would be asked for them
         target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary, temporary.open("wb") as file:
         yield file
