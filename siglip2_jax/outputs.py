@@ -42,7 +42,7 @@ def open_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise OSError(f"{path}: its reader has closed it") from error
         return
     check_output(target)
-    with _in_store(target):
+    if _is_local(target):  # a bucket has no directories, and would be asked for them
         target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary, temporary.open("wb") as file:
         yield file
@@ -76,9 +76,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
         with _in_store(target):
             yield temporary
             temporary.replace(target)
-    except BaseException:
-        with suppress(Exception):  # what went wrong first is what is said
-            temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if _is_local(target) or not names_no_file(error):  # a lost store would be waited for again
+            with suppress(Exception):  # what went wrong first is what is said
+                temporary.unlink(missing_ok=True)
         raise
 
 
@@ -138,15 +139,19 @@ def _open_special(path: epath.Path) -> BinaryIO:
     return open(path, "wb")
 
 
+def names_no_file(error: BaseException) -> bool:
+    """Whether an error is one of files or stores that does not say of which: clients' kinds too."""
+    nameless = isinstance(error, OSError) and error.filename is None
+    return nameless or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
 @contextmanager
 def _in_store(path: epath.Path) -> Iterator[None]:
     """Turns the errors of a store's client, which has kinds of its own, into one with the path."""
     try:
         yield
     except Exception as error:
-        nameless = isinstance(error, OSError) and error.filename is None
-        from_client = type(error).__module__.partition(".")[0] in _CLIENTS
-        if _is_local(path) or not (nameless or from_client):
+        if _is_local(path) or not names_no_file(error):
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
 

@@ -170,6 +170,7 @@ def _watch(over: threading.Event) -> None:
 def leave(reason: str) -> NoReturn:
     """Says why, and ends this process at once, whatever its threads wait for."""
     print(f"siglip2: error: {reason}", file=sys.stderr, flush=True)
+    logging.disable()  # threads are about to fail alike
     for worker in multiprocessing.active_children():
         worker.kill()  # they leave SIGTERM to this process
     try:

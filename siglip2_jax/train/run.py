@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import Origin, ResolvedStage, TrainConfig, to_json
 from siglip2_jax.config.files import to_record
-from siglip2_jax.outputs import write_whole
+from siglip2_jax.outputs import names_no_file, write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
@@ -28,7 +28,6 @@ from siglip2_jax.train.trace import Trace
 from siglip2_jax.train.versions import Versions, differences
 
 CONFIG = "config.json"
-CLIENTS = {"aiohttp", "gcsfs", "google"}  # packages that raise what no OSError is
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +104,7 @@ class Run:
         try:
             yield
         except Exception as error:
-            nameless = isinstance(error, OSError) and error.filename is None
-            if not nameless and type(error).__module__.partition(".")[0] not in CLIENTS:
+            if not names_no_file(error):
                 raise
             self._lost = True
             raise StoreError(
