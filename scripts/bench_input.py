@@ -54,7 +54,7 @@ PATCH = 16
 BATCH = 16
 # Whose calls count as what; all other time is that of cutting, scaling and padding patches.
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "decode": ((preparation, "decode"),),
+    "decode": ((ImagePreprocessor, "open"),),
     "resize": (
         (preparation, "resize_antialias"),
         (preprocessing, "resize_antialias"),

@@ -22,6 +22,7 @@ from siglip2_jax.checkpoints import source
 from siglip2_jax.cli import main, parser
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
 from siglip2_jax.inference.embedding_file import EmbeddingWriter
+from siglip2_jax.recipes import tiny
 from siglip2_jax.outputs import open_output
 
 DOCS = Path(__file__).parents[2] / "docs" / "paths.md"
@@ -249,8 +250,7 @@ def test_pages_and_pictures_in_a_store(siglip2, photos, bucket, monkeypatch):
     assert drawn.code == 0, drawn.err
     with (bucket / "a.png").open("rb") as file:
         assert Image.open(file).size == (60, 5)
-    config = Path(__file__).parents[2] / "configs" / "tiny.py"
-    (bucket / "tiny.py").write_text(config.read_text())
+    (bucket / "tiny.py").write_text(Path(tiny.__file__).read_text())
     page = siglip2("data", "inspect", bucket / "tiny.py", "--count", 1, "--out", bucket / "b.html")
     assert page.code == 0, page.err
     assert (bucket / "b.html").read_text().startswith("<!doctype html>")
