@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from siglip2_jax.models.kernels import attention
@@ -18,7 +19,7 @@ from siglip2_jax.models.kernels.attention import attend, choose
 from siglip2_jax.models.kernels.long_attention import long_attention
 from siglip2_jax.models.kernels.short_attention import short_attention
 from siglip2_jax.models.layers import Attention, Compute, run_blocks
-from siglip2_jax.sharding import AXES, make_mesh
+from siglip2_jax.sharding import AXES, make_mesh, put_batch
 
 KINDS = ("xla", "pallas", "splash")
 
@@ -351,8 +352,6 @@ def test_saved_by_name_the_kernel_does_not_run_again(names, runs, tokens):
     ("kind", "program"), [("pallas", "short_attention"), ("splash", "long_attention")]
 )
 def test_a_layer_uses_what_it_is_told(monkeypatch, kind, program):
-    from flax import nnx
-
     seen = []
     for name in ("short_attention", "long_attention"):
         monkeypatch.setattr(attention, name, lambda x, *_, name=name, **__: seen.append(name) or x)
@@ -373,20 +372,22 @@ def plain(query, key, value, valid):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_function_is_a_kernel(devices):
-    """It gets each device's images, and the whole model reaches it through `Compute`."""
+    """It gets each device's images, and gives what the kernels of the package give."""
     batches = []
 
     def kernel(*operands):
         batches.append(len(operands[0]))
         return plain(*operands)
 
-    module = Attention(24, 3, kind=Compute(attention=kernel).attention, dtype="float32", rngs=RNGS)
-    reference = Attention(24, 3, kind="xla", dtype="float32", rngs=RNGS)
+    module, reference = (
+        Attention(24, 3, kind=kind, dtype=jnp.float32, rngs=nnx.Rngs(0)) for kind in (kernel, "xla")
+    )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5, 24)), jnp.float32)
     valid = jnp.arange(5) < 1 + jnp.arange(8)[:, None] % 5
-    nnx.update(module, nnx.state(reference))
-    expected = nnx.jit(type(reference).__call__)(reference, x, x, valid)
-    with jax.set_mesh(make_mesh(1, jax.devices()[:devices])):
-        found = nnx.jit(type(module).__call__)(module, *put_batch((x, x, valid), MESH()))
+    expected = reference(x, x, valid)
+    mesh = make_mesh(1, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        split, mask = put_batch((x, valid), mesh)
+        found = jax.jit(lambda *operands: module(*operands))(split, split, mask)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert set(batches) == {8 // devices}
