@@ -22,8 +22,8 @@ from siglip2_jax.checkpoints import source
 from siglip2_jax.cli import main, parser
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
 from siglip2_jax.inference.embedding_file import EmbeddingWriter
-from siglip2_jax.recipes import tiny
 from siglip2_jax.outputs import open_output
+from siglip2_jax.recipes import tiny
 
 DOCS = Path(__file__).parents[2] / "docs" / "paths.md"
 SMALL = ("--batch-size", 4, "--max-num-patches", 16)
