@@ -38,7 +38,7 @@ def test_drawings(size, radius, outline, grid):
         assert abs(edges[0][0] - edges[1][0]) <= 1 and abs(edges[0][-1] - edges[1][-1]) <= 1
     naflex = ImagePreprocessor(patch_size=16, image_size=None, mode="hf")
     assert naflex.grid((height, width), 256) == grid
-    assert naflex(image, 256)[1] == grid
+    assert naflex.to_patches(image, 256)[1] == grid
 
 
 def test_logits_belong_to_releases():
