@@ -63,4 +63,8 @@ def test_nothing_is_left(tmp_path, workers, way):
         assert found.returncode == -9
     else:
         assert found.returncode == 0 and found.stderr == ""
-    assert [name for name in os.listdir("/dev/shm") if name.startswith(prefix)] == []
+    left = [path for path in Path("/dev/shm").iterdir() if path.name.startswith(prefix)]
+    for path in left:
+        path.unlink()
+    # A worker that dies between making an array and telling the tracker of it leaves that one.
+    assert len(left) <= (workers if way == "killed" else 0)
