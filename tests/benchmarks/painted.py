@@ -7,7 +7,6 @@ from PIL import Image
 
 from siglip2_jax.benchmarks.dense.data import DenseData
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.decode import decode
 from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
 from siglip2_jax.types import Features
 
@@ -16,11 +15,11 @@ GRIDS = ((4, 5), (5, 4), (3, 4), (2, 6), (4, 4), (6, 3))  # the last two are for
 
 
 class Whole(ImagePreprocessor):
-    """Photos are cut into patches in the size that they have."""
+    """Images are cut into patches in the size that they have."""
 
-    def __call__(self, source, max_num_patches=256, name=None):
-        photo = np.asarray(decode(source, name=name), np.float32) / 127.5 - 1
-        return patchify(photo, PATCH), (photo.shape[0] // PATCH, photo.shape[1] // PATCH)
+    def to_patches(self, image, max_num_patches=256):
+        pixels = np.asarray(image, np.float32) / 127.5 - 1
+        return patchify(pixels, PATCH), (pixels.shape[0] // PATCH, pixels.shape[1] // PATCH)
 
     def num_tokens(self, max_num_patches=256):
         return BUDGET
