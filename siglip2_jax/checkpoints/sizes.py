@@ -81,14 +81,6 @@ def model_config(vision: Mapping[str, Any], text: Mapping[str, Any]) -> ModelCon
     """
     pad_id = int(text["vocab_size"] in SIGLIP1_VOCABULARIES)
     try:
-        config = ModelConfig(vision=VisionConfig(**vision), text=TextConfig(**text, pad_id=pad_id))
+        return ModelConfig(vision=VisionConfig(**vision), text=TextConfig(**text, pad_id=pad_id))
     except ValueError as error:
         raise ConversionError([str(error)]) from error
-    if config.text.embed_dim != config.vision.width:
-        raise ConversionError(
-            [
-                f"text embeddings have {config.text.embed_dim} numbers and image embeddings "
-                f"{config.vision.width}, expected as many"
-            ]
-        )
-    return config

@@ -205,7 +205,7 @@ def test_folders_of_classes(data, tmp_path):
 
 def test_suites_are_files(tmp_path):
     found = load_suite("configs/evals/paper.py")
-    assert {entry.task for entry in found.entries} > {"imagenet", "coco", "xm3600"}
+    assert {entry.task.name for entry in found.entries} > {"imagenet", "coco", "xm3600"}
     (tmp_path / "s.py").write_text("def suite():\n    return 3")
     with pytest.raises(ValueError, match="must return a Suite, not int"):
         load_suite(tmp_path / "s.py")

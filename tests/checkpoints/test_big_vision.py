@@ -129,7 +129,7 @@ def test_foreign_tensors_and_wrong_shapes_are_listed(tmp_path, fixed):
         (lambda t: {k: v for k, v in t.items() if "img" in k}, "there is no text tower"),
         (lambda t: {"kernel": np.zeros(3)}, "there is no vision tower"),
         (lambda t: t | {"params/img/pos_embedding": np.zeros((1, 26, 36))}, "26 rows.*square"),
-        (lambda t: t | {"params/txt/head/bias": np.zeros(24)}, "24 numbers .* 36"),
+        (lambda t: t | {"params/txt/head/bias": np.zeros(24)}, "24 values .* 36"),
         (lambda t: t | {"params/txt/pos_embedding": np.zeros((64, 24))}, "expected 3 axes"),
     ],
 )

@@ -19,7 +19,9 @@ TINY = ModelConfig(
 
 def with_vision(config: ModelConfig, **changes) -> ModelConfig:
     """`config` with other sizes of the vision tower."""
-    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **changes))
+    vision = dataclasses.replace(config.vision, **changes)
+    text = dataclasses.replace(config.text, embed_dim=vision.width)
+    return dataclasses.replace(config, vision=vision, text=text)
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict:
