@@ -140,7 +140,7 @@ def _open_special(path: epath.Path) -> BinaryIO:
 
 
 def names_no_file(error: BaseException) -> bool:
-    """Whether an error is one of files or stores that does not say of which: clients' kinds too."""
+    """Tells errors of files and stores that name no path, of stores' clients too, from all others."""
     nameless = isinstance(error, OSError) and error.filename is None
     return nameless or type(error).__module__.partition(".")[0] in _CLIENTS
 
