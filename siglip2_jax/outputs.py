@@ -140,7 +140,7 @@ def _open_special(path: epath.Path) -> BinaryIO:
 
 
 def names_no_file(error: BaseException) -> bool:
-    """Tells errors of files and stores that name no path, of stores' clients too, from all others."""
+    """True for errors of files and stores, or their clients, that name no path."""
     nameless = isinstance(error, OSError) and error.filename is None
     return nameless or type(error).__module__.partition(".")[0] in _CLIENTS
 
