@@ -83,7 +83,7 @@ def test_scratch(fresh):
     params = jax.jit(Program(config.resolved[0]).init_params)(jax.random.key(0))
     for path, x in flatten(params).items():
         found = fresh[f"params/{path}"]
-        np.testing.assert_allclose(found, x, rtol=1e-6, err_msg=path)
+        np.testing.assert_allclose(found, x, rtol=1e-6, atol=1e-8, err_msg=path)
         np.testing.assert_array_equal(fresh[f"average/{path}"], found, err_msg=path)
     assert fresh["params/t"] == np.float32(math.log(10)) and fresh["params/b"] == -10
     assert fresh["step"] == 0 and fresh["params/heads/colour/kernel"].std() > 0.1
