@@ -89,7 +89,8 @@ def test_evaluation_decodes_in_full(monkeypatch):
     drafts = []
     monkeypatch.setattr(Image.Image, "draft", lambda *arguments: drafts.append(arguments))
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", Image.Image.draft)
-    ImagePreprocessor(16, None).to_patches(ImagePreprocessor(16, None).open(photo(0)["image"]), 4)
+    preprocess = ImagePreprocessor(16, None)
+    preprocess.to_patches(preprocess.open(photo(0)["image"]), 4)
     preparation()(photo(0), np.random.default_rng(0), 4)
     assert not drafts
     preparation(scaled_decode=True)(photo(0), np.random.default_rng(0), 4)

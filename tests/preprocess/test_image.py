@@ -137,9 +137,8 @@ def test_errors_are_sentences() -> None:
         with pytest.raises((ValueError, TypeError), match=field):
             ImagePreprocessor(16, None, *arguments)
     with pytest.raises(ImageError, match="^photo 3: .*max_pixels=10"):
-        ImagePreprocessor(16, None, max_pixels=10).to_patches(
-            ImagePreprocessor(16, None, max_pixels=10).open(noise(4, 4), "photo 3")
-        )
+        preprocess = ImagePreprocessor(16, None, max_pixels=10)
+        preprocess.to_patches(preprocess.open(noise(4, 4), "photo 3"))
 
 
 def test_explain() -> None:

@@ -47,9 +47,8 @@ def test_target_size() -> None:
 def test_native(size: tuple[int, int], budget: int) -> None:
     image = photo(*size)
     theirs = Siglip2ImageProcessorPil(max_num_patches=budget)(image, return_tensors="np")
-    pixels, grid = ImagePreprocessor(16, None, "hf").to_patches(
-        ImagePreprocessor(16, None, "hf").open(image), budget
-    )
+    preprocess = ImagePreprocessor(16, None, "hf")
+    pixels, grid = preprocess.to_patches(preprocess.open(image), budget)
     assert grid == tuple(theirs["spatial_shapes"][0])
     np.testing.assert_array_equal(pixels, theirs["pixel_values"][0, : len(pixels)])
 
@@ -64,9 +63,8 @@ def test_fixed(size: tuple[int, int], resample: str, patch: int, resolution: int
         resample=Image.Resampling[resample.upper()],
     )
     theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    pixels, _ = ImagePreprocessor(patch, resolution, "hf", resample).to_patches(
-        ImagePreprocessor(patch, resolution, "hf", resample).open(image)
-    )
+    preprocess = ImagePreprocessor(patch, resolution, "hf", resample)
+    pixels, _ = preprocess.to_patches(preprocess.open(image))
     np.testing.assert_array_equal(pixels, patchify(theirs, patch))
 
 
@@ -74,9 +72,8 @@ def test_files(shared: Path) -> None:
     for path in sorted((shared / "data/demo_photos").glob("*.[jJ]*")):
         with Image.open(path) as image:
             theirs = Siglip2ImageProcessorPil()(image.convert("RGB"), return_tensors="np")
-        pixels, _ = ImagePreprocessor(16, None, "hf", exif=False).to_patches(
-            ImagePreprocessor(16, None, "hf", exif=False).open(path)
-        )
+        preprocess = ImagePreprocessor(16, None, "hf", exif=False)
+        pixels, _ = preprocess.to_patches(preprocess.open(path))
         np.testing.assert_array_equal(pixels, theirs["pixel_values"][0, : len(pixels)])
 
 
