@@ -93,7 +93,7 @@ def batch_sheet(
     """Draws the page.
 
     Args:
-      batches: a batch of NumPy arrays for each token budget; `Patches` in `extra` are drawn too.
+      batches: a batch of NumPy arrays for each token budget; `Patches` in `fields` are drawn too.
       texts: its texts, decoded from the ids, for each budget.
       pad_id: the id of the text's padding.
       title: heading.
@@ -129,7 +129,7 @@ def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
     rows, columns = image.yx[i][image.valid[i]].max(axis=0, initial=0) + 1
     views = [
         (name, draw_patches(value.pixels[i, v], value.yx[i, v], value.valid[i, v]))
-        for name, value in batch.extra.items()
+        for name, value in batch.fields.items()
         if isinstance(value, Patches)
         for v in range(value.valid.shape[1])
     ]

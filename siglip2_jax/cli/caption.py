@@ -10,7 +10,7 @@ from siglip2_jax.cli.options import add_model_options, load_decoder, output_file
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
-    from siglip2_jax.inference import Answer, PixelBox, Writing
+    from siglip2_jax.inference import Answer, GenerationConfig, PixelBox
 
 COLOUR = "#ff2d55"
 
@@ -72,15 +72,15 @@ def box(text: str) -> PixelBox:
 def run(args: argparse.Namespace) -> int:
     """Prints what is written about each image; exit code 1 if no image could be read."""
     from siglip2_jax.data.files import find_images
-    from siglip2_jax.inference import Ask
+    from siglip2_jax.inference import Query
     from siglip2_jax.preprocess.decode import ImageError
 
     images = find_images(args.images)
-    writing = _writing(args)
+    generation = _generation(args)
     _check_drawing(args, len(images))
     model = load_decoder(args, args.head)
-    asks = (Ask(image, args.locate, args.describe) for image in images)
-    answers = model.stream(asks, writing, args.max_num_patches, args.batch_size)
+    queries = (Query(image, args.locate, args.describe) for image in images)
+    answers = model.stream(queries, generation, args.max_num_patches, args.batch_size)
     results, failed = [], 0
     for image, answer in zip(images, answers, strict=True):
         if isinstance(answer, ImageError):
@@ -99,16 +99,16 @@ def run(args: argparse.Namespace) -> int:
     return int(failed == len(images))
 
 
-def _writing(args: argparse.Namespace) -> Writing:
+def _generation(args: argparse.Namespace) -> GenerationConfig:
     """Decoding settings from the options; options that would have no effect are refused."""
-    from siglip2_jax.inference import Writing
+    from siglip2_jax.inference import GenerationConfig
 
     belongs = {"beams": "beam", "temperature": "sample", "seed": "sample"}
     given = {name: value for name in belongs if (value := getattr(args, name)) is not None}
     for name in given:
         if belongs[name] != args.method:
             raise ValueError(f"--{name} has no effect without --method {belongs[name]}")
-    return Writing(method=args.method, **given)
+    return GenerationConfig(method=args.method, **given)
 
 
 def _check_drawing(args: argparse.Namespace, count: int) -> None:

@@ -57,7 +57,7 @@ class Transform(Protocol):
     The example has `image`, a Pillow image in RGB; `text`, the caption chosen; `budget`, the
     number of patches an image may have in this step; and everything that its source gave. To add
     an array of one's own to the batch, put it, or `Views`, into the dict `example["fields"]`: it
-    becomes `Batch.extra[key]`, stacked. Every example must give the same fields in the same
+    becomes `Batch.fields[key]`, stacked. Every example must give the same fields in the same
     shapes; so must a blank one with an empty text and without any field of a source, from which
     the shapes are known before data is read.
 
@@ -200,7 +200,7 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
       num_tokens: N, the length that images are padded to.
 
     Returns:
-      A batch of NumPy arrays; `extra` has the transforms' fields: arrays [B, ...], and `Patches`
+      A batch of NumPy arrays; `fields` has the transforms' fields: arrays [B, ...], and `Patches`
       [B, V, N, P] of `Views`.
 
     Raises:
@@ -215,7 +215,7 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
     text = np.stack(columns.pop("text"))
     del columns["image"]
     return Batch(
-        image=image, text=text, extra={key: _stack(columns[key]) for key in sorted(columns)}
+        image=image, text=text, fields={key: _stack(columns[key]) for key in sorted(columns)}
     )
 
 

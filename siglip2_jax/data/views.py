@@ -23,7 +23,7 @@ REDUCING_GAP = 2.0
 class SelfSupervisedViews:
     """Adds one large view of the image and several small ones; image and text stay as they are.
 
-    In a batch they are `Patches`: `extra["global"]` [B, 1, N, P] and `extra["local"]` [B, V, N, P].
+    In a batch they are `Patches`: `fields["global"]` [B, 1, N, P] and `fields["local"]` [B, V, N, P].
     SigLIP 2 (arXiv 2502.14786, section 2.3) shows the teacher one global view and the student 8
     local ones, and leaves the rest to SILC (arXiv 2310.13355); areas and colours are those of DINO
     (arXiv 2104.14294), the one global view having what DINO's two have between them.

@@ -11,7 +11,7 @@ resolution, without views (with 1 + 8 of them: 29): the median of `scripts/bench
 1024x768` on one core of a shared x86 machine. Cores differ, and so do photos: measure your own."""
 
 
-def cores_needed(
+def host_cores_needed(
     examples_per_second: float,
     images_per_core_second: float = IMAGES_PER_CORE_SECOND,
     chips: int = CHIPS_PER_HOST,

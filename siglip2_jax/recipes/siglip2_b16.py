@@ -33,7 +33,7 @@ from siglip2_jax.config import (
     Stage,
     TrainConfig,
 )
-from siglip2_jax.config.scale import Scale
+from siglip2_jax.config.scale import ScaledRecipe
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder
@@ -75,7 +75,7 @@ class Recipe:
     """The stages of one size at one scale."""
 
     def __init__(self, scale: float, size: str, data: str, tokenizer: str):
-        self.scale, self.size = Scale(scale), size
+        self.scale, self.size = ScaledRecipe(scale), size
         self.full = scale == 1
         shipped = Folder(str(HERE), captions="examples.jsonl", images="photos")
         if not (self.full or data):

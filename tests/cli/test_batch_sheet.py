@@ -54,7 +54,7 @@ def test_views_are_drawn_and_texts_escaped():
     image = stacked(*pictures, tokens=4)
     views = stacked(*pictures, *pictures, tokens=4)
     local = Patches(*(x.reshape(2, 2, *x.shape[1:]) for x in (views.pixels, views.yx, views.valid)))
-    batch = Batch(image=image, text=np.ones((2, 4), np.int32), extra={"local": local, "n": text()})
+    batch = Batch(image=image, text=np.ones((2, 4), np.int32), fields={"local": local, "n": text()})
     page = batch_sheet({4: batch}, {4: ["<script>", "b"]}, 0, "<title>")
     assert page.count("<img") == 2 * (1 + 2)
     assert "<script>" not in page and "&lt;script&gt;" in page and "2 x 2 patches" in page

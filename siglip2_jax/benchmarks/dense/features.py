@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from siglip2_jax.benchmarks.dense.blocks import block_features
 from siglip2_jax.benchmarks.measured import Measured, own_share
 from siglip2_jax.benchmarks.parts import gather_texts
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.evals.base import Model
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import pad_and_stack
@@ -99,7 +99,7 @@ def _prepared(preprocess: Any, photos: Sequence[str], budget: int) -> Iterator[A
         except ImageError as error:
             return error
 
-    return ahead(prepare, photos, PHOTOS_AT_ONCE)
+    return thread_map(prepare, photos, PHOTOS_AT_ONCE)
 
 
 def _encoded(model: PhotoModel, items: list[Any], rows: int, budget: int, blocks: int) -> Found:

@@ -38,7 +38,7 @@ from siglip2_jax.evals.prompts import fill_prompts
 from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.models.vision import AttentionPool
-from siglip2_jax.sharding import gather, whole
+from siglip2_jax.sharding import gather, replicate
 from siglip2_jax.types import Features
 
 PHOTOS_AT_ONCE = 128
@@ -83,7 +83,7 @@ def _pool_program(config: VisionConfig) -> Callable[[Params, np.ndarray], Array]
     def program(params: Params, tokens: Float[Array, "B 1 D"]) -> Float[Array, "B D"]:
         with jax.default_matmul_precision("highest"):
             head = gather(nnx.merge(graphdef, params), jnp.float32)
-            return whole(normalize(head(tokens, jnp.ones_like(tokens[..., 0], bool))))
+            return replicate(normalize(head(tokens, jnp.ones_like(tokens[..., 0], bool))))
 
     return program
 

@@ -14,7 +14,7 @@ from siglip2_jax.benchmarks.measured import Measured
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.sharding import make_mesh, param_shardings, put
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
 
 CONFIG = with_vision(TINY, depth=5)
 GRIDS = [(3, 4), (2, 3), (1, 1)]
@@ -57,7 +57,10 @@ def test_blocks_are_the_ends_of_shorter_towers(model):
 def test_blocks_on_a_mesh_are_the_same(model):
     image, mesh = patches(GRIDS, budget=12), make_mesh()
     leaves = flatten(model.params)
-    split = {path: put(leaves[path], x) for path, x in param_shardings(mesh, leaves).items()}
+    split = {
+        path: device_put_global(leaves[path], x)
+        for path, x in param_shardings(mesh, leaves).items()
+    }
     alone = block_features(model, image, 2)
     with jax.set_mesh(mesh):  # as evaluators are called in training
         found = block_features(model_of(unflatten(split), mesh=mesh), image, 2)

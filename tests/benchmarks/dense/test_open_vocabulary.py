@@ -22,7 +22,7 @@ from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
-from siglip2_jax.sharding import make_mesh, param_shardings, put
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
 from siglip2_jax.types import Features
 
 CLASSES = ("red", "green", "blue", "never")
@@ -68,7 +68,10 @@ def test_on_a_mesh_the_same():
     params, features, mesh = random_params(TINY), random_features(), make_mesh()
     alone = patch_embeddings(model_of(params), features)
     leaves = flatten(params)
-    split = {path: put(leaves[path], x) for path, x in param_shardings(mesh, leaves).items()}
+    split = {
+        path: device_put_global(leaves[path], x)
+        for path, x in param_shardings(mesh, leaves).items()
+    }
     model = model_of(unflatten(split), mesh=mesh)
     np.testing.assert_allclose(patch_embeddings(model, features), alone, atol=1e-6)
     with jax.set_mesh(mesh):  # as evaluators are called in training
