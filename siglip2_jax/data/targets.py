@@ -56,7 +56,9 @@ def parse(text: str, boxes: BoxText) -> Parsed:
       boxes: how boxes are written.
     """
     head, colon, rest = text.strip().partition(":")
-    task = next((task for task, prefix in PREFIXES.items() if prefix == head + colon), None)
+    task: Task | None = next(
+        (task for task, prefix in PREFIXES.items() if prefix == head + colon), None
+    )
     if task is None:
         return Parsed(None, text.strip(), None)
     phrase, box = rest, ""

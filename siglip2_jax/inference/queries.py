@@ -109,7 +109,7 @@ def _begun(tokenizer: Tokenizer, prefix: str, given: str) -> list[int]:
     A tokenizer may join the last given character and what follows: then the decoder writes both.
     """
     rows = [tokenizer.encode(f" {given} : {following}") for following in _NEXT]
-    return tokenizer.encode(prefix) + os.path.commonprefix(rows)
+    return [*tokenizer.encode(prefix), *os.path.commonprefix(rows)]
 
 
 def _as_shares(box: PixelBox, size: tuple[int, int]) -> Box:

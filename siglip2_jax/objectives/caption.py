@@ -60,13 +60,13 @@ class Captioning(Objective):
         Absent sentences count as 0, so that it is a mean over examples. Reported are the mean of
         each task over the sentences that are there and, with several tasks, their share.
         """
+        assert view.batch is not None  # as examples are not compared
         targets = view.batch.fields["targets"]
         learned = targets != head.config.pad_id
         learned &= jnp.arange(targets.shape[2]) >= view.batch.fields["prefix"][..., None]
         share = learned / jnp.maximum(learned.sum(axis=2, keepdims=True), 1)
-        hidden = head(
-            targets, view.features.tokens, view.features.valid, self._in_parallel(view, targets)
-        )
+        tokens, valid = jnp.asarray(view.features.tokens), jnp.asarray(view.features.valid)
+        hidden = head(targets, tokens, valid, self._in_parallel(view, targets))
         loss, losses = vocabulary_loss(
             hidden,
             head.out.kernel[...],

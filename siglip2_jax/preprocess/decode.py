@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from PIL import (  # the plugins register themselves in Image.OPEN
@@ -119,7 +120,7 @@ def _label(source: ImageSource) -> str:
     return kinds.get(type(source), "image")
 
 
-def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIOBase:
+def _open_stream(source: str | os.PathLike | bytes, label: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
@@ -146,7 +147,7 @@ def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIO
         raise ImageError(f"{label}: the file cannot be read ({error}).") from error
 
 
-def _identify(stream: io.BufferedIOBase, label: str) -> Image.Image:
+def _identify(stream: BinaryIO, label: str) -> Image.Image:
     """Reads the header only.
 
     `PIL.Image.open` does the same, but also warns above 89 megapixels and refuses above 179, by a
@@ -158,7 +159,7 @@ def _identify(stream: io.BufferedIOBase, label: str) -> Image.Image:
     for format_name in _FORMATS:
         factory, accept = Image.OPEN[format_name]
         # Plugins answer with a string, the reason, where Pillow was built without the format.
-        answer = accept(prefix.ljust(16, b"\0"))
+        answer = accept is None or accept(prefix.ljust(16, b"\0"))
         if isinstance(answer, str):
             raise ImageError(f"{label}: {answer}.")
         if answer:
@@ -223,7 +224,9 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        rgb = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert rgb is not None  # as it would be if `image` itself were changed
+        return rgb
     if image.has_transparency_data:
         # La, premultiplied, is only convertible by way of LA.
         rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")

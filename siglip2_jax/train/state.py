@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from siglip2_jax.models.siglip2 import Params
-from siglip2_jax.types import ArrayLike, pytree_dataclass
+from siglip2_jax.types import pytree_dataclass
 
 
 @pytree_dataclass
@@ -26,5 +26,5 @@ class TrainState:
     params: Params
     optimizer: Any
     ema_params: Params | None
-    step: Int[ArrayLike, ""]
+    step: Int[Array, ""]
     teacher_params: Params | None = None
