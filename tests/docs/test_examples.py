@@ -5,7 +5,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from inference.test_captioner import writes_caption
+from PIL import Image
 
+import siglip2_jax
 from siglip2_jax.demo import TOKENIZER, tiny_config
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import init_params
@@ -33,13 +36,30 @@ def test_pages(page, tmp_path, monkeypatch):
     run_blocks(ROOT / "docs" / f"{page}.md")
 
 
-def test_readme(tmp_path, monkeypatch, capsys):
-    """On an untrained model in place of the demo's."""
+@pytest.fixture
+def demo_run(tmp_path, monkeypatch):
+    """An untrained model where `siglip2 demo --workdir demo_run` leaves a trained one."""
     config = tiny_config()
     preprocess = ImagePreprocessor(patch_size=config.vision.patch_size, image_size=None)
     params = init_params(config, jax.random.key(0))
     monkeypatch.chdir(tmp_path)
     Embedder(config, params, preprocess, Tokenizer.load(TOKENIZER)).save("demo_run", "orbax")
+
+
+def test_readme(demo_run, capsys):
     names = run_blocks(ROOT / "README.md")
     assert names["images"].shape == names["texts"].shape == (3, 128)
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_evaluation(demo_run, capsys):
+    run_blocks(ROOT / "docs" / "evaluation.md")
+    assert "text_to_image@1" in capsys.readouterr().out
+
+
+def test_captions(tmp_path, monkeypatch):
+    """With a decoder that always writes the same caption."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (400, 440), "red").save("photo.jpg")
+    monkeypatch.setattr(siglip2_jax, "load_captioner", lambda path: writes_caption())
+    run_blocks(ROOT / "docs" / "recipe.md")
