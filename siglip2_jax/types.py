@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True)
-def struct(cls: type[T]) -> type[T]:
+def pytree_dataclass(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree of its fields.
 
     Unlike what `jax.tree_util.register_dataclass` makes, it is put together again without its
@@ -45,7 +45,7 @@ def struct(cls: type[T]) -> type[T]:
     return made
 
 
-@struct
+@pytree_dataclass
 class Patches:
     """Images as patches: one type for fixed and native resolution.
 
@@ -63,23 +63,23 @@ class Patches:
     valid: Bool[ArrayLike, "*B N"]
 
 
-@struct
+@pytree_dataclass
 class Batch:
     """Batch that one training or evaluation step reads.
 
     Attributes:
       image: the images.
       text: token ids, right-padded, of the model's fixed text length.
-      extra: further inputs by name, for objectives that need them: arrays or `Patches` whose
+      fields: further inputs by name, for objectives that need them: arrays or `Patches` whose
         leading axis is B.
     """
 
     image: Patches
     text: Int[ArrayLike, "B T"]
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@struct
+@pytree_dataclass
 class Features:
     """Outputs of the towers: all that objectives, evaluators and users see.
 

@@ -101,21 +101,19 @@ def evaluate(
         task = entry.task
         root, missing, writer = task.find(data), task.missing(data), None
         weights = identity
-        if root is not None and task.writes:
+        if root is not None and task.needs_decoder:
             writer, missing = open_decoder()
             if writer is not None and out is not None:
                 weights += f" {fingerprint(writer)} {writer.boxes}"
         about = _about(task, model, pretrained)
         for budget in entry.budgets if native else (BUDGET,):
-            if root is None or (task.writes and writer is None):
+            if root is None or (task.needs_decoder and writer is None):
                 settings = protocol(None, model, budget)
                 yield Result(**about, metrics={}, protocol=settings, missing=missing)
                 continue
             classes = None if out is None else ClassCache(str(out / "classes"), identity)
-            pictures = None if out is None else out / "pictures" / f"{task.name}-{budget}"
-            evaluator = task.make(
-                Setting(root=root, budget=budget, pictures=pictures, cache=classes)
-            )
+            figures = None if out is None else out / "figures" / f"{task.name}-{budget}"
+            evaluator = task.make(Setting(root=root, budget=budget, figures=figures, cache=classes))
             if templates and hasattr(evaluator, "templates"):
                 evaluator = dataclasses.replace(evaluator, templates=tuple(templates))
             settings = protocol(evaluator, model, budget)

@@ -10,7 +10,15 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from siglip2_jax.config.hints import Hint, Unfit, describe, element, field_hints, fit, options
+from siglip2_jax.config.hints import (
+    Hint,
+    TypeMismatch,
+    describe,
+    element,
+    field_hints,
+    fit,
+    options,
+)
 from siglip2_jax.config.run import TrainConfig
 from siglip2_jax.config.stage import Stage
 
@@ -188,6 +196,6 @@ def _parse(change: Change, hint: Hint) -> Any:
     for literal in literals:
         try:
             return fit(literal, hint)
-        except Unfit:
+        except TypeMismatch:
             continue
     raise ValueError(f"{change.source!r}: expected {describe(hint)}, found {change.text}")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from siglip2_jax.models.decoder import Cache, Decoder, DecoderConfig
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params
-from siglip2_jax.types import ArrayLike, struct
+from siglip2_jax.types import ArrayLike, pytree_dataclass
 
 # Colder draws keep a single token, so that the softmax for `top_p` need not be any steeper.
 COLDEST = 1e-6
@@ -35,7 +35,7 @@ class Vocabulary(NamedTuple):
     size: int
 
 
-@struct
+@pytree_dataclass
 class Prompts:
     """Image memory and prefix tokens of a generation batch.
 

@@ -12,7 +12,7 @@ from siglip2_jax.models.kernels.layer_norm import layer_norm
 from siglip2_jax.models.kernels.linear import dense
 from siglip2_jax.models.layers import Attention, Compute, Encoder, Mlp
 from siglip2_jax.models.posemb import PositionTable
-from siglip2_jax.sharding import gather, whole
+from siglip2_jax.sharding import gather, replicate
 from siglip2_jax.types import Patches
 
 
@@ -91,7 +91,7 @@ class VisionTower(nnx.Module):
         pixels = jnp.where(image.valid[..., None], image.pixels, 0)
         x = dense(gather(self.embed, self.dtype), pixels)
         if masked is not None:
-            x = jnp.where(masked[..., None], whole(mask_token).astype(x.dtype), x)
+            x = jnp.where(masked[..., None], replicate(mask_token).astype(x.dtype), x)
         x = x + self.pos(image.yx, image.valid)
         tokens = self.encoder(x.astype(self.dtype), image.valid)
-        return tokens, jax.tree.map(whole, self.pool)(tokens, image.valid)
+        return tokens, jax.tree.map(replicate, self.pool)(tokens, image.valid)

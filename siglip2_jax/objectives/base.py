@@ -42,7 +42,7 @@ class Teacher:
     seen: dict[str, Features]
 
     def features(self, field: str) -> Features:
-        """Teacher's features of the views `batch.extra[field]`; rows are as in `all_views`."""
+        """Teacher's features of the views `batch.fields[field]`; rows are as in `all_views`."""
         if field not in self.seen:
             views = all_views(self.batch, field)
             self.seen[field] = jax.lax.stop_gradient(self.model.encode_image(views))
@@ -114,10 +114,10 @@ class Objective:
 
 
 def all_views(batch: Batch, field: str) -> Patches:
-    """The views `batch.extra[field]`, `Patches` [B, V, N, P], as [B * V, N, P].
+    """The views `batch.fields[field]`, `Patches` [B, V, N, P], as [B * V, N, P].
 
     Views of one example follow each other, so that every device keeps its own.
     """
     return jax.tree.map(
-        lambda x: reshape_rows(x, (x.shape[0] * x.shape[1], *x.shape[2:])), batch.extra[field]
+        lambda x: reshape_rows(x, (x.shape[0] * x.shape[1], *x.shape[2:])), batch.fields[field]
     )

@@ -30,10 +30,10 @@ TASKS = ("caption", "refer", "ground")
 
 @dataclasses.dataclass(frozen=True)
 class Captioning(Objective):
-    """The decoder's loss on `batch.extra["targets"]`, an int32 array [B, R, S].
+    """The decoder's loss on `batch.fields["targets"]`, an int32 array [B, R, S].
 
     R of the `TASKS`, in their order, each a sentence of S ids that ends with EOS and is padded with
-    0; one that is all pad is absent. `batch.extra["prefix"]`, int32 [B, R], is the number of
+    0; one that is all pad is absent. `batch.fields["prefix"]`, int32 [B, R], is the number of
     leading ids that are given and not in the loss.
 
     Attributes:
@@ -60,9 +60,9 @@ class Captioning(Objective):
         Absent sentences count as 0, so that it is a mean over examples. Reported are the mean of
         each task over the sentences that are there and, with several tasks, their share.
         """
-        targets = view.batch.extra["targets"]
+        targets = view.batch.fields["targets"]
         learned = targets != head.config.pad_id
-        learned &= jnp.arange(targets.shape[2]) >= view.batch.extra["prefix"][..., None]
+        learned &= jnp.arange(targets.shape[2]) >= view.batch.fields["prefix"][..., None]
         share = learned / jnp.maximum(learned.sum(axis=2, keepdims=True), 1)
         hidden = head(
             targets, view.features.tokens, view.features.valid, self._in_parallel(view, targets)
@@ -79,7 +79,7 @@ class Captioning(Objective):
 
     def flops(self, model: ModelConfig, batch: Batch) -> int:
         """The decoder on all positions and image tokens, padding included, and all logits."""
-        images, sentences, length = batch.extra["targets"].shape
+        images, sentences, length = batch.fields["targets"].shape
         tokens = batch.image.valid.shape[-1]
         config = self._config(model)
         return 3 * images * _forward_flops(config, sentences * length, length, tokens)

@@ -62,7 +62,7 @@ class MaskedPrediction(Distillation):
 
         The teacher's pass is counted where it is shared from: in self-distillation.
         """
-        size, _, patches = batch.extra[GLOBAL].valid.shape
+        size, _, patches = batch.fields[GLOBAL].valid.shape
         head = self.projection_flops(model)
         hidden = math.ceil(self.ratio * patches)
         return size * (3 * vision_flops(model.vision, patches) + (3 + 1) * hidden * head)

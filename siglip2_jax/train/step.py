@@ -84,7 +84,7 @@ class Program:
         return TrainState(
             params=params,
             optimizer=self._optimizer.init({path: flat[path] for path in self.trainable}),
-            average=params if self.stage.optim.ema is not None else None,
+            ema_params=params if self.stage.optim.ema is not None else None,
             step=jnp.asarray(0, jnp.int32),
         )
 
@@ -104,7 +104,7 @@ class Program:
         if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
             key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
-            batch, chosen = self.selector.choose(student, state.reference, batch, key)
+            batch, chosen = self.selector.choose(student, state.teacher_params, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
 
@@ -115,10 +115,10 @@ class Program:
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, changing)
         buffers = flatten(place({HEADS: buffers}))
         params = unflatten(flat | buffers | optax.apply_updates(changing, updates))
-        average = state.average
-        if average is not None:
+        ema_params = state.ema_params
+        if ema_params is not None:
             share = 1 - self.stage.optim.ema
-            average = optax.incremental_update(params, average, share)
+            ema_params = optax.incremental_update(params, ema_params, share)
         rate = learning_rate(self.stage.optim, self.stage.num_steps)(
             state.step - self.stage.first_step
         )
@@ -126,7 +126,7 @@ class Program:
         metrics |= {f"curation/{name}": value for name, value in chosen.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         state = dataclasses.replace(
-            state, params=params, optimizer=optimizer, average=average, step=state.step + 1
+            state, params=params, optimizer=optimizer, ema_params=ema_params, step=state.step + 1
         )
         return state, metrics
 
@@ -233,15 +233,15 @@ class Program:
     ):
         """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
-        average, seen = jax.lax.stop_gradient(state.average), {}
+        ema_params, seen = jax.lax.stop_gradient(state.ema_params), {}
         key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
         key = jax.random.fold_in(key, part)
 
         def view(name: str) -> View:
             teacher = None
-            if average is not None:
-                model = nnx.merge(self._graphdef, without_heads(average))
-                teacher = Teacher(model, self._head(name, average), batch, seen)
+            if ema_params is not None:
+                model = nnx.merge(self._graphdef, without_heads(ema_params))
+                teacher = Teacher(model, self._head(name, ema_params), batch, seen)
             return View(student, teacher, features, batch, _fold_name(key, name), state.step)
 
         return view

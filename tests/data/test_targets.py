@@ -135,7 +135,7 @@ def test_in_a_batch_with_flips():
         prepare({**example(i), "regions": REGIONS[:i]}, np.random.default_rng(i), 30)
         for i in range(2)
     ]
-    extra = collate(items, 30).extra
+    extra = collate(items, 30).fields
     assert extra["targets"].shape == (2, 3, 64) and extra["prefix"].shape == (2, 3)
     assert extra["prefix"].astype(bool).tolist() == [[True, False, False], [True] * 3]
     box = TARGETS.parse(extra["targets"][1, 1]).box

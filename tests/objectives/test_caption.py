@@ -16,7 +16,7 @@ from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, flatten, unflatten
 from siglip2_jax.objectives.base import View
 from siglip2_jax.objectives.caption import Captioning
-from siglip2_jax.sharding import make_mesh, param_shardings, put, put_batch
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
 from siglip2_jax.types import Batch, Features, Patches
 
 MODEL = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=96, mlp_dim=48))
@@ -98,7 +98,10 @@ def on(shape: tuple[int, int] | None, objective=OBJECTIVE):
         with jax.set_mesh(mesh):
             paths = {f"heads/caption/{path}": x for path, x in params().items()}
             shardings = param_shardings(mesh, paths)
-            placed = {k: put(x, shardings[f"heads/caption/{k}"]) for k, x in params().items()}
+            placed = {
+                k: device_put_global(x, shardings[f"heads/caption/{k}"])
+                for k, x in params().items()
+            }
             found = derive(placed, *put_batch(batch, mesh), objective=objective)
             gradients = found[1][0]
             for path, x in placed.items():

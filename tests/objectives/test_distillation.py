@@ -30,7 +30,7 @@ from siglip2_jax.objectives.distillation import rank_share
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
 from siglip2_jax.objectives.sigmoid import Sigmoid
-from siglip2_jax.sharding import make_mesh, param_shardings, put, put_batch
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
 from siglip2_jax.train.step import Program
 
 OBJECTIVE = SelfDistill(weight=0.25, chunk=12, **SIZES)
@@ -158,7 +158,7 @@ def run(shape: tuple[int, int] | None = None, objectives=BOTH, accumulate: int =
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
         shardings = param_shardings(mesh, made.shapes)
-        params = {path: put(x, shardings[path]) for path, x in start(made).items()}
+        params = {path: device_put_global(x, shardings[path]) for path, x in start(made).items()}
         return _run(made, params, lambda x: put_batch(jax.tree.map(np.asarray, x), mesh))
 
 
@@ -167,7 +167,7 @@ def _run(made: Program, params: dict, place) -> list[tuple[dict, dict, dict]]:
     step, history, metrics = jax.jit(made.step), [], {}
     kinds = jax.tree.map(jax.typeof, state)
     for i in range(UPDATES + 1):
-        found = (flatten(x) for x in (state.params, state.average))
+        found = (flatten(x) for x in (state.params, state.ema_params))
         host = [{path: np.asarray(x) for path, x in part.items()} for part in found]
         history.append((*host, {name: float(x) for name, x in metrics.items()}))
         if i < UPDATES:
@@ -240,7 +240,7 @@ def test_the_center_is_the_running_mean_of_the_teachers_logits(objectives, accum
     for i in range(UPDATES):
         average = unflatten({k: jnp.asarray(x) for k, x in history[i][1].items()})
         teacher = nnx.merge(nnx.split(sizes)[0], average.pop("heads")["silc"])
-        image = jax.tree.map(lambda x: x[:, 0], batch(i).extra["global"])
+        image = jax.tree.map(lambda x: x[:, 0], batch(i).fields["global"])
         pooled = jax.jit(SigLIP2.encode_image)(nnx.merge(graphdef, average), image).pooled
         logits = project(teacher, np.asarray(pooled)) @ directions(teacher)
         center = 0.9 * center + 0.1 * logits.mean(0)

@@ -13,13 +13,13 @@ from typing import Any
 from etils import epath
 from PIL.Image import Image
 
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Folder
 from siglip2_jax.data.tools.annotators import Annotator
 from siglip2_jax.outputs import open_output, write_whole
 from siglip2_jax.preprocess.decode import decode
 
-_AHEAD = 8  # decoded pictures waiting
+_AHEAD = 8  # decoded images waiting
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _results(
         except (ValueError, OSError) as error:
             return error
 
-    for found in ahead(read, range(start, len(examples)), _AHEAD):
+    for found in thread_map(read, range(start, len(examples)), _AHEAD):
         if isinstance(found, Exception):
             yield {"error": str(found)}
             continue

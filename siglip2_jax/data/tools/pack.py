@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.records import SUFFIX, encode_example
 from siglip2_jax.data.sources import Examples, Source
 from siglip2_jax.outputs import replacing, write_whole
@@ -158,7 +158,7 @@ def _write_shard(
         writer = ArrayRecordWriter(str(temporary), "group_size:1")  # a record is read on its own
         try:
             indices = plan.indices(i)
-            results = ahead(lambda index: _record(examples, index), indices, _AHEAD)
+            results = thread_map(lambda index: _record(examples, index), indices, _AHEAD)
             for index, result in zip(indices, results, strict=True):
                 if isinstance(result, bytes):
                     writer.write(result)
