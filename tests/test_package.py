@@ -89,6 +89,18 @@ def test_violations_are_found(path, source, count):
     assert len(find_violations(ROOT / path, source)) == count
 
 
+def test_lines_are_cut_in_one_place():
+    """Of texts, `str.splitlines` also cuts at characters within a line; of bytes it does not."""
+    calls = [
+        f"{path.relative_to(ROOT)}: {ast.unparse(node.value)}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "splitlines"
+    ]
+    wrong = [call for call in calls if not call.endswith(".read_bytes()")]
+    assert wrong == ["data/text.py: piece"]
+
+
 def test_public_modules_have_docstrings():
     """An index of a package that only re-exports or holds nothing needs none."""
     bare = [
