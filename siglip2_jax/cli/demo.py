@@ -98,7 +98,7 @@ def demo_config(steps: int, seed: int = 0) -> TrainConfig:
         data=Data(source=_images()),
         lengths=Lengths(budgets=(32, MAX_NUM_PATCHES), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=steps // 10)),
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=0.1)),
     )
     return TrainConfig(
         model=tiny_config(),
