@@ -49,6 +49,7 @@ class Captioning(Objective):
     depth: int | None = None
     length: int = 64
     chunk: int = 1024
+    towers = ("vision",)
 
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> Decoder:
         """The decoder."""
