@@ -4,7 +4,7 @@
 
 DIR holds `flickr8k_1k`, `caltech101_20` and `camvid_60`. Runs that have a result in
 OUT/results.jsonl are passed over, so that the script may be stopped and started again, or run once
-for each of `--datasets` side by side. Measured are, on validation photos: recall at 10 from image
+for each of `--datasets` side by side. Measured are, on validation images: recall at 10 from image
 to text (flickr8k_1k), zero-shot top-1 (caltech101_20); and for both the mean IoU of a linear probe
 on the patch tokens of camvid_60. Prints a table of means and ranges over the seeds.
 """
@@ -49,7 +49,7 @@ def train(data: str, out: Path, dataset: str, arm: str, seed: int, steps: int) -
 
 
 def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
-    """What the run's model can do on photos that it has not seen."""
+    """What the run's model can do on images that it has not seen."""
     import siglip2_jax
     from siglip2_jax.data.sources import Folder
     from siglip2_jax.evals.retrieval import Retrieval

@@ -1,6 +1,6 @@
-"""Makes the photos that ship with the package from a local copy of COCO photos with licences.
+"""Makes the images that ship with the package from a local copy of COCO images with licences.
 
-Keeps photos under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions, boxes
+Keeps images under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions, boxes
 and credits beside them.
 
     python scripts/make_demo_photos.py COCO_DIR --out siglip2_jax/demo
@@ -27,7 +27,7 @@ LONG_SIDE = 320
 
 
 def to_json(region: Region) -> dict[str, object]:
-    """A region with the digits that photos of this size can bear."""
+    """A region with the digits that images of this size can bear."""
     return region.as_dict() | {"box": [round(x, 4) for x in region.box]}
 
 
@@ -58,7 +58,7 @@ def main() -> None:
         )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (args.out / "examples.jsonl").write_text(text, encoding="utf-8")
-    print(f"wrote {len(lines)} photos")
+    print(f"wrote {len(lines)} images")
 
 
 if __name__ == "__main__":

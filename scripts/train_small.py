@@ -1,4 +1,4 @@
-"""Trains a small model from scratch on real photos, in a process of its own, and records how well.
+"""Trains a small model from scratch on real images, in a process of its own, and records how well.
 
     python scripts/train_small.py flickr8k --data DIR --workdir /tmp/flickr8k
     python scripts/train_small.py caltech101 --data DIR --workdir /tmp/caltech101

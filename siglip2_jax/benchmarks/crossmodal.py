@@ -17,7 +17,7 @@ from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.retrieval import (
     FullStop,
     embed_captions,
-    embed_photos,
+    embed_files,
     end_sentence,
     retrieval_metrics,
 )
@@ -35,7 +35,7 @@ class CrossModal:
     Attributes:
       path: the directory with the published files unpacked.
       captions: name of the file of JSON lines in it.
-      images: name of the subfolder of photos, `<image/key>.jpg` each.
+      images: name of the subfolder of images, `<image/key>.jpg` each.
       languages: which; 36 are published.
       name: prefix of its numbers.
       every: steps between two measurements.
@@ -59,15 +59,15 @@ class CrossModal:
     def __call__(self, model: Model) -> dict[str, float]:
         """The means, as `image_to_text@k` and `text_to_image@k`, then `<language>/...` of each.
 
-        All are from 0 to 1; photos are embedded once. Photos that cannot be read count as wrong,
+        All are from 0 to 1; images are embedded once. Images that cannot be read count as wrong,
         and so does an image without captions in a language.
 
         Raises:
-          ValueError: see `read_captions`; or there are no photos in the subfolder.
+          ValueError: see `read_captions`; or there are no images in the subfolder.
         """
         keys, captions = read_captions(os.path.join(self.path, self.captions), self.languages)
         paths = [os.path.join(self.path, self.images, f"{key}.jpg") for key in keys]
-        images = embed_photos(model, paths, self.max_num_patches)
+        images = embed_files(model, paths, self.max_num_patches)
         each = {}
         for language, lists in captions.items():
             texts = [text for own in lists for text in own]

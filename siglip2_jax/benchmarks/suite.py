@@ -112,10 +112,8 @@ def evaluate(
                 yield Result(**about, metrics={}, protocol=settings, missing=missing)
                 continue
             classes = None if out is None else ClassCache(str(out / "classes"), identity)
-            pictures = None if out is None else out / "pictures" / f"{task.name}-{budget}"
-            evaluator = task.make(
-                Setting(root=root, budget=budget, pictures=pictures, cache=classes)
-            )
+            figures = None if out is None else out / "figures" / f"{task.name}-{budget}"
+            evaluator = task.make(Setting(root=root, budget=budget, figures=figures, cache=classes))
             if templates and hasattr(evaluator, "templates"):
                 evaluator = dataclasses.replace(evaluator, templates=tuple(templates))
             settings = protocol(evaluator, model, budget)

@@ -135,7 +135,7 @@ def _shown(answer: Answer, args: argparse.Namespace) -> str:
 
 
 def _draw(image: str, answer: Answer, args: argparse.Namespace) -> None:
-    """Writes the picture with its box, if there is one, and the phrase."""
+    """Writes the image with its box, if there is one, and the phrase."""
     import io
 
     from PIL import ImageDraw
@@ -143,16 +143,16 @@ def _draw(image: str, answer: Answer, args: argparse.Namespace) -> None:
     from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 
-    picture = decode(image, exif=not args.no_exif).copy()
-    pen = ImageDraw.Draw(picture)
+    decoded = decode(image, exif=not args.no_exif).copy()
+    pen = ImageDraw.Draw(decoded)
     left, top, right, bottom = answer.box or (0, 0, 0, 0)
     text = answer.text if answer.box else f"{answer.text}: no box"
-    size = max(10, picture.height // 30)
+    size = max(10, decoded.height // 30)
     stroke = {"stroke_width": max(1, size // 10), "stroke_fill": "white"}
     pen.text((left + size // 4, top), text, fill=COLOUR, font_size=size, **stroke)
     if answer.box:
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        pen.rectangle(corners, outline=COLOUR, width=max(1, min(picture.size) // 150))
+        pen.rectangle(corners, outline=COLOUR, width=max(1, min(decoded.size) // 150))
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    decoded.save(data, "PNG")
     write_whole(args.draw, data.getvalue())

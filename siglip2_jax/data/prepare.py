@@ -82,13 +82,13 @@ class Prepare:
     """Makes the arrays of examples. Picklable.
 
     Attributes:
-      preprocess: how pictures become patches.
+      preprocess: how images become patches.
       tokenizer: how captions become ids.
       transforms: what is done before, in this order.
       aspect: at native resolution, "keep" for SigLIP 2's own resize, "square" to squash to the
         largest square grid within the budget.
       scaled_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size (see `decode`), to sides
-        of at least `SCALED_DECODE_MARGIN` times those that they are resized to. On sharp photos,
+        of at least `SCALED_DECODE_MARGIN` times those that they are resized to. On sharp images,
         images differ from those of a full decode by 1.4 grey levels on average at 1/2 and by 2.2
         at 1/4 (bilinear from bicubic: 1.8 and 2.3), and rounded sides may cost or give a row or
         column of patches.

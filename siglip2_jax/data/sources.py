@@ -60,7 +60,7 @@ class Folder:
       images: name of the images' subfolder.
       where: key and value pairs that a row must have to be used, such as `("split", "train")`.
       template: makes the caption of a row's fields, for images with a class and no caption: "a
-        photo of a {name}". Any field of the row may be used, and its captions are not.
+        image of a {name}". Any field of the row may be used, and its captions are not.
     """
 
     path: str

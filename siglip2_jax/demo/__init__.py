@@ -1,8 +1,8 @@
 """A small image-caption set and a tiny model's sizes, shipped with the package.
 
-Photos and captions come from COCO 2017: the photos are those their authors published on Flickr
+Images and captions come from COCO 2017: the images are those their authors published on Flickr
 under CC BY 2.0 or CC BY-SA 2.0, made smaller here; captions and boxes are COCO's (CC BY 4.0).
-`examples.jsonl` credits each photo.
+`examples.jsonl` credits each image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOKENIZER = HERE / "tokenizer.model"
 
 
 class Example(NamedTuple):
-    """A photo with its captions and credit line."""
+    """An image with its captions and credit line."""
 
     image: Path
     captions: tuple[str, ...]
@@ -27,7 +27,7 @@ class Example(NamedTuple):
 
 
 def shipped_examples() -> list[Example]:
-    """The photos that ship with the package, in a fixed order."""
+    """The images that ship with the package, in a fixed order."""
     lines = (HERE / "examples.jsonl").read_text(encoding="utf-8").splitlines()
     return [
         Example(

@@ -183,10 +183,10 @@ def cut_border(image: ImageSource, pixels: int) -> ImageSource:
     """
     try:
         # Not turned upright here: whoever decodes it next does, and sides are cut all alike.
-        picture = decode(image, exif=False)
+        decoded = decode(image, exif=False)
     except ImageError:
         return image
-    width, height = picture.size
+    width, height = decoded.size
     if min(width, height) <= 2 * pixels:
         return image
-    return picture.crop((pixels, pixels, width - pixels, height - pixels))
+    return decoded.crop((pixels, pixels, width - pixels, height - pixels))

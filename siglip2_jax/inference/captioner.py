@@ -184,7 +184,7 @@ class Captioner:
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Iterator[list[Answer] | ImageError]:
-        """Answers as `stream` does, where several queries are about one image, which is encoded once.
+        """Answers as `stream` does; an image that several queries are about is encoded once.
 
         Args:
           groups: the queries of each image; the image of the first is the one that is read.
@@ -283,7 +283,7 @@ class _Ready(NamedTuple):
 
 
 class _Prompt(NamedTuple):
-    """A query of this place in the call, about this row of a batch of images, with its given ids."""
+    """A query, its place in the call, the row of its image in a batch, and its given ids."""
 
     row: int
     place: int

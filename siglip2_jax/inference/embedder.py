@@ -41,7 +41,7 @@ class Embedder:
       config: sizes of the towers.
       params: nested dict of float32 arrays.
       variant: the release with exactly these sizes, or None.
-      preprocess: photos to patches.
+      preprocess: images to patches.
       tokenizer: texts to ids, or None.
       text_norm: how texts are normalised before tokenisation.
       mesh: where the parameters are split and batches are run, all processes together and on the

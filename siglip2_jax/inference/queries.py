@@ -83,8 +83,8 @@ def first_ids(
         ids = tokenizer.encode(PREFIXES["caption"])
     if len(ids) >= length:
         raise ValueError(
-            f"{query.phrase or 'what is given'!r:.60} takes {len(ids)} tokens, which leaves no room "
-            f"among the decoder's {length} positions; make it shorter"
+            f"{query.phrase or 'what is given'!r:.60} takes {len(ids)} tokens, which leaves no "
+            f"room among the decoder's {length} positions; make it shorter"
         )
     return ids
 

@@ -37,15 +37,15 @@ _UPRIGHT = {
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read: one sentence with the item, what was found and a way out."""
+    """An image that cannot be read: one sentence with the item, what was found and a way out."""
 
 
 @dataclass(frozen=True)
 class NamedImage:
-    """A picture with the name it has elsewhere, for errors: bytes out of an archive have none.
+    """An image with the name it has elsewhere, for errors: bytes out of an archive have none.
 
     Attributes:
-      image: the picture.
+      image: the image.
       name: what to call it.
     """
 
@@ -54,7 +54,7 @@ class NamedImage:
 
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray | NamedImage
-# From the height and width of a picture as it is stored to the least that is needed of both.
+# From the height and width of an image as it is stored to the least that is needed of both.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
@@ -72,7 +72,7 @@ def decode(
     name: str | None = None,
     least_size: LeastSize | None = None,
 ) -> Image.Image:
-    """Decodes one picture to RGB, 8 bits a channel.
+    """Decodes one image to RGB, 8 bits a channel.
 
     Transparency of any kind is composited over white: `(c * a + 255 * (255 - a)) / 255`, rounded
     to the nearest integer. 16-bit grey becomes `value / 257`, rounded; 16-bit colour keeps its
@@ -85,20 +85,20 @@ def decode(
       source: a path (`gs://` included), the bytes of a file, a Pillow image, or a uint8 array
         [H, W, 3], [H, W, 4] (RGBA), [H, W] or [H, W, 1]; or one of these as a `NamedImage`. Files:
         JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PPM.
-      exif: whether to turn the picture upright as its EXIF orientation says. TIFF's own
+      exif: whether to turn the image upright as its EXIF orientation says. TIFF's own
         orientation is part of how Pillow reads the format and is always applied.
       max_pixels: the largest accepted width * height, checked before pixels are decoded.
-      name: what to call the picture in errors, where the source has no name of its own.
+      name: what to call the image in errors, where the source has no name of its own.
       least_size: for training only. JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, sides
         rounded up, the smallest at which no side falls below what this function asks for: faster,
         and smoothed as libjpeg does it, by leaving out the high frequencies of each block. It is
-        given the sides before the picture is turned upright. Other sources are not affected.
+        given the sides before the image is turned upright. Other sources are not affected.
 
     Returns:
       A loaded image in mode "RGB"; the source itself where nothing had to be done.
 
     Raises:
-      ImageError: the file is missing, a directory, empty, damaged, too large or no picture; or
+      ImageError: the file is missing, a directory, empty, damaged, too large or no image; or
         the array or Pillow image is empty or of a kind not listed above.
     """
     if isinstance(source, NamedImage):
@@ -259,7 +259,7 @@ def _wide_grey_to_rgb(image: Image.Image, label: str) -> Image.Image:
 def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
     try:
         orientation = original.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a broken EXIF block is no reason to lose the picture
+    except Exception:  # a broken EXIF block is no reason to lose the image
         return rgb
     if orientation not in _UPRIGHT:
         return rgb

@@ -5,7 +5,7 @@
     siglip2 train siglip2_b16 --workdir gs://BUCKET/siglip2_b16 \
         --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
 
-The first command runs all stages on two CPU cores, on the photos that ship with the package:
+The first command runs all stages on two CPU cores, on the images that ship with the package:
 `siglip2_jax.config.scale` says how everything shrinks together. At scale 1, records of `data` need
 captions and, for the two box tasks, `regions` (see `siglip2 data regions`).
 
@@ -250,7 +250,7 @@ def config(
     Args:
       scale: the share of the examples to see; see `siglip2_jax.config.scale`.
       size: of the towers: B, L, So400m or g-opt.
-      data: a glob of ArrayRecord files; below scale 1, nothing means the photos shipped.
+      data: a glob of ArrayRecord files; below scale 1, nothing means the images shipped.
       tokenizer: Gemma's; below scale 1, nothing means the one shipped, with 1,024 pieces.
       teacher: So400m that curates, `{patch_size}` and `{pixels}` filled in; below scale 1 models
         are smaller than any that was released, and it is the model itself that curates.

@@ -33,7 +33,7 @@ from siglip2_jax.train.run import Run, last_good
 from siglip2_jax.train.start import (
     abstract_state,
     initialize_stage,
-    load_reference,
+    load_teacher_params,
     warn_if_unsplit,
 )
 from siglip2_jax.train.state import TrainState, without_heads
@@ -126,8 +126,8 @@ class StageRun:
             record = run.checkpoints.record(run.saved)
             state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
         self._bad_before = record["bad_examples"]
-        reference = load_reference(self._program, run.config, run.mesh, run.workdir)
-        state = dataclasses.replace(state, teacher_params=reference)
+        teacher = load_teacher_params(self._program, run.config, run.mesh, run.workdir)
+        state = dataclasses.replace(state, teacher_params=teacher)
         step, position = run.saved - stage.first_step, record["position"]
         return state, stage_reading(stage, step, position)
 

@@ -51,11 +51,11 @@ def abstract_state(program: Program, mesh: Mesh) -> TrainState:
     if program.selector is None:
         return state
     shardings = param_shardings(mesh, program.selector.shapes)
-    reference = {
+    teacher = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
         for path, x in program.selector.shapes.items()
     }
-    return dataclasses.replace(state, teacher_params=unflatten(reference))
+    return dataclasses.replace(state, teacher_params=unflatten(teacher))
 
 
 def initialize_stage(
@@ -92,16 +92,18 @@ def initialize_stage(
             saved = _continued(kept, *source, mesh, AVERAGE)
             average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.stage.first_step), state.step.sharding)
-    reference = load_reference(program, config, mesh, workdir)
+    teacher = load_teacher_params(program, config, mesh, workdir)
     return dataclasses.replace(
-        state, optimizer=moments, ema_params=average, step=step, teacher_params=reference
+        state, optimizer=moments, ema_params=average, step=step, teacher_params=teacher
     )
 
 
-def load_reference(
+def load_teacher_params(
     program: Program, config: TrainConfig, mesh: Mesh, workdir: str | os.PathLike[str]
 ) -> Params | None:
-    """Parameters of the teacher that curates a stage's batches, or None; arguments as `initialize_stage`.
+    """Parameters of the teacher that curates a stage's batches, or None.
+
+    Arguments are those of `initialize_stage`.
 
     Raises:
       ValueError: it is missing, or lacks parameters.

@@ -22,8 +22,8 @@ class TrainState:
       optimizer: state of the optimizer; it holds moments of trainable parameters only.
       ema_params: moving average of `params`, or None.
       step: number of the next step within the run.
-      teacher_params: parameters of the frozen teacher that curates the batches, or None. Checkpoints do
-        not hold it: it is read from where it came from.
+      teacher_params: parameters of the frozen teacher that curates the batches, or None.
+        Checkpoints do not hold them: they are read from where they came from.
     """
 
     params: Params

@@ -240,7 +240,8 @@ def test_a_suite_takes_a_task_of_its_own(data, tmp_path):
         "def make(setting):\n"
         "    return Retrieval(source=Folder(str(setting.root)), max_num_patches=setting.budget)\n\n"
         "MINE = Task(name='mine', kind='zeroshot_retrieval', folder='flickr8k_1k',\n"
-        "    required_files=('captions.jsonl',), setup_hint='make it', make=make, metric='text_to_image@1')\n\n"
+        "    required_files=('captions.jsonl',), setup_hint='make it', make=make,\n"
+        "    metric='text_to_image@1')\n\n"
         "def suite():\n"
         "    return Suite((Entry(MINE, (9,)), Entry('flickr8k', (9,))))\n"
     )

@@ -22,7 +22,7 @@ from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, 
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.inputs import stage_reading
 from siglip2_jax.train.stage_steps import kept_steps
-from siglip2_jax.train.start import abstract_state, initialize_stage, load_reference
+from siglip2_jax.train.start import abstract_state, initialize_stage, load_teacher_params
 from siglip2_jax.train.step import Program
 from siglip2_jax.types import Batch, Patches
 
@@ -186,7 +186,7 @@ def test_teacher_of_the_same_run(tmp_path):
     checkpoints = RunCheckpoints(tmp_path)
     assert not checkpoints.shapes(12, "reference")
     assert checkpoints.restore(12, like).reference is None
-    again = load_reference(program, made, mesh, tmp_path)
+    again = load_teacher_params(program, made, mesh, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again, state.teacher_params)
 
 

@@ -19,13 +19,13 @@ class Setting:
     Attributes:
       root: the task's directory.
       budget: token budget at native resolution; fixed resolution does not read it.
-      pictures: where dense tasks put pictures, local or `gs://`.
+      figures: where dense tasks draw their figures, local or `gs://`.
       cache: where class embeddings are kept.
     """
 
     root: Path
     budget: int
-    pictures: os.PathLike[str] | None = None
+    figures: os.PathLike[str] | None = None
     cache: ClassCache | None = None
 
 
@@ -37,7 +37,7 @@ class Task:
       name: on the command line, and the data set's in reports.
       kind: what is measured.
       folder: its directory within the data directory; several tasks may share one.
-      required_files: glob patterns of required files and directories; a tuple lists alternatives, of which
+      required_files: glob patterns of files and directories; a tuple lists alternatives, of which
         errors name the first.
       setup_hint: a sentence on how to get them.
       make: the evaluator.

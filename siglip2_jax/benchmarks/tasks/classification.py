@@ -16,7 +16,7 @@ from siglip2_jax.benchmarks.tasks.prepared import (
     IMAGENET_V2,
     Prepared,
     how_prepared,
-    imagenet_photos,
+    imagenet_images,
     is_prepared,
     or_prepared,
 )
@@ -53,7 +53,7 @@ def _official(setting: Setting, source: Source, label: str, **fields: Any) -> Ze
 
 
 def _validation(setting: Setting) -> Source:
-    return imagenet_photos(setting.root, "val", IMAGENET, "validation")
+    return imagenet_images(setting.root, "val", IMAGENET, "validation")
 
 
 def _imagenet(setting: Setting) -> ZeroShot:
@@ -61,7 +61,7 @@ def _imagenet(setting: Setting) -> ZeroShot:
 
 
 def _v2(setting: Setting) -> ZeroShot:
-    source = imagenet_photos(setting.root, _V2, IMAGENET_V2, "test")
+    source = imagenet_images(setting.root, _V2, IMAGENET_V2, "test")
     return _official(setting, source, "label", classes=_names(setting.root))
 
 
@@ -95,8 +95,8 @@ def _babel(language: str) -> Task:
         kind="zeroshot_classification",
         folder="imagenet",
         required_files=(_VAL, "babel_imagenet.json", "babel_prompts.json"),
-        setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; babel_imagenet.json and the prompts "
-        "(nllb_dist13b_prompts.json) are in gregor-ge/Babel-ImageNet",
+        setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; babel_imagenet.json and the "
+        "prompts (nllb_dist13b_prompts.json) are in gregor-ge/Babel-ImageNet",
         make=make,
         metric="top1",
         language=language.lower(),
@@ -138,7 +138,7 @@ TASKS: tuple[Task, ...] = (
         name="imagenet",
         folder="imagenet",
         required_files=(_VAL, NAMES),
-        setup_hint="val holds a folder for each WordNet id with its 50 photos "
+        setup_hint="val holds a folder for each WordNet id with its 50 images "
         "(ILSVRC2012_img_val.tar from image-net.org, sorted by valprep.sh), "
         f"{how_prepared(IMAGENET)}; {_NAMES_HOW}",
         make=_imagenet,
@@ -174,7 +174,7 @@ TASKS: tuple[Task, ...] = (
         name="caltech",
         folder="caltech101_20",
         required_files=("labels.jsonl", "images"),
-        setup_hint='labels.jsonl has rows {"file", "name", "split"}, images the photos',
+        setup_hint='labels.jsonl has rows {"file", "name", "split"}, images holds the files',
         make=_caltech,
         **_KIND,
     ),
@@ -182,7 +182,8 @@ TASKS: tuple[Task, ...] = (
         name="labels",
         folder=".",
         required_files=("labels.jsonl", "images"),
-        setup_hint='labels.jsonl has rows {"file", "name"} and perhaps "split", images the photos',
+        setup_hint='labels.jsonl has rows {"file", "name"} and perhaps "split"; images holds the '
+        "files",
         make=_folders,
         **_KIND,
     ),
@@ -190,8 +191,8 @@ TASKS: tuple[Task, ...] = (
         name="folders",
         folder=".",
         required_files=(),
-        setup_hint="give a directory with a folder of photos for each class, called by its name, or of a "
-        "version of a TFDS dataset with class labels",
+        setup_hint="give a directory with a folder of images for each class, called by its name, "
+        "or of a version of a TFDS dataset with class labels",
         make=_folders,
         **_KIND,
     ),

@@ -98,7 +98,7 @@ TASKS: tuple[Task, ...] = (
         kind="zeroshot_classification",
         folder="gldv2",
         required_files=("recognition_solution_v2.1.csv", "train_label_to_category.csv"),
-        setup_hint="the test photos and both tables from cvdfoundation/google-landmark",
+        setup_hint="the test images and both tables from cvdfoundation/google-landmark",
         make=_zero_shot(landmarks_zero_shot),
         metric="top1",
     ),

@@ -29,8 +29,8 @@ def _split(folder: str, split_by: str, split: str) -> Task:
         kind="referring",
         folder="refer",
         required_files=(f"{folder}/refs({split_by}).p", f"{folder}/instances.json", "train2014"),
-        setup_hint="refcoco.zip, refcoco+.zip and refcocog.zip of lichengunc/refer, unpacked, and COCO's "
-        "train2014",
+        setup_hint="refcoco.zip, refcoco+.zip and refcocog.zip of lichengunc/refer, unpacked, and "
+        "COCO's train2014",
         make=_refcoco(f"{folder}_{split}"),
         metric="acc@0.5",
         needs_decoder=True,
@@ -63,8 +63,8 @@ TASKS: tuple[Task, ...] = (
         kind="referring",
         folder=".",
         required_files=("expressions.jsonl", "images"),
-        setup_hint='expressions.jsonl has rows {"file", "expression", "box"} and perhaps "split", images '
-        "the photos",
+        setup_hint='expressions.jsonl has rows {"file", "expression", "box"} and perhaps "split"; '
+        "images holds the files",
         make=_expressions,
         metric="acc@0.5",
         needs_decoder=True,
@@ -84,8 +84,8 @@ TASKS: tuple[Task, ...] = (
         kind="captioning",
         folder=".",
         required_files=("captions.jsonl", "images"),
-        setup_hint='captions.jsonl has rows {"file", "captions": [...]} and perhaps "split", images the '
-        "photos",
+        setup_hint='captions.jsonl has rows {"file", "captions": [...]} and perhaps "split"; '
+        "images holds the files",
         make=_captions,
         metric="cider_d",
         needs_decoder=True,

@@ -16,7 +16,7 @@ from siglip2_jax.benchmarks.tasks.prepared import (
     INFO,
     Prepared,
     how_prepared,
-    imagenet_photos,
+    imagenet_images,
     is_prepared,
     or_prepared,
 )
@@ -27,8 +27,8 @@ from siglip2_jax.evals.prompts import CLIP_PAPER
 
 
 def _imagenet(setting: Setting) -> dict[str, Any]:
-    train = imagenet_photos(setting.root, "train", IMAGENET, "train")
-    test = imagenet_photos(setting.root, "val", IMAGENET, "validation")
+    train = imagenet_images(setting.root, "train", IMAGENET, "train")
+    test = imagenet_images(setting.root, "val", IMAGENET, "validation")
     return {"train": train, "test": test, "label": "label", "max_num_patches": setting.budget}
 
 
@@ -46,9 +46,9 @@ def _own(setting: Setting) -> dict[str, Any]:
 
 
 def _dense(setting: Setting, **options: str) -> dict[str, Any]:
-    pictures = None if setting.pictures is None else str(setting.pictures)
+    figures = None if setting.figures is None else str(setting.figures)
     data = read_index(setting.root / "index.jsonl", **options)
-    return {"data": data, "max_num_patches": setting.budget, "pictures": pictures}
+    return {"data": data, "max_num_patches": setting.budget, "figures": figures}
 
 
 def _segmentation(setting: Setting) -> SegmentationProbe:
@@ -81,13 +81,13 @@ def _open_vocabulary(setting: Setting) -> OpenVocabulary:
 
 _INDEX = 'index.jsonl has rows {{"image", "{}", "split": "train" or "test"}} with paths beside it'
 _MAPS = (
-    f"{_INDEX.format('label')}, label a picture of class numbers; classes.json is "
+    f"{_INDEX.format('label')}, label an image of class numbers; classes.json is "
     '{"names": [...], "void": 255}'
 )
-_DEPTH = _INDEX.format("depth") + ", depth a 16-bit picture of millimetres"
-_NORMALS = _INDEX.format("normals") + ", normals a .npy file of vectors or an RGB picture"
+_DEPTH = _INDEX.format("depth") + ", depth a 16-bit image of millimetres"
+_NORMALS = _INDEX.format("normals") + ", normals a .npy file of vectors or an RGB image"
 _NAVI = (
-    "; of NAVI (google/navi), train is the multiview scenes and test the wild sets, each photo "
+    "; of NAVI (google/navi), train is the multiview scenes and test the wild sets, each image "
     "cut to a square around its object and resized to 512 x 512 with its label, 0 off the object, "
     "as mbanani/probe3d does"
 )
@@ -97,8 +97,8 @@ _TRAIN = (
 )
 _LABELLED = ("labels.jsonl", INFO), ("images", INFO)
 _LABELS = (
-    'labels.jsonl has rows {"file", "label", "split": "train" or "test"}, images the photos; or '
-    "give the directory of a version of a TFDS dataset with class labels"
+    'labels.jsonl has rows {"file", "label", "split": "train" or "test"}; images holds the files; '
+    "or give the directory of a version of a TFDS dataset with class labels"
 )
 
 

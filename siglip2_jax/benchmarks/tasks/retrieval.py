@@ -1,4 +1,4 @@
-"""Retrieval tasks: recall both ways, all captions of a photo in the pool."""
+"""Retrieval tasks: recall both ways, all captions of an image in the pool."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def _sugarcrepe(setting: Setting) -> SugarCrepe:
 
 
 _KIND = {"kind": "zeroshot_retrieval", "metric": "text_to_image@1"}
-_ROWS = 'captions.jsonl has rows {"file", "captions": [...]} and perhaps "split", images the photos'
+_ROWS = (
+    'captions.jsonl has rows {"file", "captions": [...]} and perhaps "split"; images holds files'
+)
 
 
 def _rows(name: str, folder: str, what: str = "") -> Task:
@@ -60,8 +62,8 @@ TASKS: tuple[Task, ...] = (
         name="coco",
         folder="coco",
         required_files=("dataset_coco.json", "val2014"),
-        setup_hint="dataset_coco.json is Karpathy's split (5,000 test photos, all of val2014), and "
-        "val2014 holds the photos (cocodataset.org)",
+        setup_hint="dataset_coco.json is Karpathy's split (5,000 test images, all of val2014), and "
+        "val2014 holds the images (cocodataset.org)",
         make=_karpathy("dataset_coco.json", "."),
         **_KIND,
     ),
@@ -69,7 +71,7 @@ TASKS: tuple[Task, ...] = (
         name="flickr30k",
         folder="flickr30k",
         required_files=("dataset_flickr30k.json", "images"),
-        setup_hint="dataset_flickr30k.json is Karpathy's split (1,000 test photos), images holds "
+        setup_hint="dataset_flickr30k.json is Karpathy's split (1,000 test images), images holds "
         "flickr30k-images",
         make=_karpathy("dataset_flickr30k.json", "images"),
         **_KIND,
@@ -92,7 +94,7 @@ TASKS: tuple[Task, ...] = (
         kind="image_caption_selection",
         folder="sugarcrepe",
         required_files=(*(f"{category}.json" for category in CATEGORIES), "val2017"),
-        setup_hint="the seven files are in RAIVNLab/sugar-crepe, val2017 holds COCO's photos",
+        setup_hint="the seven files are in RAIVNLab/sugar-crepe, val2017 holds COCO's images",
         make=_sugarcrepe,
         metric="mean",
     ),

@@ -19,7 +19,7 @@ from siglip2_jax.data.tools.annotators import Annotator
 from siglip2_jax.outputs import open_output, write_whole
 from siglip2_jax.preprocess.decode import decode
 
-_AHEAD = 8  # decoded pictures waiting
+_AHEAD = 8  # decoded images waiting
 
 
 @dataclass(frozen=True)

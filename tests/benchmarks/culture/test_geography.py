@@ -15,7 +15,7 @@ from siglip2_jax.benchmarks.culture.geography import (
     geode_zero_shot,
     landmarks_zero_shot,
 )
-from siglip2_jax.benchmarks.culture.photo_table import read_table
+from siglip2_jax.benchmarks.culture.image_table import read_table
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.fewshot import FewShot
 from siglip2_jax.preprocess.decode import NamedImage

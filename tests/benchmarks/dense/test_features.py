@@ -78,7 +78,7 @@ def test_blocks_need_a_tower_that_has_them(model):
         block_features(model_of({"t": np.zeros(()), "b": np.zeros(())}), image, 4)
 
 
-def write_photos(folder, count=11, damaged=(2, 7)) -> list[str]:
+def write_images(folder, count=11, damaged=(2, 7)) -> list[str]:
     rng = np.random.default_rng(0)
     paths = [folder / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
@@ -91,7 +91,7 @@ def write_photos(folder, count=11, damaged=(2, 7)) -> list[str]:
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_unreadable_photos_are_listed_and_left_out(model, tmp_path, monkeypatch, blocks):
     monkeypatch.setattr(dense_features, "PHOTOS_AT_ONCE", 4)
-    photos = write_photos(tmp_path)
+    photos = write_images(tmp_path)
     measured = Measured(model)
     found = read_features(measured, photos, blocks=blocks, **READ)
     good = [i for i in range(11) if i not in (2, 7)]
@@ -112,7 +112,7 @@ def test_unreadable_photos_are_listed_and_left_out(model, tmp_path, monkeypatch,
 
 
 def test_no_photo_can_be_read(model, tmp_path):
-    photos = write_photos(tmp_path, 3, (0, 1, 2))
+    photos = write_images(tmp_path, 3, (0, 1, 2))
     found = read_features(Measured(model), photos, blocks=2, **READ)
     assert len(found.read) == 0 and found.features[1].tokens.shape == (0, 16, 48)
 
@@ -120,7 +120,7 @@ def test_no_photo_can_be_read(model, tmp_path):
 @pytest.mark.parametrize("count", [1, 5, 6, 11])
 def test_hosts_share_the_photos(model, tmp_path, monkeypatch, count):
     """Processes one after the other, each with what the others would send."""
-    photos = write_photos(tmp_path, count)
+    photos = write_images(tmp_path, count)
     alone = read_features(Measured(model), photos, blocks=2, **READ)
     monkeypatch.setattr(dense_features, "PHOTOS_AT_ONCE", 6)
     monkeypatch.setattr(dense_features, "gather_texts", lambda own: own)

@@ -111,11 +111,11 @@ def plain_maps(pairs):
 
 
 def test_scenes_whose_colours_have_names(tmp_path):
-    """Photos of several shapes, a class that no photo has, void pixels, pictures."""
+    """Images of several shapes, a class that no image has, void pixels, figures."""
     data = write_scenes(tmp_path, "classes")
     pairs = data.train + data.test
     drawn = tmp_path / "drawn"
-    evaluator = OpenVocabulary(pairs=pairs, classes=CLASSES, pictures=str(drawn), num_pictures=2)
+    evaluator = OpenVocabulary(pairs=pairs, classes=CLASSES, figures=str(drawn), num_figures=2)
     assert isinstance(evaluator, Evaluator)
     found = evaluator(Named())
     hits, unions = np.zeros(3), np.zeros(3)
@@ -184,11 +184,11 @@ def test_street_scenes_with_a_tiny_model(shared, tmp_path):
         templates=("a photo of a {}", "{}"),
         void=legend.void,
         max_num_patches=48,
-        pictures=str(tmp_path),
+        figures=str(tmp_path),
     )
     found = evaluator(model)
     assert 0 <= found["miou"] < 0.3 and 0 < found["pixel_accuracy"] < 1  # it has learned nothing
-    pictures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
-    assert [picture.shape for picture in pictures] == [(360, 1440, 3)] * 3
-    named_twice = dataclasses.replace(evaluator, pictures=None, canonical=True)
+    figures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    assert [picture.shape for picture in figures] == [(360, 1440, 3)] * 3
+    named_twice = dataclasses.replace(evaluator, figures=None, canonical=True)
     assert named_twice(model)["miou"] == pytest.approx(found["miou"], abs=0.1)
