@@ -21,7 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from layers strictly to the left, and from its own package.
 LAYERS = (
-    "types progress outputs strings",
+    "types progress outputs strings git_lfs",
     "sharding",
     "models",
     "preprocess",
