@@ -94,7 +94,7 @@ def batch_sheet(
 
     Args:
       batches: a batch of NumPy arrays for each token budget; `Patches` in `fields` are drawn too.
-      texts: its texts, drawing from the ids, for each budget.
+      texts: its texts, decoded from the ids, for each budget.
       pad_id: the id of the text's padding.
       title: heading.
       targets: what a captioning decoder is to write of each example, for each budget; boxes are
