@@ -214,7 +214,7 @@ def opening(tokenizer: Tokenizer, task: Task, text: str) -> list[int]:
 
 def _colon(tokenizer: Tokenizer) -> list[int]:
     """Ids that stand between phrase and box, whatever comes after them."""
-    return os.path.commonprefix([tokenizer.encode(f"{_BETWEEN}{text}") for text in _NEXT])
+    return list(os.path.commonprefix([tokenizer.encode(f"{_BETWEEN}{text}") for text in _NEXT]))
 
 
 @lru_cache(maxsize=8)

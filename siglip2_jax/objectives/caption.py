@@ -84,7 +84,7 @@ class Captioning(Objective):
         learned &= jnp.arange(targets.shape[2]) >= prefix[..., None]
         share = learned / jnp.maximum(learned.sum(axis=2, keepdims=True), 1)
         weights = learned if self.tokens == "sum" else share
-        parallel = self._in_parallel(view, tasks)
+        parallel = self._in_parallel(view.key, targets.shape[0], tasks)
         tokens, valid = jnp.asarray(view.features.tokens), jnp.asarray(view.features.valid)
         hidden = head(targets, tokens, valid, parallel)
         loss, losses = vocabulary_loss(
@@ -108,9 +108,8 @@ class Captioning(Objective):
     def _config(self, model: ModelConfig) -> DecoderConfig:
         return decoder_config(model, depth=self.depth, length=self.length)
 
-    def _in_parallel(self, view: View, tasks: Sequence[str]) -> Bool[Array, "B R"]:
-        images = len(view.batch.fields["targets"][tasks[0]])
-        drawn = jax.random.bernoulli(view.key, self.parallel, (images, 1))
+    def _in_parallel(self, key: Array, images: int, tasks: Sequence[str]) -> Bool[Array, "B R"]:
+        drawn = jax.random.bernoulli(key, self.parallel, (images, 1))
         drawn = drawn & np.array([task == PARALLEL_TASK for task in tasks])
         return jax.reshard(drawn, BATCH) if has_mesh() else drawn
 
