@@ -101,6 +101,7 @@ TEXT = {**TOWER, "vocab_size": 10, "embed_dim": 8}
         ({}, {"length": 0}, "length 0"),
         ({}, {"pad_id": 10}, "pad_id is 10; it must be one of the 10 token ids"),
         ({}, {"pad_id": -1}, "pad_id is -1"),
+        ({}, {"pool": "mean"}, "cannot pool by 'mean'; choose one of last, map"),
     ],
 )
 def test_sizes_that_make_no_model_are_refused(vision, text, message):

@@ -31,7 +31,6 @@ MODEL = ModelConfig(
 )
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Pull(Objective):
     """Images pulled to the origin: needs no texts and next to no FLOPs."""
