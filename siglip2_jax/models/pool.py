@@ -36,6 +36,7 @@ class AttentionPool(nnx.Module):
         # All rows have the one query and each gives one value, so that projections come down to
         # a product of the query and one of the pooled tokens; there are no keys and no values.
         key = jnp.einsum("dhc,hc->dh", attn.key.kernel[...], query)
+        assert attn.key.bias is not None and attn.value.bias is not None
         scores = tokens @ key + (attn.key.bias[...] * query).sum(-1)
         scores = jnp.where(valid[..., None], scores, jnp.finfo(scores.dtype).min)
         # A row without any valid token has weights of 0.

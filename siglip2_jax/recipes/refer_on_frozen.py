@@ -40,7 +40,7 @@ def config(
     (stage,) = base.stages
     targets = DecoderTargets(tokenizer, tasks=("refer",))
     folder = Folder(data, captions=rows, images=images)
-    schedule = Schedule(warmup_steps=1000)
+    schedule = Schedule(warmup=0.05)
     stage = replace(
         stage,
         examples=None,
