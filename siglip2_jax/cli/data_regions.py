@@ -123,7 +123,7 @@ def _annotator(args: argparse.Namespace) -> Annotator:
 
 def _categories(path: str) -> tuple[str, ...]:
     """The lines of a file, each once."""
-    from siglip2_jax.data.files import read_lines
+    from siglip2_jax.data.text import read_lines
 
     if categories := tuple(dict.fromkeys(line.strip() for line in read_lines(path))):
         return categories

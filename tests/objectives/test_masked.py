@@ -115,7 +115,10 @@ def test_a_center_over_all_patches():
     assert np.abs(center - before).max() > 1e-3
     extra = 9 * 2 * (12 * 8 + 8 * 8 + 8 * 4)  # the teacher's head at all patches
     assert every.objective.flops(SMALL, batch()) == OBJECTIVE.flops(SMALL, batch()) + 8 * extra
-    with pytest.raises(ValueError, match="center must be .* got 'none'"):
+
+
+def test_the_centers_patches_are_checked():
+    with pytest.raises((ValueError, TypeError), match="center"):  # the type checker may be faster
         dataclasses.replace(OBJECTIVE, center="none")
 
 
