@@ -21,8 +21,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from layers strictly to the left, and from its own package.
 LAYERS = (
-    "types progress outputs strings",
-    "sharding",
+    "types progress outputs strings fingerprint",
+    "sharding resumable",
     "models",
     "preprocess",
     "data",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 
@@ -16,6 +14,7 @@ from jaxtyping import Float
 
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.prompts import embed_labels, fill_prompts
+from siglip2_jax.fingerprint import fingerprint
 from siglip2_jax.outputs import write_whole
 
 
@@ -25,8 +24,8 @@ class ClassCache:
 
     Attributes:
       directory: of the files, one for each model, set of prompts and settings; local or `gs://`.
-      model: what tells the model's weights from all others: a release's name, the hash of a file, a
-        checkpoint's path with its step. Nothing else does, so do not reuse it for other weights.
+      model: what tells the model from all others, its tokenizer included: `fingerprint` of its
+        `identity()`. Nothing else does.
     """
 
     directory: str
@@ -62,9 +61,8 @@ def class_embeddings(
     if cache is None or jax.process_count() > 1:
         return embed_labels(model, names, templates, canonical=canonical)
     prompts = fill_prompts(names, templates, canonical=canonical)
-    key = json.dumps([cache.model, model.text_norm, model.dtype, prompts])
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    path = epath.Path(cache.directory) / f"classes-{digest[:32]}.npz"
+    digest = fingerprint([cache.model, model.text_norm, model.dtype, prompts])
+    path = epath.Path(cache.directory) / f"classes-{digest}.npz"
     if (found := _read(path, digest)) is not None:
         return found
     rows = embed_labels(model, names, templates, canonical=canonical)

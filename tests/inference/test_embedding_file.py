@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from siglip2_jax.inference.embedding_file import EmbeddingWriter
+from siglip2_jax.inference.embedding_file import EmbeddingWriter, read_embeddings
 from siglip2_jax.preprocess.decode import ImageError
 
 ITEMS = [f"photo {i}" for i in range(23)] + ["caf\udce9.jpg"]  # a name that is not UTF-8
@@ -21,7 +21,7 @@ def row(i: int) -> np.ndarray | ImageError:
 
 
 def writer(path, items=ITEMS, settings=SETTINGS, **options) -> EmbeddingWriter:
-    return EmbeddingWriter(path, items, settings, items_per_part=3, **options)
+    return EmbeddingWriter(path, items, settings, 5, items_per_part=3, **options)
 
 
 def write(path, stop_at: int | None = None, **options) -> dict | None:
@@ -51,10 +51,11 @@ def test_interruptions_change_nothing(tmp_path, seed):
     summary = write(tmp_path / "out.npz")
     assert contents(tmp_path / "out.npz") == contents(tmp_path / "expected.npz")
     good = [i for i in range(len(ITEMS)) if i not in BROKEN]
-    with np.load(tmp_path / "out.npz") as file:
-        assert file["embeddings"].dtype == np.float32
-        np.testing.assert_array_equal(file["embeddings"], np.repeat(np.c_[good], 5, axis=1))
-        assert file["items"].tolist() == [ITEMS[i] for i in good]
+    stored = read_embeddings(tmp_path / "out.npz")
+    assert stored.embeddings.dtype == np.float32
+    np.testing.assert_array_equal(stored.embeddings, np.repeat(np.c_[good], 5, axis=1))
+    assert list(stored.items) == [ITEMS[i] for i in good]
+    assert stored.settings.items() > SETTINGS.items()
     assert summary["embedded"] == 19 and summary["skipped"] == 5 and summary["width"] == 5
     text = (tmp_path / "out.npz.errors.jsonl").read_text("utf-8", "surrogateescape")
     reports = [json.loads(line) for line in text.splitlines()]
@@ -79,7 +80,7 @@ def test_finished_files_are_recognised(tmp_path):
         assert file.finish() == first
     with pytest.raises(ValueError, match="dtype 'float32' \\(now 'bfloat16'\\).*--overwrite"):
         writer(tmp_path / "out.npz", settings=SETTINGS | {"dtype": "bfloat16"})
-    with pytest.raises(ValueError, match="items_sha256"):  # as many, in another order
+    with pytest.raises(ValueError, match="items_hash"):  # as many, in another order
         writer(tmp_path / "out.npz", items=ITEMS[::-1])
     with writer(tmp_path / "out.npz", overwrite=True) as file:
         assert not file.complete and file.done == 0
