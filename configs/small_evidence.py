@@ -48,7 +48,7 @@ ARMS = ("sigmoid", "caption", "distill", "curate")
 
 
 def photos(data: str, dataset: str, split: str) -> Folder:
-    """Photos of a split; those of caltech101_20 are captioned by their class."""
+    """Images of a split; those of caltech101_20 are captioned by their class."""
     named = {"captions": "labels.jsonl", "template": "a photo of a {name}"}
     return Folder(
         os.path.join(data, dataset),
@@ -87,7 +87,7 @@ def config(
     if arm not in ARMS:
         raise ValueError(f"arm is {arm!r}; there are {', '.join(ARMS)}")
     length = LENGTHS[dataset]
-    # Captions of caltech101_20 say nothing of colour, and its photos are few.
+    # Captions of caltech101_20 say nothing of colour, and its images are few.
     colours = (ColorJitter(0.4, 0.4, 0.4, 0.1), Grayscale(0.3)) if dataset[0] == "c" else ()
     crops = (Shrink(160), RandomResizedCrop((0.3, 1.0)), HorizontalFlip(), Shrink(72), *colours)
     plain = Stage(
@@ -97,7 +97,7 @@ def config(
         data=Data(source=photos(data, dataset, "train"), transforms=crops),
         lengths=Lengths(budgets=(PATCHES,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup_steps=steps // 20)),
+        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup=steps // 20)),
     )
     targets = DecoderTargets(str(TOKENIZER), length=length, tasks=("caption",))
     captioned = replace(

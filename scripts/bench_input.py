@@ -1,10 +1,10 @@
 """Images a second that one core prepares for training, by source and by way of preparation.
 
-Writes the same photos as a folder, a tar and ArrayRecord files to a temporary directory and reads
+Writes the same images as a folder, a tar and ArrayRecord files to a temporary directory and reads
 them with the pipeline of training, on one core: every thread of the process is kept on it. Seconds
 are those of CPU time, so that other work on the machine hardly counts. Prints median and range of
 the repeats, then where the time goes for each way of preparation. With --size, every image is a
-sheet of photos side by side in their own resolution; photos that are enlarged would have less to
+sheet of images side by side in their own resolution; images that are enlarged would have less to
 decode than real ones.
 
     python scripts/bench_input.py --size 1024x768 [--photos DIR] [--budget 256] [--json FILE]
@@ -36,7 +36,7 @@ from PIL import Image
 
 from siglip2_jax.cli.options import positive
 from siglip2_jax.data import prepare as preparation
-from siglip2_jax.data.lengths import Reading
+from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.data.records import Records
@@ -78,7 +78,7 @@ def pin(core: int | None) -> int | None:
 
 
 def sheet(photos: list[Image.Image], first: int, size: tuple[int, int]) -> Image.Image:
-    """Photos side by side from number `first` on, until width and height are filled."""
+    """Images side by side from number `first` on, until width and height are filled."""
     image, index, top = Image.new("RGB", size), first, 0
     while top < size[1]:
         left, bottom = 0, size[1]
@@ -150,14 +150,14 @@ def ways(budget: int, tokenizer: Tokenizer) -> dict[str, Prepare]:
 def images_per_second(source: Source, prepare: Prepare, budget: int, count: int) -> float:
     """Reads `count` examples once, with the pipeline of training."""
     steps = count // BATCH
-    reading = Reading(np.full(steps, budget), np.full(steps, BATCH))
+    reading = StepSchedule(np.full(steps, budget), np.full(steps, BATCH))
     pipeline = Pipeline(source, prepare, seed=0, threads=1)
     with closing(pipeline.batches(reading)) as batches:  # opens the source, starts no work
         start = time.process_time()
         bad = sum(loaded.bad for loaded in batches)
         seconds = time.process_time() - start
     if bad:
-        raise ValueError(f"{bad} of {count} photos cannot be read; choose other ones")
+        raise ValueError(f"{bad} of {count} images cannot be read; choose other ones")
     return count / seconds
 
 
@@ -247,7 +247,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, default=HERE / "photos", help="a folder of JPEGs")
-    parser.add_argument("--size", help="WIDTHxHEIGHT of the images; default: that of the photos")
+    parser.add_argument("--size", help="WIDTHxHEIGHT of the images; default: that of the images")
     parser.add_argument("--budget", type=positive, default=256, help="patches of an image")
     parser.add_argument("--count", type=positive, default=64, help=f"images, {BATCH} at a time")
     parser.add_argument("--repeats", type=positive, default=5)

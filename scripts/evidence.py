@@ -4,7 +4,7 @@
 
 DIR holds `flickr8k_1k`, `caltech101_20` and `camvid_60`. Runs that have a result in
 OUT/results.jsonl are passed over, so that the script may be stopped and started again, or run once
-for each of `--datasets` side by side. Measured are, on validation photos: recall at 10 from image
+for each of `--datasets` side by side. Measured are, on validation images: recall at 10 from image
 to text (flickr8k_1k), zero-shot top-1 (caltech101_20); and for both the mean IoU of a linear probe
 on the patch tokens of camvid_60. Prints a table of means and ranges over the seeds.
 """
@@ -49,7 +49,7 @@ def train(data: str, out: Path, dataset: str, arm: str, seed: int, steps: int) -
 
 
 def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
-    """What the run's model can do on photos that it has not seen."""
+    """What the run's model can do on images that it has not seen."""
     import siglip2_jax
     from siglip2_jax.data.sources import Folder
     from siglip2_jax.evals.retrieval import Retrieval
@@ -73,8 +73,10 @@ def probe(model: Any, folder: Path) -> float:
 
     Scores are made as large as the label map by bilinear interpolation; void pixels do not count.
     """
+    from siglip2_jax.data.text import read_rows
+
     names = json.loads((folder / "classes.json").read_text())
-    rows = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_rows(folder / "index.jsonl")]
     count = names["void"]
     tokens, labels, grids = {}, {}, {}
     for split in ("train", "test"):
@@ -152,9 +154,11 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from siglip2_jax.data.text import read_rows
+
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
-    rows = [json.loads(x) for x in results.read_text().splitlines()] if results.exists() else []
+    rows = [row for _, row in read_rows(results)] if results.exists() else []
     for seed in range(args.seeds):
         for dataset in args.datasets:
             for arm in ARMS:

@@ -1,6 +1,6 @@
-"""Makes the photos that ship with the package from a local copy of COCO photos with licences.
+"""Makes the images that ship with the package from a local copy of COCO images with licences.
 
-Keeps photos under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions, boxes
+Keeps images under CC BY or CC BY-SA, makes their long side 320 pixels, and writes captions, boxes
 and credits beside them.
 
     python scripts/make_demo_photos.py COCO_DIR --out siglip2_jax/demo
@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from siglip2_jax.data.regions import Region, from_coco
+from siglip2_jax.data.text import read_rows
 
 LICENSES = {
     "Attribution License": "CC BY 2.0",
@@ -27,7 +28,7 @@ LONG_SIDE = 320
 
 
 def to_json(region: Region) -> dict[str, object]:
-    """A region with the digits that photos of this size can bear."""
+    """A region with the digits that images of this size can bear."""
     return region.as_dict() | {"box": [round(x, 4) for x in region.box]}
 
 
@@ -37,10 +38,9 @@ def main() -> None:
     parser.add_argument("coco", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rows = map(json.loads, (args.coco / "annotations.jsonl").read_text().splitlines())
     (args.out / "photos").mkdir(parents=True, exist_ok=True)
     lines = []
-    for row in rows:
+    for _, row in read_rows(args.coco / "annotations.jsonl"):
         if row["license"] not in LICENSES:
             continue
         with Image.open(args.coco / "images" / row["file"]) as image:
@@ -58,7 +58,7 @@ def main() -> None:
         )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (args.out / "examples.jsonl").write_text(text, encoding="utf-8")
-    print(f"wrote {len(lines)} photos")
+    print(f"wrote {len(lines)} images")
 
 
 if __name__ == "__main__":

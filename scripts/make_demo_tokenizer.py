@@ -2,7 +2,7 @@
 
     python scripts/make_demo_tokenizer.py COCO_MINI/annotations.jsonl
 
-reads one JSON object a line with `license` and `captions`, keeps the captions of photos under
+reads one JSON object a line with `license` and `captions`, keeps the captions of images under
 CC BY and CC BY-SA, and writes `siglip2_jax/demo/tokenizer.model`. The same file gives the same
 bytes again. The vocabulary has the layout of Gemma's: pad 0, eos 1, bos 2, unk 3, user-defined
 pieces, 256 byte pieces, then what BPE finds.

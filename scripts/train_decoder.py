@@ -1,10 +1,10 @@
-"""Trains a small decoder on annotated photos until it knows them by heart, and measures how well.
+"""Trains a small decoder on annotated images until it knows them by heart, and measures how well.
 
     python scripts/train_decoder.py --data DIR --workdir /tmp/decoder
 
 DIR holds `coco_mini`: `annotations.jsonl` with COCO's captions and boxes and a "split", and
-`images`. Learned are the training photos: the first caption of each, and every box whose category
-has no other box in the photo, so that the phrase says which one is meant. Measured are captions
+`images`. Learned are the training images: the first caption of each, and every box whose category
+has no other box in the image, so that the phrase says which one is meant. Measured are captions
 that come back word for word, written token by token and all at once, and boxes found for their
 phrases with an intersection over union of at least 0.5. Exits with 1 if a target is missed.
 """
@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from siglip2_jax.data.regions import from_coco
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.inference import Captioner, load_captioner
 from siglip2_jax.models.generate import abstract_decoder
 from siglip2_jax.preprocess.text_norm import normalize
@@ -37,9 +38,9 @@ TARGETS = {"captions_token_by_token": 0.9, "captions_at_once": 0.5, "boxes_at_io
 
 
 def make_rows(coco: Path) -> list[dict[str, Any]]:
-    """Training photos with one caption and the boxes whose phrases are unique in them."""
+    """Training images with one caption and the boxes whose phrases are unique in them."""
     rows = []
-    for row in map(json.loads, (coco / "annotations.jsonl").read_text().splitlines()):
+    for _, row in read_rows(coco / "annotations.jsonl"):
         if row["split"] != "train":
             continue
         regions = from_coco(row)
@@ -54,7 +55,7 @@ def make_rows(coco: Path) -> list[dict[str, Any]]:
 def train(coco: Path, workdir: Path) -> dict[str, Any]:
     """Runs `siglip2 train` to its end; the command, and minutes of CPU (user + system) and wall."""
     command = ["siglip2", "train", "small_decoder", "--workdir", str(workdir / "run")]
-    for name, value in {"photos": coco, "rows": workdir / "rows.jsonl", "images": "images"}.items():
+    for name, value in {"data": coco, "rows": workdir / "rows.jsonl", "images": "images"}.items():
         command += ["--set", f"{name}={value}"]
     command.append("--no-distributed")
     entry = "import sys; from siglip2_jax.cli import main; sys.exit(main())"
@@ -97,7 +98,7 @@ def overlap(one: tuple[float, ...] | None, other: tuple[float, ...]) -> float:
 
 
 def measure(coco: Path, rows: list[dict[str, Any]], run: Path) -> dict[str, Any]:
-    """What the trained decoder knows of its photos."""
+    """What the trained decoder knows of its images."""
     model = load_captioner(str(run))
     paths = [str(coco / "images" / row["file"]) for row in rows]
     wanted = [normalize(row["captions"][0], "reference").strip() for row in rows]

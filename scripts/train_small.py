@@ -1,4 +1,4 @@
-"""Trains a small model from scratch on real photos, in a process of its own, and records how well.
+"""Trains a small model from scratch on real images, in a process of its own, and records how well.
 
     python scripts/train_small.py flickr8k --data DIR --workdir /tmp/flickr8k
     python scripts/train_small.py caltech101 --data DIR --workdir /tmp/caltech101
@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from siglip2_jax.config import load_config
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.recipes import locate
 
@@ -60,7 +61,7 @@ def count_parameters(recipe: str) -> int:
 
 def read_curve(workdir: Path) -> list[dict[str, float]]:
     """Step, loss and measurements of every logged step that has measurements."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_rows(workdir / "metrics.jsonl")]
     keep = [{k: v for k, v in row.items() if k in ("step", "loss") or "eval/" in k} for row in rows]
     return [row for row in keep if len(row) > 2]
 

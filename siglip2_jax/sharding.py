@@ -120,11 +120,11 @@ def unsplit_share(mesh: Mesh, shapes: Mapping[str, Any]) -> float:
     """The share of the parameters' memory that every device of the mesh holds whole."""
     shardings = param_shardings(mesh, shapes)
     sizes = {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
-    whole = sum(n for path, n in sizes.items() if shardings[path].is_fully_replicated)
-    return whole / sum(sizes.values())
+    unsplit = sum(n for path, n in sizes.items() if shardings[path].is_fully_replicated)
+    return unsplit / sum(sizes.values())
 
 
-def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def device_put_global(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Places an array that every process holds whole; each device takes its part."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
@@ -154,7 +154,7 @@ def platform() -> str:
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
-def whole(x: Array) -> Array:
+def replicate(x: Array) -> Array:
     """Every device gets all of `x`; nothing moves without a mesh."""
     return jax.reshard(x, PartitionSpec(*[None] * x.ndim)) if has_mesh() else x
 
@@ -173,12 +173,12 @@ def gather(params: T, dtype: DTypeLike) -> T:
     Returns:
       The same pytree.
     """
-    return jax.tree.map(lambda x: _gather(x.astype(dtype)) if x.ndim > 1 else whole(x), params)
+    return jax.tree.map(lambda x: _gather(x.astype(dtype)) if x.ndim > 1 else replicate(x), params)
 
 
 def _gather(x: Array) -> Array:
     if not has_mesh() or jax.typeof(x).sharding.is_fully_replicated:
-        return whole(x)
+        return replicate(x)
     # A type that is "reduced" over an axis has gradients that are still to be summed over it, so
     # that the sum and the split are one step rather than a sum of everything on every device.
     shape, split = x.shape, jax.typeof(x).sharding.spec
@@ -241,7 +241,7 @@ def reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
     return jax.lax.reshape(x, shape, out_sharding=split)
 
 
-def pass_on(x: Array) -> Array:
+def ppermute_next(x: Array) -> Array:
     """Inside `jax.shard_map`: the part of the device before, on a ring through all devices."""
     devices = jax.lax.axis_size(AXES)
     return jax.lax.ppermute(x, AXES, [(i, (i + 1) % devices) for i in range(devices)])

@@ -8,25 +8,26 @@ G side of the position grid, L layers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 from numpy import ndarray
 
-ArrayLike = Array | ndarray | jax.ShapeDtypeStruct
+ArrayLike = Array | ndarray
 
 T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True)
-def struct(cls: type[T]) -> type[T]:
+def pytree_dataclass(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree of its fields.
 
     Unlike what `jax.tree_util.register_dataclass` makes, it is put together again without its
     `__init__`: JAX fills trees with placeholders, which no check of shapes should see.
     """
-    made = dataclasses.dataclass(frozen=True)(cls)
+    made: type[Any] = dataclasses.dataclass(frozen=True)(cls)
     names = tuple(field.name for field in dataclasses.fields(made))
 
     def flatten(x: T) -> tuple[tuple[Any, ...], None]:
@@ -35,7 +36,7 @@ def struct(cls: type[T]) -> type[T]:
     def flatten_with_keys(x: T) -> tuple[tuple[Any, ...], None]:
         return tuple((jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in names), None
 
-    def unflatten(_: None, values: tuple[Any, ...]) -> T:
+    def unflatten(_: None, values: Iterable[Any]) -> T:
         x = object.__new__(made)
         for name, value in zip(names, values, strict=True):
             object.__setattr__(x, name, value)
@@ -45,7 +46,7 @@ def struct(cls: type[T]) -> type[T]:
     return made
 
 
-@struct
+@pytree_dataclass
 class Patches:
     """Images as patches: one type for fixed and native resolution.
 
@@ -63,23 +64,23 @@ class Patches:
     valid: Bool[ArrayLike, "*B N"]
 
 
-@struct
+@pytree_dataclass
 class Batch:
     """Batch that one training or evaluation step reads.
 
     Attributes:
       image: the images.
       text: token ids, right-padded, of the model's fixed text length.
-      extra: further inputs by name, for objectives that need them: arrays or `Patches` whose
+      fields: further inputs by name, for objectives that need them: arrays or `Patches` whose
         leading axis is B.
     """
 
     image: Patches
     text: Int[ArrayLike, "B T"]
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@struct
+@pytree_dataclass
 class Features:
     """Outputs of the towers: all that objectives, evaluators and users see.
 

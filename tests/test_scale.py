@@ -2,10 +2,10 @@
 
 import pytest
 
-from siglip2_jax.config.scale import Scale
+from siglip2_jax.config.scale import ScaledRecipe
 from siglip2_jax.models.config import RELEASES
 
-FULL, SMALL = Scale(1.0), Scale(1e-6)
+FULL, SMALL = ScaledRecipe(1.0), ScaledRecipe(1e-6)
 
 
 @pytest.mark.parametrize("variant", RELEASES, ids=lambda v: v.name)
@@ -19,7 +19,7 @@ def test_published_at_one(variant):
 @pytest.mark.parametrize("value", [1e-7, 1e-6, 3e-5, 1e-3, 0.3])
 def test_sizes_fit_together(variant, value):
     """Heads divide widths, patches fill images; embeddings of both towers have one size."""
-    model = Scale(value).model(variant.config, vocab_size=1024)
+    model = ScaledRecipe(value).model(variant.config, vocab_size=1024)
     vision, text = model.vision, model.text
     assert vision.width == text.embed_dim and text.vocab_size == 1024
     assert vision.width % vision.num_heads == text.width % text.num_heads == 0
@@ -35,10 +35,10 @@ def test_proportions():
     assert SMALL.steps(20_000) == 20 and SMALL.batch(32_768) == 32
     assert SMALL.width(768) == 64 and SMALL.depth(12) == 2 and SMALL.tokens(1024) == 102
     assert SMALL.side(256, 16) == SMALL.side(256, 32) == 96  # a teacher may cut finer patches
-    assert Scale(1e-12).steps(10) == 1 and Scale(1e-12).tokens(64) == 4
+    assert ScaledRecipe(1e-12).steps(10) == 1 and ScaledRecipe(1e-12).tokens(64) == 4
 
 
 @pytest.mark.parametrize("value", [0, -1.0, 1.5])
 def test_no_share(value):
     with pytest.raises(ValueError, match="it is a share of the run, above 0 and up to 1"):
-        Scale(float(value))
+        ScaledRecipe(float(value))

@@ -18,6 +18,7 @@ from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import (
     BATCH,
+    device_put_global,
     gather,
     has_mesh,
     join_batch,
@@ -25,10 +26,9 @@ from siglip2_jax.sharding import (
     make_mesh,
     param_shardings,
     param_spec,
-    put,
     put_batch,
+    replicate,
     split_batch,
-    whole,
 )
 
 P = PartitionSpec
@@ -94,7 +94,7 @@ def test_placing(shape):
     leaves["t"] = np.array(2, np.float32)
     shardings = param_shardings(mesh, leaves)
     for path, x in leaves.items():
-        placed = put(x, shardings[path])
+        placed = device_put_global(x, shardings[path])
         np.testing.assert_array_equal(placed, x)
         for shard in placed.addressable_shards:
             np.testing.assert_array_equal(shard.data, x[shard.index])
@@ -110,7 +110,7 @@ def test_placing(shape):
 def test_without_a_mesh():
     x = jnp.arange(12.0).reshape(6, 2)
     assert not has_mesh()
-    assert whole(x) is x
+    assert replicate(x) is x
     np.testing.assert_array_equal(split_batch(x, 3)[1], x[1::3])
     np.testing.assert_array_equal(
         lookup(x, jnp.array([[5, 9]]), jnp.float32)[0], x[5:].repeat(2, 0)
@@ -124,9 +124,9 @@ def test_gather(shape):
     kernel, bias = np.random.default_rng(0).random((2, 8, 12), np.float32)[:, :, :8]
     with jax.set_mesh(mesh):
         placed = {
-            "kernel": put(kernel, NamedSharding(mesh, P("fsdp", None))),
-            "bias": put(bias[0], NamedSharding(mesh, P())),
-            "t": put(np.array(3, np.float32), NamedSharding(mesh, P())),
+            "kernel": device_put_global(kernel, NamedSharding(mesh, P("fsdp", None))),
+            "bias": device_put_global(bias[0], NamedSharding(mesh, P())),
+            "t": device_put_global(np.array(3, np.float32), NamedSharding(mesh, P())),
         }
         program = jax.jit(lambda x: gather(x, jnp.bfloat16))
         found = program(placed)
@@ -189,7 +189,9 @@ def test_lookup(shape):
         return jnp.sum(rows * weights), rows
 
     with jax.set_mesh(mesh):
-        placed = put(table, param_shardings(mesh, {"text/embed/table": table})["text/embed/table"])
+        placed = device_put_global(
+            table, param_shardings(mesh, {"text/embed/table": table})["text/embed/table"]
+        )
         inputs = placed, *put_batch((ids, weights), mesh)
         compiled = jax.jit(jax.value_and_grad(weighed, has_aux=True)).lower(*inputs).compile()
         (_, rows), grad = compiled(*inputs)
@@ -234,7 +236,7 @@ def test_embedder(shape):
     mesh, params = mesh_of(shape), random_params(CONFIG)
     flat = flatten(params)
     shardings = param_shardings(mesh, flat)
-    split = unflatten({path: put(x, shardings[path]) for path, x in flat.items()})
+    split = unflatten({path: device_put_global(x, shardings[path]) for path, x in flat.items()})
     parts = ImagePreprocessor(patch_size=4, image_size=None), Tokenizer.load(TOKENIZER)
     one, many = Embedder(CONFIG, params, *parts), Embedder(CONFIG, split, *parts, mesh=mesh)
     rng = np.random.default_rng(0)

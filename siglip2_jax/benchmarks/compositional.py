@@ -1,6 +1,6 @@
 """SugarCrepe: does a model prefer a caption to a false one made of nearly the same words?
 
-Hsieh et al. 2023 (arXiv 2306.14610, RAIVNLab/sugar-crepe): photos of COCO val2017, and a file per
+Hsieh et al. 2023 (arXiv 2306.14610, RAIVNLab/sugar-crepe): images of COCO val2017, and a file per
 kind of change, `{id: {"filename", "caption", "negative_caption"}}`.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from siglip2_jax.benchmarks.karpathy import read_json
 from siglip2_jax.evals.base import Model
-from siglip2_jax.evals.retrieval import FullStop, embed_captions, embed_photos, end_sentence
+from siglip2_jax.evals.retrieval import FullStop, embed_captions, embed_files, end_sentence
 
 CATEGORIES: tuple[str, ...] = (
     "add_att",
@@ -28,10 +28,10 @@ CATEGORIES: tuple[str, ...] = (
 
 
 class Choice(NamedTuple):
-    """One question: which of two captions is that of a photo.
+    """One question: which of two captions is that of an image.
 
     Attributes:
-      filename: of the photo.
+      filename: of the image.
       caption: the true one.
       negative: the false one.
     """
@@ -47,7 +47,7 @@ class SugarCrepe:
 
     Attributes:
       path: directory of the files `<category>.json`.
-      images: directory of the photos, COCO val2017.
+      images: directory of the images, COCO val2017.
       categories: which files; seven are published.
       name: prefix of its numbers.
       every: steps between two measurements.
@@ -70,10 +70,10 @@ class SugarCrepe:
     def __call__(self, model: Model) -> dict[str, float]:
         """`mean` over the categories, and the accuracy in each, from 0 to 1.
 
-        A tie is wrong, and so is a photo that cannot be read. Each photo is embedded once.
+        A tie is wrong, and so is an image that cannot be read. Each image is embedded once.
 
         Raises:
-          ValueError: see `read_choices`; or there are no photos in the directory.
+          ValueError: see `read_choices`; or there are no images in the directory.
         """
         choices = {
             category: read_choices(os.path.join(self.path, f"{category}.json"))
@@ -82,12 +82,12 @@ class SugarCrepe:
         files = dict.fromkeys(choice.filename for own in choices.values() for choice in own)
         place = {file: i for i, file in enumerate(files)}
         paths = [os.path.join(self.images, file) for file in files]
-        photos = embed_photos(model, paths, self.max_num_patches)
+        embedded = embed_files(model, paths, self.max_num_patches)
         each = {}
         for category, own in choices.items():
             captions = [text for choice in own for text in (choice.caption, choice.negative)]
             texts = embed_captions(model, captions, self.full_stop).reshape(len(own), 2, -1)
-            images = photos[[place[choice.filename] for choice in own]]
+            images = embedded[[place[choice.filename] for choice in own]]
             scores = np.einsum("ne,nce->nc", images, texts, dtype=np.float64)
             each[category] = float(np.mean(scores[:, 0] > scores[:, 1]))
         return {"mean": float(np.mean(list(each.values())))} | each

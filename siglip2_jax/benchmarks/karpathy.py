@@ -2,7 +2,7 @@
 
 `dataset_coco.json` and `dataset_flickr30k.json` of Karpathy & Fei-Fei 2015 (arXiv 1412.2306,
 `caption_datasets.zip`): `{"images": [{"split", "filename", "filepath" (COCO only), "sentences":
-[{"raw"}]}]}`. Test splits: 5,000 and 1,000 photos. COCO's training split is "train" and "restval"
+[{"raw"}]}]}`. Test splits: 5,000 and 1,000 images. COCO's training split is "train" and "restval"
 together.
 """
 
@@ -25,7 +25,7 @@ class Karpathy:
 
     Attributes:
       path: the JSON file, local or `gs://`.
-      images: directory of the photos; COCO's lie in `val2014` and `train2014` below it.
+      images: directory of the images; COCO's lie in `val2014` and `train2014` below it.
       split: "test", "val", "train" or "restval".
     """
 
@@ -34,7 +34,7 @@ class Karpathy:
     split: str = "test"
 
     def open(self) -> Examples:
-        """Reads the captions; photos are read one by one later, a missing one is an OSError.
+        """Reads the captions; images are read one by one later, a missing one is an OSError.
 
         Raises:
           ValueError: see `read_karpathy`.
@@ -45,18 +45,18 @@ class Karpathy:
 def read_karpathy(
     path: str, images: str, split: str = "test"
 ) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The photos of a split and the captions of each, unchanged: repeated ones are kept.
+    """Images of a split and the captions of each, unchanged: repeated ones are kept.
 
     Args:
       path: the JSON file, local or `gs://`.
-      images: directory of the photos.
+      images: directory of the images.
       split: which one.
 
     Returns:
-      Paths of the photos, and their captions in the same order.
+      Paths of the images, and their captions in the same order.
 
     Raises:
-      ValueError: the file is missing or malformed, or has no photo in this split.
+      ValueError: the file is missing or malformed, or has no image in this split.
     """
     found = read_json(path)
     entries = found.get("images") if isinstance(found, dict) else None

@@ -21,7 +21,7 @@ from siglip2_jax.inference import Captioner
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.outputs import write_whole
 
-_PLACES = "cache", "pictures"
+_PLACES = "cache", "figures"
 """Fields of evaluators that say where things are kept, and decide no number."""
 
 

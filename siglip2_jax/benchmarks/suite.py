@@ -94,21 +94,16 @@ def evaluate(
     for entry in suite.entries:
         task = entry.task
         root, missing, writer = task.find(data), task.missing(data), None
-        if root is not None and task.writes:
+        if root is not None and task.needs_decoder:
             writer, missing = open_decoder()
         about = _about(task, model, pretrained)
         for budget in entry.budgets if native else (BUDGET,):
-            if root is None or (task.writes and writer is None):
+            if root is None or (task.needs_decoder and writer is None):
                 settings = protocol(None, model, budget)
                 yield Result(**about, metrics={}, protocol=settings, missing=missing)
                 continue
-            pictures, classes = (
-                store.path("pictures", f"{task.name}-{budget}"),
-                store.classes(model),
-            )
-            evaluator = task.make(
-                Setting(root=root, budget=budget, pictures=pictures, cache=classes)
-            )
+            figures, classes = store.path("figures", f"{task.name}-{budget}"), store.classes(model)
+            evaluator = task.make(Setting(root=root, budget=budget, figures=figures, cache=classes))
             if templates and hasattr(evaluator, "templates"):
                 evaluator = dataclasses.replace(evaluator, templates=tuple(templates))
             settings = protocol(evaluator, model, budget)

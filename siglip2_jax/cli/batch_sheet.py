@@ -1,4 +1,4 @@
-"""Batches as pictures: what the model is shown, drawn back from the patches, as one HTML page."""
+"""Batches as images: what the model is shown, drawn back from the patches, as one HTML page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ $body
 def draw_patches(
     pixels: Float[np.ndarray, "N P"], yx: Int[np.ndarray, "N 2"], valid: Bool[np.ndarray, " N"]
 ) -> Image.Image:
-    """The picture that patches hold, with the lines between them.
+    """The image that patches hold, with the lines between them.
 
     Args:
       pixels: in [-1, 1], each patch flattened as (row, column, channel).
@@ -93,8 +93,8 @@ def batch_sheet(
     """Draws the page.
 
     Args:
-      batches: a batch of NumPy arrays for each token budget; `Patches` in `extra` are drawn too.
-      texts: its texts, decoded from the ids, for each budget.
+      batches: a batch of NumPy arrays for each token budget; `Patches` in `fields` are drawn too.
+      texts: its texts, drawing from the ids, for each budget.
       pad_id: the id of the text's padding.
       title: heading.
       targets: what a captioning decoder is to write of each example, for each budget; boxes are
@@ -124,12 +124,12 @@ def batch_sheet(
 
 def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
     image = batch.image
-    picture = draw_patches(image.pixels[i], image.yx[i], image.valid[i])
-    _draw_boxes(picture, [target.box for target in targets if target.box])
+    drawing = draw_patches(image.pixels[i], image.yx[i], image.valid[i])
+    _draw_boxes(drawing, [target.box for target in targets if target.box])
     rows, columns = image.yx[i][image.valid[i]].max(axis=0, initial=0) + 1
     views = [
         (name, draw_patches(value.pixels[i, v], value.yx[i, v], value.valid[i, v]))
-        for name, value in batch.extra.items()
+        for name, value in batch.fields.items()
         if isinstance(value, Patches)
         for v in range(value.valid.shape[1])
     ]
@@ -138,15 +138,15 @@ def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
     )
     lines = "".join(f"<br>{html.escape(_line(target))}" for target in targets if target.text)
     return (
-        f'<figure><img src="{data_uri(picture)}" alt="">{small}<figcaption>{html.escape(text)}'
+        f'<figure><img src="{data_uri(image)}" alt="">{small}<figcaption>{html.escape(text)}'
         f"<br><small>{rows} x {columns} patches{lines}</small></figcaption></figure>"
     )
 
 
-def _draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> None:
-    draw = ImageDraw.Draw(picture)
+def _draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> None:
+    draw = ImageDraw.Draw(image)
     for ymin, xmin, ymax, xmax in boxes:
-        right, bottom = picture.width - 1, picture.height - 1
+        right, bottom = image.width - 1, image.height - 1
         draw.rectangle((xmin * right, ymin * bottom, xmax * right, ymax * bottom), outline=BOX)
 
 

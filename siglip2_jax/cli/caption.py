@@ -10,7 +10,7 @@ from siglip2_jax.cli.options import add_model_options, load_decoder, output_file
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
-    from siglip2_jax.inference import Answer, PixelBox, Writing
+    from siglip2_jax.inference import Answer, GenerationConfig, PixelBox
 
 COLOUR = "#ff2d55"
 
@@ -72,15 +72,15 @@ def box(text: str) -> PixelBox:
 def run(args: argparse.Namespace) -> int:
     """Prints what is written about each image; exit code 1 if no image could be read."""
     from siglip2_jax.data.files import find_images
-    from siglip2_jax.inference import Ask
+    from siglip2_jax.inference import Query
     from siglip2_jax.preprocess.decode import ImageError
 
     images = find_images(args.images)
-    writing = _writing(args)
+    generation = _generation(args)
     _check_drawing(args, len(images))
     model = load_decoder(args, args.head)
-    asks = (Ask(image, args.locate, args.describe) for image in images)
-    answers = model.stream(asks, writing, args.max_num_patches, args.batch_size)
+    queries = (Query(image, args.locate, args.describe) for image in images)
+    answers = model.stream(queries, generation, args.max_num_patches, args.batch_size)
     results, failed = [], 0
     for image, answer in zip(images, answers, strict=True):
         if isinstance(answer, ImageError):
@@ -99,16 +99,16 @@ def run(args: argparse.Namespace) -> int:
     return int(failed == len(images))
 
 
-def _writing(args: argparse.Namespace) -> Writing:
+def _generation(args: argparse.Namespace) -> GenerationConfig:
     """Decoding settings from the options; options that would have no effect are refused."""
-    from siglip2_jax.inference import Writing
+    from siglip2_jax.inference import GenerationConfig
 
     belongs = {"beams": "beam", "temperature": "sample", "seed": "sample"}
     given = {name: value for name in belongs if (value := getattr(args, name)) is not None}
     for name in given:
         if belongs[name] != args.method:
             raise ValueError(f"--{name} has no effect without --method {belongs[name]}")
-    return Writing(method=args.method, **given)
+    return GenerationConfig(method=args.method, **given)
 
 
 def _check_drawing(args: argparse.Namespace, count: int) -> None:
@@ -135,7 +135,7 @@ def _shown(answer: Answer, args: argparse.Namespace) -> str:
 
 
 def _draw(image: str, answer: Answer, args: argparse.Namespace) -> None:
-    """Writes the picture with its box, if there is one, and the phrase."""
+    """Writes the image with its box, if there is one, and the phrase."""
     import io
 
     from PIL import ImageDraw
@@ -143,16 +143,16 @@ def _draw(image: str, answer: Answer, args: argparse.Namespace) -> None:
     from siglip2_jax.outputs import write_whole
     from siglip2_jax.preprocess.decode import decode
 
-    picture = decode(image, exif=not args.no_exif).copy()
-    pen = ImageDraw.Draw(picture)
+    decoded = decode(image, exif=not args.no_exif).copy()
+    pen = ImageDraw.Draw(decoded)
     left, top, right, bottom = answer.box or (0, 0, 0, 0)
     text = answer.text if answer.box else f"{answer.text}: no box"
-    size = max(10, picture.height // 30)
+    size = max(10, decoded.height // 30)
     stroke = {"stroke_width": max(1, size // 10), "stroke_fill": "white"}
     pen.text((left + size // 4, top), text, fill=COLOUR, font_size=size, **stroke)
     if answer.box:
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
-        pen.rectangle(corners, outline=COLOUR, width=max(1, min(picture.size) // 150))
+        pen.rectangle(corners, outline=COLOUR, width=max(1, min(decoded.size) // 150))
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    decoded.save(data, "PNG")
     write_whole(args.draw, data.getvalue())

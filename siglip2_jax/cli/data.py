@@ -170,13 +170,15 @@ def _batches(stage: ResolvedStage, tokenizer: Tokenizer, count: int):
 
     import numpy as np
 
-    from siglip2_jax.data.lengths import Reading
+    from siglip2_jax.data.lengths import StepSchedule
     from siglip2_jax.train.inputs import stage_pipeline
 
     batches, texts = {}, {}
     for budget in stage.lengths.budgets:
         pipeline = stage_pipeline(stage, tokenizer)
-        with closing(pipeline.batches(Reading(np.array([budget]), np.array([count])))) as steps:
+        with closing(
+            pipeline.batches(StepSchedule(np.array([budget]), np.array([count])))
+        ) as steps:
             batches[budget] = next(steps).batch
         texts[budget] = tokenizer.decode(batches[budget].text)
     return batches, texts
@@ -191,7 +193,10 @@ def _targets(stage: ResolvedStage, batches: dict):
     if not made_by:
         return {}
     return {
-        budget: [[made_by[-1].parse(ids) for ids in rows] for rows in batch.extra["targets"]]
+        budget: [
+            [made_by[-1].parse(ids) for ids in rows]
+            for rows in zip(*batch.fields["targets"].values(), strict=True)
+        ]
         for budget, batch in batches.items()
     }
 

@@ -1,9 +1,8 @@
-"""`siglip2 demo`: the whole path on photos that ship with the package, without a network."""
+"""`siglip2 demo`: the whole path on images that ship with the package, without a network."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from siglip2_jax.cli.options import any_path, output_file, positive
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from siglip2_jax.data.sources import Folder
     from siglip2_jax.inference.embedder import Embedder
 
-SHOWN = 16  # photos on the sheet
+SHOWN = 16  # images on the sheet
 MAX_NUM_PATCHES = 64
 
 
@@ -24,10 +23,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "demo",
-        help="train a tiny model on the photos that ship with the package; about two minutes",
-        description="Trains a model of about a million parameters on the shipped photos and their "
-        "captions, loads the checkpoint, and says how often a photo finds its caption before and "
-        "after. The model learns these photos by heart: the demo shows the path, not "
+        help="train a tiny model on the images that ship with the package; about two minutes",
+        description="Trains a model of about a million parameters on the shipped images and their "
+        "captions, loads the checkpoint, and says how often an image finds its caption before and "
+        "after. The model learns these images by heart: the demo shows the path, not "
         "understanding.",
         epilog="example: siglip2 demo --out sheet.html",
     )
@@ -55,22 +54,22 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
 
     from siglip2_jax import load
+    from siglip2_jax.data.text import read_rows
     from siglip2_jax.evals.retrieval import Retrieval
     from siglip2_jax.train.distributed import PREEMPTED
     from siglip2_jax.train.loop import train
 
     config = demo_config(args.steps, args.seed)
-    measure = Retrieval(source=_photos(), max_num_patches=MAX_NUM_PATCHES)
+    measure = Retrieval(source=_images(), max_num_patches=MAX_NUM_PATCHES)
     before = measure(_untrained(args.seed))
     with tempfile.TemporaryDirectory(prefix="siglip2_demo_") as temporary:
         workdir = args.workdir or any_path(temporary)
         if not train(config, workdir):
             return PREEMPTED
         model = load(workdir)
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses = [row["loss"] for _, row in read_rows(workdir / "metrics.jsonl")]
     after = measure(model)
     _write_sheet(model, args.out)
-    losses = [json.loads(line)["loss"] for line in lines]
     summary = {
         "steps": args.steps,
         "loss": {"first": losses[0], "last": losses[-1]},
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_config(steps: int, seed: int = 0) -> TrainConfig:
-    """The demo's run: one stage on the shipped photos, with two sequence lengths."""
+    """The demo's run: one stage on the shipped images, with two sequence lengths."""
     from siglip2_jax.config import Checkpoints, Data, Logging, Optim, Schedule, Stage, TrainConfig
     from siglip2_jax.data.lengths import Lengths
     from siglip2_jax.demo import TOKENIZER, tiny_config
@@ -96,10 +95,10 @@ def demo_config(steps: int, seed: int = 0) -> TrainConfig:
         name="demo",
         steps=steps,
         batch_size=32,
-        data=Data(source=_photos()),
+        data=Data(source=_images()),
         lengths=Lengths(budgets=(32, MAX_NUM_PATCHES), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=steps // 10)),
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=0.1)),
     )
     return TrainConfig(
         model=tiny_config(),
@@ -111,7 +110,7 @@ def demo_config(steps: int, seed: int = 0) -> TrainConfig:
     )
 
 
-def _photos() -> Folder:
+def _images() -> Folder:
     from siglip2_jax.data.sources import Folder
     from siglip2_jax.demo import HERE
 
@@ -135,7 +134,7 @@ def _untrained(seed: int) -> Embedder:
 
 
 def _write_sheet(model: Embedder, out: epath.Path) -> None:
-    """Some photos against their captions."""
+    """Some images against their captions."""
     from siglip2_jax.cli.sheet import similarity_sheet
     from siglip2_jax.demo import shipped_examples
     from siglip2_jax.outputs import write_whole
@@ -143,14 +142,14 @@ def _write_sheet(model: Embedder, out: epath.Path) -> None:
 
     examples = shipped_examples()[:SHOWN]
     captions = [x.captions[0] for x in examples]
-    photos = [x.image for x in examples]
-    images = model.embed_images(photos, max_num_patches=MAX_NUM_PATCHES)
+    files = [x.image for x in examples]
+    images = model.embed_images(files, max_num_patches=MAX_NUM_PATCHES)
     page = similarity_sheet(
-        [decode(photo) for photo in photos],
+        [decode(file) for file in files],
         captions,
         images @ model.embed_texts(captions).T,
         title="SigLIP 2 in JAX: similarity sheet",
-        summary=f"Cosine of {len(examples)} photos and their captions under a tiny NaFlex model "
+        summary=f"Cosine of {len(examples)} images and their captions under a tiny NaFlex model "
         "that was trained on them for minutes: the outlined pairs belong together.",
         credits=[x.credit for x in examples],
     )
@@ -166,7 +165,7 @@ def _sentences(summary: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"trained {summary['steps']} steps: loss {loss['first']:.2f} -> {loss['last']:.2f}",
-            "a photo finds one of its captions among all, and a caption its photo (before, after):",
+            "an image ranks one of its captions first, and a caption its image (before, after):",
             *rows,
             f"wrote {summary['sheet']}",
         ]

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.task == "list":
         for task in all_tasks().values():
-            print(f"{task.name:20} {task.folder}: {task.how}")
+            print(f"{task.name:20} {task.folder}: {task.setup_hint}")
         return 0
     if bool(args.task) == bool(args.suite):
         raise ValueError("pass one of --task NAME and --suite FILE; --task list lists the tasks")
@@ -136,7 +136,7 @@ def _open_model(args: argparse.Namespace):
     model = load_model(args)
     devices = jax.local_devices()
     if len(devices) > 1:
-        model.spread(devices)
+        model.replicate_over(devices)
     return model, args.batch_size * len(devices)
 
 

@@ -53,12 +53,12 @@ def similarity_sheet(
     text i belong together.
 
     Args:
-      images: photos, shown as thumbnails.
+      images: images, shown as thumbnails.
       texts: captions.
       similarity: cosine, logit or probability of each pair.
       title: heading.
       summary: a sentence under it.
-      credits: a line per photo.
+      credits: a line per image.
 
     Returns:
       HTML that refers to no other file.
@@ -96,7 +96,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a JPEG within the page."""
+    """An image as a JPEG within the page."""
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

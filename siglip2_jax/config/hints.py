@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 Hint = Any
 
 
-class Unfit(ValueError):
+class TypeMismatch(ValueError):
     """A value that does not agree with an annotation."""
 
 
@@ -78,7 +78,7 @@ def fit(value: Any, hint: Hint) -> Any:
         return {key: fit(item, element(hint)) for key, item in value.items()}
     elif hint in (int, bool, str) and type(value) is hint:
         return value
-    raise Unfit
+    raise TypeMismatch
 
 
 def _fit_union(value: Any, members: tuple[Hint, ...]) -> Any:
@@ -86,17 +86,17 @@ def _fit_union(value: Any, members: tuple[Hint, ...]) -> Any:
     for member in sorted(members, key=lambda member: type(value) is not member):
         try:
             return fit(value, member)
-        except Unfit:
+        except TypeMismatch:
             continue
-    raise Unfit
+    raise TypeMismatch
 
 
 def _fit_tuple(value: Any, hint: Hint) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise Unfit
+        raise TypeMismatch
     arguments = get_args(hint)
     if arguments and arguments[-1] is not ... and len(arguments) != len(value):
-        raise Unfit
+        raise TypeMismatch
     return tuple(fit(item, element(hint, index)) for index, item in enumerate(value))
 
 

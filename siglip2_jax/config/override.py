@@ -10,7 +10,15 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from siglip2_jax.config.hints import Hint, Unfit, describe, element, field_hints, fit, options
+from siglip2_jax.config.hints import (
+    Hint,
+    TypeMismatch,
+    describe,
+    element,
+    field_hints,
+    fit,
+    options,
+)
 from siglip2_jax.config.run import TrainConfig
 from siglip2_jax.config.stage import Stage
 
@@ -47,7 +55,7 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
 
     Args:
       config: what to change; it stays as it is.
-      assignments: such as `["model.vision.depth=2", "optim.schedule.warmup_steps=0"]`.
+      assignments: such as `["model.vision.depth=2", "optim.schedule.warmup=0"]`.
 
     Raises:
       ValueError: a path leads nowhere, a value has the wrong type, or the result makes no sense.
@@ -188,6 +196,6 @@ def _parse(change: Change, hint: Hint) -> Any:
     for literal in literals:
         try:
             return fit(literal, hint)
-        except Unfit:
+        except TypeMismatch:
             continue
     raise ValueError(f"{change.source!r}: expected {describe(hint)}, found {change.text}")

@@ -10,7 +10,7 @@ CHANNELS = 32  # of a head, where a tower is made narrower
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class ScaledRecipe:
     """Size of a run, as a share of the published one.
 
     `value` is the share of the examples that are seen. Batch and steps are multiplied by its square

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from siglip2_jax.sharding import AXES, BATCH, has_mesh, pass_on
-from siglip2_jax.types import struct
+from siglip2_jax.sharding import AXES, BATCH, has_mesh, ppermute_next
+from siglip2_jax.types import pytree_dataclass
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def deal(batch: T, indices: Int[Array, " count"], *, at_once: int = 8) -> T:
     return jax.shard_map(local, in_specs=(BATCH, PartitionSpec()), out_specs=BATCH)(batch, order)
 
 
-@struct
+@pytree_dataclass
 class Plan:
     """Givers and takers, one entry a device.
 
@@ -127,7 +127,7 @@ def _deal_local(batch: T, order: Int[Array, " count"], *, at_once: int) -> T:
 
         def hop(step: Array, carry: tuple[T, T]) -> tuple[T, T]:
             dealt, travelling = carry
-            travelling = jax.tree.map(pass_on, travelling)
+            travelling = jax.tree.map(ppermute_next, travelling)
             slot = _slot(plan, number, source=(me - step - 1) % devices, taker=me, none=share)
             put = jax.tree.map(lambda x, y: x.at[slot].set(y, mode="drop"), dealt, travelling)
             return put, travelling

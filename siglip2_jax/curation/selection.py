@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from siglip2_jax.sharding import AXES, BATCH, has_mesh, whole
-from siglip2_jax.types import ArrayLike, struct
+from siglip2_jax.sharding import AXES, BATCH, has_mesh, replicate
+from siglip2_jax.types import ArrayLike, pytree_dataclass
 
 REFERENCE = "reference"
-"""Key of `batch.extra` under which the teacher's `Embedded` of the selected examples is."""
+"""Key of `batch.fields` under which the teacher's `Embedded` of the selected examples is."""
 
 
-@struct
+@pytree_dataclass
 class Embedded:
     """Embeddings of n examples by one model, with its temperature and bias.
 
@@ -63,7 +63,7 @@ def select(
     learner, teacher = jax.lax.stop_gradient((learner, teacher))
     noise = jax.random.gumbel(key, (chunks, learner.image.shape[0]))
     indices = joint_sample(learner, teacher, noise, count)
-    scores = whole(learnability(learner, teacher))
+    scores = replicate(learnability(learner, teacher))
     return indices, {"chosen": scores[indices].mean(), "all": scores.mean()}
 
 
@@ -98,11 +98,11 @@ def joint_sample(
     def draw(k: int, carry: tuple[Array, Array], noise: Array) -> tuple[tuple[Array, Array], Array]:
         logits, free = carry
         _, new = jax.lax.top_k(jnp.where(free, logits + noise, -jnp.inf), k)
-        logits += whole(_losses_beside(learner, new) - _losses_beside(teacher, new))
+        logits += replicate(_losses_beside(learner, new) - _losses_beside(teacher, new))
         return (logits, free.at[new].set(False)), new
 
     k, longer = divmod(count, chunks)
-    carry = whole(learnability(learner, teacher)), jnp.ones(n, bool)
+    carry = replicate(learnability(learner, teacher)), jnp.ones(n, bool)
     carry, first = jax.lax.scan(partial(draw, k + 1), carry, noise[:longer])
     _, rest = jax.lax.scan(partial(draw, k), carry, noise[longer:])
     return jnp.concatenate([first.ravel(), rest.ravel()])

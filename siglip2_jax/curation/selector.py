@@ -72,7 +72,7 @@ class BatchSelector:
           key: randomness of this step.
 
         Returns:
-          The chosen examples, with what the teacher says of them in `extra["reference"]` (unless
+          The chosen examples, with what the teacher says of them in `fields["reference"]` (unless
           gradients are accumulated); and scalars worth logging.
         """
         teacher = nnx.merge(self._graphdef, reference)
@@ -84,7 +84,7 @@ class BatchSelector:
         batch, image, text = deal((batch, known.image, known.text), indices)
         if self._pass_reference:
             reference = dataclasses.replace(known, image=image, text=text)
-            batch = dataclasses.replace(batch, extra=batch.extra | {REFERENCE: reference})
+            batch = dataclasses.replace(batch, fields=batch.fields | {REFERENCE: reference})
         return batch, report
 
     def flops(self, budget: int, read: int) -> int:

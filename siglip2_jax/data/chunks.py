@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from siglip2_jax.data.lengths import Reading
+from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.types import Batch
 
@@ -56,7 +56,7 @@ class Layout:
     budgets: Int64[np.ndarray, " K"]
 
 
-def layout(reading: Reading, process_index: int, process_count: int, chunk: int) -> Layout:
+def layout(reading: StepSchedule, process_index: int, process_count: int, chunk: int) -> Layout:
     """Cuts one host's share of each step into pieces of at most `chunk` examples, evenly."""
     local = reading.batch_sizes // process_count
     parts = -(-local // chunk)

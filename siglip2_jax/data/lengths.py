@@ -88,7 +88,7 @@ class Lengths:
 
     def reading(
         self, seed: int, steps: int, batch: int, *, step: int = 0, position: int = 0
-    ) -> Reading:
+    ) -> StepSchedule:
         """Token budgets and batch sizes of the steps that are left of a run.
 
         Args:
@@ -104,11 +104,11 @@ class Lengths:
         budgets = self.sample(seed, steps)[step:]
         sizes = {budget: self.batch_size(budget, batch) for budget in self.budgets}
         batch_sizes = np.array([sizes[int(budget)] for budget in budgets], np.int64)
-        return Reading(budgets, batch_sizes, step, position)
+        return StepSchedule(budgets, batch_sizes, step, position)
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class StepSchedule:
     """Token budgets and batch sizes of consecutive steps.
 
     Examples of a run are numbered by one global index; a step reads the next `batch_size` of them.

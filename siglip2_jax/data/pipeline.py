@@ -24,7 +24,7 @@ from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from siglip2_jax.data.chunks import Chunks, layout
-from siglip2_jax.data.lengths import Reading
+from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.sources import Mixture, Source
 from siglip2_jax.types import Batch
@@ -40,7 +40,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Loaded:
+class HostBatch:
     """One step's data, on one host.
 
     Attributes:
@@ -114,7 +114,7 @@ class Pipeline:
     def _stream(self) -> grain.MapDataset:
         return _stream(self.source, self.seed, self.shuffle)
 
-    def batches(self, reading: Reading) -> Generator[Loaded, None, None]:
+    def batches(self, reading: StepSchedule) -> Generator[HostBatch, None, None]:
         """Reads the steps of `reading`, in order. Closing the generator releases its workers.
 
         Raises:
@@ -132,7 +132,7 @@ class Pipeline:
         chunks = Chunks(self._stream, self.prepare, self.seed, pieces)
         return self._run(reading, chunks)
 
-    def _run(self, reading: Reading, chunks: Chunks) -> Generator[Loaded, None, None]:
+    def _run(self, reading: StepSchedule, chunks: Chunks) -> Generator[HostBatch, None, None]:
         read = bad = 0
         problems: tuple[str, ...] = ()
         parts = chunks.layout.parts.tolist()
@@ -143,7 +143,7 @@ class Pipeline:
                 read, bad = read + size // self.process_count + step_bad, bad + step_bad
                 problems = (*problems, *step_problems)[:_SHOWN]
                 self._judge(read, bad, problems)
-                yield Loaded(batch, step, budget, position + size, step_bad, step_problems)
+                yield HostBatch(batch, step, budget, position + size, step_bad, step_problems)
         finally:
             iterator.close()
             _unlink_unread()

@@ -13,7 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+def thread_map(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
     """Maps on threads, in order, never more than `count` items ahead of the consumer."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         pending: deque[Future[R]] = deque()

@@ -47,7 +47,7 @@ class Views:
 
 
 # What one example gives to a batch.
-Value = ImagePatches | Views | Shaped[np.ndarray, "..."]
+Value = ImagePatches | Views | Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class Transform(Protocol):
     The example has `image`, a Pillow image in RGB; `text`, the caption chosen; `budget`, the
     number of patches an image may have in this step; and everything that its source gave. To add
     an array of one's own to the batch, put it, or `Views`, into the dict `example["fields"]`: it
-    becomes `Batch.extra[key]`, stacked. Every example must give the same fields in the same
+    becomes `Batch.fields[key]`, stacked. Every example must give the same fields in the same
     shapes; so must a blank one with an empty text and without any field of a source, from which
     the shapes are known before data is read.
 
@@ -82,13 +82,13 @@ class Prepare:
     """Makes the arrays of examples. Picklable.
 
     Attributes:
-      preprocess: how pictures become patches.
+      preprocess: how images become patches.
       tokenizer: how captions become ids.
       transforms: what is done before, in this order.
       aspect: at native resolution, "keep" for SigLIP 2's own resize, "square" to squash to the
         largest square grid within the budget.
       scaled_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size (see `decode`), to sides
-        of at least `SCALED_DECODE_MARGIN` times those that they are resized to. On sharp photos,
+        of at least `SCALED_DECODE_MARGIN` times those that they are resized to. On sharp images,
         images differ from those of a full decode by 1.4 grey levels on average at 1/2 and by 2.2
         at 1/4 (bilinear from bicubic: 1.8 and 2.3), and rounded sides may cost or give a row or
         column of patches.
@@ -200,7 +200,7 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
       num_tokens: N, the length that images are padded to.
 
     Returns:
-      A batch of NumPy arrays; `extra` has the transforms' fields: arrays [B, ...], and `Patches`
+      A batch of NumPy arrays; `fields` has the transforms' fields: arrays [B, ...], and `Patches`
       [B, V, N, P] of `Views`.
 
     Raises:
@@ -215,13 +215,13 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
     text = np.stack(columns.pop("text"))
     del columns["image"]
     return Batch(
-        image=image, text=text, extra={key: _stack(columns[key]) for key in sorted(columns)}
+        image=image, text=text, fields={key: _stack(columns[key]) for key in sorted(columns)}
     )
 
 
-def _stack(column: list[Any]) -> Patches | np.ndarray:
+def _stack(column: list[Any]) -> Patches | np.ndarray | dict[str, np.ndarray]:
     if not isinstance(column[0], Views):
-        return np.stack(column)
+        return jax.tree.map(lambda *rows: np.stack(rows), *column)
     images = [image for views in column for image in views.images]
     patches = pad_and_stack(images, column[0].num_tokens)
     return jax.tree.map(lambda x: x.reshape(len(column), -1, *x.shape[1:]), patches)

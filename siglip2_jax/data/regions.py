@@ -80,12 +80,12 @@ def read_regions(example: Mapping[str, Any]) -> tuple[Region, ...]:
 def from_coco(row: Mapping[str, Any]) -> tuple[Region, ...]:
     """The annotated boxes of a row of the kind of COCO's instances (arXiv 1405.0312), as regions.
 
-    The phrase is the category, the score 1. Boxes are clipped to the picture; crowds, and boxes
-    without an area in the picture, are left out.
+    The phrase is the category, the score 1. Boxes are clipped to the image; crowds, and boxes
+    without an area in the image, are left out.
 
     Args:
       row: `boxes`, a list of objects with `category`, `bbox` [x, y, width, height] in pixels and
-        optionally `iscrowd`, or null or empty; `width` and `height` of the picture in pixels.
+        optionally `iscrowd`, or null or empty; `width` and `height` of the image in pixels.
 
     Raises:
       ValueError: the row is malformed; one sentence that names it by its `name` or `file`.
@@ -98,7 +98,7 @@ def from_coco(row: Mapping[str, Any]) -> tuple[Region, ...]:
     sides = row.get("width"), row.get("height")
     if boxes and not (_numbers(sides, 2) and min(sides) > 0):
         raise ValueError(
-            f"{name}: boxes in pixels need the picture's width and height, found {sides}."
+            f"{name}: boxes in pixels need the image's width and height, found {sides}."
         )
     found = [_coco_region(box, *sides, f"{name}: box {i}") for i, box in enumerate(boxes)]
     return tuple(region for region in found if region is not None)

@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 from siglip2_jax.data.example import as_captions, make_example, row_captions
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, find_shards
 from siglip2_jax.data.tar_index import TarIndex, index_tar
 
@@ -60,7 +60,7 @@ def index_tars(pattern: str, progress: Callable[[int, int], None] | None = None)
     """
     paths = find_shards(pattern, ".tar")
     indices = []
-    for index in ahead(index_tar, paths, _AHEAD):
+    for index in thread_map(index_tar, paths, _AHEAD):
         indices.append(index)
         if progress:
             progress(len(indices), len(paths))

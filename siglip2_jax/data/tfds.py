@@ -78,7 +78,7 @@ class Tfds:
             else:
                 builder = tfds.builder(self.name, data_dir=directory)
             features = builder.info.features
-            # Pictures are decoded by our own rules, and only those that are used.
+            # Images are decoded by our own rules, and only those that are used.
             decoders = {
                 key: tfds.decode.SkipDecoding()
                 for key, feature in features.items()

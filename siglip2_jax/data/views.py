@@ -15,7 +15,7 @@ from siglip2_jax.preprocess.image import ImagePatches, patchify
 from siglip2_jax.preprocess.resize import Resample
 
 # Pillow shrinks by whole numbers first, to no less than this many times the size asked for: close
-# to a resize in one go, which takes more than twice as long on photos of several megapixels.
+# to a resize in one go, which takes more than twice as long on images of several megapixels.
 REDUCING_GAP = 2.0
 
 
@@ -23,7 +23,7 @@ REDUCING_GAP = 2.0
 class SelfSupervisedViews:
     """Adds one large view of the image and several small ones; image and text stay as they are.
 
-    In a batch they are `Patches`: `extra["global"]` [B, 1, N, P] and `extra["local"]` [B, V, N, P].
+    In a batch they are `Patches`: `fields["global"]` [B, 1, N, P], `fields["local"]` [B, V, N, P].
     SigLIP 2 (arXiv 2502.14786, section 2.3) shows the teacher one global view and the student 8
     local ones, and leaves the rest to SILC (arXiv 2310.13355); areas and colours are those of DINO
     (arXiv 2104.14294), the one global view having what DINO's two have between them.
@@ -106,7 +106,7 @@ class SelfSupervisedViews:
         part: Image.Image = crop(view, rng)["image"]
         resample = Image.Resampling[self.resample.upper()]
         view = {"image": part.resize((size, size), resample, reducing_gap=REDUCING_GAP)}
-        for change in changes:  # colours last: a view has far fewer pixels than a photo
+        for change in changes:  # colours last: a view has far fewer pixels than an image
             view = change(view, rng)
         pixels = patchify(np.asarray(view["image"]), self.patch_size)
         side = size // self.patch_size

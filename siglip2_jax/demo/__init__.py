@@ -1,16 +1,16 @@
 """A small image-caption set and a tiny model's sizes, shipped with the package.
 
-Photos and captions come from COCO 2017: the photos are those their authors published on Flickr
+Images and captions come from COCO 2017: the images are those their authors published on Flickr
 under CC BY 2.0 or CC BY-SA 2.0, made smaller here; captions and boxes are COCO's (CC BY 4.0).
-`examples.jsonl` credits each photo.
+`examples.jsonl` credits each image.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 
 HERE = Path(__file__).parent
@@ -19,7 +19,7 @@ TOKENIZER = HERE / "tokenizer.model"
 
 
 class Example(NamedTuple):
-    """A photo with its captions and credit line."""
+    """An image with its captions and credit line."""
 
     image: Path
     captions: tuple[str, ...]
@@ -27,15 +27,14 @@ class Example(NamedTuple):
 
 
 def shipped_examples() -> list[Example]:
-    """The photos that ship with the package, in a fixed order."""
-    lines = (HERE / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    """The images that ship with the package, in a fixed order."""
     return [
         Example(
             HERE / "photos" / row["file"],
             tuple(row["captions"]),
             "{file}: {source}, {license} ({license_url}), made smaller".format_map(row),
         )
-        for row in map(json.loads, lines)
+        for _, row in read_rows(HERE / "examples.jsonl")
     ]
 
 

@@ -88,7 +88,7 @@ def fewshot_accuracy(
     """Top-1 accuracy after seeing `shots` examples of each class.
 
     Args:
-      train_x: pooled features before normalisation; rows that are not finite (photos that could
+      train_x: pooled features before normalisation; rows that are not finite (images that could
         not be read) are left out before examples are chosen.
       train_y: class of each row, from 0.
       test_x: pooled features; rows that are not finite count as wrong.

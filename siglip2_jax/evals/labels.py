@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from siglip2_jax.data.example import make_example
-from siglip2_jax.data.files import find_images, read_lines
+from siglip2_jax.data.files import find_images
 from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.data.text import read_lines
 from siglip2_jax.evals.classes import Classes, read_json
 from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
 
@@ -183,10 +184,10 @@ def cut_border(image: ImageSource, pixels: int) -> ImageSource:
     """
     try:
         # Not turned upright here: whoever decodes it next does, and sides are cut all alike.
-        picture = decode(image, exif=False)
+        decoded = decode(image, exif=False)
     except ImageError:
         return image
-    width, height = picture.size
+    width, height = decoded.size
     if min(width, height) <= 2 * pixels:
         return image
-    return picture.crop((pixels, pixels, width - pixels, height - pixels))
+    return decoded.crop((pixels, pixels, width - pixels, height - pixels))

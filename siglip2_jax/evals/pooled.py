@@ -1,4 +1,4 @@
-"""Pooled features of labelled photos, for probes that classify whole photos."""
+"""Pooled features of labelled images, for probes that classify whole images."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def recall_ranks(
     A rank is the number of columns that are no partner and score at least as high as the best
     partner. Equal captions of two images are two texts: each loses to the other.
 
-    Rows of NaN are photos that failed to decode: the rank of such an image and of its texts is
+    Rows of NaN are images that failed to decode: the rank of such an image and of its texts is
     `NEVER`, and it stands in nobody's way. So is the rank of an image without texts.
 
     Args:

@@ -1,7 +1,7 @@
 """Retrieval: captions of an image and images of a caption, in a whole set.
 
 The protocol of SigLIP 2 (arXiv 2502.14786, table 1), as its code has it (big_vision,
-`evaluators/proj/image_text/retrieval.py`): all captions of every photo are in the pool, a photo is
+`evaluators/proj/image_text/retrieval.py`): all captions of every image are in the pool, an image is
 found by any of its captions, each caption is a query of its own, scores are cosines. Unlike there,
 a tie counts against (there the sort decides), so that a model that gives everything the same score
 finds nothing.
@@ -74,10 +74,10 @@ def embed_captions(
     return model.embed_texts(list(place))[[place[text] for text in texts]]
 
 
-def embed_photos(
+def embed_files(
     model: Model, paths: Sequence[str], max_num_patches: int
 ) -> Float32[np.ndarray, "n E"]:
-    """Embeddings of photos in files, decoded as they are needed.
+    """Embeddings of images in files, decoded as they are needed.
 
     Args:
       model: embeds them.
@@ -85,14 +85,14 @@ def embed_photos(
       max_num_patches: token budget at native resolution.
 
     Returns:
-      Rows of unit length; rows of NaN for photos that cannot be read, with a warning for each.
+      Rows of unit length; rows of NaN for images that cannot be read, with a warning for each.
 
     Raises:
-      ValueError: there is no first photo: the directory is probably not the right one.
+      ValueError: there is no first image: the directory is probably not the right one.
     """
     if not epath.Path(paths[0]).is_file():
         raise ValueError(
-            f"{paths[0]}: no such photo, the first of {len(paths)}; expected the data set's images "
+            f"{paths[0]}: no such image, the first of {len(paths)}; expected the data set's images "
             "there, unpacked under their published names"
         )
     return model.embed_images(paths, max_num_patches=max_num_patches)
@@ -106,7 +106,7 @@ def retrieval_metrics(
     """Recall at 1, 5 and 10 both ways: the shares of images and of texts whose partner is found.
 
     Args:
-      images: embeddings of unit length. A row of NaN, a photo that failed to decode, counts as
+      images: embeddings of unit length. A row of NaN, an image that failed to decode, counts as
         wrong, and so do its texts.
       texts: embeddings of unit length.
       owner: which image each text belongs to. An image without texts counts as wrong.
@@ -159,7 +159,7 @@ class Retrieval:
         captions: list[str] = []
         owner: list[int] = []
 
-        def photos() -> Iterator[ImageSource]:
+        def sources() -> Iterator[ImageSource]:
             """One at a time, so that a set larger than memory can be measured."""
             for i in range(count):
                 example = examples[i]
@@ -167,7 +167,7 @@ class Retrieval:
                 owner.extend([i] * len(example["captions"]))
                 yield NamedImage(example["image"], example["name"])
 
-        images = model.embed_images(photos(), max_num_patches=self.max_num_patches)
+        images = model.embed_images(sources(), max_num_patches=self.max_num_patches)
         if not captions:
             raise ValueError(
                 f"evaluator {self.name!r}: none of its {count} examples has a caption to look for; "

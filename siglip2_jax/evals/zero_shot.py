@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 from siglip2_jax.data.example import RESERVED
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Source
 from siglip2_jax.evals.accuracy import Ties, embedding_metrics
 from siglip2_jax.evals.base import Model
@@ -115,7 +115,7 @@ class ZeroShot:
     ) -> Iterator[ImageSource]:
         """Images that have a label; appends what `_read` finds to `labels`."""
         read = partial(self._read, opened, classes)
-        for done, (found, image) in enumerate(ahead(read, range(len(opened)), READ_AHEAD), 1):
+        for done, (found, image) in enumerate(thread_map(read, range(len(opened)), READ_AHEAD), 1):
             if show is not None:
                 show(done, len(opened))
             if found:

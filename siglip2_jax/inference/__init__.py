@@ -7,22 +7,22 @@ from siglip2_jax.inference.embedder import (
     Embedder,
 )
 from siglip2_jax.inference.embedding_file import Embeddings, read_embeddings
-from siglip2_jax.inference.generation import Writing
+from siglip2_jax.inference.generation import GenerationConfig
 from siglip2_jax.inference.loading import load, load_captioner
 from siglip2_jax.inference.pretrained import SigLIP2
-from siglip2_jax.inference.queries import Answer, Ask, PixelBox
+from siglip2_jax.inference.queries import Answer, PixelBox, Query
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
     "DEFAULT_MAX_NUM_PATCHES",
     "Answer",
-    "Ask",
+    "Query",
     "Captioner",
     "Embedder",
     "Embeddings",
     "PixelBox",
     "SigLIP2",
-    "Writing",
+    "GenerationConfig",
     "load",
     "load_captioner",
     "read_embeddings",

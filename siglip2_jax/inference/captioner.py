@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from siglip2_jax.data.boxes import BoxText
-from siglip2_jax.data.prefetch import ahead, batched
+from siglip2_jax.data.prefetch import batched, thread_map
 from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, DEFAULT_MAX_NUM_PATCHES, Embedder
-from siglip2_jax.inference.generation import Method, Writer, Writing
+from siglip2_jax.inference.generation import GenerationConfig, Method, Writer
 from siglip2_jax.inference.images import Images, OnError, collect, pairs, several
-from siglip2_jax.inference.queries import Answer, Ask, Group, PixelBox, first_ids, read_answer
+from siglip2_jax.inference.queries import Answer, Group, PixelBox, Query, first_ids, read_answer
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary
 from siglip2_jax.models.siglip2 import Params, flatten
@@ -90,7 +90,7 @@ class Captioner:
 
         Args:
           images: paths, encoded bytes, PIL images or uint8 arrays `[H, W, 3]`.
-          method: how the decoder writes; see `Writing`, for the next four too.
+          method: how the decoder writes; see `GenerationConfig`, for the next four too.
           beams: of "beam".
           temperature: of "sample".
           top_p: of "sample".
@@ -105,8 +105,8 @@ class Captioner:
           ImageError: an image is unreadable and `on_error` is "raise".
           ValueError: an argument is out of its range.
         """
-        writing = Writing(method, beams, temperature, top_p, seed)
-        found = self.stream(map(Ask, several(images)), writing, max_num_patches, batch_size)
+        generation = GenerationConfig(method, beams, temperature, top_p, seed)
+        found = self.stream(map(Query, several(images)), generation, max_num_patches, batch_size)
         return [answer.text if answer else "" for answer in collect(found, on_error)]
 
     def locate(
@@ -131,9 +131,11 @@ class Captioner:
           ImageError: an image is unreadable and `on_error` is "raise".
           ValueError: there are not as many phrases as images, or one is blank or too long.
         """
-        asks = [Ask(x, phrase=phrase) for x, phrase in pairs(images, several(phrases), "phrases")]
-        writing = Writing(method, beams, temperature, top_p, seed)
-        found = self.stream(asks, writing, max_num_patches, batch_size)
+        queries = [
+            Query(x, phrase=phrase) for x, phrase in pairs(images, several(phrases), "phrases")
+        ]
+        generation = GenerationConfig(method, beams, temperature, top_p, seed)
+        found = self.stream(queries, generation, max_num_patches, batch_size)
         return [answer.box if answer else None for answer in collect(found, on_error)]
 
     def describe(
@@ -158,78 +160,82 @@ class Captioner:
           ImageError: an image is unreadable and `on_error` is "raise".
           ValueError: there are not as many boxes as images, or one has no area in its image.
         """
-        asks = [Ask(x, box=box) for x, box in pairs(images, boxes, "boxes")]
-        writing = Writing(method, beams, temperature, top_p, seed)
-        found = self.stream(asks, writing, max_num_patches, batch_size)
+        queries = [Query(x, box=box) for x, box in pairs(images, boxes, "boxes")]
+        generation = GenerationConfig(method, beams, temperature, top_p, seed)
+        found = self.stream(queries, generation, max_num_patches, batch_size)
         return [answer.text if answer else "" for answer in collect(found, on_error)]
 
     def stream(
         self,
-        asks: Iterable[Ask],
-        writing: Writing,
+        queries: Iterable[Query],
+        generation: GenerationConfig,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Iterator[Answer | ImageError]:
-        """Answers any number of asks in bounded memory: yields an answer or an error for each.
+        """Answers any number of queries in bounded memory: yields an answer or an error for each.
 
         Images are decoded on threads ahead of the device.
 
         Raises:
           ValueError: a phrase, a box or an argument cannot be used.
         """
-        groups = ([numbered] for numbered in enumerate(asks))
-        for found in self.stream_groups(groups, writing, max_num_patches, batch_size):
+        groups = ([numbered] for numbered in enumerate(queries))
+        for found in self.stream_groups(groups, generation, max_num_patches, batch_size):
             yield found if isinstance(found, ImageError) else found[0]
 
     def stream_groups(
         self,
         groups: Iterable[Group],
-        writing: Writing,
+        generation: GenerationConfig,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Iterator[list[Answer] | ImageError]:
-        """Answers as `stream` does, where several asks are about one image, which is encoded once.
+        """Answers as `stream` does; an image that several queries are about is encoded once.
 
         Args:
-          groups: the asks of each image; the image of the first is the one that is read.
-          writing: how the decoder writes.
+          groups: the queries of each image; the image of the first is the one that is read.
+          generation: how the decoder writes.
           max_num_patches: as for `caption`.
-          batch_size: images per call of the encoder, asks per call of the decoder.
+          batch_size: images per call of the encoder, queries per call of the decoder.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         prepare = partial(self._prepare, max_num_patches=max_num_patches)
         start = time.perf_counter()
-        for batch in batched(ahead(prepare, groups, 2 * batch_size), batch_size):
+        for batch in batched(thread_map(prepare, groups, 2 * batch_size), batch_size):
             self.data_wait += time.perf_counter() - start
             good = [item for item in batch if not isinstance(item, ImageError)]
-            answers = iter(self._answer(good, writing, max_num_patches, batch_size))
+            answers = iter(self._answer(good, generation, max_num_patches, batch_size))
             for item in batch:
                 yield item if isinstance(item, ImageError) else next(answers)
             start = time.perf_counter()
 
     def answer(
-        self, groups: Iterable[Group], writing: Writing, max_num_patches: int
+        self, groups: Iterable[Group], generation: GenerationConfig, max_num_patches: int
     ) -> list[list[Answer] | None]:
         """Answers as `stream_groups` does, all at once; None and a warning for bad images."""
-        return collect(self.stream_groups(groups, writing, max_num_patches), "warn")
+        return collect(self.stream_groups(groups, generation, max_num_patches), "warn")
 
     def _prepare(self, group: Group, max_num_patches: int) -> _Ready | ImageError:
-        (first, ask), preprocess = group[0], self.embedder.preprocess
+        (first, query), preprocess = group[0], self.embedder.preprocess
         try:
-            image = preprocess.open(ask.image)
+            image = preprocess.open(query.image)
         except ImageError as error:
             return error
         rules = (image.size, self.tokenizer, self.boxes, self.config.length)
         try:
-            ids = [first_ids(ask, *rules) for _, ask in group]
+            ids = [first_ids(query, *rules) for _, query in group]
         except ValueError as error:
-            name = ask.image if isinstance(ask.image, (str, PathLike)) else f"image {first}"
+            name = query.image if isinstance(query.image, (str, PathLike)) else f"image {first}"
             raise ValueError(f"{name}: {error}") from error
         return _Ready(group, image.size, preprocess.to_patches(image, max_num_patches), ids)
 
     def _answer(
-        self, images: list[_Ready], writing: Writing, max_num_patches: int, batch_size: int
+        self,
+        images: list[_Ready],
+        generation: GenerationConfig,
+        max_num_patches: int,
+        batch_size: int,
     ) -> list[list[Answer]]:
         """Encodes images in one go, then writes about them, batch after batch."""
         if not images:
@@ -238,23 +244,27 @@ class Captioner:
         patches = pad_and_stack([x.patches for x in images], num_tokens)
         features = self.embedder.image_features(patches, batch_size=batch_size)
         asked = [
-            _Asked(row, place, ask, ids)
+            _Prompt(row, place, query, ids)
             for row, x in enumerate(images)
-            for (place, ask), ids in zip(x.group, x.ids, strict=True)
+            for (place, query), ids in zip(x.group, x.ids, strict=True)
         ]
         answers: list[list[Answer]] = [[] for _ in images]
         for batch in batched(asked, batch_size):
-            texts, scores = self._write_batch(batch, features, writing, batch_size)
+            texts, scores = self._write_batch(batch, features, generation, batch_size)
             for x, text, score in zip(batch, texts, scores, strict=True):
                 size = images[x.row].size
-                answers[x.row].append(read_answer(text, score, x.ask, size, self.boxes))
+                answers[x.row].append(read_answer(text, score, x.query, size, self.boxes))
         return answers
 
     def _write_batch(
-        self, batch: list[_Asked], features: Features, writing: Writing, batch_size: int
+        self,
+        batch: list[_Prompt],
+        features: Features,
+        generation: GenerationConfig,
+        batch_size: int,
     ) -> tuple[list[str], list[float]]:
         """Texts and their scores."""
-        # Few sizes bound the programs compiled; what fills up ends when the last ask does.
+        # Few sizes bound the programs compiled; what fills up ends when the last query does.
         size = min(batch_size, 1 << (len(batch) - 1).bit_length())
         filled = batch + batch[-1:] * (size - len(batch))
         prefix = np.zeros((size, self.config.length), np.int32)
@@ -264,13 +274,13 @@ class Captioner:
         places = np.array([x.place for x in filled], np.int32)
         rows = [x.row for x in filled]
         prompts = Prompts(features.tokens[rows], features.valid[rows], prefix, lengths)
-        found = self._write(self.params, prompts, places, writing)
+        found = self._write(self.params, prompts, places, generation)
         texts = self.tokenizer.decode(np.asarray(found.ids)[: len(batch)])
         return texts, np.asarray(found.score)[: len(batch)].tolist()
 
 
 class _Ready(NamedTuple):
-    """Asks, their image's width and height, its patches, and the given ids of each ask."""
+    """Asks, their image's width and height, its patches, and the given ids of each query."""
 
     group: Group
     size: tuple[int, int]
@@ -278,10 +288,10 @@ class _Ready(NamedTuple):
     ids: list[list[int]]
 
 
-class _Asked(NamedTuple):
-    """An ask of this place in the call, about this row of a batch of images, with its given ids."""
+class _Prompt(NamedTuple):
+    """A query, its place in the call, the row of its image in a batch, and its given ids."""
 
     row: int
     place: int
-    ask: Ask
+    query: Query
     ids: list[int]

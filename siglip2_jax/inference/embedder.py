@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from scipy.special import expit
 
 from siglip2_jax import __version__, checkpoints
-from siglip2_jax.data.prefetch import ahead, batched
+from siglip2_jax.data.prefetch import batched, thread_map
 from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
@@ -27,7 +27,7 @@ from siglip2_jax.preprocess.decode import ImageError, ImageSource, as_images
 from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.sharding import BATCH, make_mesh, put, whole
+from siglip2_jax.sharding import BATCH, device_put_global, make_mesh, replicate
 from siglip2_jax.types import Features, Patches
 
 DEFAULT_MAX_NUM_PATCHES = 256
@@ -42,7 +42,7 @@ class Embedder:
       config: sizes of the towers.
       params: nested dict of float32 arrays.
       variant: the release with exactly these sizes, or None.
-      preprocess: photos to patches.
+      preprocess: images to patches.
       tokenizer: texts to ids, or None.
       text_norm: how texts are normalised before tokenisation.
       mesh: where the parameters are split and batches are run, all processes together and on the
@@ -78,27 +78,29 @@ class Embedder:
         def encode_image(params: Params, image: Patches) -> Features:
             with jax.default_matmul_precision("highest"):
                 features = nnx.merge(graphdef, params).encode_image(image)
-                return jax.tree.map(whole, features)
+                return jax.tree.map(replicate, features)
 
         @partial(jax.jit, static_argnames="normalize")
         def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
             with jax.default_matmul_precision("highest"):
                 features = nnx.merge(graphdef, params).encode_image(image)
-                return whole(features.image if normalize else features.pooled)
+                return replicate(features.image if normalize else features.pooled)
 
         @jax.jit
         def embed_text(params: Params, ids: jax.Array) -> jax.Array:
             with jax.default_matmul_precision("highest"):
-                return whole(nnx.merge(graphdef, params).encode_text(ids))
+                return replicate(nnx.merge(graphdef, params).encode_text(ids))
 
         self._encode_image, self._embed_image = encode_image, embed_image
         self._embed_text = embed_text
 
-    def spread(self, devices: Sequence[jax.Device]) -> None:
+    def replicate_over(self, devices: Sequence[jax.Device]) -> None:
         """Runs batches on several devices of this process from now on, each with all parameters."""
         self.mesh = make_mesh(replica=len(devices), devices=devices)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.params = jax.tree.map(lambda x: put(np.asarray(x), everywhere), self.params)
+        self.params = jax.tree.map(
+            lambda x: device_put_global(np.asarray(x), everywhere), self.params
+        )
 
     @property
     def model(self) -> SigLIP2:
@@ -331,7 +333,7 @@ class Embedder:
                 return error
 
         start = time.perf_counter()
-        for batch in batched(ahead(prepare, as_images(images), 2 * batch_size), batch_size):
+        for batch in batched(thread_map(prepare, as_images(images), 2 * batch_size), batch_size):
             self.data_wait += time.perf_counter() - start
             good = [item for item in batch if not isinstance(item, ImageError)]
             errors = [item if isinstance(item, ImageError) else None for item in batch]
@@ -356,7 +358,7 @@ class Embedder:
             if self.mesh is None:
                 outputs = program(self.params, batch)
             else:
-                split = partial(put, sharding=NamedSharding(self.mesh, BATCH))
+                split = partial(device_put_global, sharding=NamedSharding(self.mesh, BATCH))
                 with jax.set_mesh(self.mesh):
                     outputs = program(self.params, jax.tree.map(split, batch))
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)

@@ -28,7 +28,7 @@ Method = Literal["greedy", "beam", "sample"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Writing:
+class GenerationConfig:
     """Decoding method and its settings.
 
     Attributes:
@@ -96,7 +96,11 @@ class Writer:
         self._likeliest, self._search, self._draw = likeliest, search, draw
 
     def __call__(
-        self, params: Params, prompts: Prompts, places: Int[np.ndarray, " B"], writing: Writing
+        self,
+        params: Params,
+        prompts: Prompts,
+        places: Int[np.ndarray, " B"],
+        generation: GenerationConfig,
     ) -> Generated:
         """Writes about a batch.
 
@@ -104,13 +108,13 @@ class Writer:
           params: of the decoder, a nested dict.
           prompts: what is written about.
           places: of each image within the call, for its draws.
-          writing: how.
+          generation: how.
         """
-        if writing.method == "greedy":
+        if generation.method == "greedy":
             return self._likeliest(params, prompts)
-        if writing.method == "beam":
-            return self._search(params, prompts, writing.beams)
+        if generation.method == "beam":
+            return self._search(params, prompts, generation.beams)
         # All tokens need no sorting.
-        top_p = writing.top_p if writing.top_p < 1 else None
-        key = jax.random.key(writing.seed)
-        return self._draw(params, prompts, places, key, float(writing.temperature), top_p)
+        top_p = generation.top_p if generation.top_p < 1 else None
+        key = jax.random.key(generation.seed)
+        return self._draw(params, prompts, places, key, float(generation.temperature), top_p)

@@ -41,7 +41,7 @@ def load(
       preproc: "reference" (as the official code) or "hf" (as transformers). None takes what the
         checkpoint records, "reference" where it records nothing.
       text_norm: how texts are normalised before tokenisation; None as for `preproc`.
-      exif: turn photos upright by their EXIF orientation.
+      exif: turn images upright by their EXIF orientation.
 
     Returns:
       The model, ready to embed.

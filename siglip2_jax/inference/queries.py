@@ -6,25 +6,20 @@ The tasks and their texts are those of `siglip2_jax.data.targets` (LocCa, arXiv 
 
 from __future__ import annotations
 
-import os
-import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.data.regions import Box
-from siglip2_jax.data.targets import PREFIXES, parse
+from siglip2_jax.data.targets import PREFIXES, opening, parse
 from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 PixelBox = tuple[float, float, float, float]
 """Left, top, right and bottom (xmin, ymin, xmax, ymax) in pixels of the upright image."""
 
-# What may come after the given part of a sequence begins with one of these.
-_NEXT = string.digits + string.ascii_lowercase
 
-
-class Ask(NamedTuple):
+class Query(NamedTuple):
     """An image and what is wanted: its caption, the box of a phrase, or a phrase for a box.
 
     Attributes:
@@ -38,8 +33,8 @@ class Ask(NamedTuple):
     box: PixelBox | None = None
 
 
-Group = Sequence[tuple[int, Ask]]
-"""Asks about one image, at least one of them, each with its place in the call, for its draws."""
+Group = Sequence[tuple[int, Query]]
+"""Queries about one image, at least one of them, each with its place in the call, for its draws."""
 
 
 class Answer(NamedTuple):
@@ -59,12 +54,12 @@ class Answer(NamedTuple):
 
 
 def first_ids(
-    ask: Ask, size: tuple[int, int], tokenizer: Tokenizer, boxes: BoxText, length: int
+    query: Query, size: tuple[int, int], tokenizer: Tokenizer, boxes: BoxText, length: int
 ) -> list[int]:
-    """The ids that are given: those with which all training sequences of such an ask begin.
+    """The ids that are given: those with which all training sequences of such a query begin.
 
     Args:
-      ask: what is asked.
+      query: what is asked.
       size: width and height of its upright image.
       tokenizer: the decoder's.
       boxes: how it writes boxes.
@@ -73,41 +68,34 @@ def first_ids(
     Raises:
       ValueError: the phrase is blank or too long, or the box is not one within the image.
     """
-    if ask.phrase is not None:
-        if not ask.phrase.strip():
+    if query.phrase is not None:
+        if not query.phrase.strip():
             raise ValueError("a phrase to locate is blank; say what to look for")
-        ids = _begun(tokenizer, PREFIXES["refer"], ask.phrase)
-    elif ask.box is not None:
-        ids = _begun(tokenizer, PREFIXES["ground"], boxes.write(_as_shares(ask.box, size)))
+        ids = opening(tokenizer, "refer", query.phrase)
+    elif query.box is not None:
+        ids = opening(tokenizer, "ground", boxes.write(_as_shares(query.box, size)))
     else:
         ids = tokenizer.encode(PREFIXES["caption"])
     if len(ids) >= length:
         raise ValueError(
-            f"{ask.phrase or 'what is given'!r:.60} takes {len(ids)} tokens, which leaves no room "
-            f"among the decoder's {length} positions; make it shorter"
+            f"{query.phrase or 'what is given'!r:.60} takes {len(ids)} tokens, which leaves no "
+            f"room among the decoder's {length} positions; make it shorter"
         )
     return ids
 
 
-def read_answer(text: str, score: float, ask: Ask, size: tuple[int, int], boxes: BoxText) -> Answer:
+def read_answer(
+    text: str, score: float, query: Query, size: tuple[int, int], boxes: BoxText
+) -> Answer:
     """Parses a sequence as the answer to a query about an image of this width and height."""
     parsed = parse(text, boxes)
-    if ask.phrase is None:
-        return Answer(parsed.text, ask.box, score, size)
+    if query.phrase is None:
+        return Answer(parsed.text, query.box, score, size)
     if parsed.box is None:
-        return Answer(ask.phrase, None, score, size)
+        return Answer(query.phrase, None, score, size)
     (width, height), (ymin, xmin, ymax, xmax) = size, parsed.box
     box = (xmin * width, ymin * height, xmax * width, ymax * height)
-    return Answer(ask.phrase, box, score, size)
-
-
-def _begun(tokenizer: Tokenizer, prefix: str, given: str) -> list[int]:
-    """The prefix, as always on its own, and what all texts that go on differently share.
-
-    A tokenizer may join the last given character and what follows: then the decoder writes both.
-    """
-    rows = [tokenizer.encode(f" {given} : {following}") for following in _NEXT]
-    return tokenizer.encode(prefix) + os.path.commonprefix(rows)
+    return Answer(query.phrase, box, score, size)
 
 
 def _as_shares(box: PixelBox, size: tuple[int, int]) -> Box:

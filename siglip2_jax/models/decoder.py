@@ -19,10 +19,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from siglip2_jax.models.config import ModelConfig, Tower
-from siglip2_jax.models.kernels.layer_norm import branch, layer_norm
+from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.layers import Attention, Compute, Mlp, run_blocks
 from siglip2_jax.models.text import TextPositions, TokenTable
-from siglip2_jax.sharding import AXES, gather, has_mesh, reshape_rows, whole
+from siglip2_jax.sharding import AXES, gather, has_mesh, replicate, reshape_rows
 
 Cache = tuple[Float[Array, "*L B S H C"], Float[Array, "*L B S H C"]]
 """Keys and values of the positions of one caption an image."""
@@ -72,13 +72,13 @@ class DecoderBlock(nnx.Module):
     def __init__(self, config: DecoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         shape = config.width, config.num_heads
         self.dtype = dtype = jnp.dtype(compute.dtype)
-        self.norm = compute.norm
-        kind = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.norm: NormImpl = compute.norm
+        options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.ln1 = layer_norm(config.width, rngs)
-        self.attn = Attention(*shape, **kind)
+        self.attn = Attention(*shape, **options)
         self.ln2 = layer_norm(config.width, rngs)
         self.cross = Attention(
-            *shape, input_width=config.memory_dim, kind=compute.attention, **kind
+            *shape, input_width=config.memory_dim, impl=compute.attention, **options
         )
         self.ln3 = layer_norm(config.width, rngs)
         self.mlp = Mlp(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
@@ -91,7 +91,7 @@ class DecoderBlock(nnx.Module):
         valid: Bool[Array, "B N"],
     ) -> Float[Array, "A S D"]:
         """Runs whole sequences; `seen` says which positions each position attends to."""
-        x, y = branch(self.ln1, x, self.dtype, self.norm)
+        x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
         x = checkpoint_name(x + self.attn(y, y, seen).astype(x.dtype), "x_mid")
         return self._look(x, self.cross.keys_values(tokens), valid)
 
@@ -104,7 +104,7 @@ class DecoderBlock(nnx.Module):
         valid: Bool[Array, "B N"],
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
         """Runs one position, whose key and value join those of earlier ones."""
-        x, y = branch(self.ln1, x, self.dtype, self.norm)
+        x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
         pairs = zip(cache, self.attn.keys_values(y), strict=True)
         key, value = (jax.lax.dynamic_update_slice_in_dim(*pair, position, 1) for pair in pairs)
         seen = jnp.broadcast_to(jnp.arange(key.shape[1]) <= position, key.shape[:2])
@@ -115,11 +115,11 @@ class DecoderBlock(nnx.Module):
         """Cross-attention and MLP; all sequences of an image share its keys and values."""
         rows, length, width = x.shape
         images = valid.shape[0]
-        x, y = branch(self.ln2, x, self.dtype, self.norm)
+        x, y = residual_layer_norm(self.ln2, x, self.dtype, self.norm)
         queries = reshape_rows(y, (images, rows // images * length, width))
         found = reshape_rows(self.cross.read(queries, *memory, valid), x.shape)
         x = checkpoint_name(x + found.astype(x.dtype), "x_mid")
-        x, y = branch(self.ln3, x, self.dtype, self.norm)
+        x, y = residual_layer_norm(self.ln3, x, self.dtype, self.norm)
         return x + self.mlp(y).astype(x.dtype)
 
 
@@ -210,7 +210,10 @@ class Decoder(nnx.Module):
         heads = config.num_heads, config.width // config.num_heads
         shape = (config.depth, batch, config.length, *heads)
         split = PartitionSpec(None, AXES) if has_mesh() else None
-        return tuple(jnp.zeros(shape, self.dtype, out_sharding=split) for _ in range(2))
+        return (
+            jnp.zeros(shape, self.dtype, out_sharding=split),
+            jnp.zeros(shape, self.dtype, out_sharding=split),
+        )
 
     def extend(
         self,
@@ -243,7 +246,7 @@ class Decoder(nnx.Module):
         return self.norm(x)[:, 0], cache
 
     def _embed(self, ids: Array, position: Array | int = 0) -> Array:
-        table = whole(self.pos.table[...])
+        table = replicate(self.pos.table[...])
         positions = jax.lax.dynamic_slice_in_dim(table, position, ids.shape[1])
         return (self.embed(ids) + positions).astype(self.dtype)
 

@@ -21,9 +21,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.config import Tower
-from siglip2_jax.models.kernels.attention import Kind, attend
-from siglip2_jax.models.kernels.layer_norm import Kind as NormKind
-from siglip2_jax.models.kernels.layer_norm import branch, layer_norm
+from siglip2_jax.models.kernels.attention import AttentionImpl, attend
+from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.kernels.linear import dense, dense_each
 from siglip2_jax.sharding import gather
 
@@ -49,8 +48,8 @@ class Compute:
     dtype: str = "float32"
     scan: bool = True
     remat: Remat = "none"
-    attention: Kind = "auto"
-    norm: NormKind = "auto"
+    attention: AttentionImpl = "auto"
+    norm: NormImpl = "auto"
 
 
 class Attention(nnx.Module):
@@ -66,7 +65,7 @@ class Attention(nnx.Module):
         *,
         input_width: int | None = None,
         use_bias: bool = True,
-        kind: Kind = "auto",
+        impl: AttentionImpl = "auto",
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -82,7 +81,8 @@ class Attention(nnx.Module):
                 rngs=rngs,
             )
 
-        self.dtype, self.kind = dtype, kind
+        self.dtype = dtype
+        self.impl: AttentionImpl = impl
         heads = (num_heads, width // num_heads)
         self.query = linear(width, heads)
         self.key = linear(input_width or width, heads)
@@ -97,8 +97,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid `inputs`; the result is float32."""
         if queries is inputs:
-            projections = self._project((self.query, self.key, self.value), queries)
-            return self._attend(*projections, valid)
+            query, key, value = self._project((self.query, self.key, self.value), queries)
+            return self._attend(query, key, value, valid)
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
@@ -120,7 +120,7 @@ class Attention(nnx.Module):
         return self._attend(query, key, value, valid)
 
     def _attend(self, query: Array, key: Array, value: Array, valid: Array | None) -> Array:
-        found = checkpoint_name(attend(query, key, value, valid, self.kind), "attn_out")
+        found = checkpoint_name(attend(query, key, value, valid, self.impl), "attn_out")
         return dense(self.out, found.reshape(*found.shape[:2], -1))
 
     def _project(self, linears: tuple[nnx.LinearGeneral, ...], x: Array) -> list[Array]:
@@ -161,10 +161,10 @@ class Block(nnx.Module):
 
     def __init__(self, tower: Tower, *, compute: Compute, rngs: nnx.Rngs):
         self.dtype = dtype = jnp.dtype(compute.dtype)
-        self.norm = compute.norm
+        self.norm: NormImpl = compute.norm
         self.ln1 = layer_norm(tower.width, rngs)
         self.attn = Attention(
-            tower.width, tower.num_heads, kind=compute.attention, dtype=dtype, rngs=rngs
+            tower.width, tower.num_heads, impl=compute.attention, dtype=dtype, rngs=rngs
         )
         self.ln2 = layer_norm(tower.width, rngs)
         self.mlp = Mlp(tower.width, tower.mlp_dim, dtype=dtype, rngs=rngs)
@@ -173,9 +173,9 @@ class Block(nnx.Module):
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
     ) -> Float[Array, "B N D"]:
         """Runs the block; the residual stream keeps the dtype of `x`."""
-        x, y = branch(self.ln1, x, self.dtype, self.norm)
+        x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
         x = checkpoint_name(x + self.attn(y, y, valid).astype(x.dtype), "x_mid")
-        x, y = branch(self.ln2, x, self.dtype, self.norm)
+        x, y = residual_layer_norm(self.ln2, x, self.dtype, self.norm)
         return x + self.mlp(y).astype(x.dtype)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from siglip2_jax.sharding import whole
+from siglip2_jax.sharding import replicate
 
 
 def grid_size(yx: Int[Array, "*B N 2"], valid: Bool[Array, "*B N"]) -> Int[Array, "*B 2"]:
@@ -61,7 +61,7 @@ class PositionTable(nnx.Module):
         Returns:
           One vector per patch.
         """
-        table = whole(self.table[...].astype(jnp.float32))
+        table = replicate(self.table[...].astype(jnp.float32))
         grid = table.shape[0]
         size = grid_size(yx, valid)
         yx = jnp.where(valid[..., None], yx, 0)

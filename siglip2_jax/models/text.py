@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from siglip2_jax.models.config import TextConfig
 from siglip2_jax.models.layers import Compute, Encoder
-from siglip2_jax.sharding import gather, lookup, whole
+from siglip2_jax.sharding import gather, lookup, replicate
 
 
 class TokenTable(nnx.Module):
@@ -66,6 +66,6 @@ class TextTower(nnx.Module):
                 f"texts have {ids.shape[-1]} tokens, the text tower reads exactly {self.length}; "
                 f"pad on the right (or cut, keeping EOS last) to {self.length}"
             )
-        x = self.embed(ids) + whole(self.pos.table[...])
+        x = self.embed(ids) + replicate(self.pos.table[...])
         tokens = self.encoder(x.astype(self.dtype))
         return gather(self.head, jnp.float32)(tokens[:, -1])

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.prototypes import ProjectionHead, distillation_loss
-from siglip2_jax.sharding import has_mesh, whole
+from siglip2_jax.sharding import has_mesh, replicate
 
 # Targets this near to uniform, as a share of log K, come from logits with a deviation of less than
 # 0.5 (the missing entropy is half their variance); random directions give 1 / 16 / 0.04 = 1.6.
@@ -55,6 +55,7 @@ class Distillation(Objective):
     teacher_temperature: float = 0.04
     center_momentum: float = 0.9
     chunk: int = 512
+    has_teacher = True
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -97,7 +98,7 @@ class Distillation(Objective):
         name = type(self).__name__
         if view.teacher is None:
             raise ValueError(f"{name} learns from a moving average of the model; set optim.ema")
-        if missing := [field for field in fields if field not in view.batch.extra]:
+        if missing := [field for field in fields if field not in view.batch.fields]:
             raise ValueError(
                 f"{name} reads the views {', '.join(missing)}, which the batch lacks; add "
                 "SelfSupervisedViews to the transforms of the stage's data"
@@ -134,7 +135,7 @@ class Distillation(Objective):
             targets,
             head.directions(dtype),
             kernel,
-            whole(center),
+            replicate(center),
             weights,
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,

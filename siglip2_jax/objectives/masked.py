@@ -45,6 +45,7 @@ class MaskedPrediction(Distillation):
     """
 
     ratio: float = 0.5
+    towers = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,7 @@ class MaskedPrediction(Distillation):
 
         The teacher's pass is counted where it is shared from: in self-distillation.
         """
-        size, _, patches = batch.extra[GLOBAL].valid.shape
+        size, _, patches = batch.fields[GLOBAL].valid.shape
         head = self.projection_flops(model)
         hidden = math.ceil(self.ratio * patches)
         return size * (3 * vision_flops(model.vision, patches) + (3 + 1) * hidden * head)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from siglip2_jax.models.siglip2 import normalize
 from siglip2_jax.objectives.base import Buffer
-from siglip2_jax.sharding import AXES, BATCH, gather, has_mesh, whole
+from siglip2_jax.sharding import AXES, BATCH, gather, has_mesh, replicate
 
 WHOLE = PartitionSpec()
 
@@ -70,7 +70,7 @@ class ProjectionHead(nnx.Module):
 
     def directions(self, dtype: DTypeLike) -> Float[Array, "Z K"]:
         """The prototypes at unit length, whole on every device: weight norm with a gain of 1."""
-        return whole(normalize(self.prototypes.kernel[...].T).T.astype(dtype))
+        return replicate(normalize(self.prototypes.kernel[...].T).T.astype(dtype))
 
 
 def _dense(layer: nnx.Linear, x: Array, dtype: DTypeLike) -> Array:

@@ -40,6 +40,7 @@ class SelfDistill(Distillation):
     """
 
     views_at_once: int | None = None
+    towers = ("vision",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +58,7 @@ class SelfDistill(Distillation):
 
         The teacher's pass, which masked prediction shares, is counted here alone.
         """
-        (size, views, patches), seen = batch.extra[LOCAL].valid.shape, batch.extra[GLOBAL]
+        (size, views, patches), seen = batch.fields[LOCAL].valid.shape, batch.fields[GLOBAL]
         head = self.projection_flops(model)
         student = vision_flops(model.vision, patches) + head
         teacher = vision_flops(model.vision, seen.valid.shape[-1]) + head
@@ -82,7 +83,7 @@ class SelfDistill(Distillation):
 
     def _student(self, model: SigLIP2, batch: Batch) -> Float[Array, "B V D"]:
         """Student's embeddings of the local views."""
-        local = batch.extra[LOCAL]
+        local = batch.fields[LOCAL]
         rows, views = local.valid.shape[:2]
         at_once = self.views_at_once or views
         if views % at_once:
@@ -92,7 +93,7 @@ class SelfDistill(Distillation):
             )
 
         def encode(_: None, part: Patches) -> tuple[None, Array]:
-            some = dataclasses.replace(batch, extra={LOCAL: part})
+            some = dataclasses.replace(batch, fields={LOCAL: part})
             pooled = model.encode_image(all_views(some, LOCAL)).pooled
             return None, reshape_rows(pooled, (rows, at_once, pooled.shape[-1]))
 

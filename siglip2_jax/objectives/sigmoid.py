@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import contrastive_flops
 from siglip2_jax.objectives.base import Objective, View
-from siglip2_jax.sharding import AXES, BATCH, gather_rows, has_mesh, pass_on
+from siglip2_jax.sharding import AXES, BATCH, gather_rows, has_mesh, ppermute_next
 from siglip2_jax.types import Batch
 
 Scalar = Float[Array, ""]
@@ -131,7 +131,7 @@ def _ring_local(
         loss += _pair_losses(logits, pairs).sum() / n
         d_t += jnp.sum(d_logits * (logits - b))
         d_b += d_logits.sum()
-        text, d_text = (pass_on(x) for x in (text, d_text))
+        text, d_text = (ppermute_next(x) for x in (text, d_text))
         return text, d_text, loss, d_image, d_t, d_b
 
     # Every device has its own value of each, which zeros made from nothing would not say.

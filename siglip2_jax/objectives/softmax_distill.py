@@ -15,7 +15,7 @@ from siglip2_jax.curation.selection import REFERENCE, Embedded
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import contrastive_flops
 from siglip2_jax.objectives.base import Objective, View
-from siglip2_jax.sharding import whole
+from siglip2_jax.sharding import replicate
 from siglip2_jax.types import Batch
 
 
@@ -45,12 +45,12 @@ class SoftmaxDistill(Objective):
                 "softmax distillation needs the teacher's embeddings of the whole batch, which it "
                 "does not get where gradients are accumulated; set optim.accumulate to 1"
             )
-        if REFERENCE not in view.batch.extra:
+        if REFERENCE not in view.batch.fields:
             raise ValueError(
-                f"softmax distillation found {sorted(view.batch.extra)} beside images and texts, "
+                f"softmax distillation found {sorted(view.batch.fields)} beside images and texts, "
                 f"expected a teacher's embeddings as {REFERENCE!r}; turn curation on"
             )
-        student, teacher = view.student, view.batch.extra[REFERENCE]
+        student, teacher = view.student, view.batch.fields[REFERENCE]
         t, b = student.t[...], student.b[...]
         mine = Embedded(view.features.image, view.features.text, t, b)
         loss, least = distillation_loss(mine, teacher)
@@ -86,4 +86,4 @@ def distillation_loss(
 def _logits(x: Embedded) -> Float[Array, "n n"]:
     """Images as rows, split over the mesh; all texts on every device."""
     # TPUs multiply float32 in bfloat16 unless told otherwise.
-    return jnp.exp(x.t) * jnp.matmul(x.image, whole(x.text).T, precision="highest")
+    return jnp.exp(x.t) * jnp.matmul(x.image, replicate(x.text).T, precision="highest")

@@ -8,10 +8,10 @@ CHIPS_PER_HOST = 8
 IMAGES_PER_CORE_SECOND = 113.0
 """Records of JPEGs, 1024 x 768 pixels and 264 KB each, decoded in full, to 256 patches at native
 resolution, without views (with 1 + 8 of them: 29): the median of `scripts/bench_input.py --size
-1024x768` on one core of a shared x86 machine. Cores differ, and so do photos: measure your own."""
+1024x768` on one core of a shared x86 machine. Cores differ, and so do images: measure your own."""
 
 
-def cores_needed(
+def host_cores_needed(
     examples_per_second: float,
     images_per_core_second: float = IMAGES_PER_CORE_SECOND,
     chips: int = CHIPS_PER_HOST,

@@ -166,8 +166,8 @@ def plan_step(
     parts = {
         "parameters": local_bytes(state.params),
         "optimizer": local_bytes(state.optimizer),
-        "average": local_bytes(state.average),
-        "reference": local_bytes(state.reference),
+        "average": local_bytes(state.ema_params),
+        "reference": local_bytes(state.teacher_params),
         "inputs": local_bytes(batch),
         "activations": used["temporaries"],
         "code": used["code"],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from siglip2_jax.planner.hlo.program import AMOUNTS, merged, top
 from siglip2_jax.planner.hlo.walk import Operation
-from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, cores_needed
+from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, host_cores_needed
 from siglip2_jax.planner.plan import StepPlan
 from siglip2_jax.planner.search import Trial, pareto
 from siglip2_jax.train.chips import GIB
@@ -62,7 +62,7 @@ def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
     ]
     if plan.untimed:
         lines.append(f"               ({plan.untimed} operations are not in the estimate)")
-    cores = cores_needed(plan.examples_per_second, images_per_core)
+    cores = host_cores_needed(plan.examples_per_second, images_per_core)
     lines.append(
         f"  input        {cores} CPU cores a host of {CHIPS_PER_HOST} chips, at "
         f"{images_per_core:g} images/s a core"

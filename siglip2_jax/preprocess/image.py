@@ -1,4 +1,4 @@
-"""Pictures to patches: the size search, the two preprocessing modes, and padding to a batch."""
+"""Images to patches: the size search, the two preprocessing modes, and padding to a batch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -96,12 +96,12 @@ class ImagePreprocessor:
 
     Attributes:
       patch_size: side of a patch, in pixels.
-      image_size: side of the square that every picture is squashed to, in pixels; None for native
+      image_size: side of the square that every image is squashed to, in pixels; None for native
         resolution (NaFlex), where the aspect ratio is kept up to whole patches.
       mode: "reference" or "hf".
       resample: the filter, in mode "hf" only; repositories differ.
-      exif: whether pictures are turned upright as their EXIF orientation says.
-      max_pixels: the largest picture accepted, in pixels.
+      exif: whether images are turned upright as their EXIF orientation says.
+      max_pixels: the largest image accepted, in pixels.
     """
 
     patch_size: int

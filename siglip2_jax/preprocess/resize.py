@@ -1,6 +1,6 @@
 """The three resizes in use: both of the official code, and Pillow's for Hugging Face's results.
 
-They differ visibly: on shrinking photos, bilinear with and without antialiasing are several grey
+They differ visibly: on shrinking images, bilinear with and without antialiasing are several grey
 levels apart on average, so which one a checkpoint was trained with is part of the checkpoint.
 """
 
@@ -43,7 +43,7 @@ def resize_antialias(
     starts, weights = _bands(height, out_height)
     tall = np.empty((len(starts) * _BAND, width * 3), np.float32)
     step = max(1, _MAX_PRODUCT // weights[0].size)
-    # Converted piece by piece, so that a large photo never exists in float32.
+    # Converted piece by piece, so that a large image never exists in float32.
     buffer = np.empty((weights.shape[2], step), np.float32)
     for band, (start, weight) in enumerate(zip(starts, weights, strict=True)):
         window = rows[start : start + len(buffer)]

@@ -2,7 +2,7 @@
 
     siglip2 train decoder_on_frozen --workdir gs://BUCKET/decoder \
         --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
-    siglip2 caption gs://BUCKET/decoder photo.jpg
+    siglip2 caption gs://BUCKET/decoder image.jpg
     siglip2 plan decoder_on_frozen --topology v5e:4x4 --budget 256
 
 The decoder of section 2.2 (arXiv 2502.14786) on the patch tokens of a frozen image tower: captions,
@@ -67,7 +67,7 @@ def config(
         optim=Optim(
             peak_lr=1e-3,
             weight_decay=1e-4,
-            schedule=Schedule(warmup_steps=10_000),
+            schedule=Schedule(warmup=10_000 / 61_036),
             groups=(Group(pattern="vision/.*|text/.*|t|b", frozen=True),),
         ),
     )

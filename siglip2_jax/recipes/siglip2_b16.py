@@ -5,7 +5,7 @@
     siglip2 train siglip2_b16 --workdir gs://BUCKET/siglip2_b16 \
         --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
 
-The first command runs all stages on two CPU cores, on the photos that ship with the package:
+The first command runs all stages on two CPU cores, on the images that ship with the package:
 `siglip2_jax.config.scale` says how everything shrinks together. At scale 1, records of `data` need
 captions and, for the two box tasks, `regions` (see `siglip2 data regions`).
 
@@ -33,7 +33,7 @@ from siglip2_jax.config import (
     Stage,
     TrainConfig,
 )
-from siglip2_jax.config.scale import Scale
+from siglip2_jax.config.scale import ScaledRecipe
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder
@@ -75,7 +75,7 @@ class Recipe:
     """The stages of one size at one scale."""
 
     def __init__(self, scale: float, size: str, data: str, tokenizer: str):
-        self.scale, self.size = Scale(scale), size
+        self.scale, self.size = ScaledRecipe(scale), size
         self.full = scale == 1
         shipped = Folder(str(HERE), captions="examples.jsonl", images="photos")
         if not (self.full or data):
@@ -142,7 +142,7 @@ class Recipe:
     def optim(self, begin: float, **changes: object) -> Optim:
         """Section 2.1, with the clock of the schedule at a share of the run."""
         schedule = Schedule(
-            warmup_steps=self.scale.steps(WARMUP),
+            warmup=self.scale.steps(WARMUP),
             total_steps=self.steps(1.0),
             begin=self.steps(begin),
         )
@@ -250,7 +250,7 @@ def config(
     Args:
       scale: the share of the examples to see; see `siglip2_jax.config.scale`.
       size: of the towers: B, L, So400m or g-opt.
-      data: a glob of ArrayRecord files; below scale 1, nothing means the photos shipped.
+      data: a glob of ArrayRecord files; below scale 1, nothing means the images shipped.
       tokenizer: Gemma's; below scale 1, nothing means the one shipped, with 1,024 pieces.
       teacher: So400m that curates, `{patch_size}` and `{pixels}` filled in; below scale 1 models
         are smaller than any that was released, and it is the model itself that curates.

@@ -1,9 +1,9 @@
-"""A small model from scratch on 1,200 photos of 100 things, captioned "a photo of a NAME".
+"""A small model from scratch on 1,200 images of 100 things, captioned "a photo of a NAME".
 
     SIGLIP2_DATA=DIR siglip2 train small_caltech101 --workdir /tmp/caltech101
 
 DIR holds `caltech101_20`: `labels.jsonl` with the fields file, name and split, and `images`. Its
-validation photos are classified zero-shot, with the same prompt.
+validation images are classified zero-shot, with the same prompt.
 """
 
 import os
@@ -25,8 +25,8 @@ BUDGET = 49  # patches of an image in training
 EVAL_BUDGET = 75
 
 
-def photos(split: str, caption: str) -> Folder:
-    """The photos of a split under SIGLIP2_DATA, each with a caption made of its name."""
+def images(split: str, caption: str) -> Folder:
+    """Images of a split under SIGLIP2_DATA, each with a caption made of its name."""
     if "SIGLIP2_DATA" not in os.environ:
         raise ValueError("set SIGLIP2_DATA to the directory that holds caltech101_20")
     path = os.path.join(os.environ["SIGLIP2_DATA"], "caltech101_20")
@@ -49,7 +49,7 @@ def model() -> ModelConfig:
 
 def config() -> TrainConfig:
     """One stage at native resolution."""
-    # The captions say nothing of colour, and the photos are few.
+    # The captions say nothing of colour, and the images are few.
     colours = (ColorJitter(0.4, 0.4, 0.4, 0.1), Grayscale(0.3))
     crops = (RandomResizedCrop((0.3, 1.0), (0.6, 1.6)), HorizontalFlip(), Shrink(80), *colours)
     top1 = {"every": 500, "max_num_patches": EVAL_BUDGET}
@@ -57,11 +57,11 @@ def config() -> TrainConfig:
         name="main",
         steps=3000,
         batch_size=64,
-        data=Data(source=photos("train", "a photo of a {name}"), transforms=crops),
+        data=Data(source=images("train", "a photo of a {name}"), transforms=crops),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup_steps=100)),
-        evals=(ZeroShot(source=photos("val", "{name}"), name="val", **top1),),
+        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup=1 / 30)),
+        evals=(ZeroShot(source=images("val", "{name}"), name="val", **top1),),
     )
     return TrainConfig(
         model=model(),

@@ -1,7 +1,7 @@
-"""A small decoder that learns photos by heart: captions, boxes for phrases, phrases for boxes.
+"""A small decoder that learns images by heart: captions, boxes for phrases, phrases for boxes.
 
     siglip2 train small_decoder --workdir /tmp/decoder \
-        --set photos=COCO_DIR --set rows=/tmp/rows.jsonl
+        --set data=COCO_DIR --set rows=/tmp/rows.jsonl
 
 It shows that what is written can be read back. `scripts/train_decoder.py` makes the rows, runs it
 and measures.
@@ -30,12 +30,12 @@ def model() -> ModelConfig:
 
 
 def config(
-    photos: str = str(HERE), rows: str = "examples.jsonl", images: str = "photos"
+    data: str = str(HERE), rows: str = "examples.jsonl", images: str = "photos"
 ) -> TrainConfig:
     """One stage of 2,500 steps.
 
     Args:
-      photos: a directory.
+      data: a directory.
       rows: a file of JSON lines in it, with `captions` and `regions`.
       images: the directory's folder of images.
     """
@@ -44,13 +44,13 @@ def config(
         name="main",
         steps=2500,
         batch_size=32,
-        data=Data(source=Folder(photos, captions=rows, images=images), transforms=(targets,)),
+        data=Data(source=Folder(data, captions=rows, images=images), transforms=(targets,)),
         lengths=Lengths(budgets=(48,), batch_scale=()),
         objectives={
             "sigmoid": Sigmoid(weight=0.1),
             "caption": Captioning(parallel=0.5, depth=2, length=LENGTH),
         },
-        optim=Optim(peak_lr=1e-3, weight_decay=1e-5, schedule=Schedule(warmup_steps=100)),
+        optim=Optim(peak_lr=1e-3, weight_decay=1e-5, schedule=Schedule(warmup=0.04)),
     )
     return TrainConfig(
         model=model(),

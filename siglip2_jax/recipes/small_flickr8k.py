@@ -1,4 +1,4 @@
-"""A small model from scratch on 700 photos of Flickr8k with five captions each.
+"""A small model from scratch on 700 images of Flickr8k with five captions each.
 
 SIGLIP2_DATA=DIR siglip2 train small_flickr8k --workdir /tmp/flickr8k
 """
@@ -18,8 +18,8 @@ from siglip2_jax.objectives.sigmoid import Sigmoid
 BUDGET = 64  # patches of an image
 
 
-def photos(split: str) -> Folder:
-    """The photos of a split, under the directory that SIGLIP2_DATA names."""
+def images(split: str) -> Folder:
+    """Images of a split, under the directory that SIGLIP2_DATA names."""
     if "SIGLIP2_DATA" not in os.environ:
         raise ValueError("set SIGLIP2_DATA to the directory that holds flickr8k_1k")
     path = os.path.join(os.environ["SIGLIP2_DATA"], "flickr8k_1k")
@@ -44,14 +44,14 @@ def config() -> TrainConfig:
         steps=1000,
         batch_size=64,
         data=Data(
-            source=photos("train"), transforms=(RandomResizedCrop((0.3, 1.0)), HorizontalFlip())
+            source=images("train"), transforms=(RandomResizedCrop((0.3, 1.0)), HorizontalFlip())
         ),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=100)),
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=0.1)),
         evals=(
-            Retrieval(source=photos("val"), name="val", **recall),
-            Retrieval(source=photos("train"), name="train", count=100, **recall),
+            Retrieval(source=images("val"), name="val", **recall),
+            Retrieval(source=images("train"), name="train", count=100, **recall),
         ),
     )
     return TrainConfig(

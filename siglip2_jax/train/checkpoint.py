@@ -73,8 +73,8 @@ class RunCheckpoints:
     def save(self, state: TrainState, step: int, record: Mapping[str, Any]) -> None:
         """Starts to save in the background; every process calls it at the same step."""
         trees = {PARAMS: state.params, OPTIMIZER: unflatten(by_path(state.optimizer))}
-        if state.average is not None:
-            trees[AVERAGE] = state.average
+        if state.ema_params is not None:
+            trees[AVERAGE] = state.ema_params
         self._checkpointer.save_checkpointables_async(
             step, trees, force=True, custom_metadata=dict(record)
         )
@@ -96,15 +96,15 @@ class RunCheckpoints:
         params = self.read(step, PARAMS, by_path(like.params))
         optimizer = self.read(step, OPTIMIZER, by_path(like.optimizer))
         average = None
-        if like.average is not None:
-            average = unflatten(self.read(step, AVERAGE, by_path(like.average)))
+        if like.ema_params is not None:
+            average = unflatten(self.read(step, AVERAGE, by_path(like.ema_params)))
         structure = jax.tree.structure(like.optimizer)
         return TrainState(
             params=unflatten(params),
             optimizer=jax.tree.unflatten(
                 structure, [optimizer[k] for k in by_path(like.optimizer)]
             ),
-            average=average,
+            ema_params=average,
             step=_scalar(step, like.step.sharding.mesh),
         )
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from PIL import Image
 
 from siglip2_jax.config import ResolvedStage, TrainConfig
-from siglip2_jax.data.lengths import Reading
+from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.preprocess.image import ImagePreprocessor
@@ -41,7 +41,7 @@ def image_preprocessor(stage: ResolvedStage) -> ImagePreprocessor:
     )
 
 
-def stage_reading(stage: ResolvedStage, step: int = 0, position: int = 0) -> Reading:
+def stage_reading(stage: ResolvedStage, step: int = 0, position: int = 0) -> StepSchedule:
     """Budgets and batch sizes of a stage's steps, from `step` and the data's `position` on."""
     return stage.lengths.reading(
         stage.data_seed, stage.num_steps, stage.read_size, step=step, position=position
@@ -92,7 +92,7 @@ def abstract_batch(
             valid=np.zeros((1, tokens), np.bool_),
         ),
         text=np.zeros((1, text.length), np.int32),
-        extra=_extra(stage, budget),
+        fields=_fields(stage, budget),
     )
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding), one
@@ -118,7 +118,7 @@ def check_batches(config: TrainConfig, devices: int) -> None:
                     )
 
 
-def _extra(stage: ResolvedStage, budget: int) -> dict[str, Any]:
+def _fields(stage: ResolvedStage, budget: int) -> dict[str, Any]:
     """Fields that the stage's transforms add to a batch, determined on a blank image."""
     if not stage.data.transforms:
         return {}
@@ -131,4 +131,4 @@ def _extra(stage: ResolvedStage, budget: int) -> dict[str, Any]:
         example = transform(example, rng)
     patch = np.zeros((1, vision.patch_size**2 * 3), np.float32), (1, 1)
     item = {**example["fields"], "image": patch, "text": np.zeros(1, np.int32)}
-    return collate([item], 1).extra
+    return collate([item], 1).fields

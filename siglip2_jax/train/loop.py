@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding
 
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
-from siglip2_jax.data.lengths import Reading
-from siglip2_jax.data.pipeline import Loaded
+from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.pipeline import HostBatch
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
 from siglip2_jax.train.compiler import jit_step
@@ -29,9 +30,14 @@ from siglip2_jax.train.inputs import (
 )
 from siglip2_jax.train.preflight import preflight
 from siglip2_jax.train.run import Run, last_good
-from siglip2_jax.train.start import abstract_state, begin, load_reference, warn_if_unsplit
-from siglip2_jax.train.state import TrainState
-from siglip2_jax.train.step import Metrics, Program, without_heads
+from siglip2_jax.train.start import (
+    abstract_state,
+    initialize_stage,
+    load_teacher_params,
+    warn_if_unsplit,
+)
+from siglip2_jax.train.state import TrainState, without_heads
+from siglip2_jax.train.step import Metrics, Program
 from siglip2_jax.train.throughput import Throughput
 from siglip2_jax.train.versions import agreed_versions, in_words
 
@@ -92,6 +98,7 @@ class StageRun:
     def run(self) -> bool:
         """Runs it; False if it was told to stop."""
         warn_if_unsplit(self._program, self._run.mesh)
+        self._warn_if_uncounted()
         state, reading = self._restore()
         steps = self._compile(reading)
         pipeline = stage_pipeline(self._stage, self._run.tokenizer)
@@ -102,23 +109,29 @@ class StageRun:
         finally:
             batches.close()
 
-    def _restore(self) -> tuple[TrainState, Reading]:
+    def _warn_if_uncounted(self) -> None:
+        """Names the objectives that do not say how much they compute, so that MFU is too low."""
+        objectives = self._program.objectives.items()
+        if names := [name for name, x in objectives if type(x).flops is Objective.flops]:
+            log.warning("MFU and FLOPs leave out %s, which define no flops", ", ".join(names))
+
+    def _restore(self) -> tuple[TrainState, StepSchedule]:
         """The state and what is left to read: of a checkpoint within the stage, or its start."""
         run, stage = self._run, self._stage
         if run.saved <= stage.first_step:
-            state = begin(self._program, run.config, run.mesh, run.workdir)
+            state = initialize_stage(self._program, run.config, run.mesh, run.workdir)
             return state, stage_reading(stage)
         log.info("resuming at step %d of %s", run.saved, run.workdir)
         with run.storing():
             record = run.checkpoints.record(run.saved)
             state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
         self._bad_before = record["bad_examples"]
-        reference = load_reference(self._program, run.config, run.mesh, run.workdir)
-        state = dataclasses.replace(state, reference=reference)
+        teacher = load_teacher_params(self._program, run.config, run.mesh, run.workdir)
+        state = dataclasses.replace(state, teacher_params=teacher)
         step, position = run.saved - stage.first_step, record["position"]
         return state, stage_reading(stage, step, position)
 
-    def _compile(self, reading: Reading) -> dict[int, Callable]:
+    def _compile(self, reading: StepSchedule) -> dict[int, Callable]:
         """The step's program for each token budget still to come, before the first step."""
         state = abstract_state(self._program, self._run.mesh)
         split = NamedSharding(self._run.mesh, BATCH)
@@ -138,7 +151,7 @@ class StageRun:
         self,
         state: TrainState,
         steps: dict[int, Callable],
-        batches: Generator[Loaded, None, None],
+        batches: Generator[HostBatch, None, None],
         show: Update,
     ) -> bool:
         """Step after step; the order of what happens after each is deliberate."""
@@ -192,7 +205,7 @@ class StageRun:
             "optim.peak_lr or look at the data around it"
         )
 
-    def _count_bad(self, loaded: Loaded) -> None:
+    def _count_bad(self, loaded: HostBatch) -> None:
         """Counts examples that were replaced, and names the first few."""
         if loaded.bad and self._bad < BAD_SHOWN:
             log.warning("replaced by other examples: %s", " ".join(loaded.problems))

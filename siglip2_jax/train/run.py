@@ -22,7 +22,7 @@ from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
 from siglip2_jax.train.inputs import check_batches, open_tokenizer
 from siglip2_jax.train.metrics import MetricWriter
-from siglip2_jax.train.spans import kept_steps, spans
+from siglip2_jax.train.stage_steps import kept_steps, stage_steps
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
 from siglip2_jax.train.versions import Versions, differences
@@ -44,7 +44,7 @@ class Run:
       workdir: where it lives.
       versions: of the software that trains.
       mesh: all devices.
-      spans: the steps of each stage.
+      stage_steps: the steps of each stage.
       tokenizer: what makes ids of captions.
       kept: steps that are saved, and kept, in any case.
       checkpoints: what was saved.
@@ -63,7 +63,7 @@ class Run:
     ):
         self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
-        self.spans = spans(config)
+        self.stage_steps = stage_steps(config)
         self.tokenizer = open_tokenizer(config)
         check_batches(config, self.mesh.size)
         self.kept = kept_steps(config)
@@ -135,7 +135,7 @@ class Run:
             "stage": stage.name,
             "position": position,
             "bad_examples": bad,
-            "stages": [list(span) for span in self.spans],
+            "stages": [list(span) for span in self.stage_steps],
             "config": to_json(self.config),
             "tokenizer": self.tokenizer.name,
             "versions": dict(self.versions),
@@ -148,9 +148,11 @@ class Run:
 
     def _check_stage(self, stage: str) -> None:
         """The checkpoint to resume belongs to the stage that this config has there."""
-        there = [span.name for span in self.spans if span.first < self.saved <= span.end]
+        there = [span.name for span in self.stage_steps if span.first < self.saved <= span.end]
         if [stage] != there:
-            place = f"is in stage {there[0]!r}" if there else f"ends at step {self.spans[-1].end}"
+            place = (
+                f"is in stage {there[0]!r}" if there else f"ends at step {self.stage_steps[-1].end}"
+            )
             raise ValueError(
                 f"step {self.saved} of {self.workdir} belongs to stage {stage!r}, which in this "
                 f"config {place}; resume with the config {self.workdir / CONFIG}, or train in "

@@ -18,10 +18,10 @@ from siglip2_jax.checkpoints.resize import resize_param
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
-from siglip2_jax.sharding import param_shardings, put, unsplit_share
+from siglip2_jax.sharding import device_put_global, param_shardings, unsplit_share
 from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
 from siglip2_jax.train.optim import begin_stage
-from siglip2_jax.train.spans import Span, source_step, spans
+from siglip2_jax.train.stage_steps import StepRange, source_step, stage_steps
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
 
@@ -51,14 +51,14 @@ def abstract_state(program: Program, mesh: Mesh) -> TrainState:
     if program.selector is None:
         return state
     shardings = param_shardings(mesh, program.selector.shapes)
-    reference = {
+    teacher = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
         for path, x in program.selector.shapes.items()
     }
-    return dataclasses.replace(state, reference=unflatten(reference))
+    return dataclasses.replace(state, teacher_params=unflatten(teacher))
 
 
-def begin(
+def initialize_stage(
     program: Program, config: TrainConfig, mesh: Mesh, workdir: str | os.PathLike[str]
 ) -> TrainState:
     """The state at a stage's first step.
@@ -84,23 +84,26 @@ def begin(
             source = checkpoints, _find_step(start, program, config, checkpoints)
             params |= _continued(program.shapes, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
-        moments, average = state.optimizer, state.average
+        moments, average = state.optimizer, state.ema_params
         if source and start.optimizer:
             moments = _moments(state, *source)
         if source and start.average and average is not None:
-            saved = _continued(program.shapes, *source, mesh, AVERAGE)
+            kept = {path: program.shapes[path] for path in program.average.paths}
+            saved = _continued(kept, *source, mesh, AVERAGE)
             average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.stage.first_step), state.step.sharding)
-    reference = load_reference(program, config, mesh, workdir)
+    teacher = load_teacher_params(program, config, mesh, workdir)
     return dataclasses.replace(
-        state, optimizer=moments, average=average, step=step, reference=reference
+        state, optimizer=moments, ema_params=average, step=step, teacher_params=teacher
     )
 
 
-def load_reference(
+def load_teacher_params(
     program: Program, config: TrainConfig, mesh: Mesh, workdir: str | os.PathLike[str]
 ) -> Params | None:
-    """Parameters of the teacher that curates a stage's batches, or None; arguments as `begin`.
+    """Parameters of the teacher that curates a stage's batches, or None.
+
+    Arguments are those of `initialize_stage`.
 
     Raises:
       ValueError: it is missing, or lacks parameters.
@@ -144,7 +147,7 @@ def _pretrained(shapes: Shapes, start: Pretrained, mesh: Mesh) -> dict[str, jax.
         if path in shapes:
             value = _fitted(path, stored[path].read(), shapes[path].shape, start.source)
             value = value + np.float32(start.bias_shift) if path == "b" else value
-            found[path] = put(np.asarray(value), shardings[path])
+            found[path] = device_put_global(np.asarray(value), shardings[path])
     return found
 
 
@@ -173,7 +176,7 @@ def _continued(
     for path in other:
         log.info("%s is resized from %s", path, other[path].shape)
         value = _fitted(path, np.asarray(params[path]), shapes[path].shape, source)
-        params[path] = put(value, shardings[path])
+        params[path] = device_put_global(value, shardings[path])
     return params
 
 
@@ -228,9 +231,9 @@ def _find_step(
     if not steps:
         raise ValueError(f"{checkpoints.directory} holds no checkpoint to continue from")
     if start.workdir is None:
-        run = [span for span in spans(config) if span.end <= program.stage.first_step]
+        run = [span for span in stage_steps(config) if span.end <= program.stage.first_step]
     else:
-        run = [Span(*span) for span in checkpoints.record(steps[-1])["stages"]]
+        run = [StepRange(*span) for span in checkpoints.record(steps[-1])["stages"]]
     step = wanted = source_step(start, run)
     if start.workdir is not None and start.step is None:
         step = min(steps, key=lambda saved: abs(saved - wanted))  # not every step was kept

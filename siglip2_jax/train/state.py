@@ -4,27 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from jaxtyping import Int
 
-from siglip2_jax.models.siglip2 import Params
-from siglip2_jax.types import ArrayLike, struct
+from siglip2_jax.checkpoints.run_layout import HEADS
+from siglip2_jax.models.siglip2 import Params, flatten, unflatten
+from siglip2_jax.sharding import has_mesh, param_spec
+from siglip2_jax.types import ArrayLike, pytree_dataclass
 
 
-@struct
+@pytree_dataclass
 class TrainState:
     """State that training carries from step to step; a pytree that goes to a checkpoint as it is.
 
     Attributes:
       params: nested dict of float32 arrays: the model's, and objectives' own under `heads/<name>`.
       optimizer: state of the optimizer; it holds moments of trainable parameters only.
-      average: moving average of `params`, or None.
+      ema_params: moving average of `params`, or None.
       step: number of the next step within the run.
-      reference: parameters of the frozen teacher that curates the batches, or None. Checkpoints do
-        not hold it: it is read from where it came from.
+      teacher_params: parameters of the frozen teacher that curates the batches, or None.
+        Checkpoints do not hold them: they are read from where they came from.
     """
 
     params: Params
     optimizer: Any
-    average: Params | None
+    ema_params: Params | None
     step: Int[ArrayLike, ""]
-    reference: Params | None = None
+    teacher_params: Params | None = None
+
+
+def without_heads(params: Params) -> Params:
+    """The model's parameters: what is exported and shown to evaluators."""
+    return {name: value for name, value in params.items() if name != HEADS}
+
+
+def place(params: Params) -> Params:
+    """Parameters split by rule over the mesh in force, if there is one."""
+    if not has_mesh():
+        return params
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    flat = flatten(params)
+    return unflatten(
+        {path: jax.reshard(x, param_spec(path, x.shape, fsdp)) for path, x in flat.items()}
+    )

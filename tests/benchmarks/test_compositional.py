@@ -62,7 +62,7 @@ def test_what_is_missing_is_named(published, tmp_path):
     with pytest.raises(ValueError, match="add_obj.json: no such file; expected the data set's"):
         evaluator(Given({}, {}))
     evaluator = SugarCrepe(path=str(published), images="/nowhere", categories=("add_att",))
-    with pytest.raises(ValueError, match="/nowhere/a.jpg: no such photo, the first of 2"):
+    with pytest.raises(ValueError, match="/nowhere/a.jpg: no such image, the first of 2"):
         evaluator(Given({}, {}))
 
 

@@ -83,7 +83,7 @@ def test_recall_of_each_language_and_the_mean(write, tmp_path):
 
 def test_photos_that_are_not_there(write, tmp_path):
     write(*LINES)
-    with pytest.raises(ValueError, match=r"images/aa.jpg: no such photo, the first of 2"):
+    with pytest.raises(ValueError, match=r"images/aa.jpg: no such image, the first of 2"):
         CrossModal(path=str(tmp_path), languages=("de",))(Given({}, {}))
 
 

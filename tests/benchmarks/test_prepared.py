@@ -14,7 +14,7 @@ from data.samples import picture
 from siglip2_jax.benchmarks.suite import evaluate
 from siglip2_jax.benchmarks.tasks.base import Setting
 from siglip2_jax.benchmarks.tasks.catalogue import choose_tasks
-from siglip2_jax.benchmarks.tasks.prepared import IMAGENET, imagenet_photos
+from siglip2_jax.benchmarks.tasks.prepared import IMAGENET, imagenet_images
 
 IMAGE, TEXT = tfds.features.Image(encoding_format="jpeg"), tfds.features.Text()
 WORDNET = tuple(f"n{i:08d}" for i in range(1000))
@@ -154,10 +154,10 @@ def test_imagenet_in_place_of_folders(imagenet, painted, name, metric, expected)
 def test_which_version_is_read(tmp_path):
     for version in ("5.9.0", "5.10.0", "incomplete.ABC_6.0.0"):
         write(tmp_path / IMAGENET / version / "dataset_info.json", b"{}")
-    source = imagenet_photos(tmp_path, "val", IMAGENET, "validation")
+    source = imagenet_images(tmp_path, "val", IMAGENET, "validation")
     assert source.directory == str(tmp_path / IMAGENET / "5.10.0")
     (tmp_path / "val").mkdir()
-    assert imagenet_photos(tmp_path, "val", IMAGENET, "validation").path == str(tmp_path / "val")
+    assert imagenet_images(tmp_path, "val", IMAGENET, "validation").path == str(tmp_path / "val")
 
 
 def test_what_is_missing(tmp_path):

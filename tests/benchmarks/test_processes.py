@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
 COUNT = 41  # no multiple of anything
 
 
-def write_photos(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Photos with captions, two of them no photos."""
     rng, rows = np.random.default_rng(0), []
     (folder / "images").mkdir(parents=True)
@@ -67,7 +67,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
     model = tmp_path / "model"
     words = Tokenizer.load(TOKENIZER)
     Embedder(CONFIG, random_params(CONFIG), ImagePreprocessor(4, None), words).save(model, "hf")
-    write_photos(tmp_path / "flickr8k_1k")
+    write_images(tmp_path / "flickr8k_1k")
     (alone,), (shared,) = (measured(tmp_path, model, "flickr8k", *n) for n in ((1, 4), (2, 2)))
     assert_equal(alone, shared)
 
@@ -76,7 +76,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
 def test_two_processes_write_what_one_writes(tmp_path):
     """Captions that depend on the photo and are expected of it, and answers that are no boxes."""
     save_heads(tmp_path / "model", {"caption": looks().params}, {"caption": looks().params})
-    write_photos(tmp_path)
+    write_images(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     for row in rows:
         with suppress(UserWarning):  # one of the two that are no photos

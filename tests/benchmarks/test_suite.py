@@ -102,7 +102,7 @@ def test_one_device_and_eight_give_the_same_numbers(data):
     plan = entries("caltech", "flickr8k")
     model = embedder()
     alone = [x.metrics for x in evaluate(model, plan, data, pretrained="", batch_size=2)]
-    model.spread(jax.devices())
+    model.replicate_over(jax.devices())
     assert model.mesh.size == 8
     shared = [x.metrics for x in evaluate(model, plan, data, pretrained="", batch_size=16)]
     assert shared == alone
@@ -174,8 +174,8 @@ def test_every_task_can_be_found_or_says_how(tmp_path):
     tasks = all_tasks()
     assert len(tasks) > 25
     for name, task in tasks.items():
-        assert task.name == name and task.how and not task.how.endswith(".")
-        if task.needs:
+        assert task.name == name and task.setup_hint and not task.setup_hint.endswith(".")
+        if task.required_files:
             assert task.find(tmp_path) is None
             assert task.missing(tmp_path).startswith(str(tmp_path / task.folder))
     with pytest.raises(ValueError, match="there is no task 'imagnet'; there are imagenet, "):
@@ -235,7 +235,8 @@ def test_a_suite_takes_a_task_of_its_own(data, tmp_path):
         "def make(setting):\n"
         "    return Retrieval(source=Folder(str(setting.root)), max_num_patches=setting.budget)\n\n"
         "MINE = Task(name='mine', kind='zeroshot_retrieval', folder='flickr8k_1k',\n"
-        "    needs=('captions.jsonl',), how='make it', make=make, metric='text_to_image@1')\n\n"
+        "    required_files=('captions.jsonl',), setup_hint='make it', make=make,\n"
+        "    metric='text_to_image@1')\n\n"
         "def suite():\n"
         "    return Suite((Entry(MINE, (9,)), Entry('flickr8k', (9,))))\n"
     )

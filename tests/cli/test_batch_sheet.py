@@ -14,9 +14,9 @@ from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.types import Batch, Patches
 
 
-def stacked(*pictures: np.ndarray, tokens: int) -> Patches:
+def stacked(*figures: np.ndarray, tokens: int) -> Patches:
     preprocess = ImagePreprocessor(patch_size=4, image_size=None)
-    return preprocess(pictures, tokens)
+    return preprocess(figures, tokens)
 
 
 def test_patches_are_put_back_with_a_grid():
@@ -50,11 +50,11 @@ def test_lengths_count_what_is_real():
 
 
 def test_views_are_drawn_and_texts_escaped():
-    pictures = [np.zeros((8, 8, 3), np.uint8)] * 2
-    image = stacked(*pictures, tokens=4)
-    views = stacked(*pictures, *pictures, tokens=4)
+    figures = [np.zeros((8, 8, 3), np.uint8)] * 2
+    image = stacked(*figures, tokens=4)
+    views = stacked(*figures, *figures, tokens=4)
     local = Patches(*(x.reshape(2, 2, *x.shape[1:]) for x in (views.pixels, views.yx, views.valid)))
-    batch = Batch(image=image, text=np.ones((2, 4), np.int32), extra={"local": local, "n": text()})
+    batch = Batch(image=image, text=np.ones((2, 4), np.int32), fields={"local": local, "n": text()})
     page = batch_sheet({4: batch}, {4: ["<script>", "b"]}, 0, "<title>")
     assert page.count("<img") == 2 * (1 + 2)
     assert "<script>" not in page and "&lt;script&gt;" in page and "2 x 2 patches" in page

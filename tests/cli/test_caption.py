@@ -8,7 +8,7 @@ from inference.test_captioner import looks, save_workdir, saying, training_ids, 
 from PIL import Image
 
 from siglip2_jax import inference as captioning
-from siglip2_jax.inference import Writing
+from siglip2_jax.inference import GenerationConfig
 
 SMALL = ("--batch-size", 4, "--max-num-patches", 16)
 PLAIN = {
@@ -56,24 +56,24 @@ def test_a_line_for_each_image(siglip2, photos, loads):
 @pytest.mark.parametrize(
     "options, writing",
     [
-        ((), Writing()),
-        (("--method", "beam", "--beams", 2), Writing("beam", beams=2)),
+        ((), GenerationConfig()),
+        (("--method", "beam", "--beams", 2), GenerationConfig("beam", beams=2)),
         (
             ("--method", "sample", "--temperature", 0.5, "--seed", 7),
-            Writing("sample", temperature=0.5, seed=7),
+            GenerationConfig("sample", temperature=0.5, seed=7),
         ),
     ],
 )
-def test_json_holds_what_the_api_gives(siglip2, photos, loads, options, writing):
+def test_json_holds_what_the_api_gives(siglip2, photos, loads, options, generation):
     loads(looks())
     (photos / "b.jpg").write_bytes(b"")
     images = [str(photos / name) for name in ("a.png", "b.jpg", "d.webp")]
     result = siglip2("caption", "RUN", *images, *SMALL, *options, "--json")
     answer = json.loads(result.out)
-    assert answer["preproc"] == "reference" and answer["method"] == writing.method
+    assert answer["preproc"] == "reference" and answer["method"] == generation.method
     first, broken, last = answer["results"]
-    asks = map(captioning.Ask, images)
-    expected = list(looks().stream(asks, writing, max_num_patches=16, batch_size=4))
+    queries = map(captioning.Ask, images)
+    expected = list(looks().stream(queries, generation, max_num_patches=16, batch_size=4))
     for found, wanted, image in ((first, expected[0], images[0]), (last, expected[2], images[2])):
         assert found == {"image": image, "caption": wanted.text, "score": wanted.score}
     assert broken == {"image": images[1], "error": str(expected[1])}

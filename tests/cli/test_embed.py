@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_api(embed, model_dir, photos, tmp_path):
 
 
 def test_the_checkpoint_is_opened_once(embed, monkeypatch, model_dir, photos):
-    """A second time would ask the hub again, and might find another revision."""
+    """A second time would query the hub again, and might find another revision."""
     opened = []
 
     def spy(source):

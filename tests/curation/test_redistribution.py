@@ -60,7 +60,7 @@ def test_chosen_examples_arrive(shape):
     batch = make_batch()
     for name, indices in CHOICES.items():
         dealt = on(shape, batch, indices, at_once=3)
-        order = dealt.extra["number"]
+        order = dealt.fields["number"]
         np.testing.assert_array_equal(np.sort(order), np.sort(indices), err_msg=name)
         assert_holds(dealt, batch, order)
 

@@ -18,11 +18,11 @@ from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill
 from siglip2_jax.preprocess.image import patchify
-from siglip2_jax.sharding import make_mesh, param_shardings, put, put_batch
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.inputs import stage_reading
-from siglip2_jax.train.spans import kept_steps
-from siglip2_jax.train.start import abstract_state, begin, load_reference
+from siglip2_jax.train.stage_steps import kept_steps
+from siglip2_jax.train.start import abstract_state, initialize_stage, load_teacher_params
 from siglip2_jax.train.step import Program
 from siglip2_jax.types import Batch, Patches
 
@@ -77,7 +77,7 @@ def updated(program: Program, batch: Batch, *, devices: int = 1, step: int = 0):
         def known(model, shapes):
             shardings = param_shardings(mesh, shapes)
             leaves = flatten(random_params(model)).items()
-            return unflatten({path: put(x, shardings[path]) for path, x in leaves})
+            return unflatten({path: device_put_global(x, shardings[path]) for path, x in leaves})
 
         state = jax.jit(program.init_state)(known(SQUARE, program.shapes))
         state = dataclasses.replace(state, step=state.step + step)
@@ -178,16 +178,16 @@ def test_teacher_of_the_same_run(tmp_path):
     assert kept_steps(made) == {5, 10, 16}
     saved = save_run(tmp_path, made, [5, 10, 12], mesh)
     program = Sevens(made.resolved[1])
-    state = begin(program, made, mesh, tmp_path)
+    state = initialize_stage(program, made, mesh, tmp_path)
     like = abstract_state(program, mesh)
-    for path, x in by_path(state.reference).items():
+    for path, x in by_path(state.teacher_params).items():
         np.testing.assert_array_equal(x, by_path(saved[5].params)[path], err_msg=path)
         assert x.sharding == by_path(like.reference)[path].sharding
     checkpoints = RunCheckpoints(tmp_path)
     assert not checkpoints.shapes(12, "reference")
     assert checkpoints.restore(12, like).reference is None
-    again = load_reference(program, made, mesh, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, again, state.reference)
+    again = load_teacher_params(program, made, mesh, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again, state.teacher_params)
 
 
 def test_teacher_that_comes_later():

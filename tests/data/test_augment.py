@@ -105,7 +105,7 @@ def test_they_work_in_the_preparation_of_a_batch():
     prepare = preparation(RandomResizedCrop((0.2, 0.4)), HorizontalFlip())
     items = [prepare(example(i), np.random.default_rng(i), 30) for i in range(6)]
     batch = collate(items, 30)
-    assert not batch.extra and np.isfinite(batch.image.pixels).all()
+    assert not batch.fields and np.isfinite(batch.image.pixels).all()
     plain, again = preparation()(example(2), np.random.default_rng(2), 30), items[2]
     repeated = prepare(example(2), np.random.default_rng(2), 30)
     np.testing.assert_array_equal(repeated["image"][0], again["image"][0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from siglip2_jax.data.lengths import Lengths, Reading
+from siglip2_jax.data.lengths import Lengths, StepSchedule
 
 
 def test_examples_are_shared_equally_though_the_longest_has_half_the_batch():
@@ -71,6 +71,6 @@ def test_batches_that_do_not_scale_are_refused():
     with pytest.raises(ValueError, match=r"a batch of 3 scaled by 0.5 for budget 1024 is 1.5"):
         Lengths().reading(0, 10, 3)
     with pytest.raises(ValueError, match="must be at least 1"):
-        Reading(np.array([16]), np.array([0]))
+        StepSchedule(np.array([16]), np.array([0]))
     with pytest.raises(ValueError, match="step and position"):
-        Reading(np.array([16]), np.array([1]), 0, -1)
+        StepSchedule(np.array([16]), np.array([1]), 0, -1)

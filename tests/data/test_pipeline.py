@@ -69,19 +69,19 @@ def test_steps_are_as_planned():
         assert loaded.batch.image.pixels.shape == (size, loaded.budget, 48)
         assert loaded.batch.text.shape == (size, 12)
         assert loaded.bad == 0 and loaded.problems == ()
-        np.testing.assert_array_equal(loaded.batch.extra["draw"][:, 1], loaded.budget)
+        np.testing.assert_array_equal(loaded.batch.fields["draw"][:, 1], loaded.budget)
 
 
 def test_each_epoch_has_every_example_once_in_another_order():
     ids = np.concatenate(
-        [b.batch.extra["id"] for b in read(make(), Lengths((6,)).reading(0, 20, 8))]
+        [b.batch.fields["id"] for b in read(make(), Lengths((6,)).reading(0, 20, 8))]
     )
     epochs = ids[: len(ids) // 50 * 50].reshape(-1, 50)
     assert len(epochs) >= 3
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()} | {tuple(range(50))}) == len(epochs) + 1
     in_order = read(make(shuffle=False))
-    ids = np.concatenate([loaded.batch.extra["id"] for loaded in in_order])
+    ids = np.concatenate([loaded.batch.fields["id"] for loaded in in_order])
     np.testing.assert_array_equal(ids, np.arange(len(ids)) % 50)
 
 
@@ -91,7 +91,7 @@ def test_randomness_is_that_of_the_global_index():
     for g in range(len(first.batch.text)):
         item = pipeline.prepare(EXAMPLES[g], np.random.default_rng((9, g)), first.budget)
         np.testing.assert_array_equal(first.batch.text[g], item["text"])
-        np.testing.assert_array_equal(first.batch.extra["draw"][g], item["draw"])
+        np.testing.assert_array_equal(first.batch.fields["draw"][g], item["draw"])
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -117,7 +117,7 @@ def test_a_batch_size_may_change_on_the_way():
     whole = read(make(), LENGTHS.reading(4, 8, 8))
     start = whole[3]
     rest = read(make(), LENGTHS.reading(4, 8, 4, step=4, position=start.position))
-    ids = [np.concatenate([b.batch.extra["id"] for b in part]) for part in (whole[4:], rest)]
+    ids = [np.concatenate([b.batch.fields["id"] for b in part]) for part in (whole[4:], rest)]
     np.testing.assert_array_equal(ids[1], ids[0][: len(ids[1])])
 
 
@@ -125,10 +125,10 @@ def test_bad_examples_are_replaced_and_told():
     clean, mended = read(make()), read(make(10, 11))
     bad, changed = 0, 0
     for before, after in zip(clean, mended, strict=True):
-        same = before.batch.extra["id"] == after.batch.extra["id"]
-        assert (np.isin(before.batch.extra["id"], [10, 11]) == ~same).all()
+        same = before.batch.fields["id"] == after.batch.fields["id"]
+        assert (np.isin(before.batch.fields["id"], [10, 11]) == ~same).all()
         np.testing.assert_array_equal(before.batch.text[same], after.batch.text[same])
-        assert not np.isin(after.batch.extra["id"], [10, 11]).any()
+        assert not np.isin(after.batch.fields["id"], [10, 11]).any()
         bad, changed = bad + after.bad, changed + (~same).sum()
         for problem in after.problems:
             assert problem.startswith(("no 10: it has no caption", "no 11: the JPEG data is"))
@@ -170,7 +170,7 @@ def test_mixtures_keep_their_weights():
     source = Mixture(((part(0, 250), 0.7), (inner, 0.3)))
     pipeline = Pipeline(source, preparation(Stamp(), image_size=4), 1)
     reading = Lengths((4,)).reading(0, 20, 20)
-    ids = np.concatenate([b.batch.extra["id"] for b in read(pipeline, reading)])
+    ids = np.concatenate([b.batch.fields["id"] for b in read(pipeline, reading)])
     shares = [np.mean(ids // 1000 == i) for i in range(3)]
     np.testing.assert_allclose(shares, [0.7, 0.15, 0.15], atol=0.01)
     assert len(set(ids[ids >= 1000])) == (ids >= 1000).sum()  # less than an epoch of these

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from siglip2_jax.data.prefetch import ahead, batched
+from siglip2_jax.data.prefetch import batched, thread_map
 
 
 def test_order_is_kept_and_work_is_bounded():
@@ -22,20 +22,20 @@ def test_order_is_kept_and_work_is_bounded():
         return i * i
 
     results = []
-    for result in ahead(work, items(), 5):
+    for result in thread_map(work, items(), 5):
         results.append(result)
         assert drawn <= len(results) + 5
     assert results == [i * i for i in range(100)]
-    assert list(ahead(work, [], 5)) == []
+    assert list(thread_map(work, [], 5)) == []
 
 
 def test_work_is_done_on_other_threads():
-    threads = set(ahead(lambda _: threading.get_ident(), range(20), 5))
+    threads = set(thread_map(lambda _: threading.get_ident(), range(20), 5))
     assert threading.get_ident() not in threads
 
 
 def test_errors_come_where_they_belong():
-    results = ahead(lambda x: 1 // x, [1, 1, 0, 1], 8)
+    results = thread_map(lambda x: 1 // x, [1, 1, 0, 1], 8)
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -43,7 +43,7 @@ def test_errors_come_where_they_belong():
 
 def test_leaving_early_stops_the_work():
     done = []
-    results = ahead(done.append, range(1000), 4)
+    results = thread_map(done.append, range(1000), 4)
     next(results)
     results.close()
     assert len(done) <= 6

@@ -77,9 +77,9 @@ def test_transforms_add_fields():
     items = [prepare(original, rng(1), 30), prepare(example(5), rng(2), 30)]
     assert original == example(4)
     batch = collate(items, 30)
-    assert batch.extra.keys() == {"id", "draw", "local"}
-    np.testing.assert_array_equal(batch.extra["id"], [4, 5])
-    local = batch.extra["local"]
+    assert batch.fields.keys() == {"id", "draw", "local"}
+    np.testing.assert_array_equal(batch.fields["id"], [4, 5])
+    local = batch.fields["local"]
     assert local.pixels.shape == (2, 2, 9, 48) and local.yx.shape == (2, 2, 9, 2)
     for row, item in enumerate(items):
         for view, (pixels, (rows, cols)) in enumerate(item["local"].images):

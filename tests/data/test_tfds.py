@@ -65,8 +65,8 @@ def directory(tmp_path_factory):
 
 def numbered(examples):
     """Each example with the number its image tells; TFDS shuffles what it writes."""
-    pictures = {picture(i): i for i in range(COUNT)}
-    return {pictures[examples[n]["image"]]: examples[n] for n in range(len(examples))}
+    figures = {picture(i): i for i in range(COUNT)}
+    return {figures[examples[n]["image"]]: examples[n] for n in range(len(examples))}
 
 
 @pytest.mark.parametrize("field", ["captions", "annotations/text"])

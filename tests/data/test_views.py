@@ -61,7 +61,7 @@ def test_arrays_of_a_batch():
     assert isinstance(SMALL, Transform)
     items = [prepare(example(i), np.random.default_rng(i), 30) for i in range(3)]
     batch = collate(items, 30)
-    seen, local = batch.extra["global"], batch.extra["local"]
+    seen, local = batch.fields["global"], batch.fields["local"]
     assert seen.pixels.shape == (3, 1, 36, 48) and local.pixels.shape == (3, 3, 9, 48)
     assert seen.valid.all() and local.valid.all()
     for pixels in (seen.pixels, local.pixels):
@@ -177,7 +177,7 @@ def test_shapes_are_known_before_data_is_read():
     data = Data(source=Folder("nowhere"), transforms=(replace(SMALL, patch_size=4),))
     stage = Stage(name="main", data=data, batch_size=8, steps=1, objectives={"sigmoid": Sigmoid()})
     config = TrainConfig(model=tiny_config(), stages=(stage,), tokenizer="")
-    extra = abstract_batch(config.resolved[0], 16, 8).extra
+    extra = abstract_batch(config.resolved[0], 16, 8).fields
     assert extra["global"].pixels.shape == (8, 1, 36, 48)
     assert extra["local"].valid.shape == (8, 3, 9)
 

@@ -35,13 +35,13 @@ def unit(rows):
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
-def pictures(*colours):
+def figures(*colours):
     return [Image.new("RGB", (4, 3), colour) for colour in colours]
 
 
 BATCHES = [
-    {"image": pictures((9, 0, 0), (0, 40, 30)), "text": ["red", "teal"]},
-    {"image": pictures((5, 5, 5)), "text": ["grey"]},
+    {"image": figures((9, 0, 0), (0, 40, 30)), "text": ["red", "teal"]},
+    {"image": figures((5, 5, 5)), "text": ["grey"]},
 ]
 
 

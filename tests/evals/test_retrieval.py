@@ -11,7 +11,7 @@ from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.retrieval import (
     Retrieval,
     embed_captions,
-    embed_photos,
+    embed_files,
     end_sentence,
     retrieval_metrics,
 )
@@ -148,5 +148,5 @@ def test_captions_that_a_full_stop_makes_equal_are_embedded_once():
 
 def test_a_wrong_directory_is_named(tmp_path):
     missing = str(tmp_path / "1.jpg")
-    with pytest.raises(ValueError, match="1.jpg: no such photo, the first of 2; expected the data"):
-        embed_photos(Given({}, {}), [missing, missing], 256)
+    with pytest.raises(ValueError, match="1.jpg: no such image, the first of 2; expected the data"):
+        embed_files(Given({}, {}), [missing, missing], 256)

@@ -57,7 +57,7 @@ def as_patches(model: Embedder, *images: np.ndarray) -> Patches:
 
 @contextmanager
 def counted_compilations() -> Iterator[Counter]:
-    """Counts the programs that XLA compiles, whoever asks for them."""
+    """Counts the programs that XLA compiles, whoever queries for them."""
     count = Counter()
 
     def listen(event: str, *_, **__) -> None:

@@ -1,4 +1,4 @@
-"""The embedding file: whatever interrupts the writing, the same file comes out."""
+"""The embedding file: whatever interrupts the generation, the same file comes out."""
 
 import json
 import random

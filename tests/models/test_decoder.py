@@ -15,7 +15,7 @@ from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.decoder import Decoder, DecoderConfig, decoder_config
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import flatten, unflatten
-from siglip2_jax.sharding import make_mesh, param_shardings, put, put_batch
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
 
 CONFIG = DecoderConfig(
     width=20, depth=2, mlp_dim=36, num_heads=2, vocab_size=17, length=6, memory_dim=28
@@ -197,7 +197,9 @@ def test_step_by_step(shape):
         mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
         with jax.set_mesh(mesh):
             shardings = param_shardings(mesh, arguments[0])
-            placed = {path: put(x, shardings[path]) for path, x in arguments[0].items()}
+            placed = {
+                path: device_put_global(x, shardings[path]) for path, x in arguments[0].items()
+            }
             found = jax.jit(by_steps)(placed, *put_batch(arguments[1], mesh))
     np.testing.assert_allclose(found, expected, atol=2e-5)
 

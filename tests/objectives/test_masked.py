@@ -62,7 +62,7 @@ def test_hidden_patches_are_the_same_on_many_devices():
 
 def tokens(shown):
     """Which patches are hidden, and the tokens of the student that does not see them; teacher's."""
-    image = jax.tree.map(lambda x: x[:, 0], shown.batch.extra["global"])
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.fields["global"])
     masked = choose_patches(image.valid, 0.5, shown.key)[0]
     student = shown.student.encode_image(image, masked, shown.student_head.mask_token[...])
     teacher = shown.teacher.encode_image(image)
@@ -82,7 +82,7 @@ def test_loss_report_and_center():
     found = loss, report["teacher_entropy"], report["usage"], center
     for have, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
-    image = jax.tree.map(lambda x: x[:, 0], shown.batch.extra["global"])
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.fields["global"])
     first = np.asarray(choose_patches(image.valid, 0.5, shown.key)[1])[:, 0]
     one_each = student[np.arange(8), first]
     np.testing.assert_allclose(report["rank"], participation(one_each), rtol=1e-4)
@@ -108,12 +108,12 @@ def test_padding_changes_nothing():
 def test_a_hidden_patch_is_not_seen():
     """Other pixels under the mask change the teacher's features and none of the student's."""
     shown = scene(OBJECTIVE)
-    image = jax.tree.map(lambda x: x[:, 0], shown.batch.extra["global"])
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.fields["global"])
     masked, student, teacher = tokens(shown)
     pixels = np.where(masked[..., None], -image.pixels, image.pixels)[:, None]
-    views = dataclasses.replace(shown.batch.extra["global"], pixels=jnp.asarray(pixels))
+    views = dataclasses.replace(shown.batch.fields["global"], pixels=jnp.asarray(pixels))
     changed = dataclasses.replace(
-        shown, batch=dataclasses.replace(shown.batch, extra={"global": views})
+        shown, batch=dataclasses.replace(shown.batch, fields={"global": views})
     )
     _, student_again, teacher_again = tokens(changed)
     np.testing.assert_array_equal(student_again, student)
@@ -137,7 +137,7 @@ def test_what_is_missing_is_said():
     seen = view(shown)
     with pytest.raises(ValueError, match="MaskedPrediction learns from a moving average"):
         OBJECTIVE.loss(shown.student_head, dataclasses.replace(seen, teacher=None))
-    bare = dataclasses.replace(shown.batch, extra={})
+    bare = dataclasses.replace(shown.batch, fields={})
     with pytest.raises(ValueError, match="MaskedPrediction reads the views global, .* lacks"):
         OBJECTIVE.loss(shown.student_head, dataclasses.replace(seen, batch=bare))
 

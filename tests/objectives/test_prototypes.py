@@ -13,7 +13,7 @@ from scipy.special import erf
 
 from siglip2_jax.objectives.base import Buffer
 from siglip2_jax.objectives.prototypes import ProjectionHead, distillation_loss
-from siglip2_jax.sharding import make_mesh, put, put_batch
+from siglip2_jax.sharding import device_put_global, make_mesh, put_batch
 
 N, V, Z, K = 8, 3, 5, 11
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.04}
@@ -67,7 +67,7 @@ def on(shape: tuple[int, int] | None, arrays: list[np.ndarray], chunk: int):
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
         student, teacher, weights = put_batch((arrays[0], arrays[1], arrays[5]), mesh)
-        whole = [put(x, NamedSharding(mesh, PartitionSpec())) for x in arrays[2:5]]
+        whole = [device_put_global(x, NamedSharding(mesh, PartitionSpec())) for x in arrays[2:5]]
         placed = [student, teacher, *whole, weights]
         found = jax.jit(partial(loss_and_gradients, chunk=chunk))(placed)
         assert found[1][0].sharding.is_equivalent_to(student.sharding, 3)

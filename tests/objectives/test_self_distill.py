@@ -31,7 +31,7 @@ OBJECTIVE = SelfDistill(weight=0.25, chunk=12, **SIZES)
 
 def features(shown):
     """The student's of each local view, passed alone, and the teacher's of the global one."""
-    local, seen = shown.batch.extra["local"], shown.batch.extra["global"]
+    local, seen = shown.batch.fields["local"], shown.batch.fields["global"]
     encode = jax.jit(lambda model, image: model.encode_image(image).pooled)
     one = lambda views, v: jax.tree.map(lambda x: x[:, v], views)  # noqa: E731
     student = [encode(shown.student, one(local, v)) for v in range(V)]
@@ -137,7 +137,7 @@ def test_what_is_missing_is_said():
     seen = view(shown)
     with pytest.raises(ValueError, match="SelfDistill learns from a moving average .* optim.ema"):
         OBJECTIVE.loss(shown.student_head, dataclasses.replace(seen, teacher=None))
-    bare = dataclasses.replace(shown.batch, extra={"global": shown.batch.extra["global"]})
+    bare = dataclasses.replace(shown.batch, fields={"global": shown.batch.fields["global"]})
     with pytest.raises(
         ValueError, match="SelfDistill reads the views local, .*SelfSupervisedViews"
     ):

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import logsumexp
 
 from siglip2_jax.objectives.vocabulary import vocabulary_loss
-from siglip2_jax.sharding import make_mesh, put, put_batch
+from siglip2_jax.sharding import device_put_global, make_mesh, put_batch
 
 P = PartitionSpec
 ROWS, LENGTH, WIDTH, VOCABULARY = 8, 5, 12, 36
@@ -64,7 +64,7 @@ def test_on_a_mesh(shape, spec):
     hidden, kernel, targets, weights = inputs()
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
-        kernel = put(kernel, NamedSharding(mesh, spec))
+        kernel = device_put_global(kernel, NamedSharding(mesh, spec))
         hidden, targets, weights = put_batch((hidden, targets, weights), mesh)
         found = jax.jit(derived(3))(hidden, kernel, targets, weights)
         d_hidden, d_kernel = found[1]

@@ -4,24 +4,24 @@ from fractions import Fraction
 
 import pytest
 
-from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, cores_needed
+from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, host_cores_needed
 
 
 @pytest.mark.parametrize("rate", [0.5, 87.3, 100.0, 663.0, 4096.0])
 @pytest.mark.parametrize("core", [7.0, 64.0, 101.7])
 @pytest.mark.parametrize("chips", [1, 4, 8])
 def test_enough_and_no_more(rate, core, chips):
-    cores = cores_needed(rate, core, chips)
+    cores = host_cores_needed(rate, core, chips)
     needed = Fraction(rate) * chips / Fraction(core)
     assert cores >= 1 and cores >= needed
     assert cores == 1 or cores - 1 < needed
 
 
 def test_defaults_and_whole_numbers():
-    assert cores_needed(2 * IMAGES_PER_CORE_SECOND) == 2 * CHIPS_PER_HOST
-    assert cores_needed(0.3, 0.1, 1) == 3  # 0.3 / 0.1 is 2.9999999999999996
-    assert cores_needed(1.1, 1.1 / 3, 1) == 3
-    assert cores_needed(1e-6) == 1
+    assert host_cores_needed(2 * IMAGES_PER_CORE_SECOND) == 2 * CHIPS_PER_HOST
+    assert host_cores_needed(0.3, 0.1, 1) == 3  # 0.3 / 0.1 is 2.9999999999999996
+    assert host_cores_needed(1.1, 1.1 / 3, 1) == 3
+    assert host_cores_needed(1e-6) == 1
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_defaults_and_whole_numbers():
 )
 def test_senseless_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        cores_needed(*arguments)
+        host_cores_needed(*arguments)

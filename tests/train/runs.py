@@ -18,12 +18,12 @@ from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import Params, unflatten
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.tokenizer import Tokenizer
-from siglip2_jax.sharding import put
+from siglip2_jax.sharding import device_put_global
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
-from siglip2_jax.train.spans import spans
+from siglip2_jax.train.stage_steps import stage_steps
 from siglip2_jax.train.start import abstract_state
-from siglip2_jax.train.state import TrainState
-from siglip2_jax.train.step import Program, place
+from siglip2_jax.train.state import TrainState, place
+from siglip2_jax.train.step import Program
 
 TOWER = {"depth": 2, "mlp_dim": 32, "num_heads": 2}
 SMALL = ModelConfig(
@@ -59,7 +59,7 @@ def random_state(program: Program, mesh: Mesh, step: int) -> TrainState:
     for i, x in enumerate(by_path(like).values()):
         rng = np.random.default_rng((step, i))
         value = rng.standard_normal(x.shape, np.float32) if x.dtype != np.int32 else step
-        leaves.append(put(np.asarray(value, x.dtype), x.sharding))
+        leaves.append(device_put_global(np.asarray(value, x.dtype), x.sharding))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -68,7 +68,7 @@ def save_run(
 ) -> dict[int, TrainState]:
     """Writes what a run leaves behind, and returns the states it saved."""
     Tokenizer.load(TOKENIZER).save(workdir)
-    run = [list(span) for span in spans(config)]
+    run = [list(span) for span in stage_steps(config)]
     kept = {"every": 1, "keep_last": len(steps)} | settings
     checkpoints, states = RunCheckpoints(workdir, Checkpoints(**kept)), {}
     for step in steps:

@@ -97,8 +97,10 @@ def test_no_average(tmp_path):
     mesh = mesh_of((1, 4))
     states = save_run(tmp_path, plain, [3], mesh)
     checkpoints = RunCheckpoints(tmp_path)
-    assert states[3].average is None
-    assert checkpoints.restore(3, abstract_state(Sevens(plain.resolved[0]), mesh)).average is None
+    assert states[3].ema_params is None
+    assert (
+        checkpoints.restore(3, abstract_state(Sevens(plain.resolved[0]), mesh)).ema_params is None
+    )
     with pytest.raises(ValueError, match="holds nothing for average/b where"):
         checkpoints.restore(3, abstract_state(Sevens(CONFIG.resolved[0]), mesh))
     checkpoints.close()

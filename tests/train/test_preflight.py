@@ -45,7 +45,7 @@ def look(image: np.ndarray, text: np.ndarray, bias: float, mesh=None, parts: int
     ids = np.zeros((n, TINY.text.length), np.int32)
     batch = Batch(images, ids, {"image": image, "text": text})
     program.batch_size = lambda read: read // parts
-    program.embed = lambda params, batch: (batch.extra["image"], batch.extra["text"])
+    program.embed = lambda params, batch: (batch.fields["image"], batch.fields["text"])
     params = {"t": jnp.float32(T), "b": jnp.float32(bias)}
     state = TrainState(params, None, None, jnp.int32(0))
     return preflight(program, state, put_batch(batch, mesh) if mesh else batch)

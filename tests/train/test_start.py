@@ -23,7 +23,7 @@ from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import by_path
-from siglip2_jax.train.start import abstract_state, begin
+from siglip2_jax.train.start import abstract_state, initialize_stage
 from siglip2_jax.train.step import Program
 
 MESH = make_mesh(1, jax.devices()[:4])
@@ -51,7 +51,7 @@ HEADS = {"sigmoid": Sigmoid(), "colour": WithHead()}
 
 
 def start(config, index: int = 0, workdir: str = "nowhere", program=Sevens):
-    return begin(program(config.resolved[index]), config, MESH, workdir)
+    return initialize_stage(program(config.resolved[index]), config, MESH, workdir)
 
 
 def assert_fresh(state) -> None:
@@ -118,7 +118,7 @@ def test_pretrained(formats, format):
     for path, x in numbers(state.params).items():
         expected = MODEL[path] + np.float32(2.5 * (path == "b"))
         np.testing.assert_array_equal(x, expected, err_msg=path)
-        np.testing.assert_array_equal(by_path(state.average)[path], expected, err_msg=path)
+        np.testing.assert_array_equal(by_path(state.ema_params)[path], expected, err_msg=path)
     assert_fresh(state)
 
 
@@ -126,7 +126,7 @@ def test_pretrained_by_a_run(tmp_path):
     """Its last checkpoint's average here; heads stay behind."""
     saved = save_run(tmp_path, run(stage(objectives=HEADS)), [10], MESH)
     source = Pretrained(source=str(tmp_path / "checkpoints" / "10" / "average"))
-    found, wanted = numbers(start(run(stage(start=source))).params), numbers(saved[10].average)
+    found, wanted = numbers(start(run(stage(start=source))).params), numbers(saved[10].ema_params)
     assert found.keys() == {path for path in wanted if not path.startswith("heads/")}
     for path, x in found.items():
         np.testing.assert_array_equal(x, wanted[path], err_msg=path)
@@ -209,7 +209,7 @@ def second(start=None, **fields):
 def test_continue(workdir, saved, source, step):
     """Parameters, averages and moments go on; the schedule starts anew; the run's steps go on."""
     state = start(second(source), 1, workdir)
-    for path, x in numbers(state.average).items():
+    for path, x in numbers(state.ema_params).items():
         np.testing.assert_array_equal(x, saved[step][f"average/{path}"], err_msg=path)
     for path, x in numbers(state.params).items():
         np.testing.assert_array_equal(x, saved[step][f"params/{path}"], err_msg=path)
@@ -226,7 +226,7 @@ def test_continue_with_a_fresh_average(workdir, saved, tmp_path):
     for source, directory in ((Continue(average=False), workdir), (Continue(), tmp_path)):
         state = start(second(source), 1, directory)
         params = numbers(state.params)
-        for path, x in numbers(state.average).items():
+        for path, x in numbers(state.ema_params).items():
             np.testing.assert_array_equal(x, params[path], err_msg=path)
 
 
@@ -256,7 +256,7 @@ def test_fresh_heads(workdir, saved):
     for path, x in numbers(state.params).items():
         expected = 7 if path.startswith("heads/") else saved[10][f"params/{path}"]
         np.testing.assert_array_equal(x, expected, err_msg=path)
-    for path, x in numbers(state.average).items():
+    for path, x in numbers(state.ema_params).items():
         expected = 7 if path.startswith("heads/") else saved[10][f"average/{path}"]
         np.testing.assert_array_equal(x, expected, err_msg=path)
     moments = state.optimizer.moments[1]
@@ -294,7 +294,7 @@ def test_continue_resized(workdir, saved):
             old, moment = resize_param(path, old, RESIZED[path]), 0
         np.testing.assert_array_equal(x, old, err_msg=path)
         np.testing.assert_array_equal(moments[path], moment, err_msg=path)
-    assert {k: x.shape for k, x in numbers(state.average).items() if k in RESIZED} == RESIZED
+    assert {k: x.shape for k, x in numbers(state.ema_params).items() if k in RESIZED} == RESIZED
 
 
 def test_nothing_to_continue(workdir, saved, tmp_path):

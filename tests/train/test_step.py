@@ -21,7 +21,7 @@ from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.sigmoid import Sigmoid
-from siglip2_jax.sharding import gather, make_mesh, param_shardings, put, put_batch
+from siglip2_jax.sharding import device_put_global, gather, make_mesh, param_shardings, put_batch
 from siglip2_jax.train.checkpoint import by_path
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
@@ -29,7 +29,7 @@ from siglip2_jax.types import Batch
 
 STEPS, UPDATES = 10, 3
 # A large eps: gradients that are 0 but for rounding (biases of keys) would give random directions.
-OPTIM = Optim(peak_lr=0.01, weight_decay=0.02, eps=1e-3, schedule=Schedule(warmup_steps=2))
+OPTIM = Optim(peak_lr=0.01, weight_decay=0.02, eps=1e-3, schedule=Schedule(warmup=2))
 GROUPS = (
     Group(pattern="vision/.*", frozen=True),
     Group(pattern="text/.*", lr_scale=0.25, weight_decay=0.1),
@@ -103,7 +103,7 @@ def run(shape: tuple[int, int] | None, **fields) -> Ran:
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
         shardings = param_shardings(mesh, program.shapes)
-        params = {path: put(x, shardings[path]) for path, x in params.items()}
+        params = {path: device_put_global(x, shardings[path]) for path, x in params.items()}
         return _run(program, params, lambda batch: put_batch(batch, mesh))
 
 
@@ -285,7 +285,7 @@ def test_moving_average():
     average = {path: np.float64(x) for path, x in flatten(random_params(TINY)).items()}
     for params in found.params:
         average = {path: 0.9 * x + 0.1 * params[path] for path, x in average.items()}
-    for path, x in flatten(found.last.average).items():
+    for path, x in flatten(found.last.ema_params).items():
         np.testing.assert_allclose(x, average[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 

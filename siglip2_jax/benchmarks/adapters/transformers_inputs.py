@@ -38,7 +38,7 @@ class TransformersImages(ImagePreprocessor):
         return found["pixel_values"][0][: rows * columns], (rows, columns)
 
 
-def to_pictures(
+def to_images(
     patches: Float32[np.ndarray, "n N P"], patch_size: int
 ) -> Float32[np.ndarray, "n 3 h w"]:
     """Patches put together again; the edge that fills no patch, which no model reads, is gone."""

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int32
 from siglip2_jax.benchmarks.adapters.transformers_inputs import (
     TransformersImages,
     read_sizes,
-    to_pictures,
+    to_images,
 )
 from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
@@ -50,7 +50,7 @@ def open_transformers(
         a tokenizer of ours has its own. Released models were trained on lower case, and older
         tokenizer files do not see to it.
       device: where to run; None takes a GPU if there is one.
-      exif: turn photos upright by their EXIF orientation, which transformers' processor does not.
+      exif: turn images upright by their EXIF orientation, which transformers' processor does not.
 
     Raises:
       ValueError: torch or transformers is not installed, the model is of another type, or its
@@ -184,7 +184,7 @@ class TransformersModel(Embedder):
             mask = image.valid.astype(np.int64)
             inputs |= {"pixel_attention_mask": mask, "spatial_shapes": grid.astype(np.int64)}
         else:
-            inputs["pixel_values"] = to_pictures(image.pixels, self.config.vision.patch_size)
+            inputs["pixel_values"] = to_images(image.pixels, self.config.vision.patch_size)
         with torch.inference_mode():
             found = self._model.vision_model(
                 **{name: torch.tensor(x).to(self._model.device) for name, x in inputs.items()}

@@ -11,28 +11,28 @@ from urllib.parse import unquote
 
 from etils import epath
 
-from siglip2_jax.benchmarks.culture.photo_table import Photos, read_table
+from siglip2_jax.benchmarks.culture.image_table import TableImages, read_table
 from siglip2_jax.data.sources import Examples
 
 Part = Literal["all", "train", "test"]
 
 DOLLAR_STREET_TRAIN = "images_v2_imagenet_train.csv"
 DOLLAR_STREET_TEST = "images_v2_imagenet_test.csv"
-_TRAIN_SHARE = 3  # of GeoDE's photos every third is for training
+_TRAIN_SHARE = 3  # of GeoDE's images every third is for training
 
 
 @dataclass(frozen=True)
 class DollarStreet:
-    """Photos of homes with the ImageNet classes of their topics (Gaviria Rojas et al. 2022).
+    """Images of homes with the ImageNet classes of their topics (Gaviria Rojas et al. 2022).
 
-    A table has a row a photo: `imageRelPath` (within the directory), `imagenet_sysnet_id` (a list
-    such as `[904, 905]`: the classes, from 0, that the photo's topic was mapped to), `country.id`,
-    `region.id` and `income` (of the home, in dollars a month). Photos of topics without a class are
+    A table has a row an image: `imageRelPath` (within the directory), `imagenet_sysnet_id` (a list
+    such as `[904, 905]`: the classes, from 0, that the image's topic was mapped to), `country.id`,
+    `region.id` and `income` (of the home, in dollars a month). Images of topics without a class are
     not in these tables. Examples have the fields `classes`, `country`, `region` and `income`.
 
     Attributes:
       path: the directory `dataset_dollarstreet`, local or `gs://`.
-      tables: its files to read. SigLIP 2's zero-shot numbers are on 21,000 photos of 96 topics,
+      tables: its files to read. SigLIP 2's zero-shot numbers are on 21,000 images of 96 topics,
         which may not be just those of both.
     """
 
@@ -40,10 +40,10 @@ class DollarStreet:
     tables: tuple[str, ...] = (DOLLAR_STREET_TRAIN, DOLLAR_STREET_TEST)
 
     def open(self) -> Examples:
-        """Reads the tables; photos are read one by one later.
+        """Reads the tables; images are read one by one later.
 
         Raises:
-          ValueError: a table is missing or malformed, or the first photo is not there.
+          ValueError: a table is missing or malformed, or the first image is not there.
         """
         columns = "imageRelPath", "imagenet_sysnet_id", "country.id", "region.id", "income"
         root, rows = epath.Path(self.path), []
@@ -57,7 +57,7 @@ class DollarStreet:
                     "income": _income(row["income"], where),
                 }
                 rows.append((root / row["imageRelPath"], fields))
-        return Photos(rows, root / ", ".join(self.tables))
+        return TableImages(rows, root / ", ".join(self.tables))
 
 
 def _class_numbers(text: str, where: str) -> list[int]:
@@ -84,17 +84,17 @@ def _income(text: str, where: str) -> float:
 
 @dataclass(frozen=True)
 class GeoDE:
-    """Photos of 40 kinds of objects from 6 regions of the world (Ramaswamy et al., 2301.02560).
+    """Images of 40 kinds of objects from 6 regions of the world (Ramaswamy et al., 2301.02560).
 
-    `index.csv` has a row a photo: `file_path` (within `images/`), `object`, `region` and
+    `index.csv` has a row an image: `file_path` (within `images/`), `object`, `region` and
     `ip_country` or `country`. Examples have the fields `object` (with spaces), `region` and
     `country`.
 
     Attributes:
       path: the directory, local or `gs://`.
-      part: "train" is every third photo, chosen by a hash of its path, "test" the others; the parts
+      part: "train" is every third image, chosen by a hash of its path, "test" the others; the parts
         that published 10-shot numbers used are not known.
-      least: leaves out, from every part, countries with fewer photos than this in "train": some
+      least: leaves out, from every part, countries with fewer images than this in "train": some
         have a handful.
     """
 
@@ -107,10 +107,10 @@ class GeoDE:
             raise ValueError(f"GeoDE.part is {self.part!r}; expected 'all', 'train' or 'test'")
 
     def open(self) -> Examples:
-        """Reads the table; photos are read one by one later.
+        """Reads the table; images are read one by one later.
 
         Raises:
-          ValueError: the table is missing or malformed, or the first photo is not there.
+          ValueError: the table is missing or malformed, or the first image is not there.
         """
         root = epath.Path(self.path)
         table = read_table(root / "index.csv", ("file_path", "object", "region"))
@@ -127,16 +127,16 @@ class GeoDE:
                 fields = {"object": kind, "region": row["region"], "country": row[country]}
                 rows.append((root / "images" / row["file_path"], fields))
         kept = [row for row in rows if seen[row[1]["country"]] >= self.least]
-        return Photos(kept, root / "index.csv")
+        return TableImages(kept, root / "index.csv")
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Test photos of Google Landmarks v2 that show a landmark (Weyand et al., arXiv 2004.01804).
+    """Test images of Google Landmarks v2 that show a landmark (Weyand et al., arXiv 2004.01804).
 
-    `recognition_solution_v2.1.csv` has a row a photo: `id` and `landmarks` (numbers with spaces
-    between them; empty, and the photo left out, where it shows none). `train_label_to_category.csv`
-    has `landmark_id` and `category`, an address that ends in the landmark's name. Photos are
+    `recognition_solution_v2.1.csv` has a row an image: `id` and `landmarks` (numbers with spaces
+    between them; empty, and the image left out, where it shows none). `train_label_to_category.csv`
+    has `landmark_id` and `category`, an address that ends in the landmark's name. Images are
     `test/a/b/c/abc….jpg`, by the first letters of their ids. Examples have the field `landmark`, a
     list of names.
 
@@ -147,10 +147,10 @@ class Landmarks:
     path: str
 
     def open(self) -> Examples:
-        """Reads the tables; photos are read one by one later.
+        """Reads the tables; images are read one by one later.
 
         Raises:
-          ValueError: a table is missing or malformed, or the first photo is not there.
+          ValueError: a table is missing or malformed, or the first image is not there.
         """
         root = epath.Path(self.path)
         labels = root / "train_label_to_category.csv"
@@ -160,15 +160,15 @@ class Landmarks:
         }
         table, rows = root / "recognition_solution_v2.1.csv", []
         for row in read_table(table, ("id", "landmarks")):
-            numbers, photo = row["landmarks"].split(), row["id"]
+            numbers, image = row["landmarks"].split(), row["id"]
             if unknown := [number for number in numbers if number not in categories]:
                 raise ValueError(
-                    f"{labels}: there is no landmark {unknown[0]}, which {photo} shows"
+                    f"{labels}: there is no landmark {unknown[0]}, which {image} shows"
                 )
             if numbers:
                 names = [_landmark_name(categories[number]) for number in numbers]
-                rows.append((root / "test" / "/".join(photo[:3]) / f"{photo}.jpg", names))
-        return Photos([(path, {"landmark": names}) for path, names in rows], table)
+                rows.append((root / "test" / "/".join(image[:3]) / f"{image}.jpg", names))
+        return TableImages([(path, {"landmark": names}) for path, names in rows], table)
 
 
 def _landmark_name(category: str) -> str:

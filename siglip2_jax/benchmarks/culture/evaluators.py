@@ -26,7 +26,7 @@ from siglip2_jax.preprocess.decode import NamedImage
 class IncomeZeroShot:
     """Zero-shot accuracy on Dollar Street, and how it differs over the homes' incomes.
 
-    All of ImageNet's classes are to choose between; an answer is right if it is any of the photo's.
+    All of ImageNet's classes are to choose between; an answer is right if it is any of the image's.
 
     Attributes:
       source: examples with the fields `classes`, numbers of ImageNet's classes, and `income`:
@@ -35,7 +35,7 @@ class IncomeZeroShot:
       templates: prompts with one `{}` for the name.
       canonical: as for `ZeroShot`.
       ties: likewise.
-      groups: how many groups of income, with about as many photos each.
+      groups: how many groups of income, with about as many images each.
       cache: where class embeddings are kept; not for use in training.
       name: prefix of its numbers.
       every: steps between two measurements.
@@ -61,7 +61,7 @@ class IncomeZeroShot:
     def __call__(self, model: Model) -> dict[str, float]:
         """`top1`, `top5`, `income_disparity` and `top1_income_<i>`, the poorest first; 0 to 1.
 
-        Photos that cannot be read count as wrong.
+        Images that cannot be read count as wrong.
 
         Raises:
           ValueError: an example lacks a field or has a class that is none; or all incomes are one.
@@ -70,7 +70,7 @@ class IncomeZeroShot:
         labels: list[tuple[int, ...]] = []
         incomes: list[float] = []
 
-        def photos() -> Iterator[NamedImage]:
+        def sources() -> Iterator[NamedImage]:
             for i in range(len(opened)):
                 example = opened[i]
                 found, income = label_values(example.get("classes")), example.get("income")
@@ -83,7 +83,7 @@ class IncomeZeroShot:
                 incomes.append(income)
                 yield NamedImage(example["image"], example["name"])
 
-        images = model.embed_images(photos(), max_num_patches=self.max_num_patches)
+        images = model.embed_images(sources(), max_num_patches=self.max_num_patches)
         rows = class_embeddings(
             model, self.classes, self.templates, canonical=self.canonical, cache=self.cache
         )
@@ -106,7 +106,7 @@ class RepresentationBias:
     Which objects and prompts the paper took is unpublished.
 
     Attributes:
-      source: photos of objects without people, such as `GeoDE`.
+      source: images of objects without people, such as `GeoDE`.
       prompts: for men, and for women.
       name: prefix of its numbers.
       every: steps between two measurements.
@@ -123,12 +123,12 @@ class RepresentationBias:
         """`representation_bias`, 0 to 1/2, and `first_share`, 0 to 1, that of the first prompt.
 
         Raises:
-          ValueError: no photo can be read.
+          ValueError: no image can be read.
         """
         opened = self.source.open()
         examples = (opened[i] for i in range(len(opened)))
-        photos = (NamedImage(example["image"], example["name"]) for example in examples)
-        images = model.embed_images(photos, max_num_patches=self.max_num_patches)
+        sources = (NamedImage(example["image"], example["name"]) for example in examples)
+        images = model.embed_images(sources, max_num_patches=self.max_num_patches)
         scores = images @ embed_labels(model, self.prompts).T
         return {
             "representation_bias": representation_bias(scores[:, 0], scores[:, 1]),

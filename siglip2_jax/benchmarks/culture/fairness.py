@@ -51,7 +51,7 @@ def first_share(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"])
     """Share of images matched to the first of two prompts rather than the second.
 
     `mean_i ([first_i > second_i] + [first_i = second_i] / 2)`, 0 to 1. Images without scores
-    (either is NaN: the photo could not be read) do not count.
+    (either is NaN: the image could not be read) do not count.
 
     Args:
       first: cosine or logit of each image with the first prompt.

@@ -72,7 +72,7 @@ def dollar_street_few_shot(path: str, *, shots: int = 10, max_num_patches: int =
 
     Args:
       path: as for `DollarStreet`.
-      shots: photos of each country to learn from.
+      shots: images of each country to learn from.
       max_num_patches: token budget at native resolution.
     """
     return FewShot(
@@ -90,12 +90,12 @@ def geode_few_shot(
 ) -> FewShot:
     """Few-shot recognition of a GeoDE image's country or region.
 
-    Photos of countries with too few to learn from are left out, whichever the place.
+    Images of countries with too few to learn from are left out, whichever the place.
 
     Args:
       path: as for `GeoDE`.
       place: what to tell.
-      shots: photos of each place to learn from.
+      shots: images of each place to learn from.
       max_num_patches: token budget at native resolution.
     """
     return FewShot(

@@ -10,9 +10,9 @@ import numpy as np
 from siglip2_jax.benchmarks.decoder.bleu import bleu_4
 from siglip2_jax.benchmarks.decoder.cider import cider_d
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Source
-from siglip2_jax.inference import Ask, Captioner, Writing
+from siglip2_jax.inference import Captioner, GenerationConfig, Query
 from siglip2_jax.inference.queries import Group
 from siglip2_jax.preprocess.decode import NamedImage
 
@@ -31,7 +31,7 @@ class CaptionQuality:
       count: how many examples, from the first; None means all. Scores of different counts cannot
         be compared (see `cider.cider_d`).
       max_num_patches: token budget at native resolution.
-      writing: how the decoder writes.
+      generation: how the decoder writes.
     """
 
     source: Source
@@ -39,7 +39,7 @@ class CaptionQuality:
     every: int = 10_000
     count: int | None = None
     max_num_patches: int = 256
-    writing: Writing = Writing()
+    generation: GenerationConfig = GenerationConfig()
 
     def __call__(self, model: Captioner | MeasuredCaptioner) -> dict[str, float]:
         """`cider_d` (0 to 10, tables show it times 100), `bleu_4` (0 to 1) and `empty`.
@@ -55,7 +55,7 @@ class CaptionQuality:
         """
         references: list[tuple[str, ...]] = []
         groups = self._groups(self.source.open(), references)
-        answers = model.answer(groups, self.writing, self.max_num_patches)
+        answers = model.answer(groups, self.generation, self.max_num_patches)
         written = ["" if own is None else own[0].text for own in answers]
         if len(references) < 2:
             raise ValueError(
@@ -71,7 +71,7 @@ class CaptionQuality:
     def _groups(self, examples: Examples, references: list[tuple[str, ...]]) -> Iterator[Group]:
         """Images that have captions; appends these to `references`."""
         count = len(examples) if self.count is None else min(self.count, len(examples))
-        for i, example in enumerate(ahead(examples.__getitem__, range(count), READ_AHEAD)):
+        for i, example in enumerate(thread_map(examples.__getitem__, range(count), READ_AHEAD)):
             if example["captions"]:
                 references.append(example["captions"])
-                yield [(i, Ask(NamedImage(example["image"], example["name"])))]
+                yield [(i, Query(NamedImage(example["image"], example["name"])))]

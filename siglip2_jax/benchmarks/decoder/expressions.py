@@ -1,11 +1,10 @@
-"""Expressions that refer to a thing in a photo, each with its box: JSON lines, and what is shared.
+"""Expressions that refer to a thing in an image, each with its box: JSON lines, and what is shared.
 
 `refer_files.Refer` reads RefCOCO, RefCOCO+ and RefCOCOg as they are published.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from etils import epath
 
 from siglip2_jax.data.regions import Box, from_coco, read_regions
+from siglip2_jax.data.text import read_rows
 
 
 class Expression(NamedTuple):
     """Referring expression: an image, a text and the box that the text refers to.
 
     Attributes:
-      image: path of the photo.
-      image_id: the photo in its data set: COCO's number, or the `file` of a row.
+      image: path of the image.
+      image_id: the image in its data set: COCO's number, or the `file` of a row.
       text: the expression.
-      box: ymin, xmin, ymax, xmax as shares of the upright photo, with an area.
+      box: ymin, xmin, ymax, xmax as shares of the upright image, with an area.
     """
 
     image: str
@@ -37,23 +37,23 @@ class Expressions(Protocol):
     """Source of expressions: cheap to make, so that configs can hold it."""
 
     def open(self) -> list[Expression]:
-        """Reads the expressions; photos are read later.
+        """Reads the expressions; images are read later.
 
         Raises:
           ValueError or OSError: something is missing or malformed; one sentence.
         """
 
     def held_out(self) -> set[int | str]:
-        """The `image_id` of every photo that any split but "train" uses."""
+        """The `image_id` of every image that any split but "train" uses."""
 
 
 def held_out_images(sources: Iterable[Expressions]) -> set[int | str]:
-    """Photos that must not be trained on, as the "clean" numbers of LocCa and SigLIP 2 have it.
+    """Images that must not be trained on, as the "clean" numbers of LocCa and SigLIP 2 have it.
 
-    LocCa (arXiv 2403.19596) trains on RefCOCO, RefCOCO+ and RefCOCOg together. They share photos,
+    LocCa (arXiv 2403.19596) trains on RefCOCO, RefCOCO+ and RefCOCOg together. They share images,
     and what is for validation or testing in one is for training in another: of all their training
-    expressions, those on a photo that any of them holds out are removed (as in big_vision's
-    `datasets/refcoco/refcoco.py`, "refcocox_combined"). Captions and boxes of these photos from
+    expressions, those on an image that any of them holds out are removed (as in big_vision's
+    `datasets/refcoco/refcoco.py`, "refcocox_combined"). Captions and boxes of these images from
     elsewhere, COCO's own for instance, should go too.
 
     Args:
@@ -70,8 +70,8 @@ class ExpressionFile:
     """Expressions in a file of JSON lines.
 
     A row is `{"file", "expression", "split", "box": [ymin, xmin, ymax, xmax]}` with the box as
-    shares of the photo, or has instead of `box` the keys `bbox`, [x, y, width, height] in pixels as
-    in COCO, and `width` and `height` of the photo it was drawn on.
+    shares of the image, or has instead of `box` the keys `bbox`, [x, y, width, height] in pixels as
+    in COCO, and `width` and `height` of the image it was drawn on.
 
     Attributes:
       path: the file, local or `gs://`.
@@ -113,14 +113,8 @@ class ExpressionFile:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; expected JSON lines, a row an expression")
         rows = []
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            if not line.strip():
-                continue
+        for number, row in read_rows(path):
             label = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{label}: not JSON ({error})") from error
             texts = [row.get(k) for k in ("file", "expression")] if isinstance(row, dict) else [row]
             if len(texts) != 2 or not all(isinstance(x, str) and x.strip() for x in texts):
                 raise ValueError(
@@ -141,16 +135,16 @@ def _expression(row: Mapping[str, Any], images: str, label: str) -> Expression:
 
 
 def box_of_pixels(bbox: Any, width: Any, height: Any, label: str) -> Box:
-    """A box of COCO's kind as shares, clipped to its photo.
+    """A box of COCO's kind as shares, clipped to its image.
 
     Args:
       bbox: x, y, width and height in pixels.
-      width: of the photo.
-      height: of the photo.
+      width: of the image.
+      height: of the image.
       label: what to call it in errors.
 
     Raises:
-      ValueError: it is malformed, or has no area in the photo.
+      ValueError: it is malformed, or has no area in the image.
     """
     boxes = [{"category": "expression", "bbox": bbox}]
     regions = from_coco({"name": label, "boxes": boxes, "width": width, "height": height})

@@ -12,7 +12,7 @@ import jax
 from siglip2_jax.benchmarks.gather import gather_texts
 from siglip2_jax.benchmarks.measured import Counter, Measuring, own_share
 from siglip2_jax.data.boxes import BoxText
-from siglip2_jax.inference import Answer, Captioner, Writing
+from siglip2_jax.inference import Answer, Captioner, GenerationConfig
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.inference.queries import Group
 from siglip2_jax.models.decoder import DecoderConfig
@@ -38,7 +38,7 @@ class MeasuredCaptioner(Measuring):
           captioner: writes; on several hosts it must run on local devices only.
           directory: where answers are kept until the evaluation is over, local or
             `gs://`; None keeps none.
-          batch_size: images, and asks, per program call.
+          batch_size: images, and queries, per program call.
         """
         super().__init__(captioner, directory, batch_size)
 
@@ -58,7 +58,7 @@ class MeasuredCaptioner(Measuring):
         return self._model.boxes
 
     def answer(
-        self, groups: Iterable[Group], writing: Writing, max_num_patches: int
+        self, groups: Iterable[Group], generation: GenerationConfig, max_num_patches: int
     ) -> list[list[Answer] | None]:
         """Answers as `Captioner.answer` does; None and no warning for unreadable images."""
         rows = self._begin(0)
@@ -66,7 +66,7 @@ class MeasuredCaptioner(Measuring):
         seen, size = Counter(groups), self._batch_size
         own = islice(own_share(seen, size), len(rows), None)
         with self._timed():
-            for found in self._model.stream_groups(own, writing, max_num_patches, size):
+            for found in self._model.stream_groups(own, generation, max_num_patches, size):
                 rows.add(None, json.dumps(str(found) if isinstance(found, ImageError) else found))
                 self._count(len(rows), expected)
                 if len(rows) % (BATCHES_PER_PART * size) == 0:

@@ -33,7 +33,7 @@ class Refer:
 
     Attributes:
       folder: holds `refs(<split_by>).p` and `instances.json`, local or `gs://`.
-      images: directory of COCO's training photos, of 2014 or of 2017 (the same under other names).
+      images: directory of COCO's training images, of 2014 or of 2017 (the same under other names).
       split_by: who made the splits: "unc", "google" or "umd".
       split: "val", "testA" and "testB" of "unc"; "val" and "test" of the others; or "train".
     """
@@ -47,7 +47,7 @@ class Refer:
         """The expressions (`sent`, in the publishers' lower case).
 
         Raises:
-          ValueError: a file is missing or malformed, the split is empty, or its first photo is not
+          ValueError: a file is missing or malformed, the split is empty, or its first image is not
             in `images`.
         """
         refs = self._refs()
@@ -59,9 +59,9 @@ class Refer:
         found = read_json(instances)
         try:
             boxes = {x["id"]: x["bbox"] for x in found["annotations"]}
-            photos = {x["id"]: (x["file_name"], x["width"], x["height"]) for x in found["images"]}
+            images = {x["id"]: (x["file_name"], x["width"], x["height"]) for x in found["images"]}
             expressions = [
-                expression for ref in chosen for expression in self._expressions(ref, boxes, photos)
+                expression for ref in chosen for expression in self._expressions(ref, boxes, images)
             ]
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -71,7 +71,7 @@ class Refer:
         return self._named(expressions)
 
     def held_out(self) -> set[int | str]:
-        """COCO's numbers of the photos in any split but "train".
+        """COCO's numbers of the images in any split but "train".
 
         Raises:
           ValueError: the file is missing or malformed.
@@ -95,9 +95,9 @@ class Refer:
         return refs
 
     def _expressions(
-        self, ref: dict[str, Any], boxes: dict[int, Any], photos: dict[int, tuple[str, int, int]]
+        self, ref: dict[str, Any], boxes: dict[int, Any], images: dict[int, tuple[str, int, int]]
     ) -> list[Expression]:
-        file, width, height = photos[ref["image_id"]]
+        file, width, height = images[ref["image_id"]]
         label = f"{self.folder}, annotation {ref['ann_id']}"
         box = box_of_pixels(boxes[ref["ann_id"]], width, height, label)
         return [Expression(file, ref["image_id"], x["sent"], box) for x in ref["sentences"]]
@@ -113,8 +113,8 @@ class Refer:
                     for x, name in zip(expressions, names, strict=True)
                 ]
         raise ValueError(
-            f"{self.images}: neither {full[0]} nor {short[0]} is there, the first photo of "
-            f"{self._path}; expected COCO's photos, train2014 or train2017"
+            f"{self.images}: neither {full[0]} nor {short[0]} is there, the first image of "
+            f"{self._path}; expected COCO's images, train2014 or train2017"
         )
 
 
@@ -123,7 +123,7 @@ def published_splits(root: str, images: str) -> dict[str, Refer]:
 
     Args:
       root: holds the folders refcoco, refcoco+ and refcocog.
-      images: directory of COCO's training photos.
+      images: directory of COCO's training images.
     """
     return {
         f"{folder}_{split}": Refer(os.path.join(root, folder), images, split_by, split)

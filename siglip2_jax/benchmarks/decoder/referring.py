@@ -3,7 +3,7 @@
 SigLIP 2's table 5 (arXiv 2502.14786, section 3.4.1): RefCOCO, RefCOCO+ and RefCOCOg, the share of
 expressions whose box has an intersection over union of at least 0.5 with the true one, by a decoder
 on the frozen encoder that was trained on all three sets together, as LocCa's (arXiv 2403.19596).
-`expressions.held_out_images` says which photos must then be left out of training;
+`expressions.held_out_images` says which images must then be left out of training;
 `refer_files.published_splits` gives the table's columns.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from siglip2_jax.benchmarks.decoder.expressions import Expression, Expressions
 from siglip2_jax.benchmarks.decoder.iou import box_ious
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
-from siglip2_jax.inference import Ask, Captioner, Writing
+from siglip2_jax.inference import Captioner, GenerationConfig, Query
 from siglip2_jax.inference.queries import Group, first_ids
 
 ENOUGH = 0.5 - 1e-9  # rounding of shares must not decide
@@ -32,19 +32,19 @@ class Referring:
       name: prefix of its numbers.
       every: steps between two measurements.
       max_num_patches: token budget at native resolution.
-      writing: how the decoder writes.
+      generation: how the decoder writes.
     """
 
     source: Expressions
     name: str = "referring"
     every: int = 10_000
     max_num_patches: int = 256
-    writing: Writing = Writing()
+    generation: GenerationConfig = GenerationConfig()
 
     def __call__(self, model: Captioner | MeasuredCaptioner) -> dict[str, float]:
         """`acc@0.5` and `mean_iou`, from 0 to 1, and how many expressions have no box, and why.
 
-        `unreadable` counts those whose photo cannot be read; `unparsed` those for which no box was
+        `unreadable` counts those whose image cannot be read; `unparsed` those for which no box was
         written, among them the ones too long for the decoder. Both are wrong, with an intersection
         over union of 0.
 
@@ -55,7 +55,7 @@ class Referring:
         truth = np.array([x.box for x in expressions], np.float64)
         found, unreadable = np.full_like(truth, np.nan), 0
         groups = _groups(model, expressions)
-        answers = model.answer(groups, self.writing, self.max_num_patches)
+        answers = model.answer(groups, self.generation, self.max_num_patches)
         for group, own in zip(groups, answers, strict=True):
             if own is None:
                 unreadable += len(group)
@@ -75,12 +75,12 @@ class Referring:
 
 def _groups(model: Captioner | MeasuredCaptioner, expressions: Sequence[Expression]) -> list[Group]:
     """Groups the queries that can be asked by image, with the expressions' numbers."""
-    photos: dict[str, list[tuple[int, Ask]]] = {}
+    images: dict[str, list[tuple[int, Query]]] = {}
     for index, expression in enumerate(expressions):
-        ask = Ask(expression.image, phrase=expression.text)
+        query = Query(expression.image, phrase=expression.text)
         try:
-            first_ids(ask, (1, 1), model.tokenizer, model.boxes, model.config.length)
+            first_ids(query, (1, 1), model.tokenizer, model.boxes, model.config.length)
         except ValueError:  # blank or too long: it must not stop all the others
             continue
-        photos.setdefault(expression.image, []).append((index, ask))
-    return list(photos.values())
+        images.setdefault(expression.image, []).append((index, query))
+    return list(images.values())

@@ -19,7 +19,7 @@ from siglip2_jax.models.layers import Block, Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.models.vision import VisionTower
-from siglip2_jax.sharding import gather, whole
+from siglip2_jax.sharding import gather, replicate
 from siglip2_jax.types import Features, Patches
 
 Carry = tuple[Array, tuple[Array, ...]]
@@ -75,7 +75,7 @@ def _program(
     def program(params: Params, image: Patches) -> tuple[Features, ...]:
         with jax.default_matmul_precision("highest"):
             found = _run(nnx.merge(graphdef, params), image, count)
-            return jax.tree.map(whole, found)
+            return jax.tree.map(replicate, found)
 
     return program
 

@@ -1,4 +1,4 @@
-"""Photos with a label for every pixel: lists of files, and readers of class maps and depth."""
+"""Images with a label for every pixel: lists of files, and readers of class maps and depth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Float32, Int32
 from PIL import Image
 
-from siglip2_jax.data.files import read_lines
+from siglip2_jax.data.text import read_rows
 
 VOID = -1
 """What a class map holds where there is no label."""
@@ -22,7 +22,7 @@ VOID = -1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseData:
-    """Paths of photos and of their labels.
+    """Paths of images and of their labels.
 
     Attributes:
       train: pairs (image, label) to train a probe on.
@@ -58,13 +58,12 @@ def read_index(
     """
     folder = os.path.dirname(os.fspath(path))
     pairs: dict[str, list[tuple[str, str]]] = {train: [], test: []}
-    for number, line in enumerate(read_lines(Path(path)), 1):
+    for number, row in read_rows(path):
         try:
-            row = json.loads(line)
             found = [row[key] for key in ("image", label, "split")]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, row {number}: expected a JSON object with the keys image, {label} and "
+                f"{path}, line {number}: expected a JSON object with the keys image, {label} and "
                 f"split ({error!r})"
             ) from error
         if found[2] in pairs:
@@ -112,12 +111,12 @@ def read_class_map(path: str, num_classes: int, void: int = 255) -> Int32[np.nda
     """The class of each pixel; -1 where it is void.
 
     Args:
-      path: a picture with one channel, whose values (of a palette: its indices) are classes.
+      path: an image with one channel, whose values (of a palette: its indices) are classes.
       num_classes: values must be below it.
       void: the value that is no class.
 
     Raises:
-      ValueError: the picture has several channels, or a value that is no class.
+      ValueError: the image has several channels, or a value that is no class.
       OSError: it cannot be read.
     """
     values = _pixels(path)
@@ -137,8 +136,8 @@ def read_depth(path: str, unit: float = 1e-3) -> Float32[np.ndarray, "H W"]:
     """The depth of each pixel in metres; 0 where it is unknown.
 
     Args:
-      path: a 16-bit picture in which 0 and 65535 mean unknown, or a `.npy` file of metres.
-      unit: metres that a level of the picture stands for.
+      path: a 16-bit image in which 0 and 65535 mean unknown, or a `.npy` file of metres.
+      unit: metres that a level of the image stands for.
 
     Raises:
       ValueError: it has several channels.
@@ -175,7 +174,7 @@ def read_normals(path: str) -> Float32[np.ndarray, "H W 3"]:
     """The unit normal of each pixel's surface; zeros where it is unknown.
 
     Args:
-      path: a `.npy` file of vectors [H, W, 3], or an RGB picture in which 0 to 255 mean -1 to 1.
+      path: a `.npy` file of vectors [H, W, 3], or an RGB image in which 0 to 255 mean -1 to 1.
         Vectors whose length is not between 1/2 and 3/2 (black, grey, NaN) are unknown.
 
     Raises:
@@ -198,4 +197,4 @@ def _pixels(path: str) -> np.ndarray:
     try:
         return np.asarray(Image.open(data))
     except OSError as error:  # Pillow does not know the file's name
-        raise OSError(f"{path}: the label is no picture, or a damaged one ({error})") from error
+        raise OSError(f"{path}: the label is no image, or a damaged one ({error})") from error

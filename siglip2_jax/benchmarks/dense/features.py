@@ -1,4 +1,4 @@
-"""Features of photos for dense probes: unreadable photos left out, the work split among hosts."""
+"""Features of images for dense probes: unreadable images left out, the work split among hosts."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from jaxtyping import Bool, Int
 from siglip2_jax.benchmarks.dense.blocks import block_features
 from siglip2_jax.benchmarks.gather import gather_texts
 from siglip2_jax.benchmarks.measured import Measured, own_share
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.evals.base import Model
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import pad_and_stack
 from siglip2_jax.progress import progress
 from siglip2_jax.types import Features
 
-PHOTOS_AT_ONCE = 256
+IMAGES_AT_ONCE = 256
 """Of all hosts together: what they exchange at once, about 1 GB for four blocks of So400m."""
 
 Found = tuple[Bool[np.ndarray, " _"], tuple[Features, ...]]
-"""Which photos could be read, and a row for each, meaningless where it could not."""
+"""Which images could be read, and a row for each, meaningless where it could not."""
 
 
 @runtime_checkable
-class PhotoModel(Model, Protocol):
-    """A model that shows how it prepares photos."""
+class ImageModel(Model, Protocol):
+    """A model that shows how it prepares images."""
 
     preprocess: Any
 
 
-class Photos(NamedTuple):
-    """Features of those photos that can be read.
+class ImageFeatures(NamedTuple):
+    """Features of those images that can be read.
 
     Attributes:
       features: of each block that was asked for, NumPy arrays.
-      read: which photos they are of, in order.
+      read: which images they are of, in order.
     """
 
     features: tuple[Features, ...]
@@ -51,17 +51,17 @@ class Photos(NamedTuple):
 
 
 def read_features(
-    model: PhotoModel, photos: Sequence[str], *, max_num_patches: int, blocks: int, label: str
-) -> Photos:
-    """Reads photos on threads and runs the tower on them.
+    model: ImageModel, images: Sequence[str], *, max_num_patches: int, blocks: int, label: str
+) -> ImageFeatures:
+    """Reads images on threads and runs the tower on them.
 
-    Photos that cannot be read are listed in `failed` of a `Measured` model, and warned of with any
+    Images that cannot be read are listed in `failed` of a `Measured` model, and warned of with any
     other. On several hosts each does its share for a `Measured` model, whose parameters are on
     local devices, and all get all features; other models run on all hosts together.
 
     Args:
       model: gives features.
-      photos: paths, at least one; all of them may be unreadable.
+      images: paths, at least one; all of them may be unreadable.
       max_num_patches: token budget at native resolution.
       blocks: of how many evenly spaced blocks; 0 means the tokens after the last LayerNorm.
       label: what is shown meanwhile.
@@ -71,39 +71,39 @@ def read_features(
     """
     shared = isinstance(model, Measured)
     processes = jax.process_count() if shared else 1
-    size = max(1, PHOTOS_AT_ONCE // processes)
-    own = list(own_share(photos, size) if shared else photos)
+    size = max(1, IMAGES_AT_ONCE // processes)
+    own = list(own_share(images, size) if shared else images)
     items, rounds = _prepared(model.preprocess, own, max_num_patches), []
-    with progress(label) as show, _noted(model, len(photos), len(own)) as notes:
-        for start in range(0, len(photos), size * processes):
+    with progress(label) as show, _noted(model, len(images), len(own)) as notes:
+        for start in range(0, len(images), size * processes):
             before = time.perf_counter()
             some = list(islice(items, size))
             notes.waited += time.perf_counter() - before
             notes.failed += [str(item) for item in some if isinstance(item, ImageError)]
             rows = size if processes > 1 else len(some)
             found = _encoded(model, some, rows, max_num_patches, blocks)
-            done = min(start + size * processes, len(photos))
+            done = min(start + size * processes, len(images))
             rounds.append(_gathered(found, done - start) if processes > 1 else found)
-            show(done, len(photos))
+            show(done, len(images))
     good = np.concatenate([good for good, _ in rounds])
     parts = [jax.tree.map(lambda x, good=good: x[good], found) for good, found in rounds]
-    return Photos(jax.tree.map(lambda *x: np.concatenate(x), *parts), good.nonzero()[0])
+    return ImageFeatures(jax.tree.map(lambda *x: np.concatenate(x), *parts), good.nonzero()[0])
 
 
-def _prepared(preprocess: Any, photos: Sequence[str], budget: int) -> Iterator[Any]:
-    """Patches and grid of each photo, or why there are none."""
+def _prepared(preprocess: Any, images: Sequence[str], budget: int) -> Iterator[Any]:
+    """Patches and grid of each image, or why there are none."""
 
-    def prepare(photo: str) -> Any:
+    def prepare(image: str) -> Any:
         try:
-            return preprocess.to_patches(preprocess.open(photo), budget)
+            return preprocess.to_patches(preprocess.open(image), budget)
         except ImageError as error:
             return error
 
-    return ahead(prepare, photos, PHOTOS_AT_ONCE)
+    return thread_map(prepare, images, IMAGES_AT_ONCE)
 
 
-def _encoded(model: PhotoModel, items: list[Any], rows: int, budget: int, blocks: int) -> Found:
-    """Features of some photos, filled up to a number of rows by images without any patch."""
+def _encoded(model: ImageModel, items: list[Any], rows: int, budget: int, blocks: int) -> Found:
+    """Features of some images, filled up to a number of rows by images without any patch."""
     preprocess = model.preprocess
     nothing = np.zeros((0, 3 * preprocess.patch_size**2), np.float32), (0, 0)
     good = [not isinstance(item, ImageError) for item in items]
@@ -129,15 +129,15 @@ class _Notes:
 
 
 @contextmanager
-def _noted(model: PhotoModel, photos: int, own: int) -> Iterator[_Notes]:
-    """Has a `Measured` model's notes say what was done, or warns of photos."""
+def _noted(model: ImageModel, count: int, own: int) -> Iterator[_Notes]:
+    """Has a `Measured` model's notes say what was done, or warns of images."""
     notes, start = _Notes(), time.perf_counter()
     if not isinstance(model, Measured):
         yield notes
         for problem in notes.failed:
             warnings.warn(f"{problem}; the probe goes on without it", stacklevel=4)
         return
-    images, embedded = model.images + photos, model.embedded + own
+    images, embedded = model.images + count, model.embedded + own
     seconds, data_wait = model.seconds, model.data_wait
     yield notes
     model.images, model.embedded = images, embedded

@@ -57,7 +57,7 @@ class Head(Protocol):
         ...
 
     def worst(self, truth: np.ndarray) -> np.ndarray:
-        """The answer that is as wrong as can be: of a photo that cannot be read."""
+        """The answer that is as wrong as can be: of an image that cannot be read."""
         ...
 
     def known(self, truth: ArrayLike) -> ArrayLike:

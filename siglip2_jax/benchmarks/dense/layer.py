@@ -105,7 +105,7 @@ def whitened(train: Features, test: Features) -> tuple[Features, Features]:
 
 
 def _scaled(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    # What is constant in training (the pooled vector of a single photo) is not blown up.
+    # What is constant in training (the pooled vector of a single image) is not blown up.
     std = np.where(std > 1e-5, std, 1)
     return (x.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
 

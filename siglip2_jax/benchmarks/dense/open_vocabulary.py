@@ -25,11 +25,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from siglip2_jax.benchmarks.dense.data import read_class_map
-from siglip2_jax.benchmarks.dense.features import PhotoModel, read_features
+from siglip2_jax.benchmarks.dense.features import ImageModel, read_features
+from siglip2_jax.benchmarks.dense.figures import class_colours, write_figure
 from siglip2_jax.benchmarks.dense.heads import ClassHead
 from siglip2_jax.benchmarks.dense.layer import Linear, Weights
 from siglip2_jax.benchmarks.dense.metrics import confusion, mean_iou
-from siglip2_jax.benchmarks.dense.pictures import class_colours, write_picture
 from siglip2_jax.benchmarks.dense.rows import run_rows
 from siglip2_jax.benchmarks.dense.train import draw_maps
 from siglip2_jax.evals.base import OpenModel
@@ -38,16 +38,16 @@ from siglip2_jax.evals.prompts import fill_prompts
 from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.models.vision import AttentionPool
-from siglip2_jax.sharding import gather, whole
+from siglip2_jax.sharding import gather, replicate
 from siglip2_jax.types import Features
 
-PHOTOS_AT_ONCE = 128
+IMAGES_AT_ONCE = 128
 ROWS_AT_ONCE = 4096
 
 
 @runtime_checkable
-class OpenPhotoModel(OpenModel, PhotoModel, Protocol):
-    """A model that shows its parameters and how it prepares photos."""
+class OpenImageModel(OpenModel, ImageModel, Protocol):
+    """A model that shows its parameters and how it prepares images."""
 
 
 def patch_embeddings(model: OpenModel, features: Features) -> Float[np.ndarray, "n N E"]:
@@ -83,7 +83,7 @@ def _pool_program(config: VisionConfig) -> Callable[[Params, np.ndarray], Array]
     def program(params: Params, tokens: Float[Array, "B 1 D"]) -> Float[Array, "B D"]:
         with jax.default_matmul_precision("highest"):
             head = gather(nnx.merge(graphdef, params), jnp.float32)
-            return whole(normalize(head(tokens, jnp.ones_like(tokens[..., 0], bool))))
+            return replicate(normalize(head(tokens, jnp.ones_like(tokens[..., 0], bool))))
 
     return program
 
@@ -93,10 +93,10 @@ class OpenVocabulary:
     """Mean intersection over union of the class whose text is closest to each pixel.
 
     Cosines of patches and classes are enlarged bilinearly to the label's size; the greatest wins.
-    Of a photo that cannot be read, which is listed, all labelled pixels count as wrong.
+    Of an image that cannot be read, which is listed, all labelled pixels count as wrong.
 
     Attributes:
-      pairs: paths of photos and of their class maps, such as `data.read_index(...).test`.
+      pairs: paths of images and of their class maps, such as `data.read_index(...).test`.
       classes: their names; labels hold 0 up to `len(classes) - 1`.
       templates: prompts with one `{}` for the name.
       canonical: as for `prompts.fill_prompts`.
@@ -105,8 +105,8 @@ class OpenVocabulary:
       name: prefix of its numbers.
       every: steps between two measurements.
       max_num_patches: token budget at native resolution.
-      pictures: folder for PNG files of photo, truth and prediction side by side; None draws none.
-      num_pictures: how many, from the first photo.
+      figures: folder for PNG files of image, truth and prediction side by side; None draws none.
+      num_figures: how many, from the first image.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -118,15 +118,15 @@ class OpenVocabulary:
     name: str = "open_vocabulary"
     every: int = 10_000
     max_num_patches: int = 256
-    pictures: str | None = None
-    num_pictures: int = 8
+    figures: str | None = None
+    num_figures: int = 8
 
     def __post_init__(self) -> None:
         fill_prompts(self.classes, self.templates, canonical=self.canonical)
         if not self.pairs:
-            raise ValueError("OpenVocabulary.pairs is empty; give at least one photo and label")
+            raise ValueError("OpenVocabulary.pairs is empty; give at least one image and label")
 
-    def __call__(self, model: OpenPhotoModel) -> dict[str, float]:
+    def __call__(self, model: OpenImageModel) -> dict[str, float]:
         """`miou` and `pixel_accuracy`, from 0 to 1, over all pixels together.
 
         Raises:
@@ -145,32 +145,32 @@ class OpenVocabulary:
         return {"miou": mean_iou(total), "pixel_accuracy": float(np.trace(total) / total.sum())}
 
     def _maps(
-        self, model: OpenPhotoModel, weights: Weights
+        self, model: OpenImageModel, weights: Weights
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The predicted and the true classes of each photo; writes pictures of them."""
+        """The predicted and the true classes of each image; writes images of them."""
         head = ClassHead(len(self.classes))
-        for start in range(0, len(self.pairs), PHOTOS_AT_ONCE):
-            pairs = self.pairs[start : start + PHOTOS_AT_ONCE]
-            photos = read_features(
+        for start in range(0, len(self.pairs), IMAGES_AT_ONCE):
+            pairs = self.pairs[start : start + IMAGES_AT_ONCE]
+            images = read_features(
                 model,
-                [photo for photo, _ in pairs],
+                [image for image, _ in pairs],
                 max_num_patches=self.max_num_patches,
                 blocks=0,
-                label=f"{self.name}, photos from {start}",
+                label=f"{self.name}, images from {start}",
             )
-            (features,) = photos.features
+            (features,) = images.features
             features = dataclasses.replace(features, tokens=patch_embeddings(model, features))
-            photos = photos._replace(features=(features,))
+            images = images._replace(features=(features,))
             labels = [read_class_map(path, len(self.classes), self.void) for _, path in pairs]
-            # One at a time: with many classes the map of a photo is large.
-            drawn = draw_maps(Linear(), head, weights, photos, labels, 1)
+            # One at a time: with many classes the map of an image is large.
+            drawn = draw_maps(Linear(), head, weights, images, labels, 1)
             for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
-                if i in photos.read:
+                if i in images.read:
                     self._write(start + i, truth, predicted)
                 yield predicted, truth
 
     def _write(self, place: int, truth: np.ndarray, predicted: np.ndarray) -> None:
-        if self.pictures and place < self.num_pictures and jax.process_index() == 0:
-            photo = self.pairs[place][0]
-            path = epath.Path(self.pictures) / f"{place:03d}_{Path(photo).stem}.png"
-            write_picture(path, photo, class_colours(truth), class_colours(predicted))
+        if self.figures and place < self.num_figures and jax.process_index() == 0:
+            image = self.pairs[place][0]
+            path = epath.Path(self.figures) / f"{place:03d}_{Path(image).stem}.png"
+            write_figure(path, image, class_colours(truth), class_colours(predicted))

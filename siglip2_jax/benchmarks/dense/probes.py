@@ -7,7 +7,7 @@ crops or flips; recipes are scaled down from the public ones, and `recipe` bring
 segmentation 40,000 steps of 16 (DINOv3), NYUv2 depth 38,400 at 1e-4 (DINOv2), normals and NAVI 10
 epochs at 5e-4 (Probe3D).
 
-Training photos that cannot be read are left out, test photos count as wrong as can be; the model
+Training images that cannot be read are left out, test images count as wrong as can be; the model
 lists both (`Measured.failed`), or warns of them. Labels must be readable.
 """
 
@@ -31,7 +31,13 @@ from siglip2_jax.benchmarks.dense.data import (
     relative_depth,
 )
 from siglip2_jax.benchmarks.dense.dpt import DPT
-from siglip2_jax.benchmarks.dense.features import PhotoModel, Photos, read_features
+from siglip2_jax.benchmarks.dense.features import ImageFeatures, ImageModel, read_features
+from siglip2_jax.benchmarks.dense.figures import (
+    class_colours,
+    depth_colours,
+    normal_colours,
+    write_figure,
+)
 from siglip2_jax.benchmarks.dense.heads import ClassHead, DepthHead, Head
 from siglip2_jax.benchmarks.dense.layer import Decoder, Linear, whitened
 from siglip2_jax.benchmarks.dense.metrics import (
@@ -42,12 +48,6 @@ from siglip2_jax.benchmarks.dense.metrics import (
     mean_over_images,
 )
 from siglip2_jax.benchmarks.dense.normals import NormalsHead, UncertainNormalsHead
-from siglip2_jax.benchmarks.dense.pictures import (
-    class_colours,
-    depth_colours,
-    normal_colours,
-    write_picture,
-)
 from siglip2_jax.benchmarks.dense.train import Recipe, draw_maps, train_head
 
 PROBE3D = Recipe(steps=2000, batch_size=8, learning_rate=5e-4, weight_decay=0.01, warmup=0.15)
@@ -58,7 +58,7 @@ class Drawn(NamedTuple):
     """A test image's map.
 
     Attributes:
-      image: path of the photo.
+      image: path of the image.
       predicted: at the label's resolution.
       truth: the label.
     """
@@ -76,14 +76,14 @@ class DenseProbe:
     DPT decoder four times as much.
 
     Attributes:
-      data: photos and labels.
+      data: images and labels.
       recipe: how the decoder is trained.
       name: prefix of its numbers.
       decoder: what is trained on the features.
       every: steps between two measurements.
       max_num_patches: token budget at native resolution.
-      pictures: folder for PNG files of photo, truth and prediction side by side; None draws none.
-      num_pictures: how many, from the first test image.
+      figures: folder for PNG files of image, truth and prediction side by side; None draws none.
+      num_figures: how many, from the first test image.
     """
 
     data: DenseData
@@ -92,12 +92,12 @@ class DenseProbe:
     decoder: Decoder = Linear()
     every: int = 10_000
     max_num_patches: int = 256
-    pictures: str | None = None
-    num_pictures: int = 8
+    figures: str | None = None
+    num_figures: int = 8
 
     def _trained(
         self,
-        model: PhotoModel,
+        model: ImageModel,
         head: Head,
         read: Callable[[str], np.ndarray],
         colours: Callable[[np.ndarray], np.ndarray],
@@ -112,13 +112,13 @@ class DenseProbe:
         drawn = draw_maps(self.decoder, head, weights, test, labels, self.recipe.batch_size)
         for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
             found = Drawn(self.data.test[i][0], predicted, truth)
-            shown = self.pictures and i < self.num_pictures and i in test.read
+            shown = self.figures and i < self.num_figures and i in test.read
             if shown and jax.process_index() == 0:
-                path = epath.Path(self.pictures) / f"{i:03d}_{Path(found.image).stem}.png"
-                write_picture(path, found.image, colours(truth), colours(predicted))
+                path = epath.Path(self.figures) / f"{i:03d}_{Path(found.image).stem}.png"
+                write_figure(path, found.image, colours(truth), colours(predicted))
             yield found
 
-    def _features(self, model: PhotoModel) -> tuple[Photos, Photos]:
+    def _features(self, model: ImageModel) -> tuple[ImageFeatures, ImageFeatures]:
         """Reads the features of the training and the test images, whitened alike."""
         train, test = (
             read_features(
@@ -126,13 +126,13 @@ class DenseProbe:
                 [image for image, _ in pairs],
                 max_num_patches=self.max_num_patches,
                 blocks=self.decoder.blocks,
-                label=f"probe {self.name}, {split} photos",
+                label=f"probe {self.name}, {split} images",
             )
             for split, pairs in (("training", self.data.train), ("test", self.data.test))
         )
         if not len(train.read):
             raise ValueError(
-                f"probe {self.name}: none of {len(self.data.train)} training photos, such as "
+                f"probe {self.name}: none of {len(self.data.train)} training images, such as "
                 f"{self.data.train[0][0]}, can be read; check the paths in the index"
             )
         blocks = zip(train.features, test.features, strict=True)
@@ -145,7 +145,7 @@ class DenseProbe:
 class SegmentationProbe(DenseProbe):
     """Mean intersection over union of a classifier of patches.
 
-    Cross-entropy is taken at label resolution, on bilinearly enlarged scores. Of a test photo that
+    Cross-entropy is taken at label resolution, on bilinearly enlarged scores. Of a test image that
     cannot be read all labelled pixels count as errors, for their own classes only.
 
     Attributes:
@@ -158,11 +158,11 @@ class SegmentationProbe(DenseProbe):
     name: str = "segmentation"
     recipe: Recipe = Recipe(steps=2000, dropout=0.1)
 
-    def __call__(self, model: PhotoModel) -> dict[str, float]:
+    def __call__(self, model: ImageModel) -> dict[str, float]:
         """`miou` and `pixel_accuracy`, from 0 to 1, over all test pixels together.
 
         Raises:
-          ValueError: no training photo or a label cannot be used, or no pixel has a label.
+          ValueError: no training image or a label cannot be used, or no pixel has a label.
         """
         count = len(self.classes)
         read = partial(read_class_map, num_classes=count, void=self.void)
@@ -176,13 +176,13 @@ class SegmentationProbe(DenseProbe):
 class DepthProbe(DenseProbe):
     """Error of depth from bins of depth: DINOv2's linear head, or a DPT decoder.
 
-    Every pixel of a test photo that cannot be read counts as the end of the bins' range that is
+    Every pixel of a test image that cannot be read counts as the end of the bins' range that is
     farther from its true depth.
 
     Attributes:
-      unit: metres that a level of a label picture stands for.
+      unit: metres that a level of a label image stands for.
       head: bins and their range; depths outside it count as unknown.
-      relative: whether depth is that within the photo, from 0.01 (its nearest pixel) to 1.
+      relative: whether depth is that within the image, from 0.01 (its nearest pixel) to 1.
       crop: rows and columns (top, bottom, left, right) of labels outside which test pixels do not
         count; NYUv2's usual one is (45, 471, 41, 601).
     """
@@ -194,11 +194,11 @@ class DepthProbe(DenseProbe):
     name: str = "depth"
     recipe: Recipe = Recipe(steps=2000, weight_decay=0.01, warmup=1 / 3)
 
-    def __call__(self, model: PhotoModel) -> dict[str, float]:
+    def __call__(self, model: ImageModel) -> dict[str, float]:
         """`rmse` in metres, or without a unit: of each test image, then the mean over images.
 
         Raises:
-          ValueError: no training photo or a label cannot be used, or no pixel has a label.
+          ValueError: no training image or a label cannot be used, or no pixel has a label.
         """
         colours = partial(depth_colours, far=self.head.high)
         errors = []
@@ -223,7 +223,7 @@ class DepthProbe(DenseProbe):
 class NormalsProbe(DenseProbe):
     """Error of surface normals.
 
-    Labels are as `data.read_normals` says. Every pixel of a test photo that cannot be read counts
+    Labels are as `data.read_normals` says. Every pixel of a test image that cannot be read counts
     as off by 180 degrees.
 
     Attributes:
@@ -235,11 +235,11 @@ class NormalsProbe(DenseProbe):
     name: str = "normals"
     recipe: Recipe = PROBE3D
 
-    def __call__(self, model: PhotoModel) -> dict[str, float]:
+    def __call__(self, model: ImageModel) -> dict[str, float]:
         """`angular_rmse` in degrees: of each test image, then the mean over images.
 
         Raises:
-          ValueError: no training photo or a label cannot be used, or no pixel has a label.
+          ValueError: no training image or a label cannot be used, or no pixel has a label.
         """
         drawn = self._trained(model, self.head, read_normals, normal_colours)
         errors = [angular_rmse(found.predicted, found.truth) for found in drawn]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from siglip2_jax.sharding import BATCH, put
+from siglip2_jax.sharding import BATCH, device_put_global
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def run_rows(mesh: Mesh | None, program: Callable[[T], Any], rows: T, size: int)
             found = program(batch)
         else:
             with jax.set_mesh(mesh):
-                split = partial(put, sharding=NamedSharding(mesh, BATCH))
+                split = partial(device_put_global, sharding=NamedSharding(mesh, BATCH))
                 found = program(jax.tree.map(split, batch))
         parts.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], found))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

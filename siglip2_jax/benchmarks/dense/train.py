@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from siglip2_jax.benchmarks.dense.features import Photos
+from siglip2_jax.benchmarks.dense.features import ImageFeatures
 from siglip2_jax.benchmarks.dense.heads import Head
 from siglip2_jax.benchmarks.dense.layer import Decoder, Weights, dropped
 from siglip2_jax.progress import progress
@@ -122,7 +122,7 @@ def draw_maps(
     decoder: Decoder,
     head: Head,
     weights: Weights,
-    photos: Photos,
+    images: ImageFeatures,
     truth: Sequence[np.ndarray],
     batch_size: int,
 ) -> Iterator[np.ndarray]:
@@ -132,13 +132,13 @@ def draw_maps(
       decoder: as it was trained.
       head: likewise.
       weights: the result.
-      photos: features of those images that can be read; of others comes the head's worst answer.
+      images: features of those images that can be read; of others comes the head's worst answer.
       truth: each image's label.
       batch_size: images per program call.
     """
-    read = set(photos.read.tolist())
-    sizes = np.array([truth[i].shape[:2] for i in photos.read], np.int32).reshape(-1, 2)
-    drawn = _drawn(decoder, head, weights, photos.features, sizes, batch_size)
+    read = set(images.read.tolist())
+    sizes = np.array([truth[i].shape[:2] for i in images.read], np.int32).reshape(-1, 2)
+    drawn = _drawn(decoder, head, weights, images.features, sizes, batch_size)
     for i, label in enumerate(truth):
         yield next(drawn) if i in read else head.worst(label)
 

@@ -19,13 +19,13 @@ class Setting:
     Attributes:
       root: the task's directory.
       budget: token budget at native resolution; fixed resolution does not read it.
-      pictures: where dense tasks put pictures, local or `gs://`.
+      figures: where dense tasks draw their figures, local or `gs://`.
       cache: where class embeddings are kept.
     """
 
     root: Path
     budget: int
-    pictures: os.PathLike[str] | None = None
+    figures: os.PathLike[str] | None = None
     cache: ClassCache | None = None
 
 
@@ -37,27 +37,27 @@ class Task:
       name: on the command line, and the data set's in reports.
       kind: what is measured.
       folder: its directory within the data directory; several tasks may share one.
-      needs: glob patterns of required files and directories; a tuple lists alternatives, of which
+      required_files: glob patterns of files and directories; a tuple lists alternatives, of which
         errors name the first.
-      how: a sentence on how to get them.
+      setup_hint: a sentence on how to get them.
       make: the evaluator.
       metric: the number to show first.
       dataset: the data set's name in reports, where it is not the task's.
       language: code of the data's language.
-      writes: whether it needs a decoder.
+      needs_decoder: whether it needs a decoder.
       reads: glob patterns of the files and directories that its numbers depend on.
     """
 
     name: str
     kind: Kind
     folder: str
-    needs: tuple[str | tuple[str, ...], ...]
-    how: str
+    required_files: tuple[str | tuple[str, ...], ...]
+    setup_hint: str
     make: Callable[[Setting], Evaluator]
     metric: str
     dataset: str = ""
     language: str = "en"
-    writes: bool = False
+    needs_decoder: bool = False
     reads: tuple[str, ...] = ("*",)
 
     def find(self, data: Path) -> Path | None:
@@ -67,12 +67,13 @@ class Task:
     def missing(self, data: Path) -> str:
         """A sentence on what is not there, where most of it is, and how to get it."""
         root = min(self._roots(data), key=lambda root: len(self._gone(root)))
-        return f"{', '.join(str(root / need) for need in self._gone(root))}: not there; {self.how}"
+        missing = ", ".join(str(root / name) for name in self._gone(root))
+        return f"{missing}: not there; {self.setup_hint}"
 
     def _roots(self, data: Path) -> tuple[Path, Path]:
         return data / self.folder, data
 
     def _gone(self, root: Path) -> list[str]:
-        """The needs that nothing in a directory meets."""
-        needs = [need if isinstance(need, tuple) else (need,) for need in self.needs]
-        return [either[0] for either in needs if not any(any(root.glob(x)) for x in either)]
+        """Required files that a directory does not have."""
+        files = [x if isinstance(x, tuple) else (x,) for x in self.required_files]
+        return [either[0] for either in files if not any(any(root.glob(x)) for x in either)]

@@ -16,7 +16,7 @@ from siglip2_jax.benchmarks.tasks.prepared import (
     IMAGENET_V2,
     Prepared,
     how_prepared,
-    imagenet_photos,
+    imagenet_images,
     is_prepared,
     or_prepared,
 )
@@ -54,7 +54,7 @@ def _official(setting: Setting, source: Source, label: str, **fields: Any) -> Ze
 
 
 def _validation(setting: Setting) -> Source:
-    return imagenet_photos(setting.root, "val", IMAGENET, "validation")
+    return imagenet_images(setting.root, "val", IMAGENET, "validation")
 
 
 def _imagenet(setting: Setting) -> ZeroShot:
@@ -62,7 +62,7 @@ def _imagenet(setting: Setting) -> ZeroShot:
 
 
 def _v2(setting: Setting) -> ZeroShot:
-    source = imagenet_photos(setting.root, _V2, IMAGENET_V2, "test")
+    source = imagenet_images(setting.root, _V2, IMAGENET_V2, "test")
     return _official(setting, source, "label", classes=_names(setting.root))
 
 
@@ -96,9 +96,9 @@ def _babel(language: str) -> Task:
         kind="zeroshot_classification",
         folder="imagenet",
         reads=_READS,
-        needs=(_VAL, "babel_imagenet.json", "babel_prompts.json"),
-        how=f"val as for imagenet, {how_prepared(IMAGENET)}; babel_imagenet.json and the prompts "
-        "(nllb_dist13b_prompts.json) are in gregor-ge/Babel-ImageNet",
+        required_files=(_VAL, "babel_imagenet.json", "babel_prompts.json"),
+        setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; babel_imagenet.json and the "
+        "prompts (nllb_dist13b_prompts.json) are in gregor-ge/Babel-ImageNet",
         make=make,
         metric="top1",
         language=language.lower(),
@@ -140,8 +140,8 @@ TASKS: tuple[Task, ...] = (
         name="imagenet",
         folder="imagenet",
         reads=_READS,
-        needs=(_VAL, NAMES),
-        how="val holds a folder for each WordNet id with its 50 photos "
+        required_files=(_VAL, NAMES),
+        setup_hint="val holds a folder for each WordNet id with its 50 images "
         "(ILSVRC2012_img_val.tar from image-net.org, sorted by valprep.sh), "
         f"{how_prepared(IMAGENET)}; {_NAMES_HOW}",
         make=_imagenet,
@@ -150,8 +150,8 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="imagenet_v2",
         folder="imagenet_v2",
-        needs=(or_prepared(_V2, IMAGENET_V2), NAMES),
-        how="unpack imagenetv2-matched-frequency.tar.gz (vaishaal/ImageNetV2), "
+        required_files=(or_prepared(_V2, IMAGENET_V2), NAMES),
+        setup_hint="unpack imagenetv2-matched-frequency.tar.gz (vaishaal/ImageNetV2), "
         f"{how_prepared(IMAGENET_V2)}; {_NAMES_HOW}",
         make=_v2,
         **_KIND,
@@ -160,8 +160,8 @@ TASKS: tuple[Task, ...] = (
         name="imagenet_real",
         folder="imagenet",
         reads=_READS,
-        needs=(_VAL, "real.json", NAMES),
-        how=f"val as for imagenet, {how_prepared(IMAGENET)}; real.json is in "
+        required_files=(_VAL, "real.json", NAMES),
+        setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; real.json is in "
         f"google-research/reassessed-imagenet; {_NAMES_HOW}",
         make=_real,
         **_KIND,
@@ -169,33 +169,34 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="objectnet",
         folder="objectnet",
-        needs=("images", "mappings"),
-        how="unpack objectnet-1.0.zip (objectnet.dev): its images and mappings",
+        required_files=("images", "mappings"),
+        setup_hint="unpack objectnet-1.0.zip (objectnet.dev): its images and mappings",
         make=_objectnet,
         **_KIND,
     ),
     Task(
         name="caltech",
         folder="caltech101_20",
-        needs=("labels.jsonl", "images"),
-        how='labels.jsonl has rows {"file", "name", "split"}, images the photos',
+        required_files=("labels.jsonl", "images"),
+        setup_hint='labels.jsonl has rows {"file", "name", "split"}, images holds the files',
         make=_caltech,
         **_KIND,
     ),
     Task(
         name="labels",
         folder=".",
-        needs=("labels.jsonl", "images"),
-        how='labels.jsonl has rows {"file", "name"} and perhaps "split", images the photos',
+        required_files=("labels.jsonl", "images"),
+        setup_hint='labels.jsonl has rows {"file", "name"} and perhaps "split"; images holds the '
+        "files",
         make=_folders,
         **_KIND,
     ),
     Task(
         name="folders",
         folder=".",
-        needs=(),
-        how="give a directory with a folder of photos for each class, called by its name, or of a "
-        "version of a TFDS dataset with class labels",
+        required_files=(),
+        setup_hint="give a directory with a folder of images for each class, called by its name, "
+        "or of a version of a TFDS dataset with class labels",
         make=_folders,
         **_KIND,
     ),

@@ -28,12 +28,12 @@ def _split(folder: str, split_by: str, split: str) -> Task:
         name=name,
         kind="referring",
         folder="refer",
-        needs=(f"{folder}/refs({split_by}).p", f"{folder}/instances.json", "train2014"),
-        how="refcoco.zip, refcoco+.zip and refcocog.zip of lichengunc/refer, unpacked, and COCO's "
-        "train2014",
+        required_files=(f"{folder}/refs({split_by}).p", f"{folder}/instances.json", "train2014"),
+        setup_hint="refcoco.zip, refcoco+.zip and refcocog.zip of lichengunc/refer, unpacked, and "
+        "COCO's train2014",
         make=_refcoco(f"{folder}_{split}"),
         metric="acc@0.5",
-        writes=True,
+        needs_decoder=True,
     )
 
 
@@ -62,33 +62,33 @@ TASKS: tuple[Task, ...] = (
         name="expressions",
         kind="referring",
         folder=".",
-        needs=("expressions.jsonl", "images"),
-        how='expressions.jsonl has rows {"file", "expression", "box"} and perhaps "split", images '
-        "the photos",
+        required_files=("expressions.jsonl", "images"),
+        setup_hint='expressions.jsonl has rows {"file", "expression", "box"} and perhaps "split"; '
+        "images holds the files",
         make=_expressions,
         metric="acc@0.5",
-        writes=True,
+        needs_decoder=True,
     ),
     Task(
         name="coco_captions",
         kind="captioning",
         folder="coco",
-        needs=("dataset_coco.json", "val2014"),
-        how="as for coco",
+        required_files=("dataset_coco.json", "val2014"),
+        setup_hint="as for coco",
         make=_coco,
         metric="cider_d",
-        writes=True,
+        needs_decoder=True,
     ),
     Task(
         name="write_captions",
         kind="captioning",
         folder=".",
-        needs=("captions.jsonl", "images"),
-        how='captions.jsonl has rows {"file", "captions": [...]} and perhaps "split", images the '
-        "photos",
+        required_files=("captions.jsonl", "images"),
+        setup_hint='captions.jsonl has rows {"file", "captions": [...]} and perhaps "split"; '
+        "images holds the files",
         make=_captions,
         metric="cider_d",
-        writes=True,
+        needs_decoder=True,
     ),
 )
 """In the order of the table, then sets of one's own."""

@@ -1,4 +1,4 @@
-"""Datasets prepared by TensorFlow Datasets, where photos in folders would do too."""
+"""Datasets prepared by TensorFlow Datasets, where images in folders would do too."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def how_prepared(dataset: str) -> str:
     return f"or put TFDS's {dataset} there instead (file_format='array_record')"
 
 
-def imagenet_photos(root: Path, folder: str, dataset: str, split: str) -> Source:
-    """Photos of ImageNet's classes; `label` of an example is its class's place in their order.
+def imagenet_images(root: Path, folder: str, dataset: str, split: str) -> Source:
+    """Images of ImageNet's classes; `label` of an example is its class's place in their order.
 
     Args:
       root: the task's directory.

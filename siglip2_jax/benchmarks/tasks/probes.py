@@ -16,7 +16,7 @@ from siglip2_jax.benchmarks.tasks.prepared import (
     INFO,
     Prepared,
     how_prepared,
-    imagenet_photos,
+    imagenet_images,
     is_prepared,
     or_prepared,
 )
@@ -27,8 +27,8 @@ from siglip2_jax.evals.prompts import CLIP_PAPER
 
 
 def _imagenet(setting: Setting) -> dict[str, Any]:
-    train = imagenet_photos(setting.root, "train", IMAGENET, "train")
-    test = imagenet_photos(setting.root, "val", IMAGENET, "validation")
+    train = imagenet_images(setting.root, "train", IMAGENET, "train")
+    test = imagenet_images(setting.root, "val", IMAGENET, "validation")
     return {"train": train, "test": test, "label": "label", "max_num_patches": setting.budget}
 
 
@@ -46,9 +46,9 @@ def _own(setting: Setting) -> dict[str, Any]:
 
 
 def _dense(setting: Setting, **options: str) -> dict[str, Any]:
-    pictures = None if setting.pictures is None else str(setting.pictures)
+    figures = None if setting.figures is None else str(setting.figures)
     data = read_index(setting.root / "index.jsonl", **options)
-    return {"data": data, "max_num_patches": setting.budget, "pictures": pictures}
+    return {"data": data, "max_num_patches": setting.budget, "figures": figures}
 
 
 def _segmentation(setting: Setting) -> SegmentationProbe:
@@ -81,13 +81,13 @@ def _open_vocabulary(setting: Setting) -> OpenVocabulary:
 
 _INDEX = 'index.jsonl has rows {{"image", "{}", "split": "train" or "test"}} with paths beside it'
 _MAPS = (
-    f"{_INDEX.format('label')}, label a picture of class numbers; classes.json is "
+    f"{_INDEX.format('label')}, label an image of class numbers; classes.json is "
     '{"names": [...], "void": 255}'
 )
-_DEPTH = _INDEX.format("depth") + ", depth a 16-bit picture of millimetres"
-_NORMALS = _INDEX.format("normals") + ", normals a .npy file of vectors or an RGB picture"
+_DEPTH = _INDEX.format("depth") + ", depth a 16-bit image of millimetres"
+_NORMALS = _INDEX.format("normals") + ", normals a .npy file of vectors or an RGB image"
 _NAVI = (
-    "; of NAVI (google/navi), train is the multiview scenes and test the wild sets, each photo "
+    "; of NAVI (google/navi), train is the multiview scenes and test the wild sets, each image "
     "cut to a square around its object and resized to 512 x 512 with its label, 0 off the object, "
     "as mbanani/probe3d does"
 )
@@ -97,8 +97,8 @@ _TRAIN = (
 )
 _LABELLED = ("labels.jsonl", INFO), ("images", INFO)
 _LABELS = (
-    'labels.jsonl has rows {"file", "label", "split": "train" or "test"}, images the photos; or '
-    "give the directory of a version of a TFDS dataset with class labels"
+    'labels.jsonl has rows {"file", "label", "split": "train" or "test"}; images holds the files; '
+    "or give the directory of a version of a TFDS dataset with class labels"
 )
 
 
@@ -108,8 +108,8 @@ def _segmented(name: str, folder: str, dataset: str = "") -> Task:
         dataset=dataset,
         kind="segmentation",
         folder=folder,
-        needs=("index.jsonl", "classes.json"),
-        how=_MAPS,
+        required_files=("index.jsonl", "classes.json"),
+        setup_hint=_MAPS,
         make=_segmentation,
         metric="miou",
     )
@@ -121,8 +121,8 @@ TASKS: tuple[Task, ...] = (
         dataset="imagenet",
         kind="fewshot",
         folder="imagenet",
-        needs=_PHOTOS,
-        how=_TRAIN,
+        required_files=_PHOTOS,
+        setup_hint=_TRAIN,
         make=lambda setting: FewShot(**_imagenet(setting)),
         metric="10shot",
     ),
@@ -131,8 +131,8 @@ TASKS: tuple[Task, ...] = (
         dataset="imagenet",
         kind="linear_probe",
         folder="imagenet",
-        needs=_PHOTOS,
-        how=_TRAIN,
+        required_files=_PHOTOS,
+        setup_hint=_TRAIN,
         make=lambda setting: LinearProbe(**_imagenet(setting)),
         metric="top1",
     ),
@@ -140,8 +140,8 @@ TASKS: tuple[Task, ...] = (
         name="10shot",
         kind="fewshot",
         folder=".",
-        needs=_LABELLED,
-        how=_LABELS,
+        required_files=_LABELLED,
+        setup_hint=_LABELS,
         make=lambda setting: FewShot(**_own(setting)),
         metric="10shot",
     ),
@@ -149,8 +149,8 @@ TASKS: tuple[Task, ...] = (
         name="linear",
         kind="linear_probe",
         folder=".",
-        needs=_LABELLED,
-        how=_LABELS,
+        required_files=_LABELLED,
+        setup_hint=_LABELS,
         make=lambda setting: LinearProbe(**_own(setting)),
         metric="top1",
     ),
@@ -161,8 +161,8 @@ TASKS: tuple[Task, ...] = (
         name="camvid_zero_shot",
         kind="segmentation",
         folder="camvid_60",
-        needs=("index.jsonl", "classes.json"),
-        how=_MAPS,
+        required_files=("index.jsonl", "classes.json"),
+        setup_hint=_MAPS,
         make=_open_vocabulary,
         metric="miou",
     ),
@@ -171,8 +171,8 @@ TASKS: tuple[Task, ...] = (
         dataset="nyuv2",
         kind="depth",
         folder="nyu",
-        needs=("index.jsonl", "depth"),
-        how=_DEPTH,
+        required_files=("index.jsonl", "depth"),
+        setup_hint=_DEPTH,
         make=lambda setting: DepthProbe(crop=(45, 471, 41, 601), **_dense(setting, label="depth")),
         metric="rmse",
     ),
@@ -180,8 +180,8 @@ TASKS: tuple[Task, ...] = (
         name="7scenes_depth",
         kind="depth",
         folder="depth_7scenes_32",
-        needs=("index.jsonl",),
-        how=_DEPTH,
+        required_files=("index.jsonl",),
+        setup_hint=_DEPTH,
         make=lambda setting: DepthProbe(**_dense(setting, label="depth")),
         metric="rmse",
     ),
@@ -190,8 +190,8 @@ TASKS: tuple[Task, ...] = (
         dataset="nyuv2",
         kind="normals",
         folder="nyu",
-        needs=("index.jsonl", "normals"),
-        how=_NORMALS,
+        required_files=("index.jsonl", "normals"),
+        setup_hint=_NORMALS,
         make=lambda setting: NormalsProbe(**_dense(setting, label="normals")),
         metric="angular_rmse",
     ),
@@ -200,8 +200,8 @@ TASKS: tuple[Task, ...] = (
         dataset="navi",
         kind="depth",
         folder="navi",
-        needs=("index.jsonl", "depth"),
-        how=_DEPTH + _NAVI,
+        required_files=("index.jsonl", "depth"),
+        setup_hint=_DEPTH + _NAVI,
         make=_navi_depth,
         metric="rmse",
     ),
@@ -210,8 +210,8 @@ TASKS: tuple[Task, ...] = (
         dataset="navi",
         kind="normals",
         folder="navi",
-        needs=("index.jsonl", "normals"),
-        how=_NORMALS + _NAVI,
+        required_files=("index.jsonl", "normals"),
+        setup_hint=_NORMALS + _NAVI,
         make=lambda setting: NormalsProbe(**_dense(setting, label="normals")),
         metric="angular_rmse",
     ),

@@ -1,4 +1,4 @@
-"""Retrieval tasks: recall both ways, all captions of a photo in the pool."""
+"""Retrieval tasks: recall both ways, all captions of an image in the pool."""
 
 from __future__ import annotations
 
@@ -41,15 +41,17 @@ def _sugarcrepe(setting: Setting) -> SugarCrepe:
 
 
 _KIND = {"kind": "zeroshot_retrieval", "metric": "text_to_image@1"}
-_ROWS = 'captions.jsonl has rows {"file", "captions": [...]} and perhaps "split", images the photos'
+_ROWS = (
+    'captions.jsonl has rows {"file", "captions": [...]} and perhaps "split"; images holds files'
+)
 
 
 def _rows(name: str, folder: str, what: str = "") -> Task:
     return Task(
         name=name,
         folder=folder,
-        needs=("captions.jsonl", "images"),
-        how=what + _ROWS,
+        required_files=("captions.jsonl", "images"),
+        setup_hint=what + _ROWS,
         make=_captions,
         **_KIND,
     )
@@ -59,17 +61,17 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="coco",
         folder="coco",
-        needs=("dataset_coco.json", "val2014"),
-        how="dataset_coco.json is Karpathy's split (5,000 test photos, all of val2014), and "
-        "val2014 holds the photos (cocodataset.org)",
+        required_files=("dataset_coco.json", "val2014"),
+        setup_hint="dataset_coco.json is Karpathy's split (5,000 test images, all of val2014), and "
+        "val2014 holds the images (cocodataset.org)",
         make=_karpathy("dataset_coco.json", "."),
         **_KIND,
     ),
     Task(
         name="flickr30k",
         folder="flickr30k",
-        needs=("dataset_flickr30k.json", "images"),
-        how="dataset_flickr30k.json is Karpathy's split (1,000 test photos), images holds "
+        required_files=("dataset_flickr30k.json", "images"),
+        setup_hint="dataset_flickr30k.json is Karpathy's split (1,000 test images), images holds "
         "flickr30k-images",
         make=_karpathy("dataset_flickr30k.json", "images"),
         **_KIND,
@@ -77,8 +79,8 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="xm3600",
         folder="xm3600",
-        needs=("captions.jsonl", "images"),
-        how="captions.zip and images.tgz from google.github.io/crossmodal-3600, unpacked",
+        required_files=("captions.jsonl", "images"),
+        setup_hint="captions.zip and images.tgz from google.github.io/crossmodal-3600, unpacked",
         make=_xm3600,
         language="36 languages",
         **_KIND,
@@ -91,8 +93,8 @@ TASKS: tuple[Task, ...] = (
         name="sugarcrepe",
         kind="image_caption_selection",
         folder="sugarcrepe",
-        needs=(*(f"{category}.json" for category in CATEGORIES), "val2017"),
-        how="the seven files are in RAIVNLab/sugar-crepe, val2017 holds COCO's photos",
+        required_files=(*(f"{category}.json" for category in CATEGORIES), "val2017"),
+        setup_hint="the seven files are in RAIVNLab/sugar-crepe, val2017 holds COCO's images",
         make=_sugarcrepe,
         metric="mean",
     ),
@@ -100,8 +102,8 @@ TASKS: tuple[Task, ...] = (
     Task(
         name="captions",
         folder=".",
-        needs=(("captions.jsonl", INFO), ("images", INFO)),
-        how=_ROWS + "; or give the directory of a version of a TFDS dataset with captions",
+        required_files=(("captions.jsonl", INFO), ("images", INFO)),
+        setup_hint=_ROWS + "; or give the directory of a version of a TFDS dataset with captions",
         make=_captions,
         **_KIND,
     ),

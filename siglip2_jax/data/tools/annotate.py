@@ -12,15 +12,16 @@ from typing import Any
 from etils import epath
 from PIL.Image import Image
 
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Folder
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.data.tools.annotators import Annotator
 from siglip2_jax.fingerprint import fingerprint
 from siglip2_jax.outputs import open_output
 from siglip2_jax.preprocess.decode import decode
 from siglip2_jax.resumable import Rows, claim, write_errors
 
-_AHEAD = 8  # decoded pictures waiting
+_AHEAD = 8  # decoded images waiting
 _ROWS_PER_PART = 256  # some take a second each
 
 
@@ -107,9 +108,8 @@ def annotate(
 
 def _rows(source: Folder) -> list[dict[str, Any]]:
     """The rows behind the source's examples, with all of their keys; opening it checked them."""
-    with (epath.Path(source.path) / source.captions).open("rb") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    return [row for row in rows if all(row.get(key) == value for key, value in source.where)]
+    rows = read_rows(epath.Path(source.path) / source.captions)
+    return [row for _, row in rows if all(row.get(key) == value for key, value in source.where)]
 
 
 def _settings(
@@ -136,7 +136,7 @@ def _results(
         except (ValueError, OSError) as error:
             return error
 
-    for found in ahead(read, range(start, len(examples)), _AHEAD):
+    for found in thread_map(read, range(start, len(examples)), _AHEAD):
         if isinstance(found, Exception):
             yield {"error": str(found)}
             continue

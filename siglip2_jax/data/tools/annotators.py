@@ -44,7 +44,7 @@ class Annotations:
         """The example's `boxes`.
 
         Raises:
-          ValueError: they are malformed, or were not drawn on this picture: its shape is another.
+          ValueError: they are malformed, or were not drawn on this image: its shape is another.
         """
         regions = from_coco(example)
         if regions:
@@ -53,7 +53,7 @@ class Annotations:
             scale = max(image.width / width, image.height / height)
             if abs(image.width - width * scale) > 1 or abs(image.height - height * scale) > 1:
                 raise ValueError(
-                    f"{example['name']}: boxes are of a picture of {width} x {height} pixels "
+                    f"{example['name']}: boxes are of an image of {width} x {height} pixels "
                     f"(width x height), the upright image has {image.width} x {image.height}."
                 )
         return regions

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from siglip2_jax.data.prefetch import ahead
+from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.records import SUFFIX, encode_example
 from siglip2_jax.data.sources import Examples, Source
 from siglip2_jax.fingerprint import fingerprint
@@ -115,7 +115,7 @@ def _write(
     errors = []
     writer = ArrayRecordWriter(str(path), "group_size:1")  # a record is read on its own
     try:
-        results = ahead(lambda index: _record(examples, index), indices, _AHEAD)
+        results = thread_map(lambda index: _record(examples, index), indices, _AHEAD)
         for index, result in zip(indices, results, strict=True):
             if isinstance(result, bytes):
                 writer.write(result)

@@ -21,7 +21,7 @@ from siglip2_jax.sharding import AXES, has_mesh, platform
 
 Kernel = Callable[[Array, Array, Array, Array | None], Array]
 """Attention of one device's images: query, key, value and the valid keys [B, K] or None."""
-Kind = Literal["auto", "xla", "pallas", "splash", "cudnn"] | Kernel
+AttentionImpl = Literal["auto", "xla", "pallas", "splash", "cudnn"] | Kernel
 
 _FEW = 16
 
@@ -31,7 +31,7 @@ def attend(
     key: Float[Array, "B K H C"],
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
-    kind: Kind = "auto",
+    impl: AttentionImpl = "auto",
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys; the softmax is float32.
 
@@ -44,7 +44,7 @@ def attend(
       value: values; those that are not valid must be finite.
       valid: which keys exist, for all queries or for each; None means all. On GPU a mask for all
         queries must be a prefix, as those of the towers are: cuDNN reads only how many are valid.
-      kind: "xla" leaves the program to XLA; "pallas" is the kernel for short sequences and
+      impl: "xla" leaves the program to XLA; "pallas" is the kernel for short sequences and
         "splash" the one for long ones, which off TPU are interpreted, slowly, for tests; "cudnn"
         is the kernel of NVIDIA's library; "auto" is what `choose` says. A function is a kernel
         of your own, run on every device's images.
@@ -55,20 +55,20 @@ def attend(
     Raises:
       ValueError: the kernel asked for cannot do it.
     """
-    if kind == "auto":
-        kind = choose(query, key, valid)
-    if kind == "xla":
+    if impl == "auto":
+        impl = choose(query, key, valid)
+    if impl == "xla":
         return _xla(query, key, value, valid)
     if valid is not None and valid.ndim == 3:
-        kind = kind if isinstance(kind, str) else kind.__name__
-        raise ValueError(f'the kernel "{kind}" has one mask for all queries; use "auto" or "xla"')
-    if callable(kind):
-        return _each_device(kind, query, key, value, valid)
-    if kind == "cudnn":
+        name = impl if isinstance(impl, str) else impl.__name__
+        raise ValueError(f'the kernel "{name}" has one mask for all queries; use "auto" or "xla"')
+    if callable(impl):
+        return _each_device(impl, query, key, value, valid)
+    if impl == "cudnn":
         if lack := _lack(query):
             raise ValueError(f'the kernel "cudnn" {lack}; use "auto" or "xla"')
         return _each_device(_cudnn, query, key, value, valid)
-    if kind == "splash":
+    if impl == "splash":
         program = functools.partial(long_attention, interpret=platform() != "tpu")
         return _each_device(program, query, key, value, valid)
     if key.shape[1] > MOST_TOKENS:

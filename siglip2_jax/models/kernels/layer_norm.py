@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from siglip2_jax.sharding import AXES, has_mesh, platform
 
-Kind = Literal["auto", "xla", "pallas"]
+NormImpl = Literal["auto", "xla", "pallas"]
 
 _FEW = 16  # tokens of an image; with fewer, such as when generating, nothing is gained
 _TOKENS = 512  # that a program takes of several images
@@ -37,8 +37,8 @@ def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
 
-def branch(
-    norm: nnx.LayerNorm, x: Float[Array, "B N D"], dtype: DTypeLike, kind: Kind = "auto"
+def residual_layer_norm(
+    norm: nnx.LayerNorm, x: Float[Array, "B N D"], dtype: DTypeLike, impl: NormImpl = "auto"
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
     """The residual stream and, normalised, what a branch of it reads.
 
@@ -49,19 +49,20 @@ def branch(
       norm: the layer, its result float32.
       x: the residual stream.
       dtype: of the second result.
-      kind: "xla" leaves the program to XLA; "pallas" is the kernel, which off TPU is interpreted,
+      impl: "xla" leaves the program to XLA; "pallas" is the kernel, which off TPU is interpreted,
         slowly, for tests; "auto" is the kernel for bfloat16 on TPU, unless images have few tokens
         or more than fit that cannot be divided.
 
     Returns:
       `x` itself, which is to be used in its place, and `norm(x)`.
     """
-    if kind == "auto":
+    if impl == "auto":
         tokens = x.shape[1]
         possible = x.dtype == jnp.bfloat16 and tokens >= _FEW and _together(tokens) <= _MOST
-        kind = "pallas" if possible and platform() == "tpu" else "xla"
-    if kind == "xla":
+        impl = "pallas" if possible and platform() == "tpu" else "xla"
+    if impl == "xla":
         return x, norm(x).astype(dtype)
+    assert norm.scale is not None and norm.bias is not None
     scale, bias = (param[...].astype(jnp.float32) for param in (norm.scale, norm.bias))
     static = (norm.epsilon, jnp.dtype(dtype), platform() != "tpu")
     return _branch(x, scale, bias, *static)

@@ -9,7 +9,7 @@ from models.builders import TINY, random_params
 from PIL import Image
 
 from siglip2_jax import Embedder
-from siglip2_jax.benchmarks.adapters.transformers_inputs import to_pictures
+from siglip2_jax.benchmarks.adapters.transformers_inputs import to_images
 from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.evals.retrieval import Retrieval
@@ -195,5 +195,5 @@ def test_missing_tensors_and_other_sizes_are_refused(pair, tmp_path):
 
 def test_pictures_are_put_together():
     picture = np.asarray(Image.effect_noise((12, 12), 80).convert("RGB"), np.float32)
-    found = to_pictures(patchify(picture, 4)[None], 4)
+    found = to_images(patchify(picture, 4)[None], 4)
     np.testing.assert_array_equal(found[0], picture.transpose(2, 0, 1))

@@ -15,7 +15,7 @@ from siglip2_jax.benchmarks.culture.geography import (
     geode_zero_shot,
     landmarks_zero_shot,
 )
-from siglip2_jax.benchmarks.culture.photo_table import read_table
+from siglip2_jax.benchmarks.culture.image_table import read_table
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.fewshot import FewShot
 from siglip2_jax.preprocess.decode import NamedImage
@@ -244,7 +244,7 @@ def test_clear_errors(tmp_path, dollar_street, geode):
         (["x", "904", "a", "af", "1"], r"row 1: imagenet_sysnet_id is '904'; expected numbers"),
         (["x", "[904", "a", "af", "1"], r"imagenet_sysnet_id is '\[904'"),
         (["x", "[904]", "a", "af", "rich"], "income is 'rich'; expected dollars a month"),
-        (["x", "[904]", "a", "af", "1"], "x: no such photo, the first of 4"),
+        (["x", "[904]", "a", "af", "1"], "x: no such image, the first of 4"),
     ):
         table(path, columns, row)
         with pytest.raises(ValueError, match=message):

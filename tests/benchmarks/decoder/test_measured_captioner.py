@@ -12,18 +12,18 @@ from PIL import Image
 from siglip2_jax.benchmarks.decoder import measured as decoders
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
 from siglip2_jax.benchmarks.suite import Entry, Suite, evaluate
-from siglip2_jax.inference import Ask, Writing
+from siglip2_jax.inference import GenerationConfig, Query
 
-HOW = (Writing("sample"), 16)
+HOW = (GenerationConfig("sample"), 16)
 
 
 def groups(count: int = 15):
-    """One to three asks about each photo, every seventh of which is none."""
+    """One to three queries about each photo, every seventh of which is none."""
     found, place = [], 0
     for i in range(count):
         photo = noise(8 + i % 5, 12) if i % 7 != 3 else b"no photo"
         phrases = (None, "a dog", "cat")[: 1 + i % 3]
-        found.append([(place + k, Ask(photo, phrase=x)) for k, x in enumerate(phrases)])
+        found.append([(place + k, Query(photo, phrase=x)) for k, x in enumerate(phrases)])
         place += len(phrases)
     return found
 

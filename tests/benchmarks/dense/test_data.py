@@ -78,7 +78,7 @@ def test_damaged_labels_are_named(tmp_path):
     with pytest.raises(OSError, match=r"x\.png"):
         read_class_map(str(path), 3)
     path.write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"x\.png: the label is no picture"):
+    with pytest.raises(OSError, match=r"x\.png: the label is no image"):
         read_depth(str(path))
 
 

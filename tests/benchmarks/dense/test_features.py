@@ -14,7 +14,7 @@ from siglip2_jax.benchmarks.measured import Measured
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.sharding import make_mesh, param_shardings, put
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
 
 CONFIG = with_vision(TINY, depth=5)
 GRIDS = [(3, 4), (2, 3), (1, 1)]
@@ -57,7 +57,10 @@ def test_blocks_are_the_ends_of_shorter_towers(model):
 def test_blocks_on_a_mesh_are_the_same(model):
     image, mesh = patches(GRIDS, budget=12), make_mesh()
     leaves = flatten(model.params)
-    split = {path: put(leaves[path], x) for path, x in param_shardings(mesh, leaves).items()}
+    split = {
+        path: device_put_global(leaves[path], x)
+        for path, x in param_shardings(mesh, leaves).items()
+    }
     alone = block_features(model, image, 2)
     with jax.set_mesh(mesh):  # as evaluators are called in training
         found = block_features(model_of(unflatten(split), mesh=mesh), image, 2)
@@ -75,7 +78,7 @@ def test_blocks_need_a_tower_that_has_them(model):
         block_features(model_of({"t": np.zeros(()), "b": np.zeros(())}), image, 4)
 
 
-def write_photos(folder, count=11, damaged=(2, 7)) -> list[str]:
+def write_images(folder, count=11, damaged=(2, 7)) -> list[str]:
     rng = np.random.default_rng(0)
     paths = [folder / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
@@ -87,8 +90,8 @@ def write_photos(folder, count=11, damaged=(2, 7)) -> list[str]:
 
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_unreadable_photos_are_listed_and_left_out(model, tmp_path, monkeypatch, blocks):
-    monkeypatch.setattr(dense_features, "PHOTOS_AT_ONCE", 4)
-    photos = write_photos(tmp_path)
+    monkeypatch.setattr(dense_features, "IMAGES_AT_ONCE", 4)
+    photos = write_images(tmp_path)
     measured = Measured(model)
     found = read_features(measured, photos, blocks=blocks, **READ)
     good = [i for i in range(11) if i not in (2, 7)]
@@ -109,7 +112,7 @@ def test_unreadable_photos_are_listed_and_left_out(model, tmp_path, monkeypatch,
 
 
 def test_no_photo_can_be_read(model, tmp_path):
-    photos = write_photos(tmp_path, 3, (0, 1, 2))
+    photos = write_images(tmp_path, 3, (0, 1, 2))
     found = read_features(Measured(model), photos, blocks=2, **READ)
     assert len(found.read) == 0 and found.features[1].tokens.shape == (0, 16, 48)
 
@@ -117,9 +120,9 @@ def test_no_photo_can_be_read(model, tmp_path):
 @pytest.mark.parametrize("count", [1, 5, 6, 11])
 def test_hosts_share_the_photos(model, tmp_path, monkeypatch, count):
     """Processes one after the other, each with what the others would send."""
-    photos = write_photos(tmp_path, count)
+    photos = write_images(tmp_path, count)
     alone = read_features(Measured(model), photos, blocks=2, **READ)
-    monkeypatch.setattr(dense_features, "PHOTOS_AT_ONCE", 6)
+    monkeypatch.setattr(dense_features, "IMAGES_AT_ONCE", 6)
     monkeypatch.setattr(dense_features, "gather_texts", lambda own: own)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     sent, embedded = [], []

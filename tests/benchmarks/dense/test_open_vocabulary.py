@@ -22,7 +22,7 @@ from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
-from siglip2_jax.sharding import make_mesh, param_shardings, put
+from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
 from siglip2_jax.types import Features
 
 CLASSES = ("red", "green", "blue", "never")
@@ -68,7 +68,10 @@ def test_on_a_mesh_the_same():
     params, features, mesh = random_params(TINY), random_features(), make_mesh()
     alone = patch_embeddings(model_of(params), features)
     leaves = flatten(params)
-    split = {path: put(leaves[path], x) for path, x in param_shardings(mesh, leaves).items()}
+    split = {
+        path: device_put_global(leaves[path], x)
+        for path, x in param_shardings(mesh, leaves).items()
+    }
     model = model_of(unflatten(split), mesh=mesh)
     np.testing.assert_allclose(patch_embeddings(model, features), alone, atol=1e-6)
     with jax.set_mesh(mesh):  # as evaluators are called in training
@@ -108,11 +111,11 @@ def plain_maps(pairs):
 
 
 def test_scenes_whose_colours_have_names(tmp_path):
-    """Photos of several shapes, a class that no photo has, void pixels, pictures."""
+    """Images of several shapes, a class that no image has, void pixels, figures."""
     data = write_scenes(tmp_path, "classes")
     pairs = data.train + data.test
     drawn = tmp_path / "drawn"
-    evaluator = OpenVocabulary(pairs=pairs, classes=CLASSES, pictures=str(drawn), num_pictures=2)
+    evaluator = OpenVocabulary(pairs=pairs, classes=CLASSES, figures=str(drawn), num_figures=2)
     assert isinstance(evaluator, Evaluator)
     found = evaluator(Named())
     hits, unions = np.zeros(3), np.zeros(3)
@@ -135,7 +138,7 @@ def test_scenes_whose_colours_have_names(tmp_path):
 def test_photos_that_cannot_be_read_are_wrong(tmp_path):
     data = write_scenes(tmp_path, "classes")
     pairs = data.train + data.test
-    options = {"classes": CLASSES, "pictures": str(tmp_path / "drawn")}
+    options = {"classes": CLASSES, "figures": str(tmp_path / "drawn")}
     whole = OpenVocabulary(pairs=pairs[1:], **options)(Named())["pixel_accuracy"]
     Path(pairs[0][0]).write_bytes(b"no photo")
     labels = [np.asarray(Image.open(label)) for _, label in pairs]
@@ -181,11 +184,11 @@ def test_street_scenes_with_a_tiny_model(shared, tmp_path):
         templates=("a photo of a {}", "{}"),
         void=legend.void,
         max_num_patches=48,
-        pictures=str(tmp_path),
+        figures=str(tmp_path),
     )
     found = evaluator(model)
     assert 0 <= found["miou"] < 0.3 and 0 < found["pixel_accuracy"] < 1  # it has learned nothing
-    pictures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
-    assert [picture.shape for picture in pictures] == [(360, 1440, 3)] * 3
-    named_twice = dataclasses.replace(evaluator, pictures=None, canonical=True)
+    figures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    assert [picture.shape for picture in figures] == [(360, 1440, 3)] * 3
+    named_twice = dataclasses.replace(evaluator, figures=None, canonical=True)
     assert named_twice(model)["miou"] == pytest.approx(found["miou"], abs=0.1)

@@ -34,10 +34,10 @@ RECIPE = Recipe(steps=120, batch_size=4, learning_rate=0.1, weight_decay=0.0)
 
 
 def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
-    """Photos of several shapes: padding on both sides, void pixels, pictures of what was said."""
+    """Images of several shapes: padding on both sides, void pixels, figures of predictions."""
     data = write_scenes(tmp_path, "classes")
     options = {"data": data, "classes": ("red", "green", "blue", "never"), "recipe": RECIPE}
-    probe = SegmentationProbe(**options, pictures=str(tmp_path / "drawn"), num_pictures=2)
+    probe = SegmentationProbe(**options, figures=str(tmp_path / "drawn"), num_figures=2)
     assert isinstance(probe, Evaluator)
     found = probe(Painted())
     assert set(found) == {"miou", "pixel_accuracy"}
@@ -67,7 +67,7 @@ def test_segmentation_on_a_mesh_is_the_same(tmp_path):
 
 def test_depth_of_scenes_that_tokens_tell(tmp_path):
     data, head = write_scenes(tmp_path, "depth"), DepthHead(warmup_steps=10)
-    probe = DepthProbe(data=data, recipe=RECIPE, head=head, pictures=str(tmp_path / "drawn"))
+    probe = DepthProbe(data=data, recipe=RECIPE, head=head, figures=str(tmp_path / "drawn"))
     assert isinstance(probe, Evaluator)
     found = probe(Painted())
     truth = [read_depth(label) for _, label in data.test]
@@ -85,8 +85,8 @@ LINEAR_NORMALS = {"decoder": Linear(), "head": NormalsHead()}
 
 def test_normals_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "normals")
-    pictures = str(tmp_path / "drawn")
-    probe = NormalsProbe(data=data, recipe=RECIPE, pictures=pictures, **LINEAR_NORMALS)
+    figures = str(tmp_path / "drawn")
+    probe = NormalsProbe(data=data, recipe=RECIPE, figures=figures, **LINEAR_NORMALS)
     assert isinstance(probe, Evaluator)
     assert probe(Painted())["angular_rmse"] < 30  # the three normals are 90 degrees apart
     assert len(list((tmp_path / "drawn").iterdir())) == len(data.test)
@@ -103,7 +103,7 @@ def test_photos_that_cannot_be_read(tmp_path):
     for folder in folders.values():
         folder.mkdir()
     recipe = dataclasses.replace(RECIPE, steps=15)
-    options = {"recipe": recipe, "num_pictures": 2}
+    options = {"recipe": recipe, "num_figures": 2}
     data = {kind: write_scenes(folder, kind) for kind, folder in folders.items()}
     probes = {
         "classes": partial(SegmentationProbe, classes=("red", "green", "blue")),
@@ -118,7 +118,7 @@ def test_photos_that_cannot_be_read(tmp_path):
         damage(pairs.train[0][0])
         damage(pairs.test[0][0])
         drawn = folders[kind] / "drawn"
-        found[kind] = expected, make(data=pairs, pictures=str(drawn), **options)(Painted())
+        found[kind] = expected, make(data=pairs, figures=str(drawn), **options)(Painted())
         assert [path.name for path in drawn.iterdir()] == ["001_5.png"]
     expected, metrics = found["classes"]
     lost, kept = ((np.asarray(Image.open(x)) != 255).sum() for _, x in data["classes"].test)
@@ -139,7 +139,7 @@ def test_no_training_photo_can_be_read(tmp_path):
     data = write_scenes(tmp_path, "classes")
     for photo, _ in data.train:
         damage(photo)
-    with pytest.raises(ValueError, match=r"none of 4 training photos, such as .*0\.png, can be"):
+    with pytest.raises(ValueError, match=r"none of 4 training images, such as .*0\.png, can be"):
         SegmentationProbe(data=data, classes=("a", "b", "c"), recipe=RECIPE)(Painted())
 
 
@@ -193,13 +193,13 @@ def test_street_scenes_with_a_tiny_model(shared, tmp_path):
         void=legend.void,
         recipe=recipe,
         max_num_patches=48,
-        pictures=str(tmp_path),
+        figures=str(tmp_path),
     )
     found = probe(model)
     assert len(legend.names) == 11 and 0.05 < found["miou"] < 1
     assert found["pixel_accuracy"] > 0.3  # a class at random: 0.09
-    pictures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
-    assert [picture.shape for picture in pictures] == [(360, 1440, 3)] * 2
+    figures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    assert [picture.shape for picture in figures] == [(360, 1440, 3)] * 2
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_rows_the_annotator_refuses(tmp_path):
     done = annotate(Folder(str(tmp_path)), tmp_path / "out.jsonl", Annotations())
     assert done.skipped == 4
     errors = [row["error"] for row in lines(tmp_path / "out.errors.jsonl")]
-    assert "boxes are of a picture of 28 x 40 pixels" in errors[0]
+    assert "boxes are of an image of 28 x 40 pixels" in errors[0]
     assert "box 0 must have a category" in errors[1]
 
 

@@ -46,8 +46,8 @@ def repo(tmp_path_factory):
     tokenizer = hf.CLIPTokenizer(
         {piece: i for i, piece in enumerate(pieces)}, [], pad_token="!", model_max_length=16
     )
-    pictures = Owlv2ImageProcessorPil(size={"height": 48, "width": 48})
-    hf.Owlv2Processor(pictures, tokenizer).save_pretrained(path)
+    figures = Owlv2ImageProcessorPil(size={"height": 48, "width": 48})
+    hf.Owlv2Processor(figures, tokenizer).save_pretrained(path)
     model.save_pretrained(path)
     return str(path)
 

@@ -356,7 +356,7 @@ def test_a_layer_uses_what_it_is_told(monkeypatch, kind, program):
     for name in ("short_attention", "long_attention"):
         monkeypatch.setattr(attention, name, lambda x, *_, name=name, **__: seen.append(name) or x)
     x = jnp.ones((1, 16, 8))
-    Attention(8, 2, kind=kind, dtype=jnp.float32, rngs=nnx.Rngs(0))(x, x)
+    Attention(8, 2, impl=kind, dtype=jnp.float32, rngs=nnx.Rngs(0))(x, x)
     assert seen == [program]
     Attention(8, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))(x, x)
     assert seen == [program]
@@ -380,7 +380,7 @@ def test_a_function_is_a_kernel(devices):
         return plain(*operands)
 
     module, reference = (
-        Attention(24, 3, kind=kind, dtype=jnp.float32, rngs=nnx.Rngs(0)) for kind in (kernel, "xla")
+        Attention(24, 3, impl=kind, dtype=jnp.float32, rngs=nnx.Rngs(0)) for kind in (kernel, "xla")
     )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5, 24)), jnp.float32)
     valid = jnp.arange(5) < 1 + jnp.arange(8)[:, None] % 5

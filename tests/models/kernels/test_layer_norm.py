@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from siglip2_jax.models.config import Tower
-from siglip2_jax.models.kernels.layer_norm import branch, layer_norm
+from siglip2_jax.models.kernels.layer_norm import layer_norm, residual_layer_norm
 from siglip2_jax.models.layers import Compute, Encoder, run_blocks
 from siglip2_jax.sharding import AXES, make_mesh
 
@@ -36,7 +36,7 @@ def run(kind, layer, x, around, through):
     graphdef, state = nnx.split(layer)
 
     def both(state, x):
-        return branch(nnx.merge(graphdef, state), x, x.dtype, kind)
+        return residual_layer_norm(nnx.merge(graphdef, state), x, x.dtype, kind)
 
     (same, y), back = jax.vjp(both, state, x)
     d_params, d_x = back((around, through))
@@ -111,7 +111,7 @@ def test_under_vmap():
     views = jnp.stack([inputs[0], inputs[1]])
 
     def loss(kind, x):
-        x, y = branch(own, x, x.dtype, kind)
+        x, y = residual_layer_norm(own, x, x.dtype, kind)
         return jnp.sum(jnp.sin(x) * y)
 
     found, wanted = (
@@ -148,7 +148,7 @@ def test_what_is_chosen(monkeypatch, platform, dtype, tokens, kernel):
     seen = []
     monkeypatch.setattr(f"{KERNEL}.platform", lambda: platform)
     monkeypatch.setattr(f"{KERNEL}._branch", lambda x, *_: seen.append(x.shape) or (x, x))
-    branch(layer(8), jnp.ones((2, tokens, 8), dtype), dtype)
+    residual_layer_norm(layer(8), jnp.ones((2, tokens, 8), dtype), dtype)
     assert bool(seen) == kernel
 
 
@@ -165,7 +165,7 @@ def test_blocks_compile_for_tpu_with_the_kernel(topology, tokens, width):
     own = layer(width)
 
     def step(x, factor):
-        x, y = branch(own, x, jnp.bfloat16)
+        x, y = residual_layer_norm(own, x, jnp.bfloat16)
         return x + y * y * factor.astype(x.dtype), None
 
     def loss(x):

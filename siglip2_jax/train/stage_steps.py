@@ -8,7 +8,7 @@ from typing import NamedTuple
 from siglip2_jax.config import Continue, TrainConfig
 
 
-class Span(NamedTuple):
+class StepRange(NamedTuple):
     """The steps of one stage, counted over the run.
 
     Attributes:
@@ -27,17 +27,17 @@ class Span(NamedTuple):
         return self.first + self.steps
 
 
-def spans(config: TrainConfig) -> list[Span]:
-    """The spans of a run's stages, in order."""
-    return [Span(stage.name, stage.first_step, stage.num_steps) for stage in config.resolved]
+def stage_steps(config: TrainConfig) -> list[StepRange]:
+    """Steps of each stage of a run, in order."""
+    return [StepRange(stage.name, stage.first_step, stage.num_steps) for stage in config.resolved]
 
 
-def source_step(start: Continue, run: Sequence[Span]) -> int:
+def source_step(start: Continue, run: Sequence[StepRange]) -> int:
     """The step of a run from which a stage continues.
 
     Args:
       start: what the stage says.
-      run: the spans of the run it continues; of its own run, only the stages before it.
+      run: steps of the stages of the run it continues; of its own run, only the stages before it.
 
     Raises:
       ValueError: the run has no such stage.
@@ -57,7 +57,7 @@ def source_step(start: Continue, run: Sequence[Span]) -> int:
 
 def kept_steps(config: TrainConfig) -> set[int]:
     """Steps whose checkpoints are made and kept in any case: ends of stages, branch points."""
-    run = spans(config)
+    run = stage_steps(config)
     kept = {span.end for span in run}
     for i, stage in enumerate(config.stages):
         for source in stage.sources:

@@ -6,7 +6,7 @@ from siglip2_jax.config import Continue, Data, Scratch, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import tiny_config
 from siglip2_jax.objectives.sigmoid import Sigmoid
-from siglip2_jax.train.spans import Span, kept_steps, source_step, spans
+from siglip2_jax.train.stage_steps import StepRange, kept_steps, source_step, stage_steps
 
 
 def run(**stages) -> TrainConfig:
@@ -30,11 +30,11 @@ BRANCHES = {
     "large": (10, Continue(stage="masked")),
     "naflex": (30, Continue(stage="main", step=90)),
 }
-SPANS = [Span("main", 0, 100), Span("masked", 100, 25), Span("large", 125, 10)]
+SPANS = [StepRange("main", 0, 100), StepRange("masked", 100, 25), StepRange("large", 125, 10)]
 
 
 def test_spans():
-    assert spans(run(**BRANCHES)) == [*SPANS, Span("naflex", 135, 30)]
+    assert stage_steps(run(**BRANCHES)) == [*SPANS, StepRange("naflex", 135, 30)]
     assert [span.end for span in SPANS] == [100, 125, 135]
 
 

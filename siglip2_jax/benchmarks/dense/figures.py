@@ -1,4 +1,4 @@
-"""Pictures of what a dense probe says: photo, truth and prediction side by side."""
+"""Images of what a dense probe says: image, truth and prediction side by side."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def normal_colours(normals: Float[np.ndarray, "H W 3"]) -> Colours:
     return np.where(normals.any(axis=-1, keepdims=True), coloured, np.uint8(0))
 
 
-def write_picture(
-    path: str | os.PathLike[str], photo: ImageSource, truth: Colours, predicted: Colours
+def write_figure(
+    path: str | os.PathLike[str], image: ImageSource, truth: Colours, predicted: Colours
 ) -> None:
-    """Writes one PNG: the photo in the label's size, the truth, the prediction."""
+    """Writes one PNG: the image in the label's size, the truth, the prediction."""
     height, width = truth.shape[:2]
-    small = decode(photo).resize((width, height), Image.Resampling.BILINEAR)
+    small = decode(image).resize((width, height), Image.Resampling.BILINEAR)
     data = BytesIO()
     joined = np.concatenate([np.asarray(small), truth, predicted], axis=1)
     Image.fromarray(joined).save(data, "PNG")

@@ -1,4 +1,4 @@
-"""Photos that a CSV table lists."""
+"""Images that a CSV table lists."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def read_table(path: str | PathLike[str], columns: tuple[str, ...]) -> list[dict
     return rows
 
 
-class Photos:
-    """Opened examples: photos in files, read one by one, with the fields of each."""
+class TableImages:
+    """Opened examples: images in files, read one by one, with the fields of each."""
 
     def __init__(self, rows: list[tuple[epath.Path, dict[str, Any]]], table: epath.Path) -> None:
         """Takes what a table says.
 
         Args:
-          rows: each photo's path and fields.
+          rows: each image's path and fields.
           table: where this is from, for errors.
 
         Raises:
-          ValueError: there is no row, or the first photo is not there.
+          ValueError: there is no row, or the first image is not there.
         """
         if not rows:
-            raise ValueError(f"{table}: no row is to be used; expected one for each photo")
+            raise ValueError(f"{table}: no row is to be used; expected one for each image")
         if not rows[0][0].is_file():
             raise ValueError(
-                f"{rows[0][0]}: no such photo, the first of {len(rows)} in {table}; unpack the "
-                "photos there"
+                f"{rows[0][0]}: no such image, the first of {len(rows)} in {table}; unpack the "
+                "images there"
             )
         self._rows = rows
 
