@@ -87,6 +87,7 @@ class Rows:
     again.
 
     Attributes:
+      width: E, the size of a row.
       notes: of all rows, in order; None for a row without one.
     """
 
@@ -108,7 +109,7 @@ class Rows:
         """
         self._directory = None if directory is None else epath.Path(directory)
         self._prefix, self._rows_per_part = prefix, rows_per_part
-        self._nothing = np.full(width, np.nan, np.float32)
+        self.width = width
         self._blocks: list[np.ndarray | epath.Path] = []
         self._new: list[np.ndarray] = []
         self.notes: list[str | None] = []
@@ -135,7 +136,7 @@ class Rows:
 
     def add(self, row: Float[np.ndarray, " E"] | None, note: str | None = None) -> None:
         """Takes the next row, which is NaN if None, and perhaps a note on it."""
-        self._new.append(self._nothing if row is None else row)
+        self._new.append(np.full(self.width, np.nan, np.float32) if row is None else row)
         self.notes.append(note)
         if len(self._new) == self._rows_per_part:
             self.save()
@@ -162,7 +163,7 @@ class Rows:
 
     def rows(self) -> Float[np.ndarray, "n E"]:
         """All saved rows."""
-        return np.concatenate([self._nothing[None][:0], *self.blocks()])
+        return np.concatenate([np.zeros((0, self.width), np.float32), *self.blocks()])
 
     def texts(self) -> list[str]:
         """The notes there are."""

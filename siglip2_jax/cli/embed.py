@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from siglip2_jax.cli.options import add_model_options, any_path, load_model
@@ -45,22 +45,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embeds; exit code 1 if no item could be embedded."""
-    from siglip2_jax.inference.embedding_file import EmbeddingWriter
+    from siglip2_jax.inference.embedding_file import write_embeddings
     from siglip2_jax.progress import progress
 
     items, model = _items(args), load_model(args)
+
+    def embed(left: Sequence[str]) -> Iterator[np.ndarray | ImageError]:
+        done = len(items) - len(left)
+        with progress("embedding", done) as update:
+            for i, row in enumerate(_rows(model, left, args), done + 1):
+                if isinstance(row, Exception):
+                    if args.strict:
+                        raise row
+                    print(f"siglip2: skipped: {row}", file=sys.stderr)
+                yield row
+                update(i, len(items))
+
     settings, width = _settings(args, items, model), model.config.vision.width
-    with EmbeddingWriter(args.out, items, settings, width, overwrite=args.overwrite) as writer:
-        if not writer.complete:
-            with progress("embedding", writer.done) as update:
-                for i, row in enumerate(_rows(model, items[writer.done :], args), writer.done + 1):
-                    if isinstance(row, Exception):
-                        if args.strict:
-                            raise row
-                        print(f"siglip2: skipped: {row}", file=sys.stderr)
-                    writer.add(row)
-                    update(i, len(items))
-        summary = writer.finish()
+    summary = write_embeddings(args.out, items, settings, width, embed, overwrite=args.overwrite)
     if args.json:
         print_json(summary)
     else:

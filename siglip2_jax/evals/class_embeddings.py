@@ -6,6 +6,7 @@ import dataclasses
 import io
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.prompts import embed_labels, fill_prompts
 from siglip2_jax.fingerprint import fingerprint
-from siglip2_jax.outputs import write_whole
+from siglip2_jax.outputs import open_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +63,10 @@ def class_embeddings(
         return embed_labels(model, names, templates, canonical=canonical)
     prompts = fill_prompts(names, templates, canonical=canonical)
     digest = fingerprint([cache.model, model.text_norm, model.dtype, prompts])
-    path = epath.Path(cache.directory) / f"classes-{digest}.npz"
-    if (found := _read(path, digest)) is not None:
-        return found
+    path = epath.Path(cache.directory) / f"classes-{digest}.npy"
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     rows = embed_labels(model, names, templates, canonical=canonical)
-    data = io.BytesIO()
-    np.savez(data, embeddings=rows, digest=digest)
-    write_whole(path, data.getvalue())
+    with open_output(path) as file:
+        np.save(file, rows)
     return rows
-
-
-def _read(path: epath.Path, digest: str) -> np.ndarray | None:
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as file:  # a path stays open if it is no zip
-            return file["embeddings"] if file["digest"] == digest else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None

@@ -1,8 +1,8 @@
 """The file `siglip2 embed` writes, in parts that survive an interruption.
 
 While a run is under way its rows lie in `OUT.partial/`. A run with the same items and settings
-continues after the last part; `finish` joins the parts into OUT in one step and removes them. OUT
-is a NumPy archive of `embeddings` [n, E] float32; of the items' names, joined in UTF-8, in `items`,
+continues after the last part; in the end the parts are joined into OUT in one step. OUT is a NumPy
+archive of `embeddings` [n, E] float32; of the names of the items, joined in UTF-8, in `items`,
 where item i is `items[offsets[i] : offsets[i + 1]]`; and of `settings`, a text of JSON.
 """
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,120 +65,79 @@ def _read(path: epath.Path, *names: str) -> list[np.ndarray]:
         ) from error
 
 
-class EmbeddingWriter:
-    """Collects a row or an error per item, in order. A context manager: leaving it saves.
+def write_embeddings(
+    out: str | os.PathLike[str],
+    items: Sequence[str],
+    settings: dict[str, Any],
+    width: int,
+    embed: Callable[[Sequence[str]], Iterable[np.ndarray | ImageError]],
+    *,
+    overwrite: bool = False,
+    items_per_part: int = ROWS_PER_PART,
+) -> dict[str, Any]:
+    """Embeds items into a file, or goes on with it; items without a row are listed beside it.
 
-    Attributes:
-      complete: whether OUT is already there, made from the same items and settings.
+    Args:
+      out: the `.npz` file, local or `gs://`.
+      items: what is embedded: paths or texts.
+      settings: what decides the numbers.
+      width: E, the size of a row.
+      embed: gives a row, or why there is none, for each item; called with those that are left.
+      overwrite: forget an earlier run and replace its file.
+      items_per_part: how many items the end of the process can cost.
+
+    Returns:
+      A summary: output, counts, settings.
+
+    Raises:
+      ValueError: the file, or the parts of an interrupted run, came from other items or settings.
     """
+    out = epath.Path(out)
+    if out.suffix != ".npz" or is_special(behind_links(out)):
+        raise ValueError(f"the output is {out}; expected a file whose name ends in .npz")
+    errors, parts = (out.with_name(out.name + x) for x in (".errors.jsonl", ".partial"))
+    settings = {"items": len(items), **settings, "items_hash": fingerprint(items)}
+    if overwrite:
+        parts.rmtree(missing_ok=True)
+    if out.exists() and not overwrite:
+        (before,) = _read(out, "settings")
+        compare(out, json.loads(str(before)), settings, _WAY_OUT)
+    else:
+        claim(parts / "settings.json", settings, _WAY_OUT)
+        with Rows(parts, width, rows_per_part=items_per_part) as rows:
+            for row in embed(items[len(rows) :]):
+                if isinstance(row, ImageError):
+                    rows.add(None, str(row))
+                else:
+                    rows.add(row)
+        notes = list(zip(items, rows.notes, strict=True))
+        write_errors(errors, [{"item": x, "error": note} for x, note in notes if note is not None])
+        good = Strings.join(item for item, note in notes if note is None)
+        _join(out, good, rows, settings)
+        rows.remove()
+    (offsets,) = _read(out, "offsets")
+    embedded = len(offsets) - 1
+    return {
+        "out": str(out),
+        "embedded": embedded,
+        "width": width,
+        "skipped": len(items) - embedded,
+        "errors": str(errors) if errors.exists() else None,
+        "settings": settings,
+    }
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        items: Sequence[str],
-        settings: dict[str, Any],
-        width: int,
-        *,
-        overwrite: bool = False,
-        items_per_part: int = ROWS_PER_PART,
-    ):
-        """Looks for an earlier run.
 
-        Args:
-          out: the `.npz` file to write, local or `gs://`.
-          items: what is embedded: paths or texts.
-          settings: what decides the numbers.
-          width: E, the size of a row.
-          overwrite: forget an earlier run and replace its file.
-          items_per_part: how many items the end of the process can cost.
-
-        Raises:
-          ValueError: OUT, or the parts of an interrupted run, came from other items or settings.
-        """
-        self.out = out = epath.Path(out)
-        if out.suffix != ".npz" or is_special(behind_links(out)):
-            raise ValueError(f"the output is {out}; expected a file whose name ends in .npz")
-        self.errors = out.with_name(out.name + ".errors.jsonl")
-        self.items, self.width = items, width
-        self.settings = {"items": len(items), **settings, "items_hash": fingerprint(items)}
-        parts = out.with_name(out.name + ".partial")
-        if overwrite:
-            parts.rmtree(missing_ok=True)
-        self.complete = out.exists() and not overwrite
-        if self.complete:
-            (before,) = _read(out, "settings")
-            compare(out, json.loads(str(before)), self.settings, _WAY_OUT)
-        else:
-            claim(parts / "settings.json", self.settings, _WAY_OUT)
-        self._rows = Rows(None if self.complete else parts, width, rows_per_part=items_per_part)
-
-    @property
-    def done(self) -> int:
-        """Number of items that are dealt with."""
-        return len(self.items) if self.complete else len(self._rows)
-
-    def __enter__(self) -> EmbeddingWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self.complete:
-            self._rows.__exit__(kind, error, trace)
-
-    def add(self, row: np.ndarray | ImageError) -> None:
-        """Takes the next item's row, or why it has none."""
-        if isinstance(row, ImageError):
-            self._rows.add(None, str(row))
-        else:
-            self._rows.add(row)
-
-    def finish(self) -> dict[str, Any]:
-        """Joins the parts into OUT, lists errors beside it, and removes the parts.
-
-        Returns:
-          A summary: output, counts, settings.
-        """
-        if not self.complete:
-            self._rows.save()
-            self._join()
-            self.complete = True
-        (offsets,) = _read(self.out, "offsets")
-        embedded = len(offsets) - 1
-        return {
-            "out": str(self.out),
-            "embedded": embedded,
-            "width": self.width,
-            "skipped": len(self.items) - embedded,
-            "errors": str(self.errors) if self.errors.exists() else None,
-            "settings": self.settings,
-        }
-
-    def _join(self) -> None:
-        """Streams the parts into one file: never more than a part in memory."""
-        notes = list(zip(self.items, self._rows.notes, strict=True))
-        items = Strings.join(item for item, note in notes if note is None)
-        errors = [{"item": x, "error": note} for x, note in notes if note is not None]
-        write_errors(self.errors, errors)
-        others = {
-            "items": items.data,
-            "offsets": items.offsets,
-            "settings": json.dumps(self.settings),
-        }
-        with open_output(self.out) as stream, zipfile.ZipFile(stream, "w") as archive:
-            with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-                shape = len(items), self.width
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                start = 0
-                for block in self._rows.blocks():
-                    good = [note is None for _, note in notes[start : start + len(block)]]
-                    file.write(block[good].astype("<f4").tobytes())
-                    start += len(block)
-            for name, array in others.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-        self._rows.remove()
+def _join(out: epath.Path, items: Strings, rows: Rows, settings: dict[str, Any]) -> None:
+    """Streams the parts into one file: never more than a part in memory."""
+    texts = {"items": items.data, "offsets": items.offsets, "settings": json.dumps(settings)}
+    shape, notes = (len(items), rows.width), iter(rows.notes)
+    with open_output(out) as stream, zipfile.ZipFile(stream, "w") as archive:
+        with archive.open("embeddings.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in rows.blocks():
+                kept = [note is None for note in islice(notes, len(block))]
+                file.write(block[kept].astype("<f4").tobytes())
+        for name, array in texts.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
