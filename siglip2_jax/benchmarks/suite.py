@@ -88,7 +88,7 @@ def evaluate(
     Raises:
       ValueError: data is malformed.
     """
-    data, store = Path(data).absolute(), Store(out)
+    data, store = data.absolute(), Store(out)
     open_decoder = cache(partial(_open_decoder, decoder))  # once for all tasks
     native = model.config.vision.image_size is None
     for entry in suite.entries:
