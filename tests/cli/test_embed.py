@@ -112,6 +112,34 @@ def test_interruption_costs_nothing(embed, photos, spy, tmp_path):
     assert found["settings"] == expected["settings"]
 
 
+def test_a_file_is_bound_to_content_and_not_to_paths(
+    embed, model_dir, photos, spy, tmp_path, monkeypatch
+):
+    model = load(model_dir)
+    assert embed().code == 0
+    model.save(tmp_path / "moved.npz", "npz")
+    words = str(model_dir / "tokenizer.model")
+    spy.items = []
+    assert embed("--tokenizer", words, source=tmp_path / "moved.npz").code == 0 and not spy.items
+
+    image = photos / "e.bmp"  # of the same size, with other pixels
+    before = image.read_bytes()
+    image.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    result = embed()
+    assert (
+        result.code == 2 and "out.npz was made with files '" in result.err and "now '" in result.err
+    )
+
+    kernel = np.array(model.params["text"]["head"]["bias"])
+    kernel[-1] = np.nextafter(kernel[-1], np.float32(9))
+    model.params["text"]["head"]["bias"] = kernel
+    model.save(tmp_path / "moved.npz", "npz", overwrite=True)
+    result = embed("--tokenizer", words, source=tmp_path / "moved.npz")
+    assert result.code == 2 and "out.npz was made with weights '" in result.err
+    monkeypatch.setattr("siglip2_jax.inference.embedder.__version__", "9.9.9")
+    assert "(now '9.9.9')" in embed().err
+
+
 def test_broken_images_are_left_out_and_reported(embed, photos, tmp_path):
     broken = photos / "broken.jpg"
     broken.write_bytes(b"not a photo at all")
