@@ -21,8 +21,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from layers strictly to the left, and from its own package.
 LAYERS = (
-    "types progress outputs strings git_lfs",
-    "sharding",
+    "types progress outputs strings fingerprint git_lfs",
+    "sharding resumable",
     "models",
     "preprocess",
     "data",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-from siglip2_jax import checkpoints
+from siglip2_jax import __version__, checkpoints
 from siglip2_jax.data.prefetch import batched, thread_map
+from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
@@ -120,6 +121,24 @@ class Embedder:
     def bias(self) -> float:
         """`b`: what is added to scaled cosines."""
         return float(self.params["b"])
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that its outputs depend on, by content: what tells it from other models.
+
+        It reads all parameters.
+        """
+        words, images = self.tokenizer, dict(vars(self.preprocess))
+        return {
+            "version": __version__,
+            "weights": fingerprint_arrays(flatten(self.params)),
+            "config": repr(self.config),
+            "tokenizer": words
+            and [words.length, words.pad_id, fingerprint_bytes(words.model_proto)],
+            "text_norm": self.text_norm,
+            "dtype": self.dtype,
+            "preproc": images.pop("mode"),
+            **images,
+        }
 
     def embed_images(
         self,

@@ -13,7 +13,6 @@ from siglip2_jax.benchmarks.suite import (
     Entry,
     Suite,
     evaluate,
-    fingerprint,
     parse_entries,
     protocol,
 )
@@ -169,10 +168,6 @@ def test_fixed_resolution_is_measured_once(data):
     plan = Suite((Entry("caltech", (4, 9, 16)),))
     (found,) = evaluate(model, plan, data, pretrained="")
     assert found.protocol["num_patches"] == 16 and found.protocol["resolution"] == 16
-
-
-def test_weights_are_told_apart():
-    assert fingerprint(embedder()) == fingerprint(embedder()) != fingerprint(embedder(1))
 
 
 def test_every_task_can_be_found_or_says_how(tmp_path):

@@ -21,7 +21,7 @@ def test_read_again_without_the_model(tmp_path):
         assert found.dtype == np.float32
     assert model.counts == [4]
     (file,) = (tmp_path / "new" / "directory").iterdir()  # nothing temporary is left
-    assert file.suffix == ".npz"
+    assert file.suffix == ".npy"
 
 
 def test_whatever_differs_has_its_own_file(tmp_path):
