@@ -346,6 +346,15 @@ def workdir(tmp_path_factory) -> Path:
     return path
 
 
+def test_a_decoder_of_a_run_that_diverged_is_refused(tmp_path, monkeypatch):
+    head = parrot(training_ids("caption", text="a dog"))
+    head["out"]["kernel"] = head["out"]["kernel"] * np.float32(np.nan)
+    save_heads(tmp_path, {"caption": head}, {"caption": head})
+    monkeypatch.setattr(loading, "load", lambda *a, **b: embedder())
+    with pytest.raises(ConversionError, match="values of heads/caption/out/kernel are NaN"):
+        load_captioner(tmp_path)
+
+
 def test_a_decoder_is_found_by_its_tensors(workdir, monkeypatch):
     """The model comes from `load`, whose many small reads another test waits for."""
     calls = []
