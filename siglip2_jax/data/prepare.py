@@ -47,7 +47,7 @@ class Views:
 
 
 # What one example gives to a batch.
-Value = ImagePatches | Views | Shaped[np.ndarray, "..."]
+Value = ImagePatches | Views | Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
 
 
 @runtime_checkable
@@ -219,9 +219,9 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
     )
 
 
-def _stack(column: list[Any]) -> Patches | np.ndarray:
+def _stack(column: list[Any]) -> Patches | np.ndarray | dict[str, np.ndarray]:
     if not isinstance(column[0], Views):
-        return np.stack(column)
+        return jax.tree.map(lambda *rows: np.stack(rows), *column)
     images = [image for views in column for image in views.images]
     patches = pad_and_stack(images, column[0].num_tokens)
     return jax.tree.map(lambda x: x.reshape(len(column), -1, *x.shape[1:]), patches)
