@@ -330,7 +330,7 @@ def save_heads(workdir: Path, heads: dict[str, dict], average: dict[str, dict]) 
     state = random_state(Sevens(config.resolved[0]), make_mesh(1, jax.devices()[:1]), 3)
     trees = {
         "params": random_params(MODEL) | {"heads": heads},
-        "average": random_params(MODEL) | {"heads": average},
+        "ema_params": random_params(MODEL) | {"heads": average},
     }
     checkpoints = RunCheckpoints(workdir, Checkpoints(every=1))
     record = describe(MODEL, config.preprocessing) | {"stage": "main"}
