@@ -330,7 +330,7 @@ def save_heads(workdir: Path, heads: dict[str, dict], average: dict[str, dict]) 
     state = random_state(Sevens(config.resolved[0]), make_mesh(1, jax.devices()[:1]), 3)
     trees = {
         "params": random_params(MODEL) | {"heads": heads},
-        "average": random_params(MODEL) | {"heads": average},
+        "ema_params": random_params(MODEL) | {"heads": average},
     }
     checkpoints = RunCheckpoints(workdir, Checkpoints(every=1))
     record = describe(MODEL, config.preprocessing) | {"stage": "main"}
@@ -344,6 +344,15 @@ def workdir(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run")
     save_workdir(path, caption="a dog by a tree", other="two cats")
     return path
+
+
+def test_a_decoder_of_a_run_that_diverged_is_refused(tmp_path, monkeypatch):
+    head = parrot(training_ids("caption", text="a dog"))
+    head["out"]["kernel"] = head["out"]["kernel"] * np.float32(np.nan)
+    save_heads(tmp_path, {"caption": head}, {"caption": head})
+    monkeypatch.setattr(loading, "load", lambda *a, **b: embedder())
+    with pytest.raises(ConversionError, match="values of heads/caption/out/kernel are NaN"):
+        load_captioner(tmp_path)
 
 
 def test_a_decoder_is_found_by_its_tensors(workdir, monkeypatch):
