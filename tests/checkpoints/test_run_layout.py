@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from train.runs import SMALL, numbers, run, save_run, stage
+from train.runs import HEADS, SMALL, numbers, run, save_run, stage
 
 import siglip2_jax
 from siglip2_jax.checkpoints import ConversionError, read, write
@@ -122,8 +122,6 @@ def test_info_lists_what_a_workdir_holds(two_stages, capsys):
 
 
 def test_heads_are_left_out(tmp_path):
-    from train.test_start import HEADS
-
     config = run(stage(objectives=HEADS))
     save_run(tmp_path, config, [3], make_mesh(1, jax.devices()[:1]))
     assert (tmp_path / "checkpoints" / "3").is_dir()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
-from inference.test_captioner import looks
+from inference.captioners import looks
 from PIL import Image
 
 from siglip2_jax import inference, load

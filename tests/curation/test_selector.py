@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.builders import random_params
 from train.runs import SMALL, Sevens, numbers, run, save_run, stage
 from xla import QUICK
 
@@ -19,6 +18,7 @@ from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill
 from siglip2_jax.preprocess.image import patchify
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.inputs import stage_reading
 from siglip2_jax.train.stage_steps import kept_steps

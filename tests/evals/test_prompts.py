@@ -6,7 +6,7 @@ import string
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
+from evals.hashing import Hashing
 
 from siglip2_jax.evals import prompts
 from siglip2_jax.evals.prompts import (
@@ -98,26 +98,6 @@ def test_names_and_templates_become_canonical():
 def test_prompts_that_cannot_be_made(names, templates, message):
     with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
         fill_prompts(names, templates, canonical=True)
-
-
-class Hashing(Given):
-    """Embeds any text, by its characters; notes how many at once."""
-
-    text_norm = "reference"
-    dtype = "float32"
-
-    def __init__(self, width: int = 24):
-        self._table = np.random.default_rng(7).standard_normal((509, width)).astype(np.float32)
-        self.counts: list[int] = []
-
-    def embed_texts(self, texts, **_):
-        self.counts.append(len(texts))
-        return np.stack([self.row(text) for text in texts])
-
-    def row(self, text: str) -> np.ndarray:
-        codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
-        picked = self._table[(codes * np.arange(1, len(codes) + 1)) % 509].sum(axis=0)
-        return picked / np.linalg.norm(picked)
 
 
 def test_blocks_give_what_the_whole_gives(monkeypatch):

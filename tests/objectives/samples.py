@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from models.builders import patches, random_params
+from models.builders import patches
 from scipy.special import log_softmax, softmax
 
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -15,6 +15,7 @@ from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model
 from siglip2_jax.objectives.base import Teacher, View
 from siglip2_jax.objectives.distillation import Distillation
+from siglip2_jax.testing import random_params
 from siglip2_jax.types import Batch, Patches
 
 TOWER = {"depth": 1, "mlp_dim": 16, "num_heads": 2}

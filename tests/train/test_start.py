@@ -8,20 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from models.builders import random_params
-from train.runs import SMALL, Sevens, numbers, run, save_run, stage
+from train.runs import HEADS, SMALL, Sevens, numbers, run, save_run, stage
 
 from siglip2_jax.checkpoints.resize import resize_param
 from siglip2_jax.config import Continue, Group, Optim, Pretrained
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten
-from siglip2_jax.objectives.base import Objective
-from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import by_path
 from siglip2_jax.train.start import abstract_state, initialize_stage
 from siglip2_jax.train.step import Program
@@ -32,22 +29,6 @@ RESIZED = {"vision/pos/table": (32, 32, 24), "vision/embed/kernel": (14 * 14 * 3
 FINE = dataclasses.replace(
     SMALL, vision=dataclasses.replace(SMALL.vision, patch_size=14, grid=32, image_size=448)
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class WithHead(Objective):
-    """A loss of nothing, with a head of its own."""
-
-    weight: float = 1.0
-
-    def head(self, model, compute, *, rngs):
-        return nnx.Linear(model.vision.width, 3, rngs=rngs)
-
-    def loss(self, head, view):
-        return jnp.float32(0), {}
-
-
-HEADS = {"sigmoid": Sigmoid(), "colour": WithHead()}
 
 
 def start(config, index: int = 0, workdir: str = "nowhere", program=Sevens):

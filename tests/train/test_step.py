@@ -12,7 +12,7 @@ import optax
 import pytest
 from etils import epath
 from flax import nnx
-from models.builders import TINY, patches, random_params
+from models.builders import TINY, patches
 from xla import QUICK
 
 from siglip2_jax.config import Data, Group, Optim, Schedule, Stage, TrainConfig
@@ -22,6 +22,7 @@ from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.sharding import device_put_global, gather, make_mesh, param_shardings, put_batch
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import by_path
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program

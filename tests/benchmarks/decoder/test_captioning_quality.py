@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from benchmarks.decoder.test_cider import plain_cider
-from inference.test_captioner import PHOTOS, saying, writes_caption
-from inference.test_embedder import png
+from benchmarks.decoder.plain_cider import plain_cider
+from inference.captioners import PHOTOS, saying, writes_caption
+from inference.samples import png
 
 from siglip2_jax.benchmarks.decoder.captions import CaptionQuality
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner

@@ -5,8 +5,8 @@ import warnings
 
 import jax
 import pytest
-from inference.test_captioner import embedder, looks, saying, training_ids, writes_caption
-from inference.test_embedder import noise
+from inference.captioners import embedder, looks, saying, training_ids, writes_caption
+from inference.samples import noise
 from PIL import Image
 
 from siglip2_jax.benchmarks.decoder import measured as decoders

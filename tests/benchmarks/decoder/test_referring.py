@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from inference.test_captioner import saying, training_ids, writes_caption
-from inference.test_embedder import noise
+from inference.captioners import saying, training_ids, writes_caption
+from inference.samples import noise
 from PIL import Image
 
 from siglip2_jax.benchmarks.decoder.expressions import (

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from benchmarks.painted import Painted, plain_bilinear, write_scenes
-from inference.test_embedder import noise
-from models.builders import TINY, random_params, with_vision
+from inference.samples import noise
+from models.builders import TINY, with_vision
 from models.numpy_reference import layer_norm, mlp
 from PIL import Image
 
@@ -23,6 +23,7 @@ from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
+from siglip2_jax.testing import random_params
 from siglip2_jax.types import Features
 
 CLASSES = ("red", "green", "blue", "never")

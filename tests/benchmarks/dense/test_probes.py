@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from benchmarks.painted import Painted, write_scenes
-from models.builders import TINY, random_params, with_vision
+from models.builders import TINY, with_vision
 from PIL import Image
 
 from siglip2_jax import Embedder
@@ -29,6 +29,7 @@ from siglip2_jax.demo import tiny_config
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.sharding import make_mesh
+from siglip2_jax.testing import random_params
 
 RECIPE = Recipe(steps=120, batch_size=4, learning_rate=0.1, weight_decay=0.0)
 
