@@ -43,7 +43,6 @@ def saved(workdir):
     [
         ("", 10, "params"),
         ("checkpoints/9", 9, "params"),
-        pytest.param("checkpoints/9/params", 9, "params", marks=pytest.mark.slow),
         ("checkpoints/10/average", 10, "average"),
     ],
 )
@@ -76,9 +75,7 @@ def two_stages(tmp_path_factory):
     return path, save_run(path, config, [9, 10, 13], make_mesh(1, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize(
-    ("name", "step", "config"), [(None, 13, LARGE), ("large", 13, LARGE), ("main", 10, SMALL)]
-)
+@pytest.mark.parametrize(("name", "step", "config"), [(None, 13, LARGE), ("main", 10, SMALL)])
 def test_newest_of_a_stage(two_stages, name, step, config):
     workdir, states = two_stages
     found = siglip2_jax.load(workdir, stage=name)

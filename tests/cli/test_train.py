@@ -57,6 +57,7 @@ def test_a_workdir_that_cannot_be_made(tmp_path, capsys):
     assert code == 2 and "file" in err and len(err.splitlines()) == 1, err
 
 
+@pytest.mark.slow
 def test_a_run_compiles_once_per_length_counts_what_it_replaces_and_traces(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
     names = corrupt_photos(tmp_path / "photos", every=16)

@@ -277,6 +277,7 @@ def test_a_decoder_is_found_by_its_tensors(workdir, monkeypatch):
     assert found.caption(PHOTOS[0], **SMALL) == ["a dog by a tree"]
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_with_the_decoder(workdir, tmp_path, monkeypatch):
     """Later stages may have trained none, or another."""
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
