@@ -177,7 +177,7 @@ def test_gradients_are_scattered_over_fsdp_and_summed_over_replica():
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_lookup(shape):
-    """As plain indexing, in value and gradient; no device ever has more rows' features than its own
+    """Plain indexing, in value and gradient; no device ever has more rows' features than its own
     share of the table."""
     rng, mesh = np.random.default_rng(0), mesh_of(shape)
     table, ids = rng.random((50, 16), np.float32), rng.integers(0, 50, (8, 5)).astype(np.int32)

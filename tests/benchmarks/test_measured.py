@@ -1,4 +1,4 @@
-"""What evaluators get in `siglip2 eval`: the rows of the model, shared and saved in parts."""
+"""Rows that evaluators get in `siglip2 eval`: those of the model, shared and saved in parts."""
 
 import io
 import warnings

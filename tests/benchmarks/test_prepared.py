@@ -23,7 +23,7 @@ BROKEN = b"no photo"
 
 
 def prepare(directory, dataset, features, splits, version="1.0.0"):
-    """What TFDS writes; `dataset` may have a config, as in "imagenet_v2/matched-frequency"."""
+    """Files as TFDS writes them; `dataset` may have a config ("imagenet_v2/matched-frequency")."""
     title, _, config = dataset.partition("/")
     with tfds.core.registered.skip_registration():
 

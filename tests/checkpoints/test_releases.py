@@ -37,7 +37,7 @@ def assert_same_config(found: ModelConfig, expected: ModelConfig) -> None:
 
 
 def assert_round_trip(checkpoint, folder) -> None:
-    """From .npz through both directories and back to the same bytes, with the same sizes."""
+    """Goes from .npz through both directories and back: the same bytes, the same sizes."""
     paths = [folder / name for name in ("a.npz", "hf", "ours", "b.npz")]
     write(checkpoint, paths[0], "npz")
     for source, target, format in zip(paths[:-1], paths[1:], ("hf", "orbax", "npz"), strict=True):

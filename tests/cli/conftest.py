@@ -18,7 +18,7 @@ from siglip2_jax.testing import TINY, tiny_embedder
 
 
 class Result(NamedTuple):
-    """What a command did: exit code, standard output, standard error."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str

@@ -110,7 +110,7 @@ def test_bad_options_name_themselves(capsys, option):
 
 
 def test_a_repository_without_a_network(tmp_path):
-    """In a process of its own, as a user would meet it: at once, and in one sentence."""
+    """Runs in a process of its own, as a user would meet it: one sentence."""
     start = time.monotonic()
     result = python(
         "-c",

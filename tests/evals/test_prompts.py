@@ -27,7 +27,7 @@ def test_eighty_templates_with_one_place_each():
 
 
 def test_templates_are_the_published_ones(shared):
-    """As CLIP Benchmark stores them; it adds the bare label."""
+    """CLIP Benchmark stores the same ones, and adds the bare label."""
     stored = json.loads((shared / "data/zero_shot_text/clip_templates.json").read_text())
     assert sorted(OPENAI_TEMPLATES) == sorted(set(stored["clip_paper"]) - {"{}"})
     assert sorted(CLIP_PAPER) == sorted(stored["clip_paper"])

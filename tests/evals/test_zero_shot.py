@@ -201,7 +201,7 @@ def test_canonical_prompts_and_first_of_equal_names():
 
 
 def test_folders_with_a_border(tmp_path):
-    """What is embedded are pictures without their border; a broken file counts as wrong."""
+    """Images are embedded without their border; a broken file counts as wrong."""
     seen = []
 
     class Sizes(StandInEmbedder):

@@ -39,7 +39,7 @@ PHOTOS = [noise(20, 40), noise(16, 16), noise(9, 30), noise(50, 4), noise(5, 5)]
 
 
 def training_ids(task: str, targets=TARGETS, text="", **region) -> list[int]:
-    """What a decoder learns, up to its end mark."""
+    """Ids that a decoder learns, up to its end mark."""
     targets = dataclasses.replace(targets, tasks=(task,))
     example = {"text": text, "fields": {}, "regions": [DOG | region]}
     row = targets(example, np.random.default_rng(0))["fields"]["targets"][task].tolist()

@@ -1,4 +1,4 @@
-"""What a user of `load` gets: the same embeddings however the model and the images come."""
+"""`load` gives the same embeddings however the model and the images come."""
 
 import dataclasses
 import inspect

@@ -82,7 +82,7 @@ def _encode(student: SigLIP2, batch: Batch):
 
 
 def view(scene: Scene, seen: dict | None = None) -> View:
-    """What the step would show."""
+    """View of a scene as the step would show it."""
     seen = {} if seen is None else seen
     teacher = Teacher(scene.teacher, scene.teacher_head, scene.batch, seen)
     features = _encode(scene.student, scene.batch)

@@ -92,7 +92,7 @@ def test_extreme_logits(name, b, sign):
 
 
 def temporary_bytes(name: str, devices: int) -> int:
-    """What the loss and its gradients need on one device, at 64 examples a device."""
+    """Temporary memory of the loss and its gradients, at 64 examples a device."""
     mesh = make_mesh(1, jax.devices()[:devices])
     with jax.set_mesh(mesh):
         split = put_batch((unit(0, 64 * devices), unit(1, 64 * devices)), mesh)

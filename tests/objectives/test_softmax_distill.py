@@ -73,7 +73,7 @@ def test_value_and_gradients(shape):
 
 
 def test_a_student_like_its_teacher():
-    """At the least value nothing pulls, whatever the biases."""
+    """The least value has no gradient, whatever the biases."""
     _, teacher = models()
     student = Embedded(teacher.image, teacher.text, teacher.t, jnp.float32(5))
     (loss, least), (gradients, _) = on(None, (student, teacher))

@@ -122,7 +122,7 @@ def pairs() -> Batch:
 
 
 def learned(name: str, peak_lr: float, kind: str = "constant", seed: int = 0, **changes):
-    """What one loss reports at the first and at the last of 200 steps on the same pairs.
+    """Metrics of one loss at the first and at the last of 200 steps on the same pairs.
 
     The teacher hardly moves, so that there is something definite to learn.
     """
@@ -149,7 +149,7 @@ def test_sigmoid_learns_pairs_by_heart():
 @pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "most"), [(0.0, 0.1), (1.0, 0.5)], ids=["causal", "parallel"])
 def test_decoder_learns_sentences_by_heart(parallel, most):
-    """From log 1024 down; in parallel nothing but the image can tell the sentence."""
+    """The loss starts at log 1024; in parallel nothing but the image can tell the sentence."""
     first, last = learned("caption", 3e-3, parallel=parallel)
     assert first["caption/caption"] == pytest.approx(np.log(1024), rel=1e-6)
     for task in ("caption", "refer", "ground"):

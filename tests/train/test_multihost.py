@@ -110,7 +110,7 @@ def test_where_one_fails_all_end(tmp_path):
 
 @pytest.mark.slow
 def test_too_many_bad_examples_on_one_end_both(tmp_path):
-    """In the middle of the run, after steps that both have made."""
+    """They come in the middle of the run, after steps that both have made."""
     corrupt_photos(tmp_path / "photos", every=5)
     only = ((), (f"data.source.path={tmp_path / 'photos'}",))
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "batch_size=80", "checkpoints.every=2")

@@ -55,7 +55,7 @@ def last_whole(workdir: Path) -> int:
 
 
 def is_saving(workdir: Path) -> bool:
-    """Whether a checkpoint is half written, and an earlier one is whole."""
+    """True while a checkpoint is half written, and an earlier one is whole."""
     steps = [int(path.name) for path in workdir.glob("checkpoints/*")]
     return 0 < last_whole(workdir) < max(steps, default=0)
 

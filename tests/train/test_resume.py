@@ -22,7 +22,7 @@ LONG = "stages.main.steps=100", "checkpoints.every=10"  # of two sequence length
 
 
 def test_a_killed_run_repeats_the_steps_that_were_not_saved(tmp_path):
-    """In one run: what was logged before it was killed is logged again, bit by bit."""
+    """Numbers that were logged before the kill are logged again, bit by bit."""
     workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=40")
     with training(LIGHT, workdir, *steps) as run:
         run.wait_for(lambda: steps_done(workdir) >= 9 and saved_steps(workdir))
@@ -47,7 +47,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def is_saving(workdir) -> bool:
-    """Whether a checkpoint is half written."""
+    """True while a checkpoint is half written."""
     folder = workdir / "checkpoints"
     return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
 

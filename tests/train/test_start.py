@@ -1,4 +1,4 @@
-"""Where a stage begins: fresh, from a model in any format, from another stage."""
+"""Starts of a stage: fresh, from a model in any format, from another stage."""
 
 import dataclasses
 import logging
@@ -202,7 +202,7 @@ def test_continue(workdir, saved, source, step):
 
 
 def test_continue_with_a_fresh_average(workdir, saved, tmp_path):
-    """Where it is wanted, and where the earlier stage kept none."""
+    """The average is fresh if asked for, and if the earlier stage kept none."""
     save_run(tmp_path, run(stage("first", optim=Optim())), [10], MESH)
     for source, directory in ((Continue(average=False), workdir), (Continue(), tmp_path)):
         state = start(second(source), 1, directory)
@@ -232,7 +232,7 @@ def test_continue_another_run(workdir, saved, caplog, tmp_path):
 
 
 def test_fresh_heads(workdir, saved):
-    """What the earlier stage lacks is fresh, moments too; all else keeps its own."""
+    """Heads that the earlier stage lacks are fresh, moments too; all else is kept."""
     state = start(second(objectives=HEADS), 1, workdir)
     for path, x in numbers(state.params).items():
         expected = 7 if path.startswith("heads/") else saved[10][f"params/{path}"]

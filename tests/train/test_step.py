@@ -86,7 +86,7 @@ def batches() -> tuple[Batch, ...]:
 
 @dataclasses.dataclass
 class Ran:
-    """What three updates gave: on the host, and the last state where it lives."""
+    """Results of three updates on the host, and the last state where it lives."""
 
     params: list[dict]
     metrics: list[dict]

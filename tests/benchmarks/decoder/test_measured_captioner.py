@@ -1,4 +1,4 @@
-"""What evaluators of decoders get in `siglip2 eval`: answers, shared and saved in parts."""
+"""Answers that evaluators of decoders get in `siglip2 eval`, shared and saved in parts."""
 
 import json
 import warnings

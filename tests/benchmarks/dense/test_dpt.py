@@ -92,7 +92,7 @@ def test_scores_are_those_of_transformers():
 
 
 def test_neighbours_in_a_batch_do_not_matter():
-    """What stands in padding, nor how much of it there is."""
+    """Padding, its content and its size, changes no output."""
     decoder, blocks = DPT(FUSED), random_blocks(np.random.default_rng(0))
     assert isinstance(decoder, Decoder)
     weights = decoder.initial(WIDTH, 5, seed=1)

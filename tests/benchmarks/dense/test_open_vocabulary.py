@@ -99,7 +99,7 @@ class Named(Painted):
 
 
 def plain_maps(pairs):
-    """What the cosines say, enlarged pixel by pixel; and the truth."""
+    """Classes by the cosines, enlarged pixel by pixel, and the true ones."""
     photos = [photo for photo, _ in pairs]
     (features,), _ = read_features(Painted(), photos, max_num_patches=0, blocks=0, label="")
     for tokens, valid, grid, (_, label) in zip(

@@ -57,7 +57,7 @@ def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
 
 
 def test_segmentation_on_a_mesh_is_the_same(tmp_path):
-    """In training evaluators are called where a mesh of all devices is set."""
+    """The mesh of all devices is set, as it is where training calls evaluators."""
     recipe = Recipe(steps=4, batch_size=4, dropout=0.2)
     data = write_scenes(tmp_path, "classes")
     probe = SegmentationProbe(data=data, classes=("red", "green", "blue"), recipe=recipe)
@@ -99,7 +99,7 @@ def damage(path: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*goes on without it")
 def test_photos_that_cannot_be_read(tmp_path):
-    """In training they are left out; in the test all of their pixels are wrong."""
+    """Training leaves them out; the test counts all of their pixels as wrong."""
     folders = {kind: tmp_path / kind for kind in ("classes", "depth", "normals")}
     for folder in folders.values():
         folder.mkdir()
@@ -146,7 +146,7 @@ def test_no_training_photo_can_be_read(tmp_path):
 
 @pytest.mark.slow
 def test_the_dpt_decoder_learns(tmp_path):
-    """From the blocks of a tower that has learned nothing: better than one answer for all."""
+    """A head on the blocks of an untrained tower beats one answer for all pixels."""
     config = with_vision(TINY, depth=4)
     model = Embedder(config, random_params(config), ImagePreprocessor(4, None))
     data = write_scenes(tmp_path, "depth")
