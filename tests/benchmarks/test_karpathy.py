@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from siglip2_jax.benchmarks.karpathy import Karpathy, read_karpathy
-from siglip2_jax.data.sources import Source
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.testing import StandInEmbedder
 
@@ -48,7 +47,6 @@ def test_it_is_a_source_for_retrieval(write, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(name.encode())
     source = Karpathy(write({"images": COCO}), str(tmp_path))
-    assert isinstance(source, Source)
     opened = source.open()
     assert len(opened) == 2 and opened[1]["captions"] == ("a bird", "A bird")
     assert opened[0]["name"] == str(tmp_path / "val2014/COCO_1.jpg")

@@ -26,7 +26,6 @@ from siglip2_jax.benchmarks.dense.normals import NormalsHead
 from siglip2_jax.benchmarks.dense.probes import DepthProbe, NormalsProbe, SegmentationProbe
 from siglip2_jax.benchmarks.dense.train import Recipe
 from siglip2_jax.demo import tiny_config
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.testing import random_params
@@ -39,7 +38,6 @@ def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "classes")
     options = {"data": data, "classes": ("red", "green", "blue", "never"), "recipe": RECIPE}
     probe = SegmentationProbe(**options, figures=str(tmp_path / "drawn"), num_figures=2)
-    assert isinstance(probe, Evaluator)
     found = probe(Painted())
     assert set(found) == {"miou", "pixel_accuracy"}
     assert 0.85 < found["miou"] < 1 and 0.9 < found["pixel_accuracy"] < 1
@@ -69,7 +67,6 @@ def test_segmentation_on_a_mesh_is_the_same(tmp_path):
 def test_depth_of_scenes_that_tokens_tell(tmp_path):
     data, head = write_scenes(tmp_path, "depth"), DepthHead(warmup_steps=10)
     probe = DepthProbe(data=data, recipe=RECIPE, head=head, figures=str(tmp_path / "drawn"))
-    assert isinstance(probe, Evaluator)
     found = probe(Painted())
     truth = [read_depth(label) for _, label in data.test]
     known = np.concatenate([x[x > 0] for x in truth])
@@ -88,7 +85,6 @@ def test_normals_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "normals")
     figures = str(tmp_path / "drawn")
     probe = NormalsProbe(data=data, recipe=RECIPE, figures=figures, **LINEAR_NORMALS)
-    assert isinstance(probe, Evaluator)
     assert probe(Painted())["angular_rmse"] < 30  # the three normals are 90 degrees apart
     assert len(list((tmp_path / "drawn").iterdir())) == len(data.test)
 
