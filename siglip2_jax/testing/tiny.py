@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from siglip2_jax.checkpoints.checkpoint import param_shapes
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.siglip2 import Params, abstract_model, flatten, unflatten
+from siglip2_jax.models.siglip2 import Params, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 
@@ -31,13 +32,13 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
     """Parameters in which nothing is zero or one, so that a swapped or dropped one shows."""
     rng = np.random.default_rng(seed)
     leaves = {}
-    for path, leaf in flatten(abstract_model(config)[1]).items():
-        x = rng.standard_normal(leaf.shape, np.float32)
+    for path, shape in param_shapes(config).items():
+        x = rng.standard_normal(shape, np.float32)
         scale = 0.1
         if path.endswith("kernel"):
             projects_in = any(f"/{name}/" in path for name in ("query", "key", "value"))
-            fan_in = leaf.shape[-3] if projects_in else leaf.shape[-2]
-            scale = (leaf.shape[-3] * fan_in if "/out/" in path else fan_in) ** -0.5
+            fan_in = shape[-3] if projects_in else shape[-2]
+            scale = (shape[-3] * fan_in if "/out/" in path else fan_in) ** -0.5
         leaves[path] = x * np.float32(scale) + np.float32(path.endswith("scale"))
     leaves["t"], leaves["b"] = np.float32(2.3), np.float32(-9.5)
     return jax.tree.map(np.asarray, unflatten(leaves))

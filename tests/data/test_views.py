@@ -144,7 +144,7 @@ def test_changes(field):
 
 
 def test_half_of_the_global_views_are_changed_otherwise():
-    """As DINO's two: each image draws which it is, and local views take no part."""
+    """The two of DINO: each image draws which it is, and local views take no part."""
     other = GaussianBlur(probability=0.0), Solarize(0, 1.0)
     plain = views(UNCHANGED, noise())
     (seen,) = plain["global"]

@@ -100,7 +100,7 @@ def test_loss_report_and_center():
 
 
 def test_a_center_over_all_patches():
-    """Of the teacher's logits, hidden or not; images weigh alike. All else is the same."""
+    """The center is of all logits of the teacher, and images weigh alike. All else is the same."""
     shown = scene(OBJECTIVE)
     every = dataclasses.replace(shown, objective=dataclasses.replace(OBJECTIVE, center="all"))
     loss, report, before, _ = measure(shown)
