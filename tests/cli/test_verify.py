@@ -16,7 +16,7 @@ def checks(result) -> dict:
 
 @pytest.fixture(scope="module")
 def published(model_dir) -> np.ndarray:
-    """What the tiny model gives for the published texts and drawings."""
+    """Logits of the tiny model for the published texts and drawings."""
     return golden.golden_logits(load(model_dir, preproc="hf"))
 
 

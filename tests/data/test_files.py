@@ -1,4 +1,4 @@
-"""What a user types becomes the files that are meant."""
+"""Paths and patterns become the files that a user means."""
 
 import os
 
