@@ -99,7 +99,7 @@ def measure(model: Embedder, data, out=None, task: Task = TASK) -> dict[str, flo
 
 
 def reverse_names(data) -> None:
-    """In place: the file is as long and, by its time, as old as before."""
+    """Content changed in place: the file is as long and, by its time, as old as before."""
     path = data / "mine" / "names.json"
     time = path.stat().st_mtime_ns
     path.write_text(json.dumps(NAMES[::-1]))
