@@ -6,7 +6,7 @@ On the implementation of transformers; only offline jobs use it, never training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL.Image import Image
 
@@ -76,7 +76,7 @@ class Owlv2Detector:
             ) from error
         self.repo, self.threshold, self.prompts = repo, threshold, tuple(prompts)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.eval().to(self.device)
+        self._model = cast(Any, model).eval().to(self.device)  # its annotations are wrong
 
     def detect(self, image: Image, queries: Sequence[str]) -> list[Region]:
         """Boxes with their best query, in the order of the model's patches.
