@@ -114,6 +114,7 @@ class Distillation(Objective):
         student: Float[Array, "n V D"],
         teacher: Float[Array, "n D"],
         weights: Float[Array, "n V"],
+        center_on: tuple[Float[Array, "m D"], Float[Array, " m"]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss, and a new center in the student's head.
 
@@ -123,6 +124,8 @@ class Distillation(Objective):
           student: its features, V for each of the teacher's.
           teacher: its features.
           weights: of the cross-entropies.
+          center_on: other features of the teacher, and their weights, whose mean logits the center
+            follows; None follows those of `teacher`.
 
         Returns:
           The weighted sum, and of the teacher's targets: `teacher_entropy`, their mean entropy in
@@ -145,9 +148,14 @@ class Distillation(Objective):
             chunk=self.chunk,
         )
         row = weights.sum(axis=1)
-        total = jnp.maximum(row.sum(), jnp.finfo(row.dtype).tiny)
+        tiny = jnp.finfo(row.dtype).tiny
+        total = jnp.maximum(row.sum(), tiny)
+        seen, shares = targets, row
+        if center_on is not None:
+            features, shares = center_on
+            seen = jax.lax.stop_gradient(heads[1].project(features, dtype))
         # The mean of logits is the logit of the mean.
-        mean = jnp.sum(row[:, None] * targets, axis=0) / total
+        mean = jnp.sum(shares[:, None] * seen, axis=0) / jnp.maximum(shares.sum(), tiny)
         logits = jnp.matmul(mean, kernel.astype(jnp.float32), precision="highest")
         head.center[...] = self.center_momentum * center + (1 - self.center_momentum) * logits
         used = jnp.exp(jax.scipy.special.entr(found.targets / total).sum())

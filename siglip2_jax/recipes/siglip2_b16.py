@@ -3,11 +3,13 @@
     siglip2 train siglip2_b16 --workdir /tmp/siglip2 --set scale=1e-7
     siglip2 plan siglip2_b16 --topology v5e:16x16 --stage distill
     siglip2 train siglip2_b16 --workdir gs://BUCKET/siglip2_b16 \
-        --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
+        --set data='/data/english/*.arrayrecord' \
+        --set other_languages='/data/others/*.arrayrecord' \
+        --set tokenizer=/data/tokenizer.model
 
 The first command runs all stages on two CPU cores, on the images that ship with the package:
-`siglip2_jax.config.scale` says how everything shrinks together. At scale 1, records of `data` need
-captions and, for the two box tasks, `regions` (see `siglip2 data regions`).
+`siglip2_jax.config.scale` says how everything shrinks together. At scale 1, records need captions
+and, for the two box tasks, `regions` (see `siglip2 data regions`).
 
     share of 40 billion examples  0 %                        80 %      90 %   95 %  100 %
     1 main      section 2.2       sigmoid, captioning        |
@@ -38,7 +40,7 @@ from siglip2_jax.config.scale import ScaledRecipe
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.prepare import Transform
 from siglip2_jax.data.records import Records
-from siglip2_jax.data.sources import Folder
+from siglip2_jax.data.sources import Folder, Mixture
 from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import HERE, TOKENIZER
@@ -58,6 +60,7 @@ PIXELS = 256  # of stages 1 and 2
 NAFLEX = (128, 256, 576, 784, 1024)  # one length a step, the same number of examples of each
 STRETCH = 3.75 / (5 / 6)  # 3.75 in examples; 1024 has half a batch and twice the steps
 ACID_STEPS = 4_000_000_000 / BATCH
+LANGUAGES = (0.9, 0.1)  # section 2.1: the shares of pairs from pages in English and in others
 
 # Section 2.3: the weight of both self-supervised losses.
 WEIGHT = {"B": 0.25, "L": 0.5, "So400m": 1.0, "g-opt": 0.5}
@@ -68,8 +71,10 @@ ADAPTED = {
     "So400m": ((14, 224), (14, 384), (16, 384), (16, 512)),
     "g-opt": ((16, 384),),
 }
-# Section 2.5: the share of examples left out, by patch size; only B was curated, by So400m. Which
-# So400m is unpublished: here the release that reads images of the same size.
+NATIVE = ("B", "So400m")  # released at native resolution
+# Section 2.5: the share of examples left out, by patch size; only B was curated. The teacher is a
+# So400m that `curating_teacher` fine-tunes. Which variant is unpublished: here the one that reads
+# images of the same size.
 LEFT_OUT = {16: 0.5, 32: 0.75}
 TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
 
@@ -77,7 +82,7 @@ TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
 class Recipe:
     """The stages of one size at one scale."""
 
-    def __init__(self, scale: float, size: str, data: str, tokenizer: str):
+    def __init__(self, scale: float, size: str, data: str, other_languages: str, tokenizer: str):
         self.scale, self.size = ScaledRecipe(scale), size
         self.full = scale == 1
         shipped = Folder(str(HERE), captions="examples.jsonl", images="photos")
@@ -85,7 +90,13 @@ class Recipe:
             self.evals = (Retrieval(source=shipped, name="photos", every=100_000),)
         else:
             self.evals = ()
-        self.source = Records(data or "/data/train/*.arrayrecord") if self.full or data else shipped
+        if self.full and not data:
+            data = "/data/english/*.arrayrecord"
+            other_languages = other_languages or "/data/others/*.arrayrecord"
+        self.source = Records(data) if data else shipped
+        if other_languages:
+            parts = self.source, Records(other_languages)
+            self.source = Mixture(tuple(zip(parts, LANGUAGES, strict=True)))
         self.tokenizer = tokenizer or ("/data/tokenizer.model" if self.full else str(TOKENIZER))
         self.vocab_size = 256_000 if self.full or tokenizer else 1024
         self.compute = Compute(dtype="bfloat16", remat="full") if self.full else Compute()
@@ -246,23 +257,30 @@ def config(
     scale: float = 1.0,
     size: str = "B",
     data: str = "",
+    other_languages: str = "",
     tokenizer: str = "",
+    naflex: bool | None = None,
     teacher: str = "google/siglip2-so400m-patch{patch_size}-{pixels}",
 ) -> TrainConfig:
-    """All five stages.
+    """All five stages; the fifth is B's alone.
 
     Args:
       scale: the share of the examples to see; see `siglip2_jax.config.scale`.
       size: of the towers: B, L, So400m or g-opt.
       data: a glob of ArrayRecord files; below scale 1, nothing means the images shipped.
+      other_languages: another glob, of pairs from pages that are not in English, of which a tenth
+        of all examples are drawn; nothing draws all from `data`.
       tokenizer: Gemma's; below scale 1, nothing means the one shipped, with 1,024 pieces.
-      teacher: So400m that curates, `{patch_size}` and `{pixels}` filled in; below scale 1 models
-        are smaller than any that was released, and it is the model itself that curates.
+      naflex: train stage 4; None trains it where it was released, for B and So400m.
+      teacher: So400m that curates, `{patch_size}` and `{pixels}` filled in: a release, or workdirs
+        of `curating_teacher`. Below scale 1 models are smaller than any that was released, and it
+        is the model itself that curates.
     """
-    recipe = Recipe(scale, size, data, tokenizer)
+    recipe = Recipe(scale, size, data, other_languages, tokenizer)
     adapted = ADAPTED[size]
     stages = [recipe.main(), recipe.distill(), *(recipe.adapted(*x) for x in adapted)]
-    stages += [recipe.trunk(), recipe.naflex()]
+    if size in NATIVE if naflex is None else naflex:
+        stages += [recipe.trunk(), recipe.naflex()]
     if size == "B":
         curator = teacher if recipe.full else ""
         stages.append(recipe.acid("distill", 16, PIXELS, curator))
