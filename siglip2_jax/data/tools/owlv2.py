@@ -121,8 +121,8 @@ class Owlv2Detector:
         """
         import torch
 
-        queries = tuple(queries)
-        if self._embedded is not None and self._embedded[0] == queries:
+        key = tuple(queries)
+        if self._embedded is not None and self._embedded[0] == key:
             return self._embedded[1]
         texts = [prompt.replace("{}", query) for query in queries for prompt in self.prompts]
         towers, parts = self._model.owlv2, []
@@ -136,7 +136,7 @@ class Owlv2Detector:
             ).pooler_output
             parts.append(torch.nn.functional.normalize(towers.text_projection(pooled), dim=-1))
         found = torch.cat(parts).unflatten(0, (len(queries), len(self.prompts))).mean(dim=1)
-        self._embedded = queries, found
+        self._embedded = key, found
         return found
 
     def _corners(self, boxes: torch.Tensor, image: Image) -> torch.Tensor:
