@@ -42,20 +42,9 @@ def tiny_config() -> ModelConfig:
     """A NaFlex model of about a million parameters."""
     return ModelConfig(
         vision=VisionConfig(
-            width=128,
-            depth=3,
-            mlp_dim=512,
-            num_heads=4,
-            patch_size=16,
-            grid=16,
-            image_size=None,
+            width=128, depth=3, mlp_dim=512, num_heads=4, patch_size=16, grid=16, image_size=None
         ),
         text=TextConfig(
-            width=128,
-            depth=3,
-            mlp_dim=512,
-            num_heads=4,
-            vocab_size=1024,
-            embed_dim=128,
+            width=128, depth=3, mlp_dim=512, num_heads=4, vocab_size=1024, embed_dim=128
         ),
     )

@@ -42,22 +42,10 @@ def model() -> ModelConfig:
     """Two narrow towers; the prompts need little of theirs."""
     return ModelConfig(
         vision=VisionConfig(
-            width=128,
-            depth=2,
-            mlp_dim=512,
-            num_heads=4,
-            patch_size=8,
-            grid=7,
-            image_size=None,
+            width=128, depth=2, mlp_dim=512, num_heads=4, patch_size=8, grid=7, image_size=None
         ),
         text=TextConfig(
-            width=128,
-            depth=1,
-            mlp_dim=512,
-            num_heads=4,
-            vocab_size=1024,
-            embed_dim=128,
-            length=16,
+            width=128, depth=1, mlp_dim=512, num_heads=4, vocab_size=1024, embed_dim=128, length=16
         ),
     )
 

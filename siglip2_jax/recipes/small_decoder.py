@@ -24,13 +24,7 @@ def model() -> ModelConfig:
     """Two narrow towers at native resolution; the decoder is as wide as the text tower."""
     return ModelConfig(
         vision=VisionConfig(
-            width=128,
-            depth=2,
-            mlp_dim=512,
-            num_heads=4,
-            patch_size=16,
-            grid=8,
-            image_size=None,
+            width=128, depth=2, mlp_dim=512, num_heads=4, patch_size=16, grid=8, image_size=None
         ),
         text=TextConfig(
             width=128,

@@ -31,22 +31,10 @@ def model() -> ModelConfig:
     """Two narrow towers."""
     return ModelConfig(
         vision=VisionConfig(
-            width=128,
-            depth=4,
-            mlp_dim=512,
-            num_heads=4,
-            patch_size=16,
-            grid=8,
-            image_size=None,
+            width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=16, grid=8, image_size=None
         ),
         text=TextConfig(
-            width=128,
-            depth=2,
-            mlp_dim=512,
-            num_heads=4,
-            vocab_size=1024,
-            embed_dim=128,
-            length=40,
+            width=128, depth=2, mlp_dim=512, num_heads=4, vocab_size=1024, embed_dim=128, length=40
         ),
     )
 
