@@ -55,7 +55,7 @@ def read(path: epath.Path) -> tuple[ModelConfig, dict[str, Lazy]]:
     """
     tensors = modernise(npz_file.read(path))
     config = infer_config(tensors)
-    vision, text = (layout(tensors, tower) for tower in TOWERS)
+    vision, text = layout(tensors, "vision"), layout(tensors, "text")
     table = rules(config, vision, text)
     return config, to_ours(table, param_shapes(config), tensors)
 

@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.objectives.base import Objective, View
+from siglip2_jax.objectives.base import Objective, Teacher, View
 from siglip2_jax.objectives.prototypes import ProjectionHead, distillation_loss
 from siglip2_jax.sharding import has_mesh, replicate
+from siglip2_jax.types import Batch
 
 # Targets this near to uniform, as a share of log K, come from logits with a deviation of less than
 # 0.5 (the missing entropy is half their variance); random directions give 1 / 16 / 0.04 = 1.6.
@@ -89,8 +90,8 @@ class Distillation(Objective):
         sizes = (model.vision.width, self.hidden, self.hidden, self.bottleneck, self.prototypes)
         return sum(2 * inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
-    def check(self, view: View, *fields: str) -> None:
-        """There is a teacher, and the batch has these views.
+    def check(self, view: View, *fields: str) -> tuple[Teacher, Batch]:
+        """The teacher, and the batch, which has these views.
 
         Raises:
           ValueError: one is missing.
@@ -98,11 +99,13 @@ class Distillation(Objective):
         name = type(self).__name__
         if view.teacher is None:
             raise ValueError(f"{name} learns from a moving average of the model; set optim.ema")
+        assert view.batch is not None  # as examples are not compared
         if missing := [field for field in fields if field not in view.batch.fields]:
             raise ValueError(
                 f"{name} reads the views {', '.join(missing)}, which the batch lacks; add "
                 "SelfSupervisedViews to the transforms of the stage's data"
             )
+        return view.teacher, view.batch
 
     def match(
         self,

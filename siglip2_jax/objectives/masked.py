@@ -88,18 +88,19 @@ class MaskedPrediction(Distillation):
         Raises:
           ValueError: there is no teacher, or the batch lacks the view.
         """
-        self.check(view, GLOBAL)
-        image = all_views(view.batch, GLOBAL)
-        masked, positions, weights = choose_patches(image.valid, self.ratio, view.key)
+        mean, batch = self.check(view, GLOBAL)
+        image = all_views(batch, GLOBAL)
+        valid = jnp.asarray(image.valid)
+        masked, positions, weights = choose_patches(valid, self.ratio, view.key)
         seen = view.student.encode_image(image, masked, head.mask_token[...])
         student, teacher = (
-            jnp.take_along_axis(x.tokens, positions[..., None], axis=1)
-            for x in (seen, view.teacher.features(GLOBAL))
+            jnp.take_along_axis(jnp.asarray(x.tokens), positions[..., None], axis=1)
+            for x in (seen, mean.features(GLOBAL))
         )
         count, width = weights.size, student.shape[-1]
         loss, report = self.match(
             view,
-            (head.projection, view.teacher.head.projection),
+            (head.projection, mean.head.projection),
             reshape_rows(student, (count, 1, width)),
             reshape_rows(teacher, (count, width)),
             reshape_rows(weights, (count, 1)),

@@ -22,6 +22,7 @@ and, for the two box tasks, `regions` (see `siglip2 data regions`).
 """
 
 from dataclasses import replace
+from typing import Any
 
 from siglip2_jax.config import (
     Checkpoints,
@@ -37,6 +38,7 @@ from siglip2_jax.config import (
 )
 from siglip2_jax.config.scale import ScaledRecipe
 from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.prepare import Transform
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Mixture
 from siglip2_jax.data.targets import DecoderTargets
@@ -45,6 +47,7 @@ from siglip2_jax.demo import HERE, TOKENIZER
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.models.config import ModelConfig, two_towers
 from siglip2_jax.models.layers import Compute
+from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
@@ -107,10 +110,10 @@ class Recipe:
         """Steps of a share of the 40 billion examples."""
         return self.scale.steps(share * STEPS)
 
-    def data(self, *transforms: object) -> Data:
+    def data(self, *transforms: Transform) -> Data:
         """All stages but the fifth write captions and boxes of the original image."""
-        workers = {"workers": 32, "threads": 1} if self.full else {}
-        return Data(source=self.source, transforms=transforms, **workers)
+        data = Data(source=self.source, transforms=transforms)
+        return replace(data, workers=32, threads=1) if self.full else data
 
     @property
     def targets(self) -> DecoderTargets:
@@ -120,6 +123,7 @@ class Recipe:
     def views(self, model: ModelConfig) -> SelfSupervisedViews:
         """One global view as large as the model's images, and 8 local ones of 96 pixels."""
         patch, pixels = model.vision.patch_size, model.vision.image_size
+        assert pixels is not None  # these views are square, as the model's images are
         local = round(self.scale.side(96, 16) / patch) or 1
         return SelfSupervisedViews(
             patch_size=patch,
@@ -128,15 +132,15 @@ class Recipe:
             local_views=8,
         )
 
-    def losses(self, supervised_only: bool) -> dict[str, object]:
+    def losses(self, supervised_only: bool) -> dict[str, Objective]:
         """Sections 2.2 and 2.3: equal weights of sigmoid and captioning; 1 and 0.25 of the rest."""
-        found = {
+        found: dict[str, Objective] = {
             "sigmoid": Sigmoid(weight=1.0),
             "caption": Captioning(weight=1.0, parallel=0.5),
         }
         if supervised_only:
             return found
-        head = {
+        head: dict[str, Any] = {
             "prototypes": self.scale.tokens(65_536),
             "hidden": self.scale.width(2048),
             "bottleneck": self.scale.width(256),
@@ -150,7 +154,7 @@ class Recipe:
             "masked": MaskedPrediction(weight=0.25 * weight, ratio=0.5, **head),
         }
 
-    def optim(self, begin: float, **changes: object) -> Optim:
+    def optim(self, begin: float, **changes: Any) -> Optim:
         """Section 2.1, with the clock of the schedule at a share of the run."""
         schedule = Schedule(
             warmup=self.scale.steps(WARMUP),
@@ -160,7 +164,7 @@ class Recipe:
         optim = Optim(peak_lr=1e-3, weight_decay=1e-4, b1=0.9, b2=0.95, clip_norm=1.0)
         return replace(optim, **({"schedule": schedule} | changes))
 
-    def stage(self, name: str, steps: int, **fields: object) -> Stage:
+    def stage(self, name: str, steps: int, **fields: Any) -> Stage:
         """A stage with what all have in common."""
         batch = self.scale.batch(BATCH)
         return Stage(name=name, steps=steps, batch_size=batch, evals=self.evals, **fields)

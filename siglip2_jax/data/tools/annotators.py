@@ -26,6 +26,7 @@ class Annotator(Protocol):
         Raises:
           ValueError: the example cannot be used; one sentence that names it.
         """
+        ...
 
 
 @runtime_checkable
@@ -34,6 +35,7 @@ class Detector(Protocol):
 
     def detect(self, image: Image, queries: Sequence[str]) -> list[Region]:
         """Boxes of an RGB image, each with the query that fits it best and its score."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,9 @@ class Owlv2Detector:
                 strict=True,
             )
             return [
-                Region(tuple(box), queries[index], score)
-                for box, index, score in found
-                if box[0] < box[2] and box[1] < box[3]  # not one wholly in the padding
+                Region((ymin, xmin, ymax, xmax), queries[int(index)], score)
+                for (ymin, xmin, ymax, xmax), index, score in found
+                if ymin < ymax and xmin < xmax  # not one wholly in the padding
             ]
 
     def _boxes(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
