@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from etils import epath
 
+from siglip2_jax import git_lfs
 from siglip2_jax.checkpoints.checkpoint import Preprocessing, default_text_norm
 from siglip2_jax.checkpoints.table import ConversionError
 from siglip2_jax.models.config import ModelConfig, Tower
+from siglip2_jax.preprocess.resize import Resample
 
 ModelType = Literal["siglip", "siglip2"]
 
@@ -22,7 +24,7 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 MODEL_TYPES = ("siglip", "siglip2")
 CLASSES = {"siglip": "Siglip", "siglip2": "Siglip2"}
 MAX_NUM_PATCHES = 256  # the default of transformers
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+RESAMPLE: dict[Resample, int] = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 # What transformers takes for an absent key, and all that must agree with the tensors.
 TOWER = {
@@ -186,8 +188,11 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     Raises:
       ConversionError: the file is something else.
     """
+    content = path.read_bytes()
+    if git_lfs.is_pointer(content):
+        raise ConversionError([f"it is {git_lfs.POINTER}"], str(path))
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(content)
     except ValueError as error:
         raise ConversionError([f"it is not JSON ({error})"], str(path)) from error
     if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""What evaluators get in `siglip2 eval`: the rows of the model, shared and saved in parts."""
+"""Rows that evaluators get in `siglip2 eval`: those of the model, shared and saved in parts."""
 
 import io
 import warnings
@@ -6,28 +6,20 @@ from functools import partial
 
 import numpy as np
 import pytest
-from models.builders import random_params
 from PIL import Image
 
 from siglip2_jax.benchmarks import gather, measured
 from siglip2_jax.benchmarks.gather import gather_blocks, gather_texts
 from siglip2_jax.benchmarks.measured import Measured, own_share
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.preprocess.decode import ImageError, NamedImage
-from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.resumable import Rows
-
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-CONFIG = ModelConfig(
-    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
-)
+from siglip2_jax.testing import tiny_embedder
 
 
 @pytest.fixture(scope="module")
 def model() -> Embedder:
-    return Embedder(CONFIG, random_params(CONFIG), ImagePreprocessor(4, None))
+    return tiny_embedder(tokenizer=False)
 
 
 def photos(count: int) -> list[NamedImage]:

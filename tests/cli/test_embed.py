@@ -165,6 +165,18 @@ def test_broken_images_are_left_out_and_reported(embed, photos, tmp_path):
     assert not (tmp_path / "out.npz.errors.jsonl").exists()
 
 
+def test_files_that_are_passed_over_are_counted(embed, photos, tmp_path, caplog):
+    for name in ("a.mov", "notes.txt", "b.MOV", ".ipynb_checkpoints/a.png"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((photos / "a.png").read_bytes())
+    (tmp_path / "set" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    result = embed("--json", images=(tmp_path / "set",))
+    assert json.loads(result.out)["embedded"] == 1
+    sentence = f"{tmp_path / 'set'}: 3 other files are passed over (2 .mov, 1 .txt)"
+    assert sentence in caplog.messages
+
+
 def test_no_readable_image_is_a_failure(embed, photos):
     (photos / "broken.png").write_bytes(b"")
     assert embed(images=(photos / "broken.png",)).code == 1

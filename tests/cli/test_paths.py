@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
-from inference.test_captioner import looks
+from inference.captioners import looks
 from PIL import Image
 
 from siglip2_jax import inference, load
@@ -38,7 +38,7 @@ NO_PATHS = set(
 
 
 def documented() -> dict[tuple[str, str], bool]:
-    """Whether `gs://` works, for each command and option of the table."""
+    """Commands and options of the table, each with a yes or no for `gs://`."""
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (yes|no) \|", DOCS.read_text(), re.M)
     return {(command, option): answer == "yes" for command, option, answer in rows}
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evals.test_prompts import Hashing
+from evals.hashing import Hashing
 
 from siglip2_jax.evals import class_embeddings as module
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings

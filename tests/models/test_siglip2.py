@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models import numpy_reference as reference
-from models.builders import TINY, patches, random_params, with_vision
+from models.builders import TINY, patches, with_vision
 
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import (
@@ -19,6 +19,7 @@ from siglip2_jax.models.siglip2 import (
     normalize,
     unflatten,
 )
+from siglip2_jax.testing import random_params
 
 GRIDS = [(8, 8), (2, 32), (32, 2), (1, 64), (7, 9), (1, 1), (70, 1)]
 
@@ -58,9 +59,13 @@ def test_images_equal_the_float64_restatement(params):
     np.testing.assert_array_equal(features.grid, GRIDS)
 
 
-def test_texts_equal_the_float64_restatement(params):
+@pytest.mark.parametrize("pool", ["last", "map"])
+def test_texts_equal_the_float64_restatement(pool):
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, pool=pool))
+    params = random_params(config)
+    assert ("pool" in params["text"]) == (pool == "map")
     ids = np.random.default_rng(1).integers(0, 97, (4, 64), np.int32)
-    _, text = encode(TINY, params, ids=ids)
+    _, text = encode(config, params, ids=ids)
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params["text"])
     expected = np.stack([reference.encode_text(row, double) for row in ids])
     np.testing.assert_allclose(text, expected, atol=2e-6)

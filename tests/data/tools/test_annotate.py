@@ -11,7 +11,7 @@ from PIL import Image
 from siglip2_jax.data.regions import Region, read_regions
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.tools.annotate import Limits, Summary, annotate
-from siglip2_jax.data.tools.annotators import Annotations, Annotator, Detections, Detector
+from siglip2_jax.data.tools.annotators import Annotations, Detections
 
 DOG = {"category": "dog", "bbox": [10, 7, 20, 14], "iscrowd": 0, "segmentation": [[1, 2]]}
 
@@ -74,7 +74,6 @@ def test_annotated_boxes(tmp_path, rows):
 
 def test_detections_are_of_the_captions_and_limited(tmp_path, rows):
     annotator = Detections(StandIn(), longest=2)
-    assert isinstance(annotator, Annotator) and isinstance(annotator.detector, Detector)
     annotate(Folder(str(tmp_path)), tmp_path / "a.jsonl", annotator)
     found = lines(tmp_path / "a.jsonl")[2]["regions"]
     assert found[0]["box"] == [0, 0, 0.5, 0.25]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_jax.data.tools.annotators import Detector
 from siglip2_jax.data.tools.ngrams import PROMPTS
 from siglip2_jax.data.tools.owlv2 import Owlv2Detector
 
@@ -66,13 +65,29 @@ def photo(width, height):
 
 
 @pytest.mark.parity
+def test_queries_that_come_again_are_embedded_once(repo, monkeypatch):
+    """A fixed list comes with every image; other queries are embedded anew."""
+    detector = Owlv2Detector(repo, "cpu", threshold=0.0)
+    run, calls = detector._model.owlv2.text_model.forward, []
+    monkeypatch.setattr(
+        detector._model.owlv2.text_model,
+        "forward",
+        lambda *x, **y: calls.append(len(y["input_ids"])) or run(*x, **y),
+    )
+    first, again, other = (
+        detector.detect(photo(60, 60), queries) for queries in (QUERIES, QUERIES, QUERIES[:2])
+    )
+    assert first == again != other
+    assert calls == [len(PROMPTS) * len(QUERIES), len(PROMPTS) * 2]
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("size", [(60, 60), (90, 40), (30, 70)])
 def test_one_prompt_is_what_transformers_finds(repo, theirs, size):
     import torch
 
     model, processor = theirs
     detector = Owlv2Detector(repo, "cpu", threshold=0.0, prompts=("{}",))
-    assert isinstance(detector, Detector)
     image = photo(*size)
     found = detector.detect(image, QUERIES)
     inputs = processor(text=[QUERIES], images=image, truncation=True, return_tensors="pt")
