@@ -193,7 +193,9 @@ class LinearProbe:
     def __call__(self, model: Model) -> dict[str, float]:
         """`top1`, from 0 to 1, and `l2`, the penalty chosen."""
         (train_x, train_names), (test_x, test_names) = (
-            labelled_features(model, source, self.label, max_num_patches=self.max_num_patches)
+            labelled_features(
+                model, source.open(), self.label, max_num_patches=self.max_num_patches
+            )
             for source in (self.train, self.test)
         )
         train_y, test_y = shared_classes(train_names, test_names)

@@ -174,7 +174,9 @@ def test_summed_tokens():
     counts = np.count_nonzero(given.targets[:, 0], axis=1) - given.prefix[:, 0]
     assert len(set(counts)) > 1
     summed = dataclasses.replace(OBJECTIVE, tokens="sum", parallel=0.0)
-    value, report = jax.jit(functools.partial(loss, objective=summed, tasks=("caption",)))(params(), *batch)
+    value, report = jax.jit(functools.partial(loss, objective=summed, tasks=("caption",)))(
+        params(), *batch
+    )
     causal = dataclasses.replace(OBJECTIVE, parallel=0.0)
     program = jax.jit(functools.partial(loss, objective=causal, tasks=("caption",)))
     each = [program(params(), *(x[i : i + 1] for x in batch))[0] for i in range(B)]
