@@ -97,7 +97,7 @@ def config(
         data=Data(source=photos(data, dataset, "train"), transforms=crops),
         lengths=Lengths(budgets=(PATCHES,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup_steps=steps // 20)),
+        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup=steps // 20)),
     )
     targets = DecoderTargets(str(TOKENIZER), length=length, tasks=("caption",))
     captioned = replace(

@@ -73,8 +73,10 @@ def probe(model: Any, folder: Path) -> float:
 
     Scores are made as large as the label map by bilinear interpolation; void pixels do not count.
     """
+    from siglip2_jax.data.text import read_rows
+
     names = json.loads((folder / "classes.json").read_text())
-    rows = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_rows(folder / "index.jsonl")]
     count = names["void"]
     tokens, labels, grids = {}, {}, {}
     for split in ("train", "test"):
@@ -152,9 +154,11 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from siglip2_jax.data.text import read_rows
+
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
-    rows = [json.loads(x) for x in results.read_text().splitlines()] if results.exists() else []
+    rows = [row for _, row in read_rows(results)] if results.exists() else []
     for seed in range(args.seeds):
         for dataset in args.datasets:
             for arm in ARMS:

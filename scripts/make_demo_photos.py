@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from siglip2_jax.data.regions import Region, from_coco
+from siglip2_jax.data.text import read_rows
 
 LICENSES = {
     "Attribution License": "CC BY 2.0",
@@ -37,10 +38,9 @@ def main() -> None:
     parser.add_argument("coco", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rows = map(json.loads, (args.coco / "annotations.jsonl").read_text().splitlines())
     (args.out / "photos").mkdir(parents=True, exist_ok=True)
     lines = []
-    for row in rows:
+    for _, row in read_rows(args.coco / "annotations.jsonl"):
         if row["license"] not in LICENSES:
             continue
         with Image.open(args.coco / "images" / row["file"]) as image:

@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from siglip2_jax.data.regions import from_coco
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.inference import Captioner, load_captioner
 from siglip2_jax.models.generate import abstract_decoder
 from siglip2_jax.preprocess.text_norm import normalize
@@ -39,7 +40,7 @@ TARGETS = {"captions_token_by_token": 0.9, "captions_at_once": 0.5, "boxes_at_io
 def make_rows(coco: Path) -> list[dict[str, Any]]:
     """Training images with one caption and the boxes whose phrases are unique in them."""
     rows = []
-    for row in map(json.loads, (coco / "annotations.jsonl").read_text().splitlines()):
+    for _, row in read_rows(coco / "annotations.jsonl"):
         if row["split"] != "train":
             continue
         regions = from_coco(row)

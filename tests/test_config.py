@@ -117,7 +117,11 @@ def test_stages_know_their_place_in_the_run():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule(warmup_steps=-1), "warmup_steps is -1; it must be at least 0"),
+        (lambda: Schedule(warmup=-1), "warmup is -1; it must be at least 0"),
+        (
+            lambda: Schedule(cooldown=30.0),
+            "cooldown is 30.0; it must be a share below 1, or.*: 30$",
+        ),
         (lambda: Schedule(tail_start=1.5), "tail_start is 1.5; it is a fraction"),
         (lambda: Schedule(tail_stretch=0.0, total_steps=9), "must be greater than 0"),
         (lambda: Schedule(tail_stretch=2.0), "tail_stretch is 2.0 without total_steps"),
@@ -157,8 +161,8 @@ def test_stages_know_their_place_in_the_run():
             "'b' continues 'b', which is no earlier stage",
         ),
         (
-            lambda: run(stage(optim=Optim(schedule=Schedule(warmup_steps=100)))),
-            "warmup_steps is 100, but the schedule ends at step 100",
+            lambda: run(stage(optim=Optim(schedule=Schedule(warmup=100)))),
+            "warmup is 100 steps, but the schedule ends at step 100",
         ),
         (lambda: run(stage(batch_size=7)), "a batch of 7 scaled by 0.5"),
         (
@@ -240,7 +244,7 @@ def test_overrides_apply_together():
     after = override(
         before,
         [
-            "optim.schedule.warmup_steps=500",
+            "optim.schedule.warmup=500",
             "stages.a.examples=None",
             "stages.a.steps=1000",
             "stages.1.steps=600",

@@ -11,6 +11,7 @@ import pytest
 
 from siglip2_jax.cli import main
 from siglip2_jax.config import Continue, load_config
+from siglip2_jax.config.optim import in_steps
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.recipes import (
     b16_256,
@@ -42,6 +43,36 @@ def test_names_are_modules():
 def test_every_recipe_makes_a_run(name, monkeypatch):
     monkeypatch.setenv("SIGLIP2_DATA", "/data")
     assert load_config(locate(name)).stages
+
+
+def warmups(config) -> set[tuple[int, int]]:
+    """Steps of warm-up of each stage's schedule, and where that ends."""
+    ends = [(x.optim.schedule, x.optim.schedule.end(x.num_steps)) for x in config.resolved]
+    return {(in_steps(schedule.warmup, end), end) for schedule, end in ends}
+
+
+WHOLE = {(20_000, 1_220_703)}  # 40 billion examples in batches of 32,768
+CURATED = {(0, 122_070)}
+WARMUPS = {
+    **dict.fromkeys(("b16_256", "l16_256", "so400m_256", "g_opt_256"), {(20_000, 1_220_704)}),
+    **dict.fromkeys(("b16_naflex", "so400m_naflex", "siglip2_so400m", "siglip2_g_opt"), WHOLE),
+    "siglip2_b16": WHOLE | CURATED,
+    "decoder_on_frozen": {(10_000, 61_036)},
+    "lit": {(10_000, 219_727)},
+    "finetune": {(100, 2000)},
+    "small_caltech101": {(100, 3000)},
+    "small_decoder": {(100, 2500)},
+    "small_flickr8k": {(100, 1000)},
+    "tiny": {(30, 300)},
+}
+
+
+@pytest.mark.parametrize("name", summaries())
+def test_warmups_have_their_published_length_and_shrink_with_a_stage(name, monkeypatch):
+    monkeypatch.setenv("SIGLIP2_DATA", "/data")
+    assert warmups(load_config(locate(name))) == WARMUPS[name]
+    short = load_config(locate(name), ["examples=None", "steps=2"])
+    assert all(stage.num_steps == 2 for stage in short.resolved)
 
 
 @pytest.mark.parametrize(

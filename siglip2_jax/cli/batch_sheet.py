@@ -94,7 +94,7 @@ def batch_sheet(
 
     Args:
       batches: a batch of NumPy arrays for each token budget; `Patches` in `fields` are drawn too.
-      texts: its texts, drawing from the ids, for each budget.
+      texts: its texts, decoded from the ids, for each budget.
       pad_id: the id of the text's padding.
       title: heading.
       targets: what a captioning decoder is to write of each example, for each budget; boxes are
@@ -138,7 +138,7 @@ def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
     )
     lines = "".join(f"<br>{html.escape(_line(target))}" for target in targets if target.text)
     return (
-        f'<figure><img src="{data_uri(image)}" alt="">{small}<figcaption>{html.escape(text)}'
+        f'<figure><img src="{data_uri(drawing)}" alt="">{small}<figcaption>{html.escape(text)}'
         f"<br><small>{rows} x {columns} patches{lines}</small></figcaption></figure>"
     )
 

@@ -42,7 +42,7 @@ def read_labels(args: argparse.Namespace) -> list[str]:
     Raises:
       ValueError: there are none.
     """
-    from siglip2_jax.data.files import read_lines
+    from siglip2_jax.data.text import read_lines
 
     labels = read_lines(args.labels_file) if args.labels_file else []
     labels += args.labels.split(",") if args.labels else []

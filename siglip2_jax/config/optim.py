@@ -21,7 +21,8 @@ class Schedule:
 
     Attributes:
       kind: "cosine" to 0, "rsqrt" (1 / sqrt, without an end of its own) or "constant".
-      warmup_steps: the first steps, over which the factor rises linearly from 0.
+      warmup: the first steps, over which the factor rises linearly from 0: their number, or as a
+        float below 1 their share of T, which a shorter stage shortens too.
       total_steps: T, where the schedule ends on its clock; None ends it with the stage.
       begin: the clock at the stage's first step. A stage that continues another one within the
         same schedule says here how far that schedule has come; its optimizer's own count of steps
@@ -31,23 +32,30 @@ class Schedule:
         from `tail_start * T` to the end (SigLIP 2, arXiv 2502.14786, section 2.4.2: 3.75 in the
         NaFlex branch). It needs `total_steps`.
       timescale: of "rsqrt", in steps.
-      cooldown_steps: the last steps before T, over which the factor falls linearly to 0.
+      cooldown: the last steps before T, over which the factor falls linearly to 0; as `warmup`.
     """
 
     kind: ScheduleKind = "cosine"
-    warmup_steps: int = 0
+    warmup: int | float = 0
     total_steps: int | None = None
     begin: int = 0
     tail_start: float = 0.9
     tail_stretch: float = 1.0
     timescale: int = 10_000
-    cooldown_steps: int = 0
+    cooldown: int | float = 0
 
     def __post_init__(self) -> None:
         one_of(self, "kind", get_args(ScheduleKind))
-        at_least(self, 0, "warmup_steps", "begin", "cooldown_steps", "tail_start")
+        at_least(self, 0, "warmup", "begin", "cooldown", "tail_start")
         at_least(self, 1, "total_steps", "timescale")
         above(self, 0, "tail_stretch")
+        for name in ("warmup", "cooldown"):
+            length = getattr(self, name)
+            if isinstance(length, float) and length >= 1:
+                raise ValueError(
+                    f"Schedule.{name} is {length}; it must be a share below 1, or a number of "
+                    f"steps without a decimal point: {round(length)}"
+                )
         if self.tail_start > 1:
             raise ValueError(f"Schedule.tail_start is {self.tail_start}; it is a fraction, 0 to 1")
         if self.total_steps is None and self.tail_stretch != 1:
@@ -63,12 +71,17 @@ class Schedule:
           ValueError: the warm-up is not over by then.
         """
         end = self.begin + steps if self.total_steps is None else self.total_steps
-        if self.warmup_steps >= end:
+        if self.warmup >= end:
             raise ValueError(
-                f"Schedule.warmup_steps is {self.warmup_steps}, but the schedule ends at step "
-                f"{end}; warm up for fewer steps or set total_steps"
+                f"Schedule.warmup is {self.warmup} steps, but the schedule ends at step {end}; "
+                "warm up for fewer steps, give a share such as 0.1, or set total_steps"
             )
         return end
+
+
+def in_steps(length: int | float, end: int) -> int:
+    """A length of a schedule that ends at `end` as a number of steps; a float is a share of it."""
+    return round(length * end) if isinstance(length, float) else length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +131,11 @@ class Optim:
       schedule: factor over time.
       groups: exceptions, the first match wins.
       accumulate: number of microbatches that a batch is split into.
-      ema: decay per step of the moving average of the parameters, the teacher; None keeps none.
+      ema: decay per step of a moving average of the parameters; None keeps none. It holds what
+        objectives learn from, the vision tower and their own heads; the whole model where no
+        objective has a teacher.
+      ema_all: average the whole model in any case, so that `average/` of a checkpoint can be loaded
+        and evaluated.
     """
 
     kind: OptimKind = "adam"
@@ -133,6 +150,7 @@ class Optim:
     groups: tuple[Group, ...] = ()
     accumulate: int = 1
     ema: float | None = None
+    ema_all: bool = False
 
     def __post_init__(self) -> None:
         one_of(self, "kind", get_args(OptimKind))

@@ -55,7 +55,7 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
 
     Args:
       config: what to change; it stays as it is.
-      assignments: such as `["model.vision.depth=2", "optim.schedule.warmup_steps=0"]`.
+      assignments: such as `["model.vision.depth=2", "optim.schedule.warmup=0"]`.
 
     Raises:
       ValueError: a path leads nowhere, a value has the wrong type, or the result makes no sense.

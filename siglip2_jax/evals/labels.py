@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from siglip2_jax.data.example import make_example
-from siglip2_jax.data.files import find_images, read_lines
+from siglip2_jax.data.files import find_images
 from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.data.text import read_lines
 from siglip2_jax.evals.classes import Classes, read_json
 
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")

@@ -32,24 +32,32 @@ def forward_flops(config: ModelConfig, num_patches: int) -> int:
     return vision_flops(config.vision, num_patches) + _text(config.text)
 
 
-def training_flops(config: ModelConfig, num_patches: int, frozen: Collection[str] = ()) -> int:
+def training_flops(
+    config: ModelConfig,
+    num_patches: int,
+    frozen: Collection[str] = (),
+    idle: Collection[str] = (),
+) -> int:
     """FLOPs of the towers for one example, forward and backward.
 
     Args:
       config: sizes.
       num_patches: N, patches of the image, padding included.
       frozen: which of "vision" and "text" are not trained; their backward pass is not counted.
+      idle: which of them do not run at all.
 
     Returns:
       FLOPs.
 
     Raises:
-      ValueError: `frozen` names something that is not a tower.
+      ValueError: `frozen` or `idle` names something that is not a tower.
     """
     flops = {"vision": vision_flops(config.vision, num_patches), "text": _text(config.text)}
-    if unknown := sorted(set(frozen) - set(flops)):
-        raise ValueError(f"frozen names {unknown}, but the towers are 'vision' and 'text'")
-    return sum(once * (1 if name in frozen else 3) for name, once in flops.items())
+    for argument, names in {"frozen": frozen, "idle": idle}.items():
+        if unknown := sorted(set(names) - set(flops)):
+            raise ValueError(f"{argument} names {unknown}, but the towers are 'vision' and 'text'")
+    running = {name: once for name, once in flops.items() if name not in idle}
+    return sum(once * (1 if name in frozen else 3) for name, once in running.items())
 
 
 def contrastive_flops(batch: int, width: int) -> int:

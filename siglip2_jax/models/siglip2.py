@@ -79,7 +79,7 @@ class SigLIP2(nnx.Module):
             pooled=pooled,
             image=normalize(pooled),
             valid=image.valid,
-            grid=grid_size(image.yx, image.valid),
+            grid=grid_size(jnp.asarray(image.yx), jnp.asarray(image.valid)),
         )
 
     def encode_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:

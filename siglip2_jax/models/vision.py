@@ -39,6 +39,7 @@ class AttentionPool(nnx.Module):
         # All images have the one query and each gives one value, so that projections come down to
         # a product of the query and one of the pooled tokens; there are no keys and no values.
         key = jnp.einsum("dhc,hc->dh", attn.key.kernel[...], query)
+        assert attn.key.bias is not None and attn.value.bias is not None
         scores = tokens @ key + (attn.key.bias[...] * query).sum(-1)
         scores = jnp.where(valid[..., None], scores, jnp.finfo(scores.dtype).min)
         # An image without any valid token has weights of 0.
@@ -88,10 +89,12 @@ class VisionTower(nnx.Module):
           float32 patch tokens after the last norm, and the pooled vector, not normalised.
         """
         # Padding may hold anything, NaN included; zeros keep every later value finite.
-        pixels = jnp.where(image.valid[..., None], image.pixels, 0)
+        valid = jnp.asarray(image.valid)
+        pixels = jnp.where(valid[..., None], image.pixels, 0)
         x = dense(gather(self.embed, self.dtype), pixels)
         if masked is not None:
+            assert mask_token is not None, "masked patches need a mask_token"
             x = jnp.where(masked[..., None], replicate(mask_token).astype(x.dtype), x)
-        x = x + self.pos(image.yx, image.valid)
-        tokens = self.encoder(x.astype(self.dtype), image.valid)
+        x = x + self.pos(jnp.asarray(image.yx), valid)
+        tokens = self.encoder(x.astype(self.dtype), valid)
         return tokens, jax.tree.map(replicate, self.pool)(tokens, image.valid)

@@ -56,6 +56,7 @@ class Captioning(Objective):
     length: int = 64
     chunk: int = 1024
     tokens: Literal["mean", "sum"] = "mean"
+    towers = ("vision",)
 
     def __post_init__(self) -> None:
         if self.tokens not in ("mean", "sum"):

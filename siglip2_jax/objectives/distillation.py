@@ -55,6 +55,7 @@ class Distillation(Objective):
     teacher_temperature: float = 0.04
     center_momentum: float = 0.9
     chunk: int = 512
+    has_teacher = True
 
     def __post_init__(self) -> None:
         name = type(self).__name__

@@ -45,6 +45,7 @@ class MaskedPrediction(Distillation):
     """
 
     ratio: float = 0.5
+    towers = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

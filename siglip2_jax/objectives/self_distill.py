@@ -40,6 +40,7 @@ class SelfDistill(Distillation):
     """
 
     views_at_once: int | None = None
+    towers = ("vision",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,7 +35,7 @@ def config() -> TrainConfig:
         batch_size=32_768,
         data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=1e-4, schedule=Schedule(warmup_steps=20_000)),
+        optim=Optim(peak_lr=1e-3, weight_decay=1e-4, schedule=Schedule(warmup=20_000 / 1_220_704)),
     )
     return TrainConfig(
         model=two_towers("B", patch_size=16, image_size=256),

@@ -55,7 +55,7 @@ def config() -> TrainConfig:
             peak_lr=1e-3,
             weight_decay=1e-4,
             schedule=Schedule(
-                warmup_steps=20_000,
+                warmup=20_000,
                 total_steps=total,
                 begin=round(0.9 * total),
                 # 3.75 in examples; the half batches at 1024 make 4.5 of it in steps.

@@ -67,7 +67,7 @@ def config(
         optim=Optim(
             peak_lr=1e-3,
             weight_decay=1e-4,
-            schedule=Schedule(warmup_steps=10_000),
+            schedule=Schedule(warmup=10_000 / 61_036),
             groups=(Group(pattern="vision/.*|text/.*|t|b", frozen=True),),
         ),
     )

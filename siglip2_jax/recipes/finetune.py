@@ -49,7 +49,7 @@ def config() -> TrainConfig:
         optim=Optim(
             peak_lr=1e-5,
             weight_decay=0.0,
-            schedule=Schedule(warmup_steps=100),
+            schedule=Schedule(warmup=0.05),
             groups=(Group(pattern="t|b", lr_scale=10.0),),
         ),
     )

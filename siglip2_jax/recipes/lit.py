@@ -36,7 +36,7 @@ def config() -> TrainConfig:
         optim=Optim(
             peak_lr=1e-3,
             weight_decay=1e-4,
-            schedule=Schedule(warmup_steps=10_000),
+            schedule=Schedule(warmup=10_000 / 219_727),
             groups=(Group(pattern="vision/.*", frozen=True),),
         ),
     )

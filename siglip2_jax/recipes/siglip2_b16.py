@@ -142,7 +142,7 @@ class Recipe:
     def optim(self, begin: float, **changes: object) -> Optim:
         """Section 2.1, with the clock of the schedule at a share of the run."""
         schedule = Schedule(
-            warmup_steps=self.scale.steps(WARMUP),
+            warmup=self.scale.steps(WARMUP),
             total_steps=self.steps(1.0),
             begin=self.steps(begin),
         )

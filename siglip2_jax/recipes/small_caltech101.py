@@ -60,7 +60,7 @@ def config() -> TrainConfig:
         data=Data(source=images("train", "a photo of a {name}"), transforms=crops),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup_steps=100)),
+        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup=1 / 30)),
         evals=(ZeroShot(source=images("val", "{name}"), name="val", **top1),),
     )
     return TrainConfig(

@@ -50,7 +50,7 @@ def config(
             "sigmoid": Sigmoid(weight=0.1),
             "caption": Captioning(parallel=0.5, depth=2, length=LENGTH),
         },
-        optim=Optim(peak_lr=1e-3, weight_decay=1e-5, schedule=Schedule(warmup_steps=100)),
+        optim=Optim(peak_lr=1e-3, weight_decay=1e-5, schedule=Schedule(warmup=0.04)),
     )
     return TrainConfig(
         model=model(),

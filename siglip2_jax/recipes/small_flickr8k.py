@@ -48,7 +48,7 @@ def config() -> TrainConfig:
         ),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=100)),
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=0.1)),
         evals=(
             Retrieval(source=images("val"), name="val", **recall),
             Retrieval(source=images("train"), name="train", count=100, **recall),

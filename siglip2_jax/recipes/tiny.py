@@ -23,7 +23,7 @@ def config() -> TrainConfig:
         data=Data(source=images),
         lengths=Lengths(budgets=(32, 64), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=30)),
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=0.1)),
         evals=(Retrieval(source=images, name="photos", every=100, max_num_patches=64),),
     )
     return TrainConfig(

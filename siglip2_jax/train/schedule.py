@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from siglip2_jax.config.optim import Schedule
+from siglip2_jax.config.optim import Schedule, in_steps
 from siglip2_jax.types import ArrayLike
 
 Factor = Callable[[Int[ArrayLike, "*S"]], Float[Array, "*S"]]
@@ -16,7 +16,7 @@ Factor = Callable[[Int[ArrayLike, "*S"]], Float[Array, "*S"]]
 def factor(schedule: Schedule, steps: int) -> Factor:
     """The factor that multiplies every update of a stage.
 
-    With s the schedule's clock, w `warmup_steps`, T its end and c `cooldown_steps`, it is
+    With s the schedule's clock, w its warm-up, T its end and c its cooldown, it is
     `shape * min(1, s / w) * clip((T - s) / c, 0, 1)`, where `shape` is
 
     - cosine: `(1 + cos(pi * p)) / 2` with `p = clip((s - w) / (T - w), 0, 1)`;
@@ -38,28 +38,31 @@ def factor(schedule: Schedule, steps: int) -> Factor:
     Raises:
       ValueError: the schedule ends before its warm-up.
     """
-    warmup, end = schedule.warmup_steps, schedule.end(steps)
+    end = schedule.end(steps)
+    warmup, cooldown = in_steps(schedule.warmup, end), in_steps(schedule.cooldown, end)
     tail = max(schedule.tail_start * end, schedule.begin)
 
     def at(step: Int[ArrayLike, "*S"]) -> Float[Array, "*S"]:
         clock = jnp.asarray(step + schedule.begin, jnp.float32)
         if schedule.tail_stretch != 1:
             clock = jnp.minimum(clock, tail) + jnp.maximum(clock - tail, 0) / schedule.tail_stretch
-        value = _shape(schedule, clock, end)
+        value = _shape(schedule, clock, warmup, end)
         if warmup:
             value *= jnp.minimum(1, clock / warmup)
-        if schedule.cooldown_steps:
-            value *= jnp.clip((end - clock) / schedule.cooldown_steps, 0, 1)
+        if cooldown:
+            value *= jnp.clip((end - clock) / cooldown, 0, 1)
         return value
 
     return at
 
 
-def _shape(schedule: Schedule, clock: Float[Array, "*S"], end: int) -> Float[Array, "*S"]:
+def _shape(
+    schedule: Schedule, clock: Float[Array, "*S"], warmup: int, end: int
+) -> Float[Array, "*S"]:
     """The factor without warm-up and cooldown."""
-    past = clock - schedule.warmup_steps
+    past = clock - warmup
     if schedule.kind == "cosine":
-        progress = jnp.clip(past / (end - schedule.warmup_steps), 0, 1)
+        progress = jnp.clip(past / (end - warmup), 0, 1)
         return 0.5 * (1 + jnp.cos(jnp.pi * progress))
     if schedule.kind == "rsqrt":
         return 1 / jnp.sqrt(1 + jnp.maximum(past, 0) / schedule.timescale)

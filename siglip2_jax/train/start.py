@@ -88,7 +88,8 @@ def initialize_stage(
         if source and start.optimizer:
             moments = _moments(state, *source)
         if source and start.average and average is not None:
-            saved = _continued(program.shapes, *source, mesh, AVERAGE)
+            kept = {path: program.shapes[path] for path in program.average.paths}
+            saved = _continued(kept, *source, mesh, AVERAGE)
             average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.stage.first_step), state.step.sharding)
     teacher = load_teacher_params(program, config, mesh, workdir)

@@ -118,7 +118,7 @@ def test_what_a_run_records_trains_again(tmp_path):
 
 @pytest.mark.slow
 def test_a_state_that_is_no_number_is_not_saved(tmp_path):
-    changes = ("optim.peak_lr=1e39", "checkpoints.every=1", "optim.schedule.warmup_steps=2")
+    changes = ("optim.peak_lr=1e39", "checkpoints.every=1", "optim.schedule.warmup=2")
     (end,) = train(LIGHT, tmp_path / "run", *changes, *ONE_LENGTH)
     assert end.code == 2 and "Traceback" not in end.text, end.text
     assert "after step 1 the parameters" in end.text and "no checkpoint was saved" in end.text

@@ -35,6 +35,8 @@ def test_hand_count_of_a_small_model():
     assert training_flops(config, n, frozen=("vision",)) == image + 3 * texts
     assert training_flops(config, n, frozen=("text",)) == 3 * image + texts
     assert training_flops(config, n, frozen=("text", "vision")) == image + texts
+    assert training_flops(config, n, idle=("text",)) == 3 * image
+    assert training_flops(config, n, frozen=("text", "vision"), idle=("text",)) == image
 
 
 def test_published_count_of_b16():
@@ -51,6 +53,8 @@ def test_published_count_of_b16():
 def test_frozen_must_name_towers():
     with pytest.raises(ValueError, match=r"frozen names \['img'\]"):
         training_flops(B16, 256, frozen=("img",))
+    with pytest.raises(ValueError, match=r"idle names \['txt'\]"):
+        training_flops(B16, 256, idle=("txt",))
 
 
 def test_agrees_with_the_compilers_count():

@@ -76,7 +76,7 @@ def test_two_processes_are_one(tmp_path):
     """Every number of every step, and the parameters at the end of both stages."""
     # A large eps: gradients that are 0 but for rounding would otherwise give random directions.
     few = "stages.main.steps=3", "stages.curated.steps=2"
-    few += "optim.schedule.warmup_steps=1", "optim.eps=1e-3"
+    few += "optim.schedule.warmup=1", "optim.eps=1e-3"
     # With scans, the CPU backend at times mixes up the all-gathers of a curated step of several
     # processes, though all run the same program; without them that was never seen.
     few += ("compute.scan=False",)
@@ -127,7 +127,7 @@ def learned(name: str, peak_lr: float, kind: str = "constant", seed: int = 0, **
     """
     steps, stage = 200, config().stages[0]
     objective = dataclasses.replace(stage.objectives[name], weight=1.0, **changes)
-    schedule = Schedule(kind=kind, warmup_steps=10)
+    schedule = Schedule(kind=kind, warmup=10)
     optim = dataclasses.replace(stage.optim, peak_lr=peak_lr, schedule=schedule, ema=0.999)
     made = program({name: objective}, steps=steps, batch_size=16, optim=optim)
     state = jax.jit(made.init_state)(jax.jit(made.init_params)(jax.random.key(seed)))

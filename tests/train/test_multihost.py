@@ -25,7 +25,7 @@ from siglip2_jax.train.distributed import FAILED, PREEMPTED
 THREE = (
     *ONE_LENGTH,
     "stages.main.steps=3",
-    "optim.schedule.warmup_steps=1",
+    "optim.schedule.warmup=1",
     "optim.eps=1e-3",
 )
 
@@ -102,7 +102,7 @@ def test_where_one_fails_all_end(tmp_path):
     """A process that cannot read its data does not leave the other waiting."""
     only = ((), ("data.source.path=/nowhere",))
     ends = train(
-        LIGHT, tmp_path / "run", "optim.schedule.warmup_steps=0", processes=2, devices=1, only=only
+        LIGHT, tmp_path / "run", "optim.schedule.warmup=0", processes=2, devices=1, only=only
     )
     assert [end.code for end in ends] == [FAILED, FAILED], ends
     assert all("/nowhere" in end.text for end in ends), ends

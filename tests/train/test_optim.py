@@ -118,7 +118,7 @@ def adafactor(path: str, grads: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("groups", [(), GROUPS], ids=["one group", "groups"])
 def test_three_updates(kind, scale, groups):
     optim = Optim(
-        kind=kind, peak_lr=0.1, weight_decay=0.02, schedule=Schedule(warmup_steps=2), groups=groups
+        kind=kind, peak_lr=0.1, weight_decay=0.02, schedule=Schedule(warmup=2), groups=groups
     )
     params, grads = arrays(0), [arrays(seed, scale) for seed in (1, 2, 3, 4)]
     norm = np.sqrt(sum((x**2).sum() for x in grads[0].values()))
@@ -228,7 +228,7 @@ def test_sharded(kind):
 
 
 def test_continued_stage_keeps_moments_and_restarts_its_schedule():
-    optim = Optim(schedule=Schedule(warmup_steps=2))
+    optim = Optim(schedule=Schedule(warmup=2))
     _, state, _ = run(optim, arrays(0), [arrays(1), arrays(2)])
     assert int(state.count) == int(state.moments[1].count) == 2
     begun = begin_stage(state)
@@ -237,7 +237,7 @@ def test_continued_stage_keeps_moments_and_restarts_its_schedule():
 
 
 def test_learning_rate():
-    optim = Optim(peak_lr=0.5, schedule=Schedule(warmup_steps=4))
+    optim = Optim(peak_lr=0.5, schedule=Schedule(warmup=4))
     np.testing.assert_array_equal(learning_rate(optim, STEPS)(jnp.arange(5)), np.arange(5) / 8)
 
 

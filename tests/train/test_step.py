@@ -29,7 +29,7 @@ from siglip2_jax.types import Batch
 
 STEPS, UPDATES = 10, 3
 # A large eps: gradients that are 0 but for rounding (biases of keys) would give random directions.
-OPTIM = Optim(peak_lr=0.01, weight_decay=0.02, eps=1e-3, schedule=Schedule(warmup_steps=2))
+OPTIM = Optim(peak_lr=0.01, weight_decay=0.02, eps=1e-3, schedule=Schedule(warmup=2))
 GROUPS = (
     Group(pattern="vision/.*", frozen=True),
     Group(pattern="text/.*", lr_scale=0.25, weight_decay=0.1),

@@ -100,7 +100,7 @@ def test_two_processes_of_which_one_has_another_jaxlib(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jaxlib\nVersion: 0.9.9\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    workdir, changes = tmp_path / "run", ("stages.main.steps=1", "optim.schedule.warmup_steps=0")
+    workdir, changes = tmp_path / "run", ("stages.main.steps=1", "optim.schedule.warmup=0")
     options = {"processes": 2, "devices": 1}
     for end in train(LIGHT, workdir, *changes, **options, variables=[{}, {"PYTHONPATH": path}]):
         assert end.code == FAILED and "Traceback" not in end.text, end.text

@@ -47,7 +47,7 @@ def test_a_signal_ends_a_run_and_its_workers(tmp_path, number, code, to_all):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_workers_know_the_classes_of_a_config(tmp_path, processes):
     """A source, a transform and a module beside the config: batches as without workers."""
-    changes = (*ONE_LENGTH, "stages.main.steps=5", "optim.schedule.warmup_steps=1")
+    changes = (*ONE_LENGTH, "stages.main.steps=5", "optim.schedule.warmup=1")
     options = {"processes": processes, "devices": 2 // processes}
     for workers in (0, 1):
         workdir = tmp_path / f"{workers}"

@@ -68,7 +68,7 @@ def cycles_of(kernels: tuple[Kernel, ...], chip: Chip) -> tuple[int | None, ...]
         try:
             return tuple(_in_a_process(Path(directory), jobs))
         except subprocess.CalledProcessError as error:
-            why = (error.stderr.strip().splitlines() or [str(error)])[-1]
+            why = error.stderr.strip().rpartition("\n")[2] or str(error)
         except (subprocess.TimeoutExpired, OSError) as error:
             why = str(error)
     _log.warning("kernels could not be compiled alone to be timed: %s", why)

@@ -40,7 +40,7 @@ def config() -> TrainConfig:
         data=Data(source=Folder(str(HERE), captions="examples.jsonl", images="photos")),
         lengths=Lengths(budgets=(16, 32), batch_scale=()),
         objectives={"sigmoid": Sigmoid(), "digest": Digest()},
-        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup_steps=5)),
+        optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=5)),
     )
     return TrainConfig(
         model=ModelConfig(
