@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from siglip2_jax.data.sources import Memory, Source
+from siglip2_jax.data.sources import Described, Memory, Source
 from siglip2_jax.evals.labels import ClassFolders, ReaL, objectnet_classes
 
 

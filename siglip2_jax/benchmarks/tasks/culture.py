@@ -19,13 +19,13 @@ from siglip2_jax.evals.classes import read_class_names
 
 _DOLLAR_STREET = {
     "folder": "dollar_street",
-    "needs": ("images_v2_imagenet_train.csv", "images_v2_imagenet_test.csv"),
-    "how": "unpack dataset_dollarstreet (mlcommons.org/datasets/dollar-street)",
+    "required_files": ("images_v2_imagenet_train.csv", "images_v2_imagenet_test.csv"),
+    "setup_hint": "unpack dataset_dollarstreet (mlcommons.org/datasets/dollar-street)",
 }
 _GEODE = {
     "folder": "geode",
-    "needs": ("index.csv", "images"),
-    "how": "index.csv and images from geodiverse-data-collection.cs.princeton.edu",
+    "required_files": ("index.csv", "images"),
+    "setup_hint": "index.csv and images from geodiverse-data-collection.cs.princeton.edu",
 }
 
 
@@ -64,8 +64,8 @@ TASKS: tuple[Task, ...] = (
         metric="top1",
         **_DOLLAR_STREET
         | {
-            "needs": (*_DOLLAR_STREET["needs"], "classnames.json"),
-            "how": f"{_DOLLAR_STREET['how']}; classnames.json as for imagenet",
+            "required_files": (*_DOLLAR_STREET["required_files"], "classnames.json"),
+            "setup_hint": f"{_DOLLAR_STREET['setup_hint']}; classnames.json as for imagenet",
         },
     ),
     Task(
