@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,14 +28,14 @@ LICENSES = {
 LONG_SIDE = 320
 
 
-def to_json(region: Region) -> dict[str, object]:
+def to_json(region: Region) -> dict[str, Any]:
     """A region with the digits that images of this size can bear."""
     return region.as_dict() | {"box": [round(x, 4) for x in region.box]}
 
 
 def main() -> None:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("coco", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

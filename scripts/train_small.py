@@ -78,7 +78,7 @@ def judge(dataset: str, curve: list[dict[str, float]], figures: dict[str, Any], 
 
 def main() -> int:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", choices=sorted(TARGETS))
     parser.add_argument("--data", required=True, help="directory with the data sets")
     parser.add_argument("--workdir", required=True, type=Path, help="must not exist yet")

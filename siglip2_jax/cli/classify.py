@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             best = ", ".join(f"{k} {v:.2%}" for k, v in list(scores.items())[: args.top])
             print(f"{image}: {best}", flush=True)
     if args.json:
-        settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
+        settings = {"preproc": model.preprocess.mode, "text_norm": model.text_norm}
         settings["templates"] = name_templates(templates)
         print_json({**settings, "results": results})
     return int(failed == len(images))

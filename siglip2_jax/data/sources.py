@@ -29,9 +29,11 @@ class Examples(Protocol):
 
     def __len__(self) -> int:
         """Number of examples."""
+        ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len."""
+        ...
 
 
 @runtime_checkable
@@ -52,6 +54,7 @@ class Source(Protocol):
         Raises:
           ValueError or OSError: something is missing or malformed; one sentence.
         """
+        ...
 
 
 @dataclass(frozen=True)

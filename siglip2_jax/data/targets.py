@@ -62,7 +62,9 @@ def parse(text: str, boxes: BoxText) -> Parsed:
       boxes: how boxes are written.
     """
     head, colon, rest = text.strip().partition(":")
-    task = next((task for task, prefix in PREFIXES.items() if prefix == head + colon), None)
+    task: Task | None = next(
+        (task for task, prefix in PREFIXES.items() if prefix == head + colon), None
+    )
     if task is None:
         return Parsed(None, text.strip(), None)
     phrase, box = rest, ""
@@ -212,7 +214,7 @@ def opening(tokenizer: Tokenizer, task: Task, text: str) -> list[int]:
 
 def _colon(tokenizer: Tokenizer) -> list[int]:
     """Ids that stand between phrase and box, whatever comes after them."""
-    return os.path.commonprefix([tokenizer.encode(f"{_BETWEEN}{text}") for text in _NEXT])
+    return list(os.path.commonprefix([tokenizer.encode(f"{_BETWEEN}{text}") for text in _NEXT]))
 
 
 @lru_cache(maxsize=8)

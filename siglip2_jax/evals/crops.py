@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
+
+from PIL import Image
 
 from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
+
+Given = TypeVar("Given", bound=ImageSource)
 
 CENTRE = 0.875
 """Share of each side that big_vision's classification and few-shot evaluators keep.
@@ -25,7 +30,7 @@ def check_share(name: str, share: float) -> None:
         raise ValueError(f"{name}.crop is {share}; expected a share above 0 and at most 1")
 
 
-def cut_border(image: ImageSource, pixels: int) -> ImageSource:
+def cut_border(image: Given, pixels: int) -> Given | Image.Image:
     """The image without `pixels` rows and columns at each side.
 
     An image that cannot be read, or of which nothing would be left, is given back as it is.
@@ -33,7 +38,7 @@ def cut_border(image: ImageSource, pixels: int) -> ImageSource:
     return _cut(image, lambda side: pixels) if pixels else image
 
 
-def cut_centre(image: ImageSource, share: float) -> ImageSource:
+def cut_centre(image: Given, share: float) -> Given | Image.Image:
     """The central part of the image, with this share of its height and of its width.
 
     An image that cannot be read is given back as it is.
@@ -41,7 +46,7 @@ def cut_centre(image: ImageSource, share: float) -> ImageSource:
     return _cut(image, lambda side: round(side * (1 - share) / 2)) if share < 1 else image
 
 
-def _cut(image: ImageSource, margin: Callable[[int], int]) -> ImageSource:
+def _cut(image: Given, margin: Callable[[int], int]) -> Given | Image.Image:
     try:
         # Not turned upright here: whoever decodes it next does, and sides are cut all alike.
         decoded = decode(image, exif=False)

@@ -45,6 +45,7 @@ class Teacher:
     def features(self, field: str) -> Features:
         """Teacher's features of the views `batch.fields[field]`; rows are as in `all_views`."""
         if field not in self.seen:
+            assert self.batch is not None  # whoever asks does not look across examples
             views = all_views(self.batch, field)
             self.seen[field] = jax.lax.stop_gradient(self.model.encode_image(views))
         return self.seen[field]

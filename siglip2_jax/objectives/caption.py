@@ -73,17 +73,20 @@ class Captioning(Objective):
         mean over the sentences that are there of a token's mean and, with several tasks, their
         share.
         """
-        tasks = sorted(view.batch.fields["targets"])
+        assert view.batch is not None  # as examples are not compared
+        fields = view.batch.fields
+        tasks = sorted(fields["targets"])
         targets, prefix = (
-            jnp.stack([view.batch.fields[name][task] for task in tasks], axis=1)
+            jnp.stack([fields[name][task] for task in tasks], axis=1)
             for name in ("targets", "prefix")
         )
         learned = targets != head.config.pad_id
         learned &= jnp.arange(targets.shape[2]) >= prefix[..., None]
         share = learned / jnp.maximum(learned.sum(axis=2, keepdims=True), 1)
         weights = learned if self.tokens == "sum" else share
-        parallel = self._in_parallel(view, tasks)
-        hidden = head(targets, view.features.tokens, view.features.valid, parallel)
+        parallel = self._in_parallel(view.key, targets.shape[0], tasks)
+        tokens, valid = jnp.asarray(view.features.tokens), jnp.asarray(view.features.valid)
+        hidden = head(targets, tokens, valid, parallel)
         loss, losses = vocabulary_loss(
             hidden,
             head.out.kernel[...],
@@ -105,9 +108,8 @@ class Captioning(Objective):
     def _config(self, model: ModelConfig) -> DecoderConfig:
         return decoder_config(model, depth=self.depth, length=self.length)
 
-    def _in_parallel(self, view: View, tasks: Sequence[str]) -> Bool[Array, "B R"]:
-        images = len(view.batch.fields["targets"][tasks[0]])
-        drawn = jax.random.bernoulli(view.key, self.parallel, (images, 1))
+    def _in_parallel(self, key: Array, images: int, tasks: Sequence[str]) -> Bool[Array, "B R"]:
+        drawn = jax.random.bernoulli(key, self.parallel, (images, 1))
         drawn = drawn & np.array([task == PARALLEL_TASK for task in tasks])
         return jax.reshard(drawn, BATCH) if has_mesh() else drawn
 

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -105,7 +106,7 @@ def _label(source: ImageSource) -> str:
     return kinds.get(type(source), "image")
 
 
-def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIOBase:
+def _open_stream(source: str | os.PathLike | bytes, label: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
@@ -157,7 +158,9 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        rgb = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert rgb is not None  # as it would be if `image` itself were changed
+        return rgb
     if image.has_transparency_data:
         # La, premultiplied, is only convertible by way of LA.
         rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import optax
 from flax import nnx
@@ -48,9 +48,10 @@ class Average:
 
     def update(self, average: Params | None, params: Mapping[str, Array]) -> Params | None:
         """The average after an update of the parameters."""
-        if average is None:
+        latest = self.start(params)
+        if average is None or latest is None or self._decay is None:
             return None
-        return optax.incremental_update(self.start(params), average, 1 - self._decay)
+        return cast(Params, optax.incremental_update(latest, average, 1 - self._decay))
 
     def model(self, average: Params) -> SigLIP2:
         """The averaged model, with as much of it as is kept."""

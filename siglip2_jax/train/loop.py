@@ -220,8 +220,9 @@ class StageRun:
         values = self._look(0) | self._throughput.report()
         values["bad_examples"] = float(self._bad_in_all())
         for evaluator in due:
-            found = evaluator(self._embedder(state))
-            self._model.params = {}  # or the next step could not reuse their memory
+            model = self._embedder(state)
+            found = evaluator(model)
+            model.params = {}  # or the next step could not reuse their memory
             values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
         self._raise_alarms(done, values)
         if self._run.writer:

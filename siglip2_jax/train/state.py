@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from siglip2_jax.checkpoints.run_layout import HEADS
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.sharding import has_mesh, param_spec
-from siglip2_jax.types import ArrayLike, pytree_dataclass
+from siglip2_jax.types import pytree_dataclass
 
 
 @pytree_dataclass
@@ -29,7 +29,7 @@ class TrainState:
     params: Params
     optimizer: Any
     ema_params: Params | None
-    step: Int[ArrayLike, ""]
+    step: Int[Array, ""]
     teacher_params: Params | None = None
 
 

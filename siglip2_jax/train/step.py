@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from siglip2_jax.checkpoints.run_layout import HEADS
-from siglip2_jax.config import ResolvedStage
+from siglip2_jax.config import Curation, ResolvedStage
 from siglip2_jax.curation.selector import BatchSelector
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import training_flops
@@ -58,7 +58,7 @@ class Program:
     def __init__(self, stage: ResolvedStage):
         self.stage = stage
         self.model: ModelConfig = stage.model
-        self.selector = None if stage.curation is None else _selector(stage)
+        self.selector = None if stage.curation is None else _selector(stage, stage.curation)
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
         heads = nnx.eval_shape(lambda: self._make_heads(jax.random.key(0)))
@@ -82,7 +82,7 @@ class Program:
             params[HEADS] = {name: nnx.to_pure_dict(nnx.state(x)) for name, x in heads.items()}
         return place(params)
 
-    def init_state(self, params: Params) -> TrainState:
+    def init_state(self, params: Params, teacher_params: Params | None = None) -> TrainState:
         """A state with fresh optimizer moments; to be jitted."""
         flat = flatten(params)
         return TrainState(
@@ -90,6 +90,7 @@ class Program:
             optimizer=self._optimizer.init({path: flat[path] for path in self.trainable}),
             ema_params=self.average.start(flat),
             step=jnp.asarray(0, jnp.int32),
+            teacher_params=teacher_params,
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -108,6 +109,7 @@ class Program:
         if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
             key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
+            assert state.teacher_params is not None
             batch, chosen = self.selector.choose(student, state.teacher_params, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
@@ -118,7 +120,7 @@ class Program:
         (loss, (metrics, buffers)), gradients = jax.value_and_grad(total, has_aux=True)(changing)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, changing)
         buffers = flatten(place({HEADS: buffers}))
-        flat |= buffers | optax.apply_updates(changing, updates)
+        flat |= buffers | cast(dict[str, Array], optax.apply_updates(changing, updates))
         rate = learning_rate(self.stage.optim, self.stage.num_steps)(
             state.step - self.stage.first_step
         )
@@ -160,7 +162,7 @@ class Program:
 
     def batch_size(self, read: int) -> int:
         """Examples that are trained on, out of those that a step reads."""
-        return read if self.selector is None else self.stage.curation.batch_size(read)
+        return read if self.stage.curation is None else self.stage.curation.batch_size(read)
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
@@ -189,7 +191,7 @@ class Program:
         else:
             features, reports = self._accumulated(student, params, show, local, batch, parts)
             reports |= self._run(whole, params, show(features, None))
-        loss = sum(x.weight * reports[k][0] for k, x in self.objectives.items())
+        loss = jnp.asarray(sum(x.weight * reports[k][0] for k, x in self.objectives.items()))
         metrics = {f"loss/{name}": value for name, (value, _, _) in reports.items()}
         for name, (_, report, _) in reports.items():
             metrics |= {f"{name}/{key}": value for key, value in report.items()}
@@ -271,8 +273,7 @@ class Program:
         return {name: head for name, head in made.items() if head is not None}
 
 
-def _selector(stage: ResolvedStage) -> BatchSelector:
-    curation = stage.curation
+def _selector(stage: ResolvedStage, curation: Curation) -> BatchSelector:
     return BatchSelector(
         stage.model,
         curation.model or stage.model,

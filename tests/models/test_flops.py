@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -31,6 +33,9 @@ def test_hand_count_of_a_small_model():
     texts += 2 * 1 * 4 * 8  # the head reads one position
     config = ModelConfig(vision=vision, text=text)
     assert forward_flops(config, n) == image + texts
+    mapped = ModelConfig(vision=vision, text=dataclasses.replace(text, pool="map"))
+    pool = 2 * (2 * t * 4 * 1) + 2 * (2 * 4 * 4) + 2 * 2 * 4 * 12  # of one head
+    assert forward_flops(mapped, n) == image + texts + pool
     assert training_flops(config, n) == 3 * (image + texts)
     assert training_flops(config, n, frozen=("vision",)) == image + 3 * texts
     assert training_flops(config, n, frozen=("text",)) == 3 * image + texts

@@ -242,7 +242,8 @@ def test_the_teacher_without_a_text_tower():
     made = program()
     average = unflatten({path: jnp.zeros(made.shapes[path].shape) for path in made.average.paths})
     teacher = made.average.model(average)
-    assert teacher.encode_image(one_view(batch(0))).pooled.shape == (8, 12)
+    image = jax.tree.map(lambda x: x[:, 0], batch(0).fields["global"])
+    assert teacher.encode_image(image).pooled.shape == (8, 12)
     with pytest.raises(AttributeError, match="text"):
         teacher.encode_text(batch(0).text)
 

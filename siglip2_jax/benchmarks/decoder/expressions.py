@@ -42,9 +42,11 @@ class Expressions(Protocol):
         Raises:
           ValueError or OSError: something is missing or malformed; one sentence.
         """
+        ...
 
     def held_out(self) -> set[int | str]:
         """The `image_id` of every image that any split but "train" uses."""
+        ...
 
 
 def held_out_images(sources: Iterable[Expressions]) -> set[int | str]:
