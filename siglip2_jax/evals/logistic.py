@@ -17,6 +17,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from siglip2_jax.sharding import Device
+
 MAX_ITERATIONS = 1000
 MEMORY = 20
 """Steps that L-BFGS remembers."""
@@ -62,7 +64,7 @@ class Rows(NamedTuple):
         *,
         mean: Float[np.ndarray, " D"] | float = 0.0,
         std: Float[np.ndarray, " D"] | float = 1.0,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
     ) -> Rows:
         """Puts examples on devices.
 

@@ -254,7 +254,7 @@ class _Blocks(NamedTuple):
         return found
 
 
-def _cut(x: np.ndarray, start: int, size: int, fill: float = np.nan) -> np.ndarray:
+def _cut(x: np.ndarray, start: int, size: int, fill: int | float = np.nan) -> np.ndarray:
     """Rows from `start`, filled up to `size`."""
     part = x[start : start + size]
     return np.pad(part, [(0, size - len(part))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
