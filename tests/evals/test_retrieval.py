@@ -110,7 +110,7 @@ def test_ties_are_as_the_evaluator_says():
     """A model that gives all the same: nothing, half of the places, and what stands first."""
     chosen = [{"image": bytes([i]), "captions": (f"{i}",), "name": f"{i}"} for i in range(4)]
     same = np.array([1.0, 0.0])
-    model = Given({x["image"]: same for x in chosen}, {f"{i}": same for i in range(4)})
+    model = StandInEmbedder({x["image"]: same for x in chosen}, {f"{i}": same for i in range(4)})
     found = {
         ties: Retrieval(source=Memory(tuple(chosen)), ties=ties)(model)
         for ties in ("against", "half", "first")
