@@ -72,6 +72,7 @@ def test_results_say_how_they_were_made(data):
         "canonical": False,
         "ties": "wrong",
         "border": 0,
+        "crop": 1.0,
         "templates": "a photo of a {}",
     }
     assert flickr.metrics.keys() == {

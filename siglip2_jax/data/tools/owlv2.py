@@ -1,6 +1,8 @@
 """Open-vocabulary boxes by OWLv2 (Minderer et al., arXiv 2306.09683); extra `regions`.
 
-On the implementation of transformers; only offline jobs use it, never training.
+On the implementation of transformers; only offline jobs use it, never training. OWL-ViT, which
+annotated the data of OWLv2 and of SigLIP 2, is refused: there OWLv2's boxes are shares of the image
+padded to a square, OWL-ViT's of the image itself.
 """
 
 from __future__ import annotations
