@@ -70,7 +70,7 @@ class Run:
         self._lost = False
         with self.storing():
             self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
-            self.saved = self.checkpoints.latest or 0
+            self.saved = self._newest_whole()
             if self.saved:
                 record = self.checkpoints.record(self.saved)
                 self._check_stage(record["stage"])
@@ -145,6 +145,36 @@ class Run:
                 self.writer.flush()
             self.checkpoints.save(state, step, record)
         self.saved = step
+
+    def _newest_whole(self) -> int:
+        """The last step whose checkpoint is whole, 0 if there is none; later ones are set aside.
+
+        Raises:
+          ValueError: there are checkpoints, but none is whole.
+        """
+        damaged, whole = {}, 0
+        for step in reversed(self.checkpoints.steps):
+            damage = self.checkpoints.damage(step)
+            if damage is None:
+                whole = step
+                break
+            damaged[step] = damage
+        if damaged and not whole:
+            found = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
+            raise ValueError(
+                f"{self.checkpoints.directory} holds no whole checkpoint ({found}); put back the "
+                "files of one, or train in another workdir"
+            )
+        for step, damage in damaged.items():
+            log.warning(
+                "the checkpoint of step %d is damaged (%s) and now in %s; the run goes on from the "
+                "newest whole one, step %d",
+                step,
+                damage,
+                self.checkpoints.set_aside(step),
+                whole,
+            )
+        return whole
 
     def _check_stage(self, stage: str) -> None:
         """The checkpoint to resume belongs to the stage that this config has there."""

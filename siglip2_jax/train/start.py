@@ -242,4 +242,9 @@ def _find_step(
     if step not in steps:
         found = ", ".join(map(str, steps))
         raise ValueError(f"{checkpoints.directory} holds no step {step}; it holds {found}")
+    if damage := checkpoints.damage(step):
+        raise ValueError(
+            f"stage {program.stage.name!r} continues from {checkpoints.directory / str(step)}, "
+            f"which is damaged ({damage}); choose another step of {', '.join(map(str, steps))}"
+        )
     return step
