@@ -58,7 +58,7 @@ def step(source: str, destination: str, format: checkpoints.Format) -> None:
 
 def main() -> None:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dir", help="where to put the files (default: the temporary directory)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,8 @@ def compare(name: str, count: int, ours: Side, theirs: Side, rounds: int) -> dic
     Returns:
       Items per second of both (medians) and their ratio (median, lowest, highest of the rounds).
     """
-    ours(), theirs()
+    ours()
+    theirs()
     seconds = np.zeros((rounds, 2))
     for i in range(rounds):
         # The order changes every round, so that neither side always follows the other.
@@ -72,7 +74,7 @@ def compare(name: str, count: int, ours: Side, theirs: Side, rounds: int) -> dic
     return row
 
 
-def both_models(directory: str, dtype: str, vocab_size: int):
+def both_models(directory: str, dtype: Literal["float32", "bfloat16"], vocab_size: int):
     """The same random B/16 NaFlex weights in this package and in transformers (sdpa)."""
     import torch
     from transformers import AutoModel
@@ -176,7 +178,7 @@ def preprocessing(rounds: int, repeats: int = 8) -> list[dict]:
 
 def main() -> None:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])

@@ -245,7 +245,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--photos", type=Path, default=HERE / "photos", help="a folder of JPEGs")
     parser.add_argument("--size", help="WIDTHxHEIGHT of the images; default: that of the images")
     parser.add_argument("--budget", type=positive, default=256, help="patches of an image")

@@ -179,7 +179,7 @@ def line(words: list[str] | tuple[str, ...]) -> str:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="programs whose name or config has this in it")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser.parse_args()

@@ -56,14 +56,15 @@ def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
     from siglip2_jax.evals.zero_shot import ZeroShot
 
     model = siglip2_jax.load(str(workdir))
-    held_out, options = (("split", "val"),), {"every": 1, "max_num_patches": PATCHES}
+    held_out = (("split", "val"),)
     if dataset == "caltech101_20":
         path = os.path.join(data, dataset)
         source = Folder(path, captions="labels.jsonl", where=held_out, template="{name}")
-        found = {"task": ZeroShot(source=source, name="val", **options)(model)["top1"]}
+        numbers = ZeroShot(source=source, max_num_patches=PATCHES)(model)
+        found = {"task": numbers["top1"]}
     else:
         source = Folder(os.path.join(data, dataset), where=held_out)
-        numbers = Retrieval(source=source, name="val", **options)(model)
+        numbers = Retrieval(source=source, max_num_patches=PATCHES)(model)
         found = {"task": numbers["image_to_text@10"]}
     return found | {"camvid_miou": probe(model, Path(data) / "camvid_60")}
 
@@ -73,8 +74,10 @@ def probe(model: Any, folder: Path) -> float:
 
     Scores are made as large as the label map by bilinear interpolation; void pixels do not count.
     """
+    from siglip2_jax.data.text import read_rows
+
     names = json.loads((folder / "classes.json").read_text())
-    rows = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_rows(folder / "index.jsonl")]
     count = names["void"]
     tokens, labels, grids = {}, {}, {}
     for split in ("train", "test"):
@@ -109,17 +112,19 @@ def probe(model: Any, folder: Path) -> float:
 def _shares(label: np.ndarray, grid: np.ndarray, count: int) -> np.ndarray:
     """Of each class in each patch [rows * columns, classes]."""
     onehot = (label[..., None] == np.arange(count)).astype(np.float32)
+    rows, columns = grid
     planes = [
-        np.asarray(Image.fromarray(onehot[..., i]).resize(tuple(grid[::-1]), Image.Resampling.BOX))
+        np.asarray(Image.fromarray(onehot[..., i]).resize((columns, rows), Image.Resampling.BOX))
         for i in range(count)
     ]
     return np.stack(planes, axis=-1).reshape(-1, count)
 
 
 def _enlarge(scores: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
     planes = [
         Image.fromarray(scores[..., i].astype(np.float32)).resize(
-            shape[::-1], Image.Resampling.BILINEAR
+            (width, height), Image.Resampling.BILINEAR
         )
         for i in range(scores.shape[-1])
     ]
@@ -144,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="directory with the data sets")
     parser.add_argument("--out", required=True, type=Path, help="workdirs and results")
     parser.add_argument("--steps", type=int, default=1000, help="of the arm sigmoid")
@@ -152,9 +157,11 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from siglip2_jax.data.text import read_rows
+
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
-    rows = [json.loads(x) for x in results.read_text().splitlines()] if results.exists() else []
+    rows = [row for _, row in read_rows(results)] if results.exists() else []
     for seed in range(args.seeds):
         for dataset in args.datasets:
             for arm in ARMS:

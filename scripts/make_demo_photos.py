@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from siglip2_jax.data.regions import Region, from_coco
+from siglip2_jax.data.text import read_rows
 
 LICENSES = {
     "Attribution License": "CC BY 2.0",
@@ -26,21 +28,20 @@ LICENSES = {
 LONG_SIDE = 320
 
 
-def to_json(region: Region) -> dict[str, object]:
+def to_json(region: Region) -> dict[str, Any]:
     """A region with the digits that images of this size can bear."""
     return region.as_dict() | {"box": [round(x, 4) for x in region.box]}
 
 
 def main() -> None:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("coco", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rows = map(json.loads, (args.coco / "annotations.jsonl").read_text().splitlines())
     (args.out / "photos").mkdir(parents=True, exist_ok=True)
     lines = []
-    for row in rows:
+    for _, row in read_rows(args.coco / "annotations.jsonl"):
         if row["license"] not in LICENSES:
             continue
         with Image.open(args.coco / "images" / row["file"]) as image:

@@ -65,7 +65,7 @@ def train(texts: Iterator[str]) -> bytes:
 
 def main() -> None:
     """Parse the command line, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("annotations", type=Path, help="JSON lines with `license` and `captions`")
     model = train(captions(parser.parse_args().annotations))
     DESTINATION.parent.mkdir(parents=True, exist_ok=True)

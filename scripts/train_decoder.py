@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from siglip2_jax.data.regions import from_coco
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.inference import Captioner, load_captioner
 from siglip2_jax.models.generate import abstract_decoder
 from siglip2_jax.preprocess.text_norm import normalize
@@ -39,7 +40,7 @@ TARGETS = {"captions_token_by_token": 0.9, "captions_at_once": 0.5, "boxes_at_io
 def make_rows(coco: Path) -> list[dict[str, Any]]:
     """Training images with one caption and the boxes whose phrases are unique in them."""
     rows = []
-    for row in map(json.loads, (coco / "annotations.jsonl").read_text().splitlines()):
+    for _, row in read_rows(coco / "annotations.jsonl"):
         if row["split"] != "train":
             continue
         regions = from_coco(row)
@@ -101,11 +102,11 @@ def measure(coco: Path, rows: list[dict[str, Any]], run: Path) -> dict[str, Any]
     model = load_captioner(str(run))
     paths = [str(coco / "images" / row["file"]) for row in rows]
     wanted = [normalize(row["captions"][0], "reference").strip() for row in rows]
-    options = {"max_num_patches": PATCHES}
-    written = model.caption(paths, **options)
+    written = model.caption(paths, max_num_patches=PATCHES)
     parallel = at_once(model, paths)
     asked = [(path, row, x) for path, row in zip(paths, rows, strict=True) for x in row["regions"]]
-    boxes = model.locate([p for p, _, _ in asked], [x["phrase"] for _, _, x in asked], **options)
+    places, phrases = [path for path, _, _ in asked], [x["phrase"] for _, _, x in asked]
+    boxes = model.locate(places, phrases, max_num_patches=PATCHES)
     ious = []
     for box, (_, row, region) in zip(boxes, asked, strict=True):
         ymin, xmin, ymax, xmax = region["box"]
@@ -125,7 +126,7 @@ def measure(coco: Path, rows: list[dict[str, Any]], run: Path) -> dict[str, Any]
 
 def main() -> int:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="directory with coco_mini")
     parser.add_argument("--workdir", required=True, type=Path, help="must not exist yet")
     args = parser.parse_args()

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from siglip2_jax.config import load_config
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.recipes import locate
 
@@ -60,7 +61,7 @@ def count_parameters(recipe: str) -> int:
 
 def read_curve(workdir: Path) -> list[dict[str, float]]:
     """Step, loss and measurements of every logged step that has measurements."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_rows(workdir / "metrics.jsonl")]
     keep = [{k: v for k, v in row.items() if k in ("step", "loss") or "eval/" in k} for row in rows]
     return [row for row in keep if len(row) > 2]
 
@@ -77,7 +78,7 @@ def judge(dataset: str, curve: list[dict[str, float]], figures: dict[str, Any], 
 
 def main() -> int:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", choices=sorted(TARGETS))
     parser.add_argument("--data", required=True, help="directory with the data sets")
     parser.add_argument("--workdir", required=True, type=Path, help="must not exist yet")

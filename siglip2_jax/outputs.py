@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import IO
 
 from etils import epath
 
@@ -22,7 +22,7 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d+)")
 
 
 @contextmanager
-def open_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_output(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Opens a file for writing that takes its place when the block ends, unless by an error.
 
     The directory is made if need be.
@@ -128,7 +128,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
-def _open_special(path: epath.Path) -> BinaryIO:
+def _open_special(path: epath.Path) -> IO[bytes]:
     """Opens what is no regular file.
 
     A descriptor is shared, as opening its path once more would start at the file's beginning.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 T = TypeVar("T")
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
 
 AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)
@@ -42,7 +43,7 @@ SHARDS = 16
 more than twice the traffic, by summing whole matrices that are zero elsewhere."""
 
 
-def make_mesh(replica: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(replica: int | None = None, devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh over all devices (of all processes), or over the given ones.
 
     Several slices of TPUs are rows of the replica axis, so that only gradients cross the network
@@ -185,14 +186,14 @@ def _gather(x: Array) -> Array:
     if split[0] is not None:  # heads side by side: scattered rows are then whole in memory
         split = PartitionSpec(split[0], None)
         x = jax.lax.reshape(x, (shape[0], x.size // shape[0]), out_sharding=split)
-    x = jax.reshard(x, PartitionSpec(*split, reduced={"replica"}))
-    x = jax.reshard(x, PartitionSpec(*[None] * x.ndim, reduced=set(AXES)))
+    x = jax.reshard(x, PartitionSpec(*split, reduced=frozenset({"replica"})))
+    x = jax.reshard(x, PartitionSpec(*[None] * x.ndim, reduced=frozenset(AXES)))
     return reshape_whole(x, shape)
 
 
 def gather_rows(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Every device gets all rows of a batch; gradients are scattered as they are summed."""
-    return jax.reshard(x, PartitionSpec(None, None, reduced=set(AXES))) if has_mesh() else x
+    return jax.reshard(x, PartitionSpec(None, None, reduced=frozenset(AXES))) if has_mesh() else x
 
 
 def reshape_whole(x: Array, shape: tuple[int, ...]) -> Array:

@@ -8,13 +8,14 @@ G side of the position grid, L layers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 from numpy import ndarray
 
-ArrayLike = Array | ndarray | jax.ShapeDtypeStruct
+ArrayLike = Array | ndarray
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     Unlike what `jax.tree_util.register_dataclass` makes, it is put together again without its
     `__init__`: JAX fills trees with placeholders, which no check of shapes should see.
     """
-    made = dataclasses.dataclass(frozen=True)(cls)
+    made: type[Any] = dataclasses.dataclass(frozen=True)(cls)
     names = tuple(field.name for field in dataclasses.fields(made))
 
     def flatten(x: T) -> tuple[tuple[Any, ...], None]:
@@ -35,7 +36,7 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     def flatten_with_keys(x: T) -> tuple[tuple[Any, ...], None]:
         return tuple((jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in names), None
 
-    def unflatten(_: None, values: tuple[Any, ...]) -> T:
+    def unflatten(_: None, values: Iterable[Any]) -> T:
         x = object.__new__(made)
         for name, value in zip(names, values, strict=True):
             object.__setattr__(x, name, value)

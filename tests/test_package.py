@@ -21,7 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from layers strictly to the left, and from its own package.
 LAYERS = (
-    "types progress outputs",
+    "types progress outputs strings git_lfs",
     "sharding",
     "models",
     "preprocess",
@@ -87,6 +87,18 @@ def test_layers_import_to_the_left_only():
 )
 def test_violations_are_found(path, source, count):
     assert len(find_violations(ROOT / path, source)) == count
+
+
+def test_lines_are_cut_in_one_place():
+    """Of texts, `str.splitlines` also cuts at characters within a line; of bytes it does not."""
+    calls = [
+        f"{path.relative_to(ROOT)}: {ast.unparse(node.value)}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "splitlines"
+    ]
+    wrong = [call for call in calls if not call.endswith(".read_bytes()")]
+    assert wrong == ["data/text.py: piece"]
 
 
 def test_public_modules_have_docstrings():

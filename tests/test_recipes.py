@@ -12,13 +12,19 @@ import pytest
 from siglip2_jax.cli import main
 from siglip2_jax.config import Continue, load_config
 from siglip2_jax.config.optim import in_steps
+from siglip2_jax.data.records import Records
+from siglip2_jax.data.sources import Mixture
+from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import two_towers
+from siglip2_jax.models.flops import vision_flops
 from siglip2_jax.recipes import (
     b16_256,
     b16_naflex,
+    curating_teacher,
     g_opt_256,
     l16_256,
     locate,
+    refer_on_frozen,
     siglip2_b16,
     siglip2_g_opt,
     siglip2_so400m,
@@ -26,6 +32,8 @@ from siglip2_jax.recipes import (
     so400m_naflex,
     summaries,
 )
+from siglip2_jax.train.inputs import abstract_batch
+from siglip2_jax.train.step import Program
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -58,6 +66,8 @@ WARMUPS = {
     **dict.fromkeys(("b16_naflex", "so400m_naflex", "siglip2_so400m", "siglip2_g_opt"), WHOLE),
     "siglip2_b16": WHOLE | CURATED,
     "decoder_on_frozen": {(10_000, 61_036)},
+    "refer_on_frozen": {(1000, 20_000)},
+    "curating_teacher": {(0, 30_518)},
     "lit": {(10_000, 219_727)},
     "finetune": {(100, 2000)},
     "small_caltech101": {(100, 3000)},
@@ -104,6 +114,75 @@ def test_larger_whole_recipes_are_the_same_function(recipe, size):
         made = load_config(f"{recipe.__name__}:config", arguments)
         expected = load_config(f"{siglip2_b16.__name__}:config", [*arguments, f"size={size}"])
         assert made == expected != siglip2_b16.config()
+
+
+def names(**arguments) -> list[str]:
+    return [stage.name for stage in siglip2_b16.config(**arguments).stages]
+
+
+def test_naflex_is_trained_where_it_was_released():
+    branch = ["trunk", "naflex"]
+    for size in ("B", "So400m", "L", "g-opt"):
+        released = size in ("B", "So400m")
+        with_it, without = names(size=size, naflex=True), names(size=size, naflex=False)
+        assert [name for name in with_it if name not in branch] == without
+        assert names(size=size) == (with_it if released else without)
+        assert set(with_it) - set(without) == set(branch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patterns"),
+    [
+        ({}, ("/data/english/*.arrayrecord", "/data/others/*.arrayrecord")),
+        ({"data": "/x/*"}, ("/x/*",)),
+        ({"other_languages": "/y/*"}, ("/data/english/*.arrayrecord", "/y/*")),
+        ({"data": "/x/*", "other_languages": "/y/*"}, ("/x/*", "/y/*")),
+        ({"data": "/x/*", "other_languages": "/y/*", "scale": 1e-6}, ("/x/*", "/y/*")),
+    ],
+)
+def test_nine_tenths_of_the_pairs_are_english(arguments, patterns):
+    sources = {stage.data.source for stage in siglip2_b16.config(**arguments).stages}
+    parts = tuple(map(Records, patterns))
+    mixture = Mixture(tuple(zip(parts, (0.9, 0.1), strict=False)))
+    assert sources == {mixture if len(parts) > 1 else parts[0]}
+
+
+def test_the_curating_teacher_is_the_one_that_the_recipe_reads():
+    released, tuned = (
+        [stage for stage in siglip2_b16.config(**x).stages if stage.curation]
+        for x in ({}, {"teacher": "/runs/teacher_p{patch_size}_{pixels}"})
+    )
+    assert len(released) == len(tuned) == 5
+    for before, after in zip(released, tuned, strict=True):
+        pixels = before.model.vision.image_size
+        made = curating_teacher.config(pixels=pixels)
+        (stage,) = made.stages
+        assert made.model == before.curation.model == after.curation.model
+        assert stage.start.source == before.curation.teacher.source
+        patch = made.model.vision.patch_size
+        assert after.curation.teacher.source == f"/runs/teacher_p{patch}_{pixels}"
+        assert stage.examples == 1_000_000_000
+        rate, decay = before.optim.peak_lr, before.optim.weight_decay
+        assert (stage.optim.peak_lr, stage.optim.weight_decay) == (rate, decay) == (1e-5, 0.0)
+    with pytest.raises(ValueError, match="pixels is 300; .* one of 224, 256, 384, 512"):
+        curating_teacher.config(pixels=300)
+
+
+def test_referring_expressions_have_six_layers_on_a_frozen_tower():
+    made = refer_on_frozen.config(
+        source="google/siglip2-large-patch16-384", tokenizer=str(TOKENIZER)
+    )
+    (stage,) = made.resolved
+    assert made.model == two_towers("L", patch_size=16, image_size=384)
+    (objective,) = stage.objectives.values()
+    assert (objective.depth, objective.parallel) == (6, 0.0)
+    (targets,) = stage.data.transforms
+    assert targets.tasks == ("refer",) and targets.tokenizer_path == str(TOKENIZER)
+    program = Program(stage)
+    assert {path.split("/")[0] for path in program.trainable} == {"heads"}
+    towers = vision_flops(made.model.vision, 576)  # forward; the text tower does not run
+    batch = abstract_batch(stage, 576, 256)
+    assert program.flops(576, 256) == 256 * towers + objective.flops(made.model, batch)
 
 
 def test_configs_lists_them(capsys):

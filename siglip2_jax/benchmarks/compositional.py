@@ -111,8 +111,9 @@ def read_choices(path: str) -> list[Choice]:
     choices = []
     for key, entry in found.items():
         fields = ("filename", "caption", "negative_caption")
-        texts = [entry.get(field) for field in fields] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
+        values = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
+        texts = [text for text in values if isinstance(text, str)]
+        if len(texts) != len(fields):
             raise ValueError(
                 f"{path}: question {key!r} has no texts {', '.join(fields)}, found {entry!r:.60}"
             )

@@ -13,6 +13,7 @@ import os
 import numpy as np
 from etils import epath
 
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.retrieval import (
     FullStop,
@@ -104,19 +105,19 @@ def read_captions(
         raise ValueError(f"{path}: no such file; expected XM3600's captions.jsonl")
     keys: dict[str, int] = {}
     captions: dict[str, list[tuple[str, ...]]] = {language: [] for language in languages}
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            row = _read_row(line, place)
-            if keys.setdefault(row["image/key"], number) != number:
-                raise ValueError(
-                    f"{place}: the image {row['image/key']} was on line {keys[row['image/key']]} "
-                    "already; expected each once"
-                )
-            for language, lists in captions.items():
-                lists.append(_language_captions(row, language, place))
+    for number, row in read_rows(path):
+        place = f"{path}, line {number}"
+        key = row.get("image/key") if isinstance(row, dict) else None
+        if not isinstance(key, str):
+            raise ValueError(
+                f'{place}: expected an object with a text "image/key", found {row!r:.60}'
+            )
+        if keys.setdefault(key, number) != number:
+            raise ValueError(
+                f"{place}: the image {key} was on line {keys[key]} already; expected each once"
+            )
+        for language, lists in captions.items():
+            lists.append(_language_captions(row, language, place))
     for language, lists in captions.items():
         if not any(lists):
             raise ValueError(
@@ -124,19 +125,6 @@ def read_captions(
                 "languages, or download the file again"
             )
     return list(keys), captions
-
-
-def _read_row(line: bytes, place: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get("image/key"), str):
-        raise ValueError(
-            f'{place}: expected an object with a text "image/key", found '
-            f"{line.strip()[:60].decode(errors='replace')}"
-        )
-    return row
 
 
 def _language_captions(row: dict, language: str, place: str) -> tuple[str, ...]:

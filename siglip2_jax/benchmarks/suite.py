@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -47,12 +47,10 @@ class Entry:
     budgets: tuple[int, ...] = (BUDGET,)
 
     def __post_init__(self) -> None:
-        if isinstance(self.task, str):
-            object.__setattr__(self, "task", choose_tasks([self.task])[0])
+        task = choose_tasks([self.task])[0] if isinstance(self.task, str) else self.task
+        object.__setattr__(self, "task", task)
         if not self.budgets or min(self.budgets) < 1:
-            raise ValueError(
-                f"{self.task.name}: budgets are {self.budgets}; expected numbers above 0"
-            )
+            raise ValueError(f"{task.name}: budgets are {self.budgets}; expected numbers above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +97,7 @@ def evaluate(
     native = model.config.vision.image_size is None
     for entry in suite.entries:
         task = entry.task
+        assert isinstance(task, Task)  # `Entry` makes one of a name
         root, missing, writer = task.find(data), task.missing(data), None
         weights = identity
         if root is not None and task.needs_decoder:
@@ -115,7 +114,7 @@ def evaluate(
             figures = None if out is None else out / "figures" / f"{task.name}-{budget}"
             evaluator = task.make(Setting(root=root, budget=budget, figures=figures, cache=classes))
             if templates and hasattr(evaluator, "templates"):
-                evaluator = dataclasses.replace(evaluator, templates=tuple(templates))
+                evaluator = dataclasses.replace(cast(Any, evaluator), templates=tuple(templates))
             settings = protocol(evaluator, model, budget)
             prompts = getattr(evaluator, "templates", ())  # of which the protocol has a name
             key = _key(weights, task.name, str(root.resolve()), settings, prompts)
@@ -198,10 +197,10 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
     for name in ("canonical", "ties", "border", "full_stop", "shots"):
         if hasattr(evaluator, name):
             found[name] = getattr(evaluator, name)
-    if hasattr(evaluator, "templates"):
-        found["templates"] = name_templates(evaluator.templates)
-    if hasattr(evaluator, "decoder"):
-        found["decoder"] = repr(evaluator.decoder)
+    if (templates := getattr(evaluator, "templates", None)) is not None:
+        found["templates"] = name_templates(templates)
+    if (decoder := getattr(evaluator, "decoder", None)) is not None:
+        found["decoder"] = repr(decoder)
     return found
 
 

@@ -55,8 +55,8 @@ def read(path: epath.Path) -> tuple[ModelConfig, dict[str, Lazy]]:
     """
     tensors = modernise(npz_file.read(path))
     config = infer_config(tensors)
-    vision, text = (layout(tensors, tower) for tower in TOWERS)
-    table = rules(config.native_resolution, vision, text)
+    vision, text = layout(tensors, "vision"), layout(tensors, "text")
+    table = rules(config, vision, text)
     return config, to_ours(table, param_shapes(config), tensors)
 
 
@@ -79,33 +79,31 @@ def write(
       text: how the text tower's blocks are stored.
       progress: called after every tensor.
     """
-    table = rules(config.native_resolution, vision, text)
+    table = rules(config, vision, text)
     total = len(their_shapes(table, {path: tensor.shape for path, tensor in params.items()}))
     tensors = ((f"params/{name}", tensor) for name, tensor in to_theirs(table, params))
     npz_file.write(path, counted(tensors, total, progress))
 
 
-def rules(native_resolution: bool, vision: Layout, text: Layout) -> list[Rule]:
+def rules(config: ModelConfig, vision: Layout, text: Layout) -> list[Rule]:
     """The table of the format.
 
     Args:
-      native_resolution: whether the model is a NaFlex one.
+      config: sizes of the model.
       vision: how the vision tower's blocks are stored.
       text: how the text tower's blocks are stored.
     """
-    kernel, positions = (SAME, SAME) if native_resolution else (CONV_HWIO, ONE_BATCH)
+    kernel, positions = (SAME, SAME) if config.native_resolution else (CONV_HWIO, ONE_BATCH)
     return [
         Rule(("vision/embed/kernel",), "img/embedding/kernel", kernel),
         Rule(("vision/embed/bias",), "img/embedding/bias"),
         Rule(("vision/pos/table",), "img/pos_embedding", positions),
         *_encoder("vision", vision),
-        Rule(("vision/pool/probe",), "img/MAPHead_0/probe"),
-        *_attention("vision/pool/attn", "img/MAPHead_0"),
-        *_norm("vision/pool/norm", "img/MAPHead_0/LayerNorm_0"),
-        *_mlp("vision/pool/mlp", "img/MAPHead_0"),
+        *_pool("vision/pool", "img/MAPHead_0"),
         Rule(("text/embed/table",), "txt/Embed_0/embedding"),
         Rule(("text/pos/table",), "txt/pos_embedding", ONE_BATCH),
         *_encoder("text", text),
+        *(_pool("text/pool", "txt/MAPHead_0") if config.text.pool == "map" else ()),
         Rule(("text/head/kernel",), "txt/head/kernel"),
         Rule(("text/head/bias",), "txt/head/bias"),
         Rule(("t",), "t", FLAT),
@@ -121,6 +119,13 @@ def _encoder(tower: str, layout: Layout) -> Iterator[Rule]:
     yield from _norm(f"{ours}/ln2", f"{theirs}/LayerNorm_1")
     yield from _mlp(f"{ours}/mlp", theirs)
     yield from _norm(f"{tower}/encoder/norm", f"{TOWERS[tower]}/encoder_norm")
+
+
+def _pool(ours: str, theirs: str) -> Iterator[Rule]:
+    yield Rule((f"{ours}/probe",), f"{theirs}/probe")
+    yield from _attention(f"{ours}/attn", theirs)
+    yield from _norm(f"{ours}/norm", f"{theirs}/LayerNorm_0")
+    yield from _mlp(f"{ours}/mlp", theirs)
 
 
 def _norm(ours: str, theirs: str) -> Iterator[Rule]:
@@ -203,6 +208,7 @@ def infer_config(tensors: Mapping[str, Lazy]) -> ModelConfig:
             "vocab_size": tensors["txt/Embed_0/embedding"].shape[0],
             "embed_dim": tensors["txt/head/bias"].shape[0],
             "length": tensors["txt/pos_embedding"].shape[1],
+            "pool": "map" if "txt/MAPHead_0/probe" in tensors else "last",
         },
     )
     return config if native else dataclasses.replace(config, vision=_sized(config.vision))

@@ -82,7 +82,16 @@ def write(
       params: every parameter by path.
       preprocessing: names the filter of the image processor.
       progress: called after every tensor.
+
+    Raises:
+      ConversionError: the format has no such model.
     """
+    if config.text.pool != "last":
+        problem = (
+            f"the text tower pools by {config.text.pool!r}, which transformers' models do not "
+            "(they read the last position); write orbax or npz"
+        )
+        raise ConversionError([problem])
     (directory / CONFIG).write_text(json.dumps(to_json(config), indent=2))
     processor = preprocessor_json(config, preprocessing)
     (directory / PREPROCESSOR).write_text(json.dumps(processor, indent=2))

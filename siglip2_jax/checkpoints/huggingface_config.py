@@ -14,6 +14,7 @@ from etils import epath
 from siglip2_jax.checkpoints.checkpoint import Preprocessing, default_text_norm
 from siglip2_jax.checkpoints.table import ConversionError
 from siglip2_jax.models.config import ModelConfig, Tower
+from siglip2_jax.preprocess.resize import Resample
 
 ModelType = Literal["siglip", "siglip2"]
 
@@ -22,7 +23,7 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 MODEL_TYPES = ("siglip", "siglip2")
 CLASSES = {"siglip": "Siglip", "siglip2": "Siglip2"}
 MAX_NUM_PATCHES = 256  # the default of transformers
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+RESAMPLE: dict[Resample, int] = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 # What transformers takes for an absent key, and all that must agree with the tensors.
 TOWER = {

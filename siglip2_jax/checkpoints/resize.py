@@ -20,7 +20,8 @@ def resize_positions(table: Float[np.ndarray, "G G D"], grid: int) -> Float[np.n
     """A position table of another side; corners stay where they are."""
     factor = grid / table.shape[0]
     # "nearest", for rounding can put the last corner just outside, where the default is zeros.
-    return zoom(table, (factor, factor, 1), order=1, mode="nearest").astype(table.dtype)
+    resized = zoom(table, (factor, factor, 1), order=1, mode="nearest")
+    return np.asarray(resized).astype(table.dtype)
 
 
 def resize_patches(kernel: Float[np.ndarray, "P D"], patch_size: int) -> Float[np.ndarray, "p D"]:

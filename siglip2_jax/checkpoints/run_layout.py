@@ -88,9 +88,16 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
     """Sizes, parameters and data conventions; heads of objectives are left out.
 
     Raises:
-      ConversionError: the checkpoint is damaged or of a later version, or has no such tree.
+      ConversionError: the checkpoint is damaged or of a later version, has no such tree, or
+        averages a part of the model alone.
     """
     record, tensors = _open(saved)
+    if saved.tree == AVERAGE and not any(path.startswith("text/") for path in tensors):
+        problem = (
+            f"{AVERAGE}/ holds the vision tower alone, which objectives learn from; load {PARAMS}/,"
+            " or train with optim.ema_all=True for an average of the whole model"
+        )
+        raise ConversionError([problem], str(saved.step))
     config, preprocessing = parse(record, str(saved.step))
     tensors = {path: x for path, x in tensors.items() if not path.startswith(f"{HEADS}/")}
     return config, named_as_ours(config, tensors), preprocessing

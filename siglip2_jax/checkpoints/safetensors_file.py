@@ -99,7 +99,8 @@ def _read_tensor(
     path: epath.Path, name: str, begin: int, shape: Shape, dtype: np.dtype
 ) -> np.ndarray:
     array = np.empty(shape, dtype)
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file: Any = opened  # which reads into memory, as etils' type does not say
         file.seek(begin)
         if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
             raise ConversionError([f"the data of {name} is cut short"], str(path))

@@ -73,8 +73,8 @@ def lengths(batch: Batch, pad_id: int) -> dict[str, float]:
       `text_tokens` (mean, with the end mark) and `texts_full` (the share of texts without any
       padding, most of which were cut).
     """
-    patches = batch.image.valid.sum(axis=1)
-    tokens = (batch.text != pad_id).sum(axis=1)
+    patches = np.asarray(batch.image.valid).sum(axis=1)
+    tokens = np.sum(np.asarray(batch.text) != pad_id, axis=1)
     return {
         "patches": float(patches.mean()),
         "patches_used": float(patches.mean() / batch.image.valid.shape[1]),
@@ -94,7 +94,7 @@ def batch_sheet(
 
     Args:
       batches: a batch of NumPy arrays for each token budget; `Patches` in `fields` are drawn too.
-      texts: its texts, drawing from the ids, for each budget.
+      texts: its texts, decoded from the ids, for each budget.
       pad_id: the id of the text's padding.
       title: heading.
       targets: what a captioning decoder is to write of each example, for each budget; boxes are
@@ -123,12 +123,12 @@ def batch_sheet(
 
 
 def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
-    image = batch.image
-    drawing = draw_patches(image.pixels[i], image.yx[i], image.valid[i])
+    drawing = _draw(batch.image, i)
     _draw_boxes(drawing, [target.box for target in targets if target.box])
-    rows, columns = image.yx[i][image.valid[i]].max(axis=0, initial=0) + 1
+    yx, valid = np.asarray(batch.image.yx)[i], np.asarray(batch.image.valid)[i]
+    rows, columns = yx[valid].max(axis=0, initial=0) + 1
     views = [
-        (name, draw_patches(value.pixels[i, v], value.yx[i, v], value.valid[i, v]))
+        (name, _draw(value, (i, v)))
         for name, value in batch.fields.items()
         if isinstance(value, Patches)
         for v in range(value.valid.shape[1])
@@ -138,9 +138,15 @@ def _figure(batch: Batch, i: int, text: str, targets: Sequence[Parsed]) -> str:
     )
     lines = "".join(f"<br>{html.escape(_line(target))}" for target in targets if target.text)
     return (
-        f'<figure><img src="{data_uri(image)}" alt="">{small}<figcaption>{html.escape(text)}'
+        f'<figure><img src="{data_uri(drawing)}" alt="">{small}<figcaption>{html.escape(text)}'
         f"<br><small>{rows} x {columns} patches{lines}</small></figcaption></figure>"
     )
+
+
+def _draw(patches: Patches, place: int | tuple[int, int]) -> Image.Image:
+    """The image at a place of a batch."""
+    arrays = (patches.pixels, patches.yx, patches.valid)
+    return draw_patches(*(np.asarray(array)[place] for array in arrays))
 
 
 def _draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> None:

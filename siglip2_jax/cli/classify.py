@@ -42,7 +42,7 @@ def read_labels(args: argparse.Namespace) -> list[str]:
     Raises:
       ValueError: there are none.
     """
-    from siglip2_jax.data.files import read_lines
+    from siglip2_jax.data.text import read_lines
 
     labels = read_lines(args.labels_file) if args.labels_file else []
     labels += args.labels.split(",") if args.labels else []
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             best = ", ".join(f"{k} {v:.2%}" for k, v in list(scores.items())[: args.top])
             print(f"{image}: {best}", flush=True)
     if args.json:
-        settings = {"preproc": model.preprocess.mode, "text_norm": model.tokenizer.text_norm}
+        settings = {"preproc": model.preprocess.mode, "text_norm": model.text_norm}
         settings["templates"] = name_templates(templates)
         print_json({**settings, "results": results})
     return int(failed == len(images))

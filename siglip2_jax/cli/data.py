@@ -193,7 +193,10 @@ def _targets(stage: ResolvedStage, batches: dict):
     if not made_by:
         return {}
     return {
-        budget: [[made_by[-1].parse(ids) for ids in rows] for rows in batch.fields["targets"]]
+        budget: [
+            [made_by[-1].parse(ids) for ids in rows]
+            for rows in zip(*batch.fields["targets"].values(), strict=True)
+        ]
         for budget, batch in batches.items()
     }
 

@@ -17,10 +17,10 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
     parser = jobs.add_parser(
         "regions",
         help="add boxes with phrases to the rows of a folder, for the captioning decoder",
-        description="Writes the rows of a folder's .jsonl with `regions` added, of annotated boxes "
-        "or of what a detector finds of the n-grams of the captions. Beside images/, the file is "
-        "read by Folder(DIR, captions=FILE). An interrupted job continues; rows without a readable "
-        "image are left out and listed in a file of errors.",
+        description="Writes the rows of a folder's .jsonl with `regions` added: annotated boxes, "
+        "or what a detector finds of the n-grams of the captions or of a list of categories. "
+        "Beside images/, the file is read by Folder(DIR, captions=FILE). An interrupted job "
+        "continues; rows without a readable image are left out and listed in a file of errors.",
         epilog="example: siglip2 data regions --folder /data/pairs --detector owlv2 "
         "--out /data/pairs/regions.jsonl",
     )
@@ -56,6 +56,13 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         metavar="REPO",
         type=local_path,
         help="weights of the detector: a Hugging Face id or a directory",
+    )
+    parser.add_argument(
+        "--categories",
+        metavar="FILE",
+        type=local_path,
+        help="text file with one object category per line, which the detector looks for in every "
+        "image in place of the n-grams of its captions",
     )
     parser.add_argument(
         "--device", help="device of the detector (default: cuda if there is one, or cpu)"
@@ -101,13 +108,26 @@ def _annotator(args: argparse.Namespace) -> Annotator:
     from siglip2_jax.data.tools.annotators import Annotations, Detections
 
     if args.annotations:
-        if args.model is not None or args.device is not None:
-            raise ValueError("--model and --device are of --detector, not of --annotations")
+        if (args.model, args.device, args.categories) != (None, None, None):
+            raise ValueError(
+                "--model, --device and --categories are of --detector, not of --annotations"
+            )
         return Annotations()
+    categories = () if args.categories is None else _categories(args.categories)
     from siglip2_jax.data.tools.owlv2 import DEFAULT_REPO, Owlv2Detector
 
     repo = args.model or DEFAULT_REPO
-    return Detections(Owlv2Detector(repo, args.device, threshold=args.min_score))
+    detector = Owlv2Detector(repo, args.device, threshold=args.min_score)
+    return Detections(detector, categories=categories)
+
+
+def _categories(path: str) -> tuple[str, ...]:
+    """The lines of a file, each once."""
+    from siglip2_jax.data.text import read_lines
+
+    if categories := tuple(dict.fromkeys(line.strip() for line in read_lines(path))):
+        return categories
+    raise ValueError(f"{path} is empty; expected one object category per line")
 
 
 def _share(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from siglip2_jax.cli.options import any_path, output_file, positive
@@ -55,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import tempfile
 
     from siglip2_jax import load
+    from siglip2_jax.data.text import read_rows
     from siglip2_jax.evals.retrieval import Retrieval
     from siglip2_jax.train.distributed import PREEMPTED
     from siglip2_jax.train.loop import train
@@ -67,10 +67,9 @@ def run(args: argparse.Namespace) -> int:
         if not train(config, workdir):
             return PREEMPTED
         model = load(workdir)
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses = [row["loss"] for _, row in read_rows(workdir / "metrics.jsonl")]
     after = measure(model)
     _write_sheet(model, args.out)
-    losses = [json.loads(line)["loss"] for line in lines]
     summary = {
         "steps": args.steps,
         "loss": {"first": losses[0], "last": losses[-1]},

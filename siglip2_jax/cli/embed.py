@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _items(args: argparse.Namespace) -> list[str]:
     """Image paths or texts, in order."""
-    from siglip2_jax.data.files import find_images, read_lines
+    from siglip2_jax.data.files import find_images
+    from siglip2_jax.data.text import read_lines
 
     if args.images:
         return find_images(args.images)

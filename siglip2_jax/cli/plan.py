@@ -127,7 +127,7 @@ def _plan(
             if args.largest_batch:
                 largest.append(largest_batch(stage, budget, mesh))
             show(i + 1, len(work))
-    found = {"steps": [plan.to_json() for plan in plans]}
+    found: dict[str, object] = {"steps": [plan.to_json() for plan in plans]}
     found |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
     rate = args.images_per_core_second or IMAGES_PER_CORE_SECOND
     lines = [report(plans, where, rate)]
@@ -205,8 +205,9 @@ def _candidates(
             "with commas between"
         )
     scans = {"both": (True, False), "scan": (True,), "unrolled": (False,)}[args.scan]
-    remats = [remat_of(text) for text in args.remats.split(",")] if args.remats else REMATS
-    return candidates(sizes, scans, remats)
+    if not args.remats:
+        return candidates(sizes, scans, REMATS)
+    return candidates(sizes, scans, [remat_of(text) for text in args.remats.split(",")])
 
 
 def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[ResolvedStage, int]]:

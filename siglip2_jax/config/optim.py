@@ -120,7 +120,7 @@ class Optim:
 
     Attributes:
       kind: "adam", or "adafactor" as in "Scaling Vision Transformers" (arXiv 2106.04560), which
-        needs about a quarter of the memory.
+        needs about a quarter of the memory; its momentum is bfloat16, as in big_vision.
       peak_lr: learning rate where the schedule's factor is 1.
       weight_decay: of the parameters that `decay` matches.
       decay: regular expression that matches the whole paths of parameters that decay.
@@ -131,7 +131,11 @@ class Optim:
       schedule: factor over time.
       groups: exceptions, the first match wins.
       accumulate: number of microbatches that a batch is split into.
-      ema: decay per step of the moving average of the parameters, the teacher; None keeps none.
+      ema: decay per step of a moving average of the parameters; None keeps none. It holds what
+        objectives learn from, the vision tower and their own heads; the whole model where no
+        objective has a teacher.
+      ema_all: average the whole model in any case, so that `average/` of a checkpoint can be loaded
+        and evaluated.
     """
 
     kind: OptimKind = "adam"
@@ -146,6 +150,7 @@ class Optim:
     groups: tuple[Group, ...] = ()
     accumulate: int = 1
     ema: float | None = None
+    ema_all: bool = False
 
     def __post_init__(self) -> None:
         one_of(self, "kind", get_args(OptimKind))

@@ -149,7 +149,7 @@ def _apply_fields(value: Any, changes: Sequence[Change]) -> Any:
 def _make(changes: Sequence[Change], hint: Hint) -> Any:
     """Makes the value that takes the place of None, from the changes alone."""
     source = changes[0].source
-    classes = [option for option in options(hint) if dataclasses.is_dataclass(option)]
+    classes: list[Any] = [option for option in options(hint) if dataclasses.is_dataclass(option)]
     if len(classes) != 1:
         raise ValueError(f"{source!r}: {changes[0].keys[0]!r} would be inside None")
     (cls,) = classes

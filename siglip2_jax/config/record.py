@@ -40,8 +40,9 @@ def to_json(config: Any, hint: Hint = None) -> Any:
         return f"{len(config)} bytes"
     if isinstance(config, np.generic):
         return to_json(config.item())
-    if hasattr(config, "shape") and hasattr(config, "dtype"):
-        return f"{config.dtype}{list(config.shape)}"
+    shape, dtype = getattr(config, "shape", None), getattr(config, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{dtype}{list(shape)}"
     if callable(config) and hasattr(config, "__qualname__"):
         return f"{config.__module__}.{config.__qualname__}"
     return os.fspath(config) if isinstance(config, os.PathLike) else repr(config)

@@ -84,6 +84,7 @@ class ScaledRecipe:
                 embed_dim=self.width(text.embed_dim),
                 length=text.length,
                 pad_id=text.pad_id,
+                pool=text.pool,
             ),
         )
 

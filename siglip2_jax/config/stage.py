@@ -157,6 +157,7 @@ class ResolvedStage(Stage):
         """Number of steps of the stage, at least 1."""
         if self.steps is not None:
             return self.steps
+        assert self.examples is not None  # either is given
         scales = [self.lengths.scale(budget) for budget in self.lengths.budgets]
         steps = self.examples / (self.batch_size * float(self.lengths.probabilities @ scales))
         return math.ceil(round(steps, 6))  # a whole number stays one despite rounding errors

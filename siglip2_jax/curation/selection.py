@@ -129,14 +129,15 @@ def _losses_beside(x: Embedded, new: Int[Array, " k"]) -> Float[Array, " n"]:
     Pairs of an example with itself count as if they were none, unlike in the published code; only
     examples already chosen have them, which are not drawn again.
     """
-    image, text = fetch(x.image, new), fetch(x.text, new)
+    images, texts = jnp.asarray(x.image), jnp.asarray(x.text)
+    image, text = fetch(images, new), fetch(texts, new)
 
     def losses(rows: Float[Array, "n E"], others: Float[Array, "k E"]) -> Float[Array, " n"]:
         # TPUs multiply float32 in bfloat16 unless told otherwise.
         logits = jnp.exp(x.t) * jnp.matmul(rows, others.T, precision="highest") + x.b
         return -jax.nn.log_sigmoid(-logits).sum(axis=1)
 
-    return losses(x.image, text) + losses(x.text, image)
+    return losses(images, text) + losses(texts, image)
 
 
 def fetch(rows: Float[Array, "n E"], index: Int[Array, " k"]) -> Float[Array, "k E"]:

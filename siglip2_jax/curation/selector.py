@@ -83,8 +83,8 @@ class BatchSelector:
         indices, report = select(learner, known, key, count=count, chunks=self._chunks)
         batch, image, text = deal((batch, known.image, known.text), indices)
         if self._pass_reference:
-            reference = dataclasses.replace(known, image=image, text=text)
-            batch = dataclasses.replace(batch, fields=batch.fields | {REFERENCE: reference})
+            kept = dataclasses.replace(known, image=image, text=text)
+            batch = dataclasses.replace(batch, fields=batch.fields | {REFERENCE: kept})
         return batch, report
 
     def flops(self, budget: int, read: int) -> int:
@@ -100,7 +100,7 @@ class BatchSelector:
 
 def _embed(model: SigLIP2, image: Patches, text: Any) -> Embedded:
     features = model.encode(image, text)
-    return Embedded(features.image, features.text, model.t[...], model.b[...])
+    return Embedded(features.image, jnp.asarray(features.text), model.t[...], model.b[...])
 
 
 def recut(image: Patches, old: ModelConfig, new: ModelConfig) -> Patches:
@@ -108,9 +108,10 @@ def recut(image: Patches, old: ModelConfig, new: ModelConfig) -> Patches:
     if old.vision.patch_size == new.vision.patch_size:
         return image
     batch, side = image.pixels.shape[0], old.vision.image_size
+    assert side is not None  # at native resolution patches have one size
     p, q = old.vision.patch_size, new.vision.patch_size
     rows, columns = side // p, side // q
-    pixels = reshape_rows(image.pixels, (batch, rows, rows, p, p, 3))
+    pixels = reshape_rows(jnp.asarray(image.pixels), (batch, rows, rows, p, p, 3))
     pixels = reshape_rows(pixels.transpose(0, 1, 3, 2, 4, 5), (batch, columns, q, columns, q, 3))
     pixels = pixels.transpose(0, 1, 3, 2, 4, 5)
     grid = jnp.stack(jnp.divmod(jnp.arange(columns**2), columns), axis=-1)

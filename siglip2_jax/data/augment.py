@@ -125,6 +125,6 @@ class Shrink:
         share = self.side / max(image.size)
         if share >= 1:
             return example
-        size = tuple(max(1, round(share * x)) for x in image.size)
-        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        width, height = (max(1, round(share * x)) for x in image.size)
+        small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         return {**example, "image": small}

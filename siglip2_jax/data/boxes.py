@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from siglip2_jax.data.regions import Box
 
-SIDES = ("ymin", "xmin", "ymax", "xmax")
+SIDES: tuple[str, str, str, str] = ("ymin", "xmin", "ymax", "xmax")
 _INTEGER = re.compile("[0-9]{1,9}")
 
 

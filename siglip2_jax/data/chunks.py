@@ -24,6 +24,7 @@ class Stream(Protocol):
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """Example `index`; ValueError or OSError where it is corrupt."""
+        ...
 
 
 class Chunk(NamedTuple):

@@ -1,8 +1,7 @@
-"""Files that a user names: images by path, directory or glob; lists of texts."""
+"""Files that a user names: images by path, directory or glob."""
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 from collections.abc import Sequence
@@ -85,21 +84,3 @@ def _is_image(path: Path) -> bool:
 
 def _has_suffix(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a text file, local or `gs://`, that are not blank.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is not text in UTF-8.
-    """
-    file = epath.Path(path)
-    if not file.exists():  # a store's client would not say which
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
-    try:
-        text = file.read_bytes().decode("utf-8-sig")  # editors on Windows put a mark in front
-    except UnicodeDecodeError as error:
-        problem = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not text in UTF-8 ({problem}); save it as UTF-8") from error
-    return [line for line in text.splitlines() if line.strip()]

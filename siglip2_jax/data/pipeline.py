@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-from siglip2_jax.data.chunks import Chunks, layout
+from siglip2_jax.data.chunks import Chunks, Stream, layout
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.sources import Mixture, Source
@@ -129,7 +129,8 @@ class Pipeline:
                 "a batch size that is a multiple of their number"
             )
         pieces = layout(reading, self.process_index, self.process_count, self.chunk)
-        chunks = Chunks(self._stream, self.prepare, self.seed, pieces)
+        stream = cast(Stream, self._stream)  # none of whose examples is missing, as grain allows
+        chunks = Chunks(stream, self.prepare, self.seed, pieces)
         return self._run(reading, chunks)
 
     def _run(self, reading: StepSchedule, chunks: Chunks) -> Generator[HostBatch, None, None]:
@@ -184,7 +185,8 @@ def _stream(source: Source | Mixture, seed: int, shuffle: bool) -> grain.MapData
             for (part, _), its_seed in zip(source.parts, seeds, strict=True)
         ]
         return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
-    dataset = grain.MapDataset.source(source.open()).seed(seed)
+    opened: Any = source.open()  # grain's type wants any SupportsIndex as its index
+    dataset = grain.MapDataset.source(opened).seed(seed)
     return (dataset.shuffle() if shuffle else dataset).repeat()
 
 
@@ -223,5 +225,6 @@ def _begin_worker(worker: int, workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

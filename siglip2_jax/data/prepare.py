@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isqrt
 from typing import Any, Protocol, runtime_checkable
@@ -47,7 +47,7 @@ class Views:
 
 
 # What one example gives to a batch.
-Value = ImagePatches | Views | Shaped[np.ndarray, "..."]
+Value = ImagePatches | Views | Shaped[np.ndarray, "..."] | dict[str, Shaped[np.ndarray, "..."]]
 
 
 @runtime_checkable
@@ -75,6 +75,7 @@ class Transform(Protocol):
         Raises:
           ValueError: the example cannot be used; another one takes its place.
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Prepare:
         if not self._squared:
             return self.preprocess.to_patches(image, budget)
         patch_size, side = self.preprocess.patch_size, isqrt(budget)
-        pixels = resize_antialias(np.asarray(image), (side * patch_size,) * 2)
+        length = side * patch_size
+        pixels = resize_antialias(np.asarray(image), (length, length))
         return patchify(pixels, patch_size) / np.float32(127.5) - np.float32(1), (side, side)
 
 
@@ -192,7 +194,7 @@ def check_scaled_decode(antialiased: bool, transforms: Sequence[Transform]) -> N
             )
 
 
-def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
+def collate(items: Sequence[Mapping[str, Any]], num_tokens: int) -> Batch:
     """Stacks the arrays of examples.
 
     Args:
@@ -208,7 +210,8 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
         fields differ in names or shapes.
     """
     image = pad_and_stack([item["image"] for item in items], num_tokens)
-    columns = {key: [item.get(key) for item in items] for key in set().union(*items)}
+    keys = set().union(*items)
+    columns: dict[str, list[Any]] = {key: [item.get(key) for item in items] for key in keys}
     for key, column in columns.items():
         if any(value is None for value in column):
             raise ValueError(f"only some examples of a batch have the field {key}; give it to all")
@@ -219,9 +222,9 @@ def collate(items: Sequence[dict[str, Value]], num_tokens: int) -> Batch:
     )
 
 
-def _stack(column: list[Any]) -> Patches | np.ndarray:
+def _stack(column: list[Any]) -> Patches | np.ndarray | dict[str, np.ndarray]:
     if not isinstance(column[0], Views):
-        return np.stack(column)
+        return jax.tree.map(lambda *rows: np.stack(rows), *column)
     images = [image for views in column for image in views.images]
     patches = pad_and_stack(images, column[0].num_tokens)
     return jax.tree.map(lambda x: x.reshape(len(column), -1, *x.shape[1:]), patches)

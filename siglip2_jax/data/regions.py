@@ -8,10 +8,10 @@ shares of the height and width of the upright image: what resizing leaves as it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 # ymin, xmin, ymax, xmax; 0 to 1.
 Box = tuple[float, float, float, float]
@@ -95,12 +95,15 @@ def from_coco(row: Mapping[str, Any]) -> tuple[Region, ...]:
         return ()
     if not isinstance(boxes, list | tuple):
         raise ValueError(f"{name}: boxes must be a list, found {boxes!r:.60}.")
+    if not boxes:
+        return ()
     sides = row.get("width"), row.get("height")
-    if boxes and not (_numbers(sides, 2) and min(sides) > 0):
+    if not (_numbers(sides, 2) and min(sides) > 0):
         raise ValueError(
             f"{name}: boxes in pixels need the image's width and height, found {sides}."
         )
-    found = [_coco_region(box, *sides, f"{name}: box {i}") for i, box in enumerate(boxes)]
+    width, height = sides
+    found = [_coco_region(box, width, height, f"{name}: box {i}") for i, box in enumerate(boxes)]
     return tuple(region for region in found if region is not None)
 
 
@@ -152,7 +155,7 @@ def flipped(region: Region) -> Region:
     return Region((ymin, 1 - xmax, ymax, 1 - xmin), region.phrase, region.score)
 
 
-def _numbers(values: object, count: int) -> bool:
+def _numbers(values: object, count: int) -> TypeGuard[Sequence[int | float]]:
     """True for a list of so many finite numbers."""
     return (
         isinstance(values, list | tuple)
@@ -172,10 +175,13 @@ def _region(value: object) -> Region:
         raise ValueError(f"a phrase must be a text, found {phrase!r:.60}")
     if not _numbers([score], 1):
         raise ValueError(f"a score must be a number, found {score!r:.60}")
-    return Region(tuple(map(float, box)), phrase, float(score))
+    ymin, xmin, ymax, xmax = map(float, box)
+    return Region((ymin, xmin, ymax, xmax), phrase, float(score))
 
 
-def _coco_region(value: object, width: Real, height: Real, label: str) -> Region | None:
+def _coco_region(
+    value: object, width: int | float, height: int | float, label: str
+) -> Region | None:
     found = value if isinstance(value, Mapping) else {}
     category, bbox = found.get("category"), found.get("bbox")
     if not (isinstance(category, str) and category.strip() and _numbers(bbox, 4)):

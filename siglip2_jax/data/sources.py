@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from etils import epath
 
 from siglip2_jax.data.example import CAPTION_FIELDS, make_example, row_captions
+from siglip2_jax.data.text import read_rows
 
 
 @runtime_checkable
@@ -29,9 +29,11 @@ class Examples(Protocol):
 
     def __len__(self) -> int:
         """Number of examples."""
+        ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len."""
+        ...
 
 
 @runtime_checkable
@@ -44,6 +46,7 @@ class Source(Protocol):
         Raises:
           ValueError or OSError: something is missing or malformed; one sentence.
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,13 @@ class Folder:
 def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
     """Rows of JSON, each an object with a text `file`."""
     rows = []
-    with path.open("rb") as lines:  # str.splitlines would also cut at U+2028, which JSON may hold
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict) or not isinstance(row.get("file"), str):
-                raise ValueError(
-                    f'{path}, line {number}: expected an object with a text "file", the path of '
-                    f"an image, found {line.strip()[:60].decode(errors='replace')}"
-                )
-            rows.append(row)
+    for number, row in read_rows(path):
+        if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+            raise ValueError(
+                f'{path}, line {number}: expected an object with a text "file", the path of an '
+                f"image, found {row!r:.60}"
+            )
+        rows.append(row)
     return rows
 
 

@@ -140,7 +140,8 @@ def _walk(path: str, size: int) -> TarIndex:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         yield member
-        tar.members.clear()  # tarfile keeps all of them otherwise
+        # tarfile keeps all of them otherwise; its type does not show them
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _split(name: str) -> tuple[str, str, str]:

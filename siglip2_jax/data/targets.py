@@ -7,11 +7,15 @@ section 2.2):
 - refer: `aref: {phrase} : {box}`
 - ground: `gcap: {box} : {phrase}`
 
-The loss covers everything after the prefix, which ends with its first colon.
+The loss covers everything after the prefix, which ends with its first colon. Prefix, phrase and
+box are tokenised apart, so that a sentence that is too long loses the end of its phrase and never a
+part of its box.
 """
 
 from __future__ import annotations
 
+import os
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,13 +26,15 @@ from jaxtyping import Int
 
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.data.prepare import ExampleError
-from siglip2_jax.data.regions import Box, Region, read_regions
+from siglip2_jax.data.regions import Box, read_regions
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 
 Task = Literal["caption", "refer", "ground"]
 PREFIXES: dict[Task, str] = {"caption": "cap:", "refer": "aref:", "ground": "gcap:"}
 _BETWEEN = " : "
+# What may come after a colon begins with one of these.
+_NEXT = string.digits + string.ascii_lowercase
 
 
 class Parsed(NamedTuple):
@@ -56,7 +62,9 @@ def parse(text: str, boxes: BoxText) -> Parsed:
       boxes: how boxes are written.
     """
     head, colon, rest = text.strip().partition(":")
-    task = next((task for task, prefix in PREFIXES.items() if prefix == head + colon), None)
+    task: Task | None = next(
+        (task for task, prefix in PREFIXES.items() if prefix == head + colon), None
+    )
     if task is None:
         return Parsed(None, text.strip(), None)
     phrase, box = rest, ""
@@ -69,26 +77,28 @@ def parse(text: str, boxes: BoxText) -> Parsed:
 
 @dataclass(frozen=True)
 class DecoderTargets:
-    """Adds `targets` and `prefix` to the fields of an example; a transform.
+    """Adds `targets` and `prefix` to the fields of an example, by task; a transform.
 
-    - `targets` [R, S] int32: a sequence for each of R tasks: its prefix, the rest, the end mark,
-      and pads up to S. What is too long is cut, and still ends with the end mark.
-    - `prefix` [R] int32: how many ids the prefix has. It is tokenised on its own, so that its ids
-      begin every sequence of the task.
+    - `targets`, of each task [S] int32: its prefix, the rest, the end mark, and pads up to S. Of
+      what is too long the caption or phrase is cut; the box and the end mark stay.
+    - `prefix`, of each task int32: how many leading ids are given and not learned.
 
-    Where there is no region, the rows of refer and ground hold nothing but pads, and their prefix
-    is 0; so does the row of caption where the text is blank. Refer and ground each draw a region
-    of their own.
+    Where there is no region, those of refer and ground hold nothing but pads, and their prefix is
+    0; so does that of caption where the text is blank. Refer and ground each draw a region of their
+    own.
 
     Attributes:
       tokenizer_path: a tokenizer's file or directory, as `Tokenizer.load` takes it; opened once in
         a process.
       length: S.
-      tasks: which sequences are made, in this order.
+      tasks: the sequences to make; regions are drawn in this order.
       boxes: how boxes are written.
       min_score: regions with a lower score are not drawn, 0 to 1.
       pad_id: the id of the padding.
       text_norm: what is done to the sequences before they are tokenised.
+      refer_loss: "all" learns the phrase and its box from the image, as LocCa does; "box" gives the
+        phrase as a part of the prefix and learns the box alone, as decoders fine-tuned for
+        referring expressions do.
     """
 
     scale_free: ClassVar[bool] = True
@@ -100,6 +110,7 @@ class DecoderTargets:
     min_score: float = 0.3
     pad_id: int = 0
     text_norm: TextNorm = "reference"
+    refer_loss: Literal["all", "box"] = "all"
 
     def __post_init__(self) -> None:
         if not self.tasks or not set(self.tasks) <= PREFIXES.keys():
@@ -110,6 +121,10 @@ class DecoderTargets:
             raise ValueError(f"DecoderTargets.tasks must name each task once, got {self.tasks}")
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"DecoderTargets.min_score must be from 0 to 1, got {self.min_score}")
+        if self.refer_loss not in ("all", "box"):
+            raise ValueError(
+                f'DecoderTargets.refer_loss must be "all" or "box", got {self.refer_loss!r}'
+            )
         if self.text_norm == "canonicalize":
             raise ValueError(
                 'DecoderTargets.text_norm "canonicalize" deletes the colons between phrases and '
@@ -123,37 +138,53 @@ class DecoderTargets:
           ValueError: its regions are malformed or a text cannot be tokenised; or the tokenizer
             cannot be opened.
         """
-        found = [region for region in read_regions(example) if region.score >= self.min_score]
-        targets = np.full((len(self.tasks), self.length), self.pad_id, np.int32)
-        prefix = np.zeros(len(self.tasks), np.int32)
-        for row, task in enumerate(self.tasks):
-            if task == "caption":
-                rest = example["text"]
-            else:
-                rest = self._pair(task, found[rng.integers(len(found))]) if found else ""
-            if rest.strip():
-                ids, prefix[row] = self._sequence(task, rest, example.get("name", "an example"))
-                targets[row, : len(ids)] = ids
+        regions = [region for region in read_regions(example) if region.score >= self.min_score]
+        targets, prefix = {}, {}
+        for task in self.tasks:
+            phrase, box = example["text"], None
+            if task != "caption":
+                region = regions[rng.integers(len(regions))] if regions else None
+                phrase, box = (region.phrase, region.box) if region else ("", None)
+            ids, count = [], 0
+            if phrase.strip():
+                tokenizer = self.tokenizer  # not in the try: it is no example's fault
+                try:
+                    ids, count = self._sequence(tokenizer, task, phrase, box)
+                except TokenizerError as error:
+                    raise ExampleError(f"{example.get('name', 'an example')}: {error}.") from error
+            targets[task] = np.full(self.length, self.pad_id, np.int32)
+            targets[task][: len(ids)] = ids
+            prefix[task] = np.int32(count)
         example["fields"] |= {"targets": targets, "prefix": prefix}
         return example
 
-    def _sequence(self, task: Task, rest: str, name: str) -> tuple[list[int], int]:
-        """Ids of a sequence without pads, and how many of them are the prefix."""
-        tokenizer = self.tokenizer
-        try:
-            head, tail = _encode(tokenizer, [PREFIXES[task], f" {rest}"])
-        except TokenizerError as error:
-            raise ExampleError(f"{name}: {error}.") from error
-        return [*[*head, *tail][: self.length - 1], tokenizer.eos_id], len(head)
+    def _sequence(
+        self, tokenizer: Tokenizer, task: Task, phrase: str, box: Box | None
+    ) -> tuple[list[int], int]:
+        """Ids of a sequence without pads, and how many of them are given."""
+        encode = tokenizer.encode
+        head = encode(PREFIXES[task])
+        text, place = f" {phrase}", ""
+        if box is not None:
+            place = f"{_BETWEEN}{self.boxes.write(box)}"
+            if task == "ground":
+                text, place = f"{_BETWEEN}{phrase}", f" {self.boxes.write(box)}"
+        words, sides = encode(text), encode(place)
+        words = words[: self.length - 1 - len(head) - len(sides)]
+        rest = [*sides, *words] if task == "ground" else [*words, *sides]
+        count = len(head)
+        if task == "refer" and self.refer_loss == "box":
+            count += len(words) + len(_colon(tokenizer))
+        return [*head, *rest, tokenizer.eos_id], count
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, the same object for all equal settings in a process.
 
         Raises:
-          TokenizerError: it cannot be opened, or `length` is too short for a prefix.
+          TokenizerError: it cannot be opened, or `length` is too short for a prefix and a box.
         """
-        return _open(self.tokenizer_path, self.text_norm, self.length, self.pad_id)
+        return _open(self)
 
     def parse(self, ids: Int[np.ndarray, " S"] | Sequence[int]) -> Parsed:
         """Reads ids back, those of a target or as a decoder wrote them, up to the end mark.
@@ -163,24 +194,47 @@ class DecoderTargets:
         """
         return parse(self.tokenizer.decode([[*map(int, ids)]])[0], self.boxes)
 
-    def _pair(self, task: Task, region: Region) -> str:
-        box = self.boxes.write(region.box)
-        parts = (region.phrase, box) if task == "refer" else (box, region.phrase)
-        return _BETWEEN.join(parts)
+
+def opening(tokenizer: Tokenizer, task: Task, text: str) -> list[int]:
+    """The ids with which all sequences of a task begin that have the same phrase or box first.
+
+    A tokenizer may join a colon and what follows it: then the decoder writes both.
+
+    Args:
+      tokenizer: the decoder's.
+      task: refer or ground.
+      text: the phrase of refer, the box of ground.
+    """
+    return [
+        *tokenizer.encode(PREFIXES[task]),
+        *tokenizer.encode(f" {text}"),
+        *_colon(tokenizer),
+    ]
+
+
+def _colon(tokenizer: Tokenizer) -> list[int]:
+    """Ids that stand between phrase and box, whatever comes after them."""
+    return list(os.path.commonprefix([tokenizer.encode(f"{_BETWEEN}{text}") for text in _NEXT]))
 
 
 @lru_cache(maxsize=8)
-def _open(path: str, text_norm: TextNorm, length: int, pad_id: int) -> Tokenizer:
-    tokenizer = Tokenizer.load(path, text_norm=text_norm, length=length, pad_id=pad_id)
-    if tokenizer(list(PREFIXES.values())).truncated.any():
-        raise TokenizerError(
-            f"DecoderTargets.length {length} has no room for the prefixes, such as "
-            f'"{PREFIXES["refer"]}", with this tokenizer; choose a greater length'
-        )
+def _open(targets: DecoderTargets) -> Tokenizer:
+    tokenizer = Tokenizer.load(
+        targets.tokenizer_path,
+        text_norm=targets.text_norm,
+        length=targets.length,
+        pad_id=targets.pad_id,
+    )
+    sides = [str(side) for side in range(targets.boxes.bins + 1)]
+    longest = max(sides, key=lambda side: len(tokenizer.encode(f" {side}")))
+    box = _BETWEEN + " ".join(4 * [longest])
+    for task in targets.tasks:
+        parts = PREFIXES[task], box if task != "caption" else ""
+        count = sum(len(tokenizer.encode(part)) for part in parts)
+        if count > targets.length - 2:
+            raise TokenizerError(
+                f'DecoderTargets.length {targets.length} has no room for "{"".join(parts)}", a '
+                f"token of a phrase and the end mark, which take {count + 2} with this tokenizer; "
+                "choose a greater length"
+            )
     return tokenizer
-
-
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """The ids of each text, without the end mark."""
-    rows = tokenizer(texts).ids.tolist()
-    return [row[: row.index(tokenizer.eos_id)] for row in rows]

@@ -44,6 +44,10 @@ class SelfSupervisedViews:
       global_blur: of the global view, in its pixels.
       local_blur: of local views, in their pixels.
       solarize: of the global view.
+      other_global: a blur and a solarization that a random half of the global views get in place of
+        `global_blur` and `solarize`; None treats all alike. DINO blurs one of its two global views
+        always and solarizes the other: with `solarize=Solarize(probability=0.0)` and
+        `other_global=(GaussianBlur(probability=0.1), Solarize(probability=0.2))`, so do these.
       resample: the filter, "bilinear" or "bicubic", antialiased.
     """
 
@@ -59,6 +63,7 @@ class SelfSupervisedViews:
     global_blur: GaussianBlur = GaussianBlur(probability=1.0)
     local_blur: GaussianBlur = GaussianBlur(probability=0.5)
     solarize: Solarize = Solarize(probability=0.2)
+    other_global: tuple[GaussianBlur, Solarize] | None = None
     resample: Resample = "bicubic"
 
     def __post_init__(self) -> None:
@@ -83,7 +88,10 @@ class SelfSupervisedViews:
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """The example, with the fields `global` and `local`."""
         colours = (self.flip, self.jitter, self.grey)
-        whole = (*colours, self.global_blur, self.solarize)
+        finish = (self.global_blur, self.solarize)
+        if self.other_global is not None and rng.random() < 0.5:
+            finish = self.other_global
+        whole = (*colours, *finish)
         part = (*colours, self.local_blur)
         image = {"image": example["image"]}
         seen = self._view(image, rng, self.global_crop, self.global_size, whole)

@@ -7,10 +7,10 @@ under CC BY 2.0 or CC BY-SA 2.0, made smaller here; captions and boxes are COCO'
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 
 HERE = Path(__file__).parent
@@ -28,14 +28,13 @@ class Example(NamedTuple):
 
 def shipped_examples() -> list[Example]:
     """The images that ship with the package, in a fixed order."""
-    lines = (HERE / "examples.jsonl").read_text(encoding="utf-8").splitlines()
     return [
         Example(
             HERE / "photos" / row["file"],
             tuple(row["captions"]),
             "{file}: {source}, {license} ({license_url}), made smaller".format_map(row),
         )
-        for row in map(json.loads, lines)
+        for _, row in read_rows(HERE / "examples.jsonl")
     ]
 
 

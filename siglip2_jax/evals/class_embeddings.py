@@ -62,7 +62,8 @@ def class_embeddings(
     if cache is None or jax.process_count() > 1:
         return embed_labels(model, names, templates, canonical=canonical)
     prompts = fill_prompts(names, templates, canonical=canonical)
-    key = json.dumps([cache.model, model.text_norm, model.dtype, prompts])
+    options = [getattr(model, option, None) for option in ("text_norm", "dtype")]
+    key = json.dumps([cache.model, *options, prompts])
     digest = hashlib.sha256(key.encode()).hexdigest()
     path = epath.Path(cache.directory) / f"classes-{digest[:32]}.npz"
     if (found := _read(path, digest)) is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from siglip2_jax.data.files import read_lines
+from siglip2_jax.data.text import read_lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,18 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from PIL import Image
 
 from siglip2_jax.data.example import make_example
-from siglip2_jax.data.files import find_images, read_lines
+from siglip2_jax.data.files import find_images
 from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.data.text import read_lines
 from siglip2_jax.evals.classes import Classes, read_json
 from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
+
+Given = TypeVar("Given", bound=ImageSource)
 
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 
@@ -176,7 +181,7 @@ def _texts(path: Path, kind: type) -> dict[str, Any]:
     return found
 
 
-def cut_border(image: ImageSource, pixels: int) -> ImageSource:
+def cut_border(image: Given, pixels: int) -> Given | Image.Image:
     """The image without `pixels` rows and columns at each side.
 
     An image that cannot be read, or of which nothing would be left, is given back as it is.

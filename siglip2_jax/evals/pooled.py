@@ -14,7 +14,7 @@ from siglip2_jax.preprocess.decode import NamedImage
 
 def readable(x: Float[np.ndarray, "n D"]) -> Bool[np.ndarray, " n"]:
     """True for rows that are finite throughout."""
-    return np.isfinite(x).all(axis=1)
+    return np.asarray(np.isfinite(x).all(axis=1))
 
 
 def labelled_features(

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32, Int64
 
 from siglip2_jax.data.prefetch import batched
+from siglip2_jax.sharding import Device
 
 NEVER = np.iinfo(np.int64).max
 """The rank of what has no partner, or whose score with it is not a number."""
@@ -50,7 +51,7 @@ def recall_ranks(
     *,
     image_block: int = IMAGE_BLOCK,
     text_block: int = TEXT_BLOCK,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> Ranks:
     """Ranks of all partners, ties counting against them.
 
@@ -140,7 +141,7 @@ class _Blocks(NamedTuple):
     texts: np.ndarray
     owner: np.ndarray
     shape: tuple[int, int]
-    devices: Sequence[jax.Device]
+    devices: Sequence[Device]
 
     def sweep(
         self, image_bar: np.ndarray, text_bar: np.ndarray, *, partners_only: bool
@@ -179,7 +180,7 @@ class _Blocks(NamedTuple):
     def _column(
         self,
         start: int,
-        device: jax.Device,
+        device: Device,
         images: list[jax.Array],
         image_bar: np.ndarray,
         text_bar: np.ndarray,

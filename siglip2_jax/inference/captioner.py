@@ -267,7 +267,8 @@ class Captioner:
         lengths = np.array([len(x.ids) for x in filled], np.int32)
         places = np.array([x.place for x in filled], np.int32)
         rows = [x.row for x in filled]
-        prompts = Prompts(features.tokens[rows], features.valid[rows], prefix, lengths)
+        tokens, valid = np.asarray(features.tokens), np.asarray(features.valid)
+        prompts = Prompts(tokens[rows], valid[rows], prefix, lengths)
         found = self._write(self.params, prompts, places, generation)
         texts = self.tokenizer.decode(np.asarray(found.ids)[: len(batch)])
         return texts, np.asarray(found.score)[: len(batch)].tolist()

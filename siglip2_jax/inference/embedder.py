@@ -26,7 +26,7 @@ from siglip2_jax.preprocess.decode import ImageError, ImageSource, as_images
 from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.sharding import BATCH, device_put_global, make_mesh, replicate
+from siglip2_jax.sharding import BATCH, Device, device_put_global, make_mesh, replicate
 from siglip2_jax.types import Features, Patches
 
 DEFAULT_MAX_NUM_PATCHES = 256
@@ -66,7 +66,7 @@ class Embedder:
         self.params = params
         self.preprocess = preprocess
         self.tokenizer = tokenizer
-        self.text_norm = tokenizer.text_norm if tokenizer else text_norm
+        self.text_norm: TextNorm = tokenizer.text_norm if tokenizer else text_norm
         self.dtype = dtype
         self.mesh = mesh
         self.data_wait = 0.0
@@ -93,7 +93,7 @@ class Embedder:
         self._encode_image, self._embed_image = encode_image, embed_image
         self._embed_text = embed_text
 
-    def replicate_over(self, devices: Sequence[jax.Device]) -> None:
+    def replicate_over(self, devices: Sequence[Device]) -> None:
         """Runs batches on several devices of this process from now on, each with all parameters."""
         self.mesh = make_mesh(replica=len(devices), devices=devices)
         everywhere = NamedSharding(self.mesh, PartitionSpec())

@@ -160,7 +160,8 @@ class EmbeddingWriter:
         with self.out.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             with archive.open("embeddings.npy") as file:
                 np.lib.format.read_magic(file)
-                return np.lib.format.read_array_header_1_0(file)[0]
+                (rows, columns), _, _ = np.lib.format.read_array_header_1_0(file)
+                return rows, columns
 
     def _join(self) -> None:
         """Streams the parts into one file: never more than a part in memory."""

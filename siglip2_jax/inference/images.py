@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from os import PathLike
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from PIL.Image import Image
@@ -21,7 +21,7 @@ _ONE = (str, bytes, Image, PathLike, np.ndarray)
 
 def several(items: T | Iterable[T]) -> Iterable[T]:
     """One image or text needs no list."""
-    return [items] if isinstance(items, _ONE) else items
+    return cast(Iterable[T], [items] if isinstance(items, _ONE) else items)
 
 
 def pairs(images: Images, others: Iterable[T], name: str) -> list[tuple[ImageSource, T]]:

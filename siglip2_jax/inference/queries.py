@@ -6,22 +6,17 @@ The tasks and their texts are those of `siglip2_jax.data.targets` (LocCa, arXiv 
 
 from __future__ import annotations
 
-import os
-import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.data.regions import Box
-from siglip2_jax.data.targets import PREFIXES, parse
+from siglip2_jax.data.targets import PREFIXES, opening, parse
 from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 PixelBox = tuple[float, float, float, float]
 """Left, top, right and bottom (xmin, ymin, xmax, ymax) in pixels of the upright image."""
-
-# What may come after the given part of a sequence begins with one of these.
-_NEXT = string.digits + string.ascii_lowercase
 
 
 class Query(NamedTuple):
@@ -76,9 +71,9 @@ def first_ids(
     if query.phrase is not None:
         if not query.phrase.strip():
             raise ValueError("a phrase to locate is blank; say what to look for")
-        ids = _begun(tokenizer, PREFIXES["refer"], query.phrase)
+        ids = opening(tokenizer, "refer", query.phrase)
     elif query.box is not None:
-        ids = _begun(tokenizer, PREFIXES["ground"], boxes.write(_as_shares(query.box, size)))
+        ids = opening(tokenizer, "ground", boxes.write(_as_shares(query.box, size)))
     else:
         ids = tokenizer.encode(PREFIXES["caption"])
     if len(ids) >= length:
@@ -101,15 +96,6 @@ def read_answer(
     (width, height), (ymin, xmin, ymax, xmax) = size, parsed.box
     box = (xmin * width, ymin * height, xmax * width, ymax * height)
     return Answer(query.phrase, box, score, size)
-
-
-def _begun(tokenizer: Tokenizer, prefix: str, given: str) -> list[int]:
-    """The prefix, as always on its own, and what all texts that go on differently share.
-
-    A tokenizer may join the last given character and what follows: then the decoder writes both.
-    """
-    rows = [tokenizer.encode(f" {given} : {following}") for following in _NEXT]
-    return tokenizer.encode(prefix) + os.path.commonprefix(rows)
 
 
 def _as_shares(box: PixelBox, size: tuple[int, int]) -> Box:

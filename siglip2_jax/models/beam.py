@@ -57,7 +57,7 @@ def beam(
         vocabulary,
         length_penalty,
         prefix=given_ids(decoder, prompts),
-        memory=decoder.image_memory(prompts.tokens, prompts.valid),
+        memory=decoder.image_memory(jnp.asarray(prompts.tokens), jnp.asarray(prompts.valid)),
     )
     beams = jax.lax.while_loop(search.goes_on, search.step, search.start(width))
     longest = Generated(beams.ids[:, 0], beams.score[:, 0])
@@ -94,7 +94,7 @@ class _Search:
             at=jnp.int32(0),
             ids=ids,
             score=jnp.tile(never[:, None], width).at[:, 0].set(0),
-            cache=tuple(jnp.repeat(x[:, :, None], width, axis=2) for x in cache),
+            cache=jax.tree.map(lambda x: jnp.repeat(x[:, :, None], width, axis=2), cache),
             ended=Generated(ids[:, 0], never),
             rank=never,
         )
@@ -131,7 +131,7 @@ class _Search:
             at=beams.at + 1,
             ids=_pick(ids, going_on),
             score=_pick(best, going_on),
-            cache=tuple(jax.vmap(_pick, (0, None))(x, parent) for x in cache),
+            cache=jax.tree.map(lambda x: jax.vmap(_pick, (0, None))(x, parent), cache),
             ended=_choose(rank > beams.rank, ended, beams.ended),
             rank=jnp.maximum(rank, beams.rank),
         )
@@ -140,8 +140,9 @@ class _Search:
         """Scores of all sequences that are one token longer, and the cache of the shorter ones."""
 
         def extend(before: Array, cache: Cache) -> tuple[Array, Cache]:
-            return self.decoder.extend(before, beams.at, cache, self.memory, self.prompts.valid)
+            return self.decoder.extend(before, beams.at, cache, self.memory, valid)
 
+        valid = jnp.asarray(self.prompts.valid)
         before = beams.ids[:, :, beams.at - 1]  # at first the last column, which is all pads then
         # Mapped over W, so that the sequences of an image share its keys and values.
         hidden, cache = jax.vmap(extend, in_axes=(1, 2), out_axes=(1, 2))(before, beams.cache)

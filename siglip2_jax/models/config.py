@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 TEXT_LENGTH = 64
+
+TextPool = Literal["last", "map"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,15 @@ class TextConfig(Tower):
       embed_dim: E, output size of the head.
       length: T, the only text length the tower accepts.
       pad_id: what fills a text up to `length`: 0 in SigLIP 2, 1 (which is also EOS) in SigLIP 1.
+      pool: what the head reads: "last" is the last position, as in all released models; "map" is
+        attention pooling over all positions, as the paper says (arXiv 2502.14786, section 2.1).
     """
 
     vocab_size: int
     embed_dim: int
     length: int = TEXT_LENGTH
     pad_id: int = 0
+    pool: TextPool = "last"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +108,11 @@ class TextConfig(Tower):
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
                 f"pad_id is {self.pad_id}; it must be one of the {self.vocab_size} token ids"
+            )
+        if self.pool not in get_args(TextPool):
+            raise ValueError(
+                f"the text tower cannot pool by {self.pool!r}; choose one of "
+                + ", ".join(get_args(TextPool))
             )
 
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from siglip2_jax.models.config import ModelConfig, Tower
-from siglip2_jax.models.kernels.layer_norm import layer_norm, residual_layer_norm
+from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.layers import Attention, Compute, Mlp, run_blocks
 from siglip2_jax.models.text import TextPositions, TokenTable
 from siglip2_jax.sharding import AXES, gather, has_mesh, replicate, reshape_rows
@@ -72,7 +72,7 @@ class DecoderBlock(nnx.Module):
     def __init__(self, config: DecoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         shape = config.width, config.num_heads
         self.dtype = dtype = jnp.dtype(compute.dtype)
-        self.norm = compute.norm
+        self.norm: NormImpl = compute.norm
         options = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.ln1 = layer_norm(config.width, rngs)
         self.attn = Attention(*shape, **options)
@@ -210,7 +210,10 @@ class Decoder(nnx.Module):
         heads = config.num_heads, config.width // config.num_heads
         shape = (config.depth, batch, config.length, *heads)
         split = PartitionSpec(None, AXES) if has_mesh() else None
-        return tuple(jnp.zeros(shape, self.dtype, out_sharding=split) for _ in range(2))
+        return (
+            jnp.zeros(shape, self.dtype, out_sharding=split),
+            jnp.zeros(shape, self.dtype, out_sharding=split),
+        )
 
     def extend(
         self,

@@ -3,7 +3,7 @@
 Counted are the matrix products of one pass, a multiply-add as 2: patch embedding; query, key, value
 and out projections; attention scores and their product with the values, over all positions, padding
 included; the MLPs; the attention-pooling head, whose one query needs no keys and no values (see
-`vision.AttentionPool`); and the text head, which reads one position. Not counted are the token
+`pool.AttentionPool`); and the text head, which reads one vector. Not counted are the token
 lookup, the interpolation of positions, norms, softmax and other elementwise work, nor anything a
 program computes again. This is the usual convention (PaLM, arXiv 2204.02311, appendix B).
 
@@ -32,24 +32,32 @@ def forward_flops(config: ModelConfig, num_patches: int) -> int:
     return vision_flops(config.vision, num_patches) + _text(config.text)
 
 
-def training_flops(config: ModelConfig, num_patches: int, frozen: Collection[str] = ()) -> int:
+def training_flops(
+    config: ModelConfig,
+    num_patches: int,
+    frozen: Collection[str] = (),
+    idle: Collection[str] = (),
+) -> int:
     """FLOPs of the towers for one example, forward and backward.
 
     Args:
       config: sizes.
       num_patches: N, patches of the image, padding included.
       frozen: which of "vision" and "text" are not trained; their backward pass is not counted.
+      idle: which of them do not run at all.
 
     Returns:
       FLOPs.
 
     Raises:
-      ValueError: `frozen` names something that is not a tower.
+      ValueError: `frozen` or `idle` names something that is not a tower.
     """
     flops = {"vision": vision_flops(config.vision, num_patches), "text": _text(config.text)}
-    if unknown := sorted(set(frozen) - set(flops)):
-        raise ValueError(f"frozen names {unknown}, but the towers are 'vision' and 'text'")
-    return sum(once * (1 if name in frozen else 3) for name, once in flops.items())
+    for argument, names in {"frozen": frozen, "idle": idle}.items():
+        if unknown := sorted(set(names) - set(flops)):
+            raise ValueError(f"{argument} names {unknown}, but the towers are 'vision' and 'text'")
+    running = {name: once for name, once in flops.items() if name not in idle}
+    return sum(once * (1 if name in frozen else 3) for name, once in running.items())
 
 
 def contrastive_flops(batch: int, width: int) -> int:
@@ -77,13 +85,17 @@ def vision_flops(config: VisionConfig, num_patches: int) -> int:
     """
     width = config.width
     embed = 2 * num_patches * (config.patch_size**2 * 3) * width
-    # The pooling head: scores and pooled tokens of every head, then values and outputs.
-    pool = 4 * num_patches * width * config.num_heads + 4 * width**2 + _mlp(1, config)
-    return embed + _encoder(config, num_patches) + pool
+    return embed + _encoder(config, num_patches) + _pool(config, num_patches)
 
 
 def _text(config: TextConfig) -> int:
-    return _encoder(config, config.length) + 2 * config.width * config.embed_dim
+    pool = _pool(config, config.length) if config.pool == "map" else 0
+    return _encoder(config, config.length) + pool + 2 * config.width * config.embed_dim
+
+
+def _pool(tower: Tower, tokens: int) -> int:
+    """Scores and pooled tokens of every head, then values, outputs and the MLP."""
+    return 4 * tokens * tower.width * tower.num_heads + 4 * tower.width**2 + _mlp(1, tower)
 
 
 def _encoder(tower: Tower, tokens: int) -> int:

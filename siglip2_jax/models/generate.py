@@ -158,7 +158,8 @@ def _write(
 ) -> Generated:
     """Writes one sequence an image; `choose` picks ids [B] by scores [B, V] at a position."""
     pad, (batch, length) = decoder.config.pad_id, (len(prompts.lengths), decoder.config.length)
-    memory = decoder.image_memory(prompts.tokens, prompts.valid)
+    valid = jnp.asarray(prompts.valid)
+    memory = decoder.image_memory(jnp.asarray(prompts.tokens), valid)
     prefix = given_ids(decoder, prompts)
 
     def goes_on(draft: _Draft) -> Array:
@@ -167,7 +168,7 @@ def _write(
     def step(draft: _Draft) -> _Draft:
         at = draft.at
         before = draft.ids[:, at - 1]  # at first the last column, which is all pads then
-        hidden, cache = decoder.extend(before, at, draft.cache, memory, prompts.valid)
+        hidden, cache = decoder.extend(before, at, draft.cache, memory, valid)
         scores = log_probabilities(decoder, hidden, vocabulary)
         given = at < prompts.lengths
         chosen = jnp.where(given, prefix[:, at], choose(scores, at))

@@ -81,7 +81,8 @@ class Attention(nnx.Module):
                 rngs=rngs,
             )
 
-        self.dtype, self.impl = dtype, impl
+        self.dtype = dtype
+        self.impl: AttentionImpl = impl
         heads = (num_heads, width // num_heads)
         self.query = linear(width, heads)
         self.key = linear(input_width or width, heads)
@@ -96,8 +97,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid `inputs`; the result is float32."""
         if queries is inputs:
-            projections = self._project((self.query, self.key, self.value), queries)
-            return self._attend(*projections, valid)
+            query, key, value = self._project((self.query, self.key, self.value), queries)
+            return self._attend(query, key, value, valid)
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
@@ -160,7 +161,7 @@ class Block(nnx.Module):
 
     def __init__(self, tower: Tower, *, compute: Compute, rngs: nnx.Rngs):
         self.dtype = dtype = jnp.dtype(compute.dtype)
-        self.norm = compute.norm
+        self.norm: NormImpl = compute.norm
         self.ln1 = layer_norm(tower.width, rngs)
         self.attn = Attention(
             tower.width, tower.num_heads, impl=compute.attention, dtype=dtype, rngs=rngs

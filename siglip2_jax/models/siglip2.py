@@ -21,7 +21,7 @@ from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.text import TextTower
 from siglip2_jax.models.vision import VisionTower
-from siglip2_jax.types import Features, Patches
+from siglip2_jax.types import ArrayLike, Features, Patches
 
 Params = dict[str, Any]
 Model = TypeVar("Model", bound="SigLIP2")
@@ -79,14 +79,14 @@ class SigLIP2(nnx.Module):
             pooled=pooled,
             image=normalize(pooled),
             valid=image.valid,
-            grid=grid_size(image.yx, image.valid),
+            grid=grid_size(jnp.asarray(image.yx), jnp.asarray(image.valid)),
         )
 
-    def encode_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
+    def encode_text(self, ids: Int[ArrayLike, "B T"]) -> Float[Array, "B E"]:
         """Unit-length text embeddings."""
-        return normalize(self.text(ids))
+        return normalize(self.text(jnp.asarray(ids)))
 
-    def encode(self, image: Patches, ids: Int[Array, "B T"]) -> Features:
+    def encode(self, image: Patches, ids: Int[ArrayLike, "B T"]) -> Features:
         """Both towers, each run once."""
         return dataclasses.replace(self.encode_image(image), text=self.encode_text(ids))
 

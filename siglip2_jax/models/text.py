@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from siglip2_jax.models.config import TextConfig
 from siglip2_jax.models.layers import Compute, Encoder
+from siglip2_jax.models.pool import AttentionPool
 from siglip2_jax.sharding import gather, lookup, replicate
 
 
@@ -34,7 +36,7 @@ class TextPositions(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Bidirectional transformer that pools the last position.
+    """Bidirectional transformer that pools the last position, or all by attention.
 
     There is no padding mask and every text has exactly `config.length` tokens: the released
     models were trained to read the padding. The paper (section 2.1) says both towers pool by
@@ -48,6 +50,7 @@ class TextTower(nnx.Module):
         self.pos = TextPositions(config.length, config.width, rngs=rngs)
         self.encoder = Encoder(config, compute=compute, rngs=rngs)
         self.head = nnx.Linear(config.width, config.embed_dim, rngs=rngs)
+        self.pool = AttentionPool(config, rngs=rngs) if config.pool == "map" else None
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
         """Encodes texts.
@@ -68,4 +71,7 @@ class TextTower(nnx.Module):
             )
         x = self.embed(ids) + replicate(self.pos.table[...])
         tokens = self.encoder(x.astype(self.dtype))
-        return gather(self.head, jnp.float32)(tokens[:, -1])
+        pooled = tokens[:, -1]
+        if self.pool is not None:
+            pooled = jax.tree.map(replicate, self.pool)(tokens, jnp.ones(tokens.shape[:2], bool))
+        return gather(self.head, jnp.float32)(pooled)

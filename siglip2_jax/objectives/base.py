@@ -30,7 +30,8 @@ class Teacher:
     """The moving average of the student, without gradient.
 
     Attributes:
-      model: the two towers.
+      model: the student's model; its text tower, `t` and `b` are there only where `Optim.ema_all`
+        averages them.
       head: this objective's head.
       batch: what the step reads.
       seen: what `features` has computed in this step, for all objectives.
@@ -44,6 +45,7 @@ class Teacher:
     def features(self, field: str) -> Features:
         """Teacher's features of the views `batch.fields[field]`; rows are as in `all_views`."""
         if field not in self.seen:
+            assert self.batch is not None  # whoever asks does not look across examples
             views = all_views(self.batch, field)
             self.seen[field] = jax.lax.stop_gradient(self.model.encode_image(views))
         return self.seen[field]
@@ -55,9 +57,11 @@ class View:
 
     Attributes:
       student: the model being trained, its parameters under differentiation.
-      teacher: the moving average of the student and its heads; None where a stage keeps none.
-      features: the student's output for `batch`. For an objective that looks `across_examples`
-        they belong to the global batch, and `tokens` is None where gradients are accumulated.
+      teacher: the moving average of the student and this objective's head; None where a stage
+        keeps none, and for an objective that does not say that it `has_teacher`.
+      features: the student's output for `batch`; `text` is None where no objective reads it. For an
+        objective that looks `across_examples` they belong to the global batch, and `tokens` is None
+        where gradients are accumulated.
       batch: the inputs, images and texts in the same order; None for an objective that looks
         `across_examples` where gradients are accumulated.
       key: randomness of this step and objective, and of this part where gradients are accumulated.
@@ -80,10 +84,16 @@ class Objective:
       across_examples: True if examples are compared with each other (contrastive losses), so that
         accumulated gradients still need the whole batch at once; False if the loss is a mean over
         examples.
+      towers: those whose output for the batch it reads in `View.features`, "vision" and "text". A
+        tower that no objective reads does not run, and no FLOPs are counted for it.
+      has_teacher: True if it learns from the moving average of the student, which `View.teacher`
+        then holds.
     """
 
     weight: float
     across_examples: bool = False
+    towers: tuple[str, ...] = ("vision", "text")
+    has_teacher: bool = False
 
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> nnx.Module | None:
         """A module with parameters of its own, which live under `heads/<name>`; or None.

@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.objectives.base import Objective, View
+from siglip2_jax.objectives.base import Objective, Teacher, View
 from siglip2_jax.objectives.prototypes import ProjectionHead, distillation_loss
 from siglip2_jax.sharding import has_mesh, replicate
+from siglip2_jax.types import Batch
 
 # Targets this near to uniform, as a share of log K, come from logits with a deviation of less than
 # 0.5 (the missing entropy is half their variance); random directions give 1 / 16 / 0.04 = 1.6.
@@ -55,6 +56,7 @@ class Distillation(Objective):
     teacher_temperature: float = 0.04
     center_momentum: float = 0.9
     chunk: int = 512
+    has_teacher = True
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -88,8 +90,8 @@ class Distillation(Objective):
         sizes = (model.vision.width, self.hidden, self.hidden, self.bottleneck, self.prototypes)
         return sum(2 * inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
-    def check(self, view: View, *fields: str) -> None:
-        """There is a teacher, and the batch has these views.
+    def check(self, view: View, *fields: str) -> tuple[Teacher, Batch]:
+        """The teacher, and the batch, which has these views.
 
         Raises:
           ValueError: one is missing.
@@ -97,11 +99,13 @@ class Distillation(Objective):
         name = type(self).__name__
         if view.teacher is None:
             raise ValueError(f"{name} learns from a moving average of the model; set optim.ema")
+        assert view.batch is not None  # as examples are not compared
         if missing := [field for field in fields if field not in view.batch.fields]:
             raise ValueError(
                 f"{name} reads the views {', '.join(missing)}, which the batch lacks; add "
                 "SelfSupervisedViews to the transforms of the stage's data"
             )
+        return view.teacher, view.batch
 
     def match(
         self,
@@ -110,6 +114,7 @@ class Distillation(Objective):
         student: Float[Array, "n V D"],
         teacher: Float[Array, "n D"],
         weights: Float[Array, "n V"],
+        center_on: tuple[Float[Array, "m D"], Float[Array, " m"]] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss, and a new center in the student's head.
 
@@ -119,6 +124,8 @@ class Distillation(Objective):
           student: its features, V for each of the teacher's.
           teacher: its features.
           weights: of the cross-entropies.
+          center_on: other features of the teacher, and their weights, whose mean logits the center
+            follows; None follows those of `teacher`.
 
         Returns:
           The weighted sum, and of the teacher's targets: `teacher_entropy`, their mean entropy in
@@ -141,9 +148,14 @@ class Distillation(Objective):
             chunk=self.chunk,
         )
         row = weights.sum(axis=1)
-        total = jnp.maximum(row.sum(), jnp.finfo(row.dtype).tiny)
+        tiny = jnp.finfo(row.dtype).tiny
+        total = jnp.maximum(row.sum(), tiny)
+        seen, shares = targets, row
+        if center_on is not None:
+            features, shares = center_on
+            seen = jax.lax.stop_gradient(heads[1].project(features, dtype))
         # The mean of logits is the logit of the mean.
-        mean = jnp.sum(row[:, None] * targets, axis=0) / total
+        mean = jnp.sum(shares[:, None] * seen, axis=0) / jnp.maximum(shares.sum(), tiny)
         logits = jnp.matmul(mean, kernel.astype(jnp.float32), precision="highest")
         head.center[...] = self.center_momentum * center + (1 - self.center_momentum) * logits
         used = jnp.exp(jax.scipy.special.entr(found.targets / total).sum())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,15 +43,23 @@ class MaskedPrediction(Distillation):
 
     Attributes:
       ratio: the share of an image's valid patches that is hidden, above 0 and up to 1.
+      center: the patches over which the center is a mean: "hidden", the targets themselves, or
+        "all" valid ones, as in iBOT (arXiv 2111.07832), for which the teacher's head sees all.
     """
 
     ratio: float = 0.5
+    center: Literal["hidden", "all"] = "hidden"
+    towers = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.ratio <= 1:
             raise ValueError(
                 f"MaskedPrediction.ratio must be above 0 and at most 1, got {self.ratio}"
+            )
+        if self.center not in ("hidden", "all"):
+            raise ValueError(
+                f'MaskedPrediction.center must be "hidden" or "all", got {self.center!r}'
             )
 
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> MaskHead:
@@ -65,7 +74,10 @@ class MaskedPrediction(Distillation):
         size, _, patches = batch.fields[GLOBAL].valid.shape
         head = self.projection_flops(model)
         hidden = math.ceil(self.ratio * patches)
-        return size * (3 * vision_flops(model.vision, patches) + (3 + 1) * hidden * head)
+        projected = (3 + 1) * hidden * head
+        if self.center == "all":  # and not compared with the prototypes
+            projected += patches * (head - 2 * self.bottleneck * self.prototypes)
+        return size * (3 * vision_flops(model.vision, patches) + projected)
 
     def loss(self, head: MaskHead, view: View) -> tuple[Array, dict[str, Array]]:
         """The mean over an image's hidden patches, then over images; what `match` reports; `rank`.
@@ -76,23 +88,32 @@ class MaskedPrediction(Distillation):
         Raises:
           ValueError: there is no teacher, or the batch lacks the view.
         """
-        self.check(view, GLOBAL)
-        image = all_views(view.batch, GLOBAL)
-        masked, positions, weights = choose_patches(image.valid, self.ratio, view.key)
+        mean, batch = self.check(view, GLOBAL)
+        image = all_views(batch, GLOBAL)
+        valid = jnp.asarray(image.valid)
+        masked, positions, weights = choose_patches(valid, self.ratio, view.key)
         seen = view.student.encode_image(image, masked, head.mask_token[...])
         student, teacher = (
-            jnp.take_along_axis(x.tokens, positions[..., None], axis=1)
-            for x in (seen, view.teacher.features(GLOBAL))
+            jnp.take_along_axis(jnp.asarray(x.tokens), positions[..., None], axis=1)
+            for x in (seen, mean.features(GLOBAL))
         )
         count, width = weights.size, student.shape[-1]
         loss, report = self.match(
             view,
-            (head.projection, view.teacher.head.projection),
+            (head.projection, mean.head.projection),
             reshape_rows(student, (count, 1, width)),
             reshape_rows(teacher, (count, width)),
             reshape_rows(weights, (count, 1)),
+            self._every_patch(view) if self.center == "all" else None,
         )
         return loss, report | {"rank": rank_share(student[:, 0])}
+
+    def _every_patch(self, view: View) -> tuple[Float[Array, "m D"], Float[Array, " m"]]:
+        """The teacher's features of all patches; images weigh alike, and so do their patches."""
+        tokens, valid = view.teacher.features(GLOBAL).tokens, view.teacher.features(GLOBAL).valid
+        weights = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
+        count = valid.size
+        return reshape_rows(tokens, (count, tokens.shape[-1])), reshape_rows(weights, (count,))
 
 
 def choose_patches(

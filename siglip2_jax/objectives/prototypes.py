@@ -74,6 +74,7 @@ class ProjectionHead(nnx.Module):
 
 
 def _dense(layer: nnx.Linear, x: Array, dtype: DTypeLike) -> Array:
+    assert layer.bias is not None
     product = jnp.matmul(x.astype(dtype), layer.kernel[...], preferred_element_type=jnp.float32)
     return product + layer.bias[...]
 
@@ -148,7 +149,7 @@ def _on_mesh(rule: Rule, *inputs: Array) -> tuple[Match, tuple[Array, Array]]:
     if not has_mesh():
         return _local(rule, *inputs)
     specs = (BATCH, BATCH, WHOLE, WHOLE, WHOLE, BATCH)
-    found = Match(WHOLE, WHOLE, WHOLE), (BATCH, WHOLE)
+    found = WHOLE, (BATCH, WHOLE)
     return jax.shard_map(partial(_local, rule), in_specs=specs, out_specs=found)(*inputs)
 
 
@@ -178,7 +179,7 @@ def _local(
         padded = jnp.pad(x, [(0, parts * size - rows)] + [(0, 0)] * (x.ndim - 1))  # of weight 0
         return padded.reshape(parts, size, *x.shape[1:])
 
-    def one(sums: tuple[Match, Array], part: tuple[Array, ...]) -> tuple:
+    def one(sums: tuple[Match, Array], part: tuple[Array, Array, Array]) -> tuple:
         match, slopes = _part(rule, *part, student_kernel, teacher_kernel, center)
         d_student = _product("nvk,zk->nvz", slopes, student_kernel)
         d_kernel = _product("nvz,nvk->zk", part[0].astype(slopes.dtype), slopes)
@@ -187,7 +188,7 @@ def _local(
     # Every device has its own value of each, which zeros made from nothing would not say.
     zero = 0 * weights[0, 0]
     start = Match(zero, zero, zero + jnp.zeros(center.shape))
-    parted = tuple(split(x) for x in (student, teacher, weights))
+    parted = split(student), split(teacher), split(weights)
     (match, d_kernel), d_student = jax.lax.scan(
         one, (start, zero + jnp.zeros(student_kernel.shape)), parted
     )

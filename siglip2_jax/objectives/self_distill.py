@@ -40,6 +40,7 @@ class SelfDistill(Distillation):
     """
 
     views_at_once: int | None = None
+    towers = ("vision",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,12 +74,12 @@ class SelfDistill(Distillation):
           ValueError: there is no teacher, the batch lacks the views, or `views_at_once` does not
             divide them.
         """
-        self.check(view, LOCAL, GLOBAL)
-        student = self._student(view.student, view.batch)
-        teacher = view.teacher.features(GLOBAL).pooled
+        mean, batch = self.check(view, LOCAL, GLOBAL)
+        student = self._student(view.student, batch)
+        teacher = jnp.asarray(mean.features(GLOBAL).pooled)
         weights = jnp.full_like(student[..., 0], 1 / (student.shape[0] * student.shape[1]))
-        loss, report = self.match(view, (head, view.teacher.head), student, teacher, weights)
-        return loss, report | {"rank": rank_share(view.features.pooled)}
+        loss, report = self.match(view, (head, mean.head), student, teacher, weights)
+        return loss, report | {"rank": rank_share(jnp.asarray(view.features.pooled))}
 
     def _student(self, model: SigLIP2, batch: Batch) -> Float[Array, "B V D"]:
         """Student's embeddings of the local views."""
@@ -93,7 +94,7 @@ class SelfDistill(Distillation):
 
         def encode(_: None, part: Patches) -> tuple[None, Array]:
             some = dataclasses.replace(batch, fields={LOCAL: part})
-            pooled = model.encode_image(all_views(some, LOCAL)).pooled
+            pooled = jnp.asarray(model.encode_image(all_views(some, LOCAL)).pooled)
             return None, reshape_rows(pooled, (rows, at_once, pooled.shape[-1]))
 
         if at_once == views:

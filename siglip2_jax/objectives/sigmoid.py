@@ -50,7 +50,7 @@ class Sigmoid(Objective):
         """The loss, the temperature `exp(t)` and the bias."""
         t, b = view.student.t[...], view.student.b[...]
         compute = ring_loss if self.implementation == "ring" and has_mesh() else sigmoid_loss
-        loss = compute(view.features.image, view.features.text, t, b)
+        loss = compute(jnp.asarray(view.features.image), jnp.asarray(view.features.text), t, b)
         return loss, {"temperature": jnp.exp(t), "bias": b}
 
 

@@ -52,7 +52,7 @@ class SoftmaxDistill(Objective):
             )
         student, teacher = view.student, view.batch.fields[REFERENCE]
         t, b = student.t[...], student.b[...]
-        mine = Embedded(view.features.image, view.features.text, t, b)
+        mine = Embedded(view.features.image, jnp.asarray(view.features.text), t, b)
         loss, least = distillation_loss(mine, teacher)
         return loss, {"divergence": loss - least}
 
@@ -86,4 +86,5 @@ def distillation_loss(
 def _logits(x: Embedded) -> Float[Array, "n n"]:
     """Images as rows, split over the mesh; all texts on every device."""
     # TPUs multiply float32 in bfloat16 unless told otherwise.
-    return jnp.exp(x.t) * jnp.matmul(x.image, replicate(x.text).T, precision="highest")
+    text = replicate(jnp.asarray(x.text))
+    return jnp.exp(x.t) * jnp.matmul(x.image, text.T, precision="highest")

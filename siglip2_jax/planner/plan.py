@@ -161,7 +161,7 @@ def plan_step(
             f'({why}); use more chips, a smaller batch or compute.remat="full"'
         ) from error
     chip = chip_of(mesh)
-    analysis = analyse(compiled.as_text(), chip, cycles_of)
+    analysis = analyse(compiled.as_text() or "", chip, cycles_of)
     used = memory(compiled)
     parts = {
         "parameters": local_bytes(state.params),

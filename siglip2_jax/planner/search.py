@@ -77,6 +77,11 @@ class Trial:
         """Step time per example of the whole batch; infinite without a plan."""
         return float("inf") if self.plan is None else self.plan.seconds / self.plan.batch_size
 
+    @property
+    def peak(self) -> float:
+        """Peak of a chip's memory, in bytes; infinite without a plan."""
+        return float("inf") if self.plan is None else self.plan.memory["peak"]
+
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines; `plan` as `StepPlan.to_json`, or None."""
         plan = None if self.plan is None else self.plan.to_json()
@@ -152,14 +157,10 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     fitting = (trial for trial in trials if trial.fits)
     for trial in sorted(fitting, key=_cost):
         least = front[-1] if front else None
-        if (
-            least is None
-            or _cost(trial) == _cost(least)
-            or trial.plan.memory["peak"] < least.plan.memory["peak"]
-        ):
+        if least is None or _cost(trial) == _cost(least) or trial.peak < least.peak:
             front.append(trial)
     return front
 
 
-def _cost(trial: Trial) -> tuple[float, int]:
-    return trial.example_seconds, trial.plan.memory["peak"]
+def _cost(trial: Trial) -> tuple[float, float]:
+    return trial.example_seconds, trial.peak

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from siglip2_jax.sharding import make_mesh
+from siglip2_jax.sharding import Device, make_mesh
 
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud's metadata server what machine this is
@@ -28,7 +28,7 @@ _ENVIRONMENT = {
 _NAME = re.compile(r"(v5e|v6e|v5p):(\d+(?:x\d+){1,2})")
 
 
-def tpu_topology(name: str = "v5e:16x16", slices: int = 1) -> list[jax.Device]:
+def tpu_topology(name: str = "v5e:16x16", slices: int = 1) -> list[Device]:
     """Describes slices of TPUs; opens no device and no connection.
 
     The process that calls this should be one that only plans: variables that libtpu reads are set
@@ -60,7 +60,7 @@ def tpu_topology(name: str = "v5e:16x16", slices: int = 1) -> list[jax.Device]:
     shape = [int(side) for side in match[2].split("x")]
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    if jax.config.jax_platforms is None:
+    if jax.config.values["jax_platforms"] is None:
         jax.config.update("jax_platforms", "cpu")
     try:
         topology = topologies.get_topology_desc(
@@ -107,9 +107,10 @@ def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     Returns:
       The compiled program, to be looked at.
     """
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[option]
+    jax.config.update(option, 1e9)
     try:
         return lowered.compile()
     finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+        jax.config.update(option, before)

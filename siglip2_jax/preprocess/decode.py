@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
-from PIL import (  # the plugins register themselves in Image.OPEN
-    AvifImagePlugin,  # noqa: F401
-    BmpImagePlugin,  # noqa: F401
-    ExifTags,
-    GifImagePlugin,  # noqa: F401
-    Image,
-    Jpeg2KImagePlugin,  # noqa: F401
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import ExifTags, Image
+
+from siglip2_jax.preprocess.image_file import ImageError, LeastSize, load, read_image
 
 MAX_PIXELS = 200_000_000
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,10 +24,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-    """An image that cannot be read: one sentence with the item, what was found and a way out."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +40,6 @@ class NamedImage:
 
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray | NamedImage
-# From the height and width of an image as it is stored to the least that is needed of both.
-LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 def as_images(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
@@ -75,18 +59,19 @@ def decode(
     """Decodes one image to RGB, 8 bits a channel.
 
     Transparency of any kind is composited over white: `(c * a + 255 * (255 - a)) / 255`, rounded
-    to the nearest integer. 16-bit grey becomes `value / 257`, rounded; 16-bit colour keeps its
-    high byte, as Pillow reads it. Mode "I" is read as 16-bit, unless no value exceeds 255: then
-    values are grey levels. Mode "F" holds grey levels 0..255, unless no value exceeds 1: then 1 is
-    white. Values outside those ranges are refused. LAB is converted to sRGB. Animations give
-    their first frame.
+    to the nearest integer. 16-bit grey becomes `value / 257`, rounded; 16-bit colour, and grey with
+    alpha, keep their high bytes, as Pillow reads them. Mode "I" is read as 16-bit, unless no value
+    exceeds 255: then values are grey levels. Mode "F" holds grey levels 0..255, unless no value
+    exceeds 1: then 1 is white. Values outside those ranges are refused. LAB is converted to sRGB.
+    Animations give their first frame. A file whose pixels are whole is read even where its
+    metadata is damaged or too large.
 
     Args:
       source: a path (`gs://` included), the bytes of a file, a Pillow image, or a uint8 array
         [H, W, 3], [H, W, 4] (RGBA), [H, W] or [H, W, 1]; or one of these as a `NamedImage`. Files:
-        JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PPM.
-      exif: whether to turn the image upright as its EXIF orientation says. TIFF's own
-        orientation is part of how Pillow reads the format and is always applied.
+        JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000, PPM; with the extra `heic` HEIC and HEIF.
+      exif: whether to turn the image upright as its EXIF orientation says. The
+        orientation of TIFF and HEIC is part of how the formats are read and always applied.
       max_pixels: the largest accepted width * height, checked before pixels are decoded.
       name: what to call the image in errors, where the source has no name of its own.
       least_size: for training only. JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, sides
@@ -105,11 +90,13 @@ def decode(
         source, name = source.image, name or source.name
     label = name or _label(source)
     if isinstance(source, np.ndarray):
-        return _to_upright_rgb(_from_array(source, label), exif, max_pixels, label)
+        source = _from_array(source, label)
     if isinstance(source, Image.Image):
-        return _to_upright_rgb(source, exif, max_pixels, label)
+        load(source, label, max_pixels)
+        return _to_upright_rgb(source, exif, label)
     with _open_stream(source, label) as stream:
-        return _to_upright_rgb(_identify(stream, label), exif, max_pixels, label, least_size)
+        image = read_image(stream, label, max_pixels, least_size)
+        return _to_upright_rgb(image, exif, label)
 
 
 def _label(source: ImageSource) -> str:
@@ -119,7 +106,7 @@ def _label(source: ImageSource) -> str:
     return kinds.get(type(source), "image")
 
 
-def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIOBase:
+def _open_stream(source: str | os.PathLike | bytes, label: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
@@ -146,37 +133,6 @@ def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIO
         raise ImageError(f"{label}: the file cannot be read ({error}).") from error
 
 
-def _identify(stream: io.BufferedIOBase, label: str) -> Image.Image:
-    """Reads the header only.
-
-    `PIL.Image.open` does the same, but also warns above 89 megapixels and refuses above 179, by a
-    limit that is global to the process. Ours is `max_pixels`, so the plugins are asked directly.
-    """
-    prefix = stream.read(16)
-    if not prefix:
-        raise ImageError(f"{label}: there is nothing in it (zero bytes); expected an image file.")
-    for format_name in _FORMATS:
-        factory, accept = Image.OPEN[format_name]
-        # Plugins answer with a string, the reason, where Pillow was built without the format.
-        answer = accept(prefix.ljust(16, b"\0"))
-        if isinstance(answer, str):
-            raise ImageError(f"{label}: {answer}.")
-        if answer:
-            stream.seek(0)
-            try:
-                return factory(stream, "")
-            except Exception as error:  # whatever a plugin trips over in damaged data
-                raise ImageError(_damaged(label, format_name, error)) from error
-    raise ImageError(
-        f"{label}: not an image file (it starts with {prefix!r}); expected one of "
-        f"{', '.join(_FORMATS)}, or open it with Pillow and pass the image."
-    )
-
-
-def _damaged(label: str, format_name: str | None, error: Exception) -> str:
-    return f"{label}: the {format_name or 'image'} data is damaged or truncated ({error})."
-
-
 def _from_array(array: np.ndarray, label: str) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
@@ -189,28 +145,7 @@ def _from_array(array: np.ndarray, label: str) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 
-def _to_upright_rgb(
-    image: Image.Image,
-    exif: bool,
-    max_pixels: int,
-    label: str,
-    least_size: LeastSize | None = None,
-) -> Image.Image:
-    width, height = image.size
-    if not width * height:
-        raise ImageError(f"{label}: the image has no pixels ({height} x {width}, height x width).")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{label}: {height} x {width} (height x width) is more than max_pixels={max_pixels:,}; "
-            "shrink the image, or raise max_pixels if you trust it."
-        )
-    if least_size is not None:
-        least_height, least_width = least_size((height, width))
-        image.draft(None, (least_width, least_height))  # only Pillow's JPEG reader heeds it
-    try:
-        image.load()
-    except Exception as error:  # whatever a plugin trips over in damaged data
-        raise ImageError(_damaged(label, image.format, error)) from error
+def _to_upright_rgb(image: Image.Image, exif: bool, label: str) -> Image.Image:
     rgb = _to_rgb(image, label)
     return _upright(rgb, image) if exif else rgb
 
@@ -223,7 +158,9 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        rgb = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert rgb is not None  # as it would be if `image` itself were changed
+        return rgb
     if image.has_transparency_data:
         # La, premultiplied, is only convertible by way of LA.
         rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")

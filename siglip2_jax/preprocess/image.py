@@ -168,7 +168,7 @@ class ImagePreprocessor:
                 f"the image is {size} pixels of mode {image.mode}, expected RGB that is not empty; "
                 "ImagePreprocessor.open gives that"
             )
-        height, width = self.resized(image.size[::-1], max_num_patches)
+        height, width = self.resized((image.height, image.width), max_num_patches)
         grid = height // self.patch_size, width // self.patch_size
         return self._pixels(image, (height, width)), grid
 

@@ -80,7 +80,7 @@ class Tokenizer:
             raise TokenizerError(f"a text length of {length} leaves no room for the end mark")
         self._processor = _open(model_proto)
         self.model_proto = model_proto
-        self.text_norm = text_norm
+        self.text_norm: TextNorm = text_norm
         self.length = length
         self.vocab_size: int = self._processor.get_piece_size()
         self.eos_id: int = self._processor.eos_id()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2 as proto
+from sentencepiece import sentencepiece_model_pb2
 
 from siglip2_jax.preprocess.tokenizer import MODEL_FILES, Tokenizer, TokenizerError
 
+proto = cast(Any, sentencepiece_model_pb2)  # protobuf makes its classes when it is imported
 Piece = proto.ModelProto.SentencePiece
 SPACE = "▁"
 SPACE_TO_PIECE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -231,7 +232,7 @@ def _mergeable(
     return mergeable
 
 
-def _gemma_like(model_proto: bytes) -> proto.ModelProto:
+def _gemma_like(model_proto: bytes) -> Any:
     """The parsed model, if the `tokenizers` library can give its ids without tables of its own."""
     try:
         model = proto.ModelProto.FromString(model_proto)
@@ -254,7 +255,7 @@ def _gemma_like(model_proto: bytes) -> proto.ModelProto:
     return model
 
 
-def _merges(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
+def _merges(pieces: Sequence[Any]) -> Iterator[tuple[str, str]]:
     """Every way to make each piece of two others, best score first."""
     normal = {piece.piece: piece.score for piece in pieces if piece.type == Piece.NORMAL}
     for piece in sorted(normal, key=normal.__getitem__, reverse=True):
@@ -265,7 +266,7 @@ def _merges(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
                 yield piece[:cut], piece[cut:]
 
 
-def _added_tokens(pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
+def _added_tokens(pieces: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """The pieces that are found in the text before byte-pair encoding."""
     for index, piece in enumerate(pieces):
         if piece.type in (Piece.CONTROL, Piece.UNKNOWN, Piece.USER_DEFINED):

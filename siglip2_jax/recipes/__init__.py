@@ -14,9 +14,8 @@ def summaries() -> dict[str, str]:
         for file in resources.files(__name__).iterdir()
         if file.name.endswith(".py") and file.name != "__init__.py"
     }
-    return {
-        name: ast.get_docstring(ast.parse(texts[name])).partition("\n")[0] for name in sorted(texts)
-    }
+    lines = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
+    return {name: lines[name].partition("\n")[0] for name in sorted(lines)}
 
 
 def locate(config: str) -> str:

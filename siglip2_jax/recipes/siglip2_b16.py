@@ -3,11 +3,13 @@
     siglip2 train siglip2_b16 --workdir /tmp/siglip2 --set scale=1e-7
     siglip2 plan siglip2_b16 --topology v5e:16x16 --stage distill
     siglip2 train siglip2_b16 --workdir gs://BUCKET/siglip2_b16 \
-        --set data='/data/train/*.arrayrecord' --set tokenizer=/data/tokenizer.model
+        --set data='/data/english/*.arrayrecord' \
+        --set other_languages='/data/others/*.arrayrecord' \
+        --set tokenizer=/data/tokenizer.model
 
 The first command runs all stages on two CPU cores, on the images that ship with the package:
-`siglip2_jax.config.scale` says how everything shrinks together. At scale 1, records of `data` need
-captions and, for the two box tasks, `regions` (see `siglip2 data regions`).
+`siglip2_jax.config.scale` says how everything shrinks together. At scale 1, records need captions
+and, for the two box tasks, `regions` (see `siglip2 data regions`).
 
     share of 40 billion examples  0 %                        80 %      90 %   95 %  100 %
     1 main      section 2.2       sigmoid, captioning        |
@@ -20,6 +22,7 @@ captions and, for the two box tasks, `regions` (see `siglip2 data regions`).
 """
 
 from dataclasses import replace
+from typing import Any
 
 from siglip2_jax.config import (
     Checkpoints,
@@ -35,14 +38,16 @@ from siglip2_jax.config import (
 )
 from siglip2_jax.config.scale import ScaledRecipe
 from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.prepare import Transform
 from siglip2_jax.data.records import Records
-from siglip2_jax.data.sources import Folder
+from siglip2_jax.data.sources import Folder, Mixture
 from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import HERE, TOKENIZER
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.models.config import ModelConfig, two_towers
 from siglip2_jax.models.layers import Compute
+from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
@@ -55,6 +60,7 @@ PIXELS = 256  # of stages 1 and 2
 NAFLEX = (128, 256, 576, 784, 1024)  # one length a step, the same number of examples of each
 STRETCH = 3.75 / (5 / 6)  # 3.75 in examples; 1024 has half a batch and twice the steps
 ACID_STEPS = 4_000_000_000 / BATCH
+LANGUAGES = (0.9, 0.1)  # section 2.1: the shares of pairs from pages in English and in others
 
 # Section 2.3: the weight of both self-supervised losses.
 WEIGHT = {"B": 0.25, "L": 0.5, "So400m": 1.0, "g-opt": 0.5}
@@ -65,8 +71,10 @@ ADAPTED = {
     "So400m": ((14, 224), (14, 384), (16, 384), (16, 512)),
     "g-opt": ((16, 384),),
 }
-# Section 2.5: the share of examples left out, by patch size; only B was curated, by So400m. Which
-# So400m is unpublished: here the release that reads images of the same size.
+NATIVE = ("B", "So400m")  # released at native resolution
+# Section 2.5: the share of examples left out, by patch size; only B was curated. The teacher is a
+# So400m that `curating_teacher` fine-tunes. Which variant is unpublished: here the one that reads
+# images of the same size.
 LEFT_OUT = {16: 0.5, 32: 0.75}
 TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
 
@@ -74,7 +82,7 @@ TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
 class Recipe:
     """The stages of one size at one scale."""
 
-    def __init__(self, scale: float, size: str, data: str, tokenizer: str):
+    def __init__(self, scale: float, size: str, data: str, other_languages: str, tokenizer: str):
         self.scale, self.size = ScaledRecipe(scale), size
         self.full = scale == 1
         shipped = Folder(str(HERE), captions="examples.jsonl", images="photos")
@@ -82,7 +90,13 @@ class Recipe:
             self.evals = (Retrieval(source=shipped, name="photos", every=100_000),)
         else:
             self.evals = ()
-        self.source = Records(data or "/data/train/*.arrayrecord") if self.full or data else shipped
+        if self.full and not data:
+            data = "/data/english/*.arrayrecord"
+            other_languages = other_languages or "/data/others/*.arrayrecord"
+        self.source = Records(data) if data else shipped
+        if other_languages:
+            parts = self.source, Records(other_languages)
+            self.source = Mixture(tuple(zip(parts, LANGUAGES, strict=True)))
         self.tokenizer = tokenizer or ("/data/tokenizer.model" if self.full else str(TOKENIZER))
         self.vocab_size = 256_000 if self.full or tokenizer else 1024
         self.compute = Compute(dtype="bfloat16", remat="full") if self.full else Compute()
@@ -96,10 +110,10 @@ class Recipe:
         """Steps of a share of the 40 billion examples."""
         return self.scale.steps(share * STEPS)
 
-    def data(self, *transforms: object) -> Data:
+    def data(self, *transforms: Transform) -> Data:
         """All stages but the fifth write captions and boxes of the original image."""
-        workers = {"workers": 32, "threads": 1} if self.full else {}
-        return Data(source=self.source, transforms=transforms, **workers)
+        data = Data(source=self.source, transforms=transforms)
+        return replace(data, workers=32, threads=1) if self.full else data
 
     @property
     def targets(self) -> DecoderTargets:
@@ -109,6 +123,7 @@ class Recipe:
     def views(self, model: ModelConfig) -> SelfSupervisedViews:
         """One global view as large as the model's images, and 8 local ones of 96 pixels."""
         patch, pixels = model.vision.patch_size, model.vision.image_size
+        assert pixels is not None  # these views are square, as the model's images are
         local = round(self.scale.side(96, 16) / patch) or 1
         return SelfSupervisedViews(
             patch_size=patch,
@@ -117,15 +132,15 @@ class Recipe:
             local_views=8,
         )
 
-    def losses(self, supervised_only: bool) -> dict[str, object]:
+    def losses(self, supervised_only: bool) -> dict[str, Objective]:
         """Sections 2.2 and 2.3: equal weights of sigmoid and captioning; 1 and 0.25 of the rest."""
-        found = {
+        found: dict[str, Objective] = {
             "sigmoid": Sigmoid(weight=1.0),
             "caption": Captioning(weight=1.0, parallel=0.5),
         }
         if supervised_only:
             return found
-        head = {
+        head: dict[str, Any] = {
             "prototypes": self.scale.tokens(65_536),
             "hidden": self.scale.width(2048),
             "bottleneck": self.scale.width(256),
@@ -139,7 +154,7 @@ class Recipe:
             "masked": MaskedPrediction(weight=0.25 * weight, ratio=0.5, **head),
         }
 
-    def optim(self, begin: float, **changes: object) -> Optim:
+    def optim(self, begin: float, **changes: Any) -> Optim:
         """Section 2.1, with the clock of the schedule at a share of the run."""
         schedule = Schedule(
             warmup=self.scale.steps(WARMUP),
@@ -149,7 +164,7 @@ class Recipe:
         optim = Optim(peak_lr=1e-3, weight_decay=1e-4, b1=0.9, b2=0.95, clip_norm=1.0)
         return replace(optim, **({"schedule": schedule} | changes))
 
-    def stage(self, name: str, steps: int, **fields: object) -> Stage:
+    def stage(self, name: str, steps: int, **fields: Any) -> Stage:
         """A stage with what all have in common."""
         batch = self.scale.batch(BATCH)
         return Stage(name=name, steps=steps, batch_size=batch, evals=self.evals, **fields)
@@ -242,23 +257,30 @@ def config(
     scale: float = 1.0,
     size: str = "B",
     data: str = "",
+    other_languages: str = "",
     tokenizer: str = "",
+    naflex: bool | None = None,
     teacher: str = "google/siglip2-so400m-patch{patch_size}-{pixels}",
 ) -> TrainConfig:
-    """All five stages.
+    """All five stages; the fifth is B's alone.
 
     Args:
       scale: the share of the examples to see; see `siglip2_jax.config.scale`.
       size: of the towers: B, L, So400m or g-opt.
       data: a glob of ArrayRecord files; below scale 1, nothing means the images shipped.
+      other_languages: another glob, of pairs from pages that are not in English, of which a tenth
+        of all examples are drawn; nothing draws all from `data`.
       tokenizer: Gemma's; below scale 1, nothing means the one shipped, with 1,024 pieces.
-      teacher: So400m that curates, `{patch_size}` and `{pixels}` filled in; below scale 1 models
-        are smaller than any that was released, and it is the model itself that curates.
+      naflex: train stage 4; None trains it where it was released, for B and So400m.
+      teacher: So400m that curates, `{patch_size}` and `{pixels}` filled in: a release, or workdirs
+        of `curating_teacher`. Below scale 1 models are smaller than any that was released, and it
+        is the model itself that curates.
     """
-    recipe = Recipe(scale, size, data, tokenizer)
+    recipe = Recipe(scale, size, data, other_languages, tokenizer)
     adapted = ADAPTED[size]
     stages = [recipe.main(), recipe.distill(), *(recipe.adapted(*x) for x in adapted)]
-    stages += [recipe.trunk(), recipe.naflex()]
+    if size in NATIVE if naflex is None else naflex:
+        stages += [recipe.trunk(), recipe.naflex()]
     if size == "B":
         curator = teacher if recipe.full else ""
         stages.append(recipe.acid("distill", 16, PIXELS, curator))

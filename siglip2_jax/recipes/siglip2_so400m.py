@@ -11,6 +11,10 @@ from siglip2_jax.config import TrainConfig
 from siglip2_jax.recipes import siglip2_b16
 
 
-def config(scale: float = 1.0, data: str = "", tokenizer: str = "") -> TrainConfig:
+def config(
+    scale: float = 1.0, data: str = "", other_languages: str = "", tokenizer: str = ""
+) -> TrainConfig:
     """Eight stages; arguments as in `siglip2_b16`."""
-    return siglip2_b16.config(scale, size="So400m", data=data, tokenizer=tokenizer)
+    return siglip2_b16.config(
+        scale, size="So400m", data=data, other_languages=other_languages, tokenizer=tokenizer
+    )

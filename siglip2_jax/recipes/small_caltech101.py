@@ -52,7 +52,7 @@ def config() -> TrainConfig:
     # The captions say nothing of colour, and the images are few.
     colours = (ColorJitter(0.4, 0.4, 0.4, 0.1), Grayscale(0.3))
     crops = (RandomResizedCrop((0.3, 1.0), (0.6, 1.6)), HorizontalFlip(), Shrink(80), *colours)
-    top1 = {"every": 500, "max_num_patches": EVAL_BUDGET}
+    val = images("val", "{name}")
     stage = Stage(
         name="main",
         steps=3000,
@@ -61,7 +61,7 @@ def config() -> TrainConfig:
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup=1 / 30)),
-        evals=(ZeroShot(source=images("val", "{name}"), name="val", **top1),),
+        evals=(ZeroShot(source=val, name="val", every=500, max_num_patches=EVAL_BUDGET),),
     )
     return TrainConfig(
         model=model(),

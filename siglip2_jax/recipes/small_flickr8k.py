@@ -4,6 +4,7 @@ SIGLIP2_DATA=DIR siglip2 train small_flickr8k --workdir /tmp/flickr8k
 """
 
 import os
+from functools import partial
 
 from siglip2_jax.config import Checkpoints, Data, Logging, Optim, Schedule, Stage, TrainConfig
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
@@ -38,7 +39,7 @@ def model() -> ModelConfig:
 
 def config() -> TrainConfig:
     """One stage at native resolution."""
-    recall = {"every": 250, "max_num_patches": BUDGET}
+    recall = partial(Retrieval, every=250, max_num_patches=BUDGET)
     stage = Stage(
         name="main",
         steps=1000,
@@ -50,8 +51,8 @@ def config() -> TrainConfig:
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-3, schedule=Schedule(warmup=0.1)),
         evals=(
-            Retrieval(source=images("val"), name="val", **recall),
-            Retrieval(source=images("train"), name="train", count=100, **recall),
+            recall(source=images("val"), name="val"),
+            recall(source=images("train"), name="train", count=100),
         ),
     )
     return TrainConfig(

@@ -84,7 +84,8 @@ def scale_by_adafactor(*, momentum: float, max_decay: float) -> optax.GradientTr
         stored = {path: direction.astype(jnp.bfloat16) for path, direction in directions.items()}
         return directions, AdafactorState(state.count + 1, squares, stored)
 
-    return optax.GradientTransformation(init, update)
+    # Only flat dicts, where optax's types want any tree.
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _each_layer(path: str, function: Callable) -> Callable:

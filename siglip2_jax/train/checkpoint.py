@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -55,7 +55,7 @@ class RunCheckpoints:
             preserve = policies.AnyPreservationPolicy(kept)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
-            preservation_policy=preserve,
+            preservation_policy=preserve,  # pyright: ignore[reportArgumentType]  # it is one
             cleanup_tmp_directories=settings is not None,
         )
         # On several hosts Orbax would ask JAX's preemption service about the step it has just
@@ -111,7 +111,8 @@ class RunCheckpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """Reads the record that was saved beside the arrays."""
-        return self._checkpointer.checkpointables_metadata(step).custom_metadata
+        record = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        return cast(dict[str, Any], record)  # as `save` was given it
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """A whole state.
@@ -135,7 +136,7 @@ class RunCheckpoints:
                 structure, [optimizer[k] for k in by_path(like.optimizer)]
             ),
             ema_params=average,
-            step=_scalar(step, like.step.sharding.mesh),
+            step=jax.device_put(np.int32(step), like.step.sharding),
         )
 
     def shapes(self, step: int, tree: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -198,7 +199,3 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(placed, tree)
-
-
-def _scalar(value: int, mesh: Mesh) -> jax.Array:
-    return jax.device_put(np.int32(value), NamedSharding(mesh, PartitionSpec()))

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -150,10 +150,16 @@ def ending_together() -> Iterator[None]:
         watch.join()
 
 
+def _store() -> Any:
+    """JAX's key-value store, which runs of several processes have."""
+    assert global_state.client is not None
+    return global_state.client
+
+
 def _news() -> str | None:
     """Reason why another process failed, if one did."""
     try:
-        return global_state.client.key_value_try_get(NEWS)
+        return _store().key_value_try_get(NEWS)
     except RuntimeError:
         return None
 
@@ -187,7 +193,7 @@ def meet() -> None:
     """
     if global_state.num_processes > 1:
         name = f"siglip2_jax/meeting/{next(_meetings)}"
-        global_state.client.wait_at_barrier(name, SECONDS_TO_MEET * 1000)
+        _store().wait_at_barrier(name, SECONDS_TO_MEET * 1000)
 
 
 def exchange(text: str) -> list[str]:
@@ -195,9 +201,9 @@ def exchange(text: str) -> list[str]:
     if global_state.num_processes == 1:
         return [text]
     folder = f"siglip2_jax/exchange/{next(_meetings)}"
-    global_state.client.key_value_set(f"{folder}/{global_state.process_id}", text)
+    _store().key_value_set(f"{folder}/{global_state.process_id}", text)
     meet()
-    texts = dict(global_state.client.key_value_dir_get(folder))
+    texts = dict(_store().key_value_dir_get(folder))
     return [texts[f"{folder}/{process}"] for process in range(global_state.num_processes)]
 
 

@@ -17,6 +17,7 @@ from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, Train
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import HostBatch
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
 from siglip2_jax.train.compiler import jit_step
@@ -35,8 +36,8 @@ from siglip2_jax.train.start import (
     load_teacher_params,
     warn_if_unsplit,
 )
-from siglip2_jax.train.state import TrainState
-from siglip2_jax.train.step import Metrics, Program, without_heads
+from siglip2_jax.train.state import TrainState, without_heads
+from siglip2_jax.train.step import Metrics, Program
 from siglip2_jax.train.throughput import Throughput
 from siglip2_jax.train.versions import agreed_versions, in_words
 
@@ -97,6 +98,7 @@ class StageRun:
     def run(self) -> bool:
         """Runs it; False if it was told to stop."""
         warn_if_unsplit(self._program, self._run.mesh)
+        self._warn_if_uncounted()
         state, reading = self._restore()
         steps = self._compile(reading)
         pipeline = stage_pipeline(self._stage, self._run.tokenizer)
@@ -106,6 +108,12 @@ class StageRun:
                 return self._train(state, steps, batches, show)
         finally:
             batches.close()
+
+    def _warn_if_uncounted(self) -> None:
+        """Names the objectives that do not say how much they compute, so that MFU is too low."""
+        objectives = self._program.objectives.items()
+        if names := [name for name, x in objectives if type(x).flops is Objective.flops]:
+            log.warning("MFU and FLOPs leave out %s, which define no flops", ", ".join(names))
 
     def _restore(self) -> tuple[TrainState, StepSchedule]:
         """The state and what is left to read: of a checkpoint within the stage, or its start."""
@@ -212,8 +220,9 @@ class StageRun:
         values = self._look(0) | self._throughput.report()
         values["bad_examples"] = float(self._bad_in_all())
         for evaluator in due:
-            found = evaluator(self._embedder(state))
-            self._model.params = {}  # or the next step could not reuse their memory
+            model = self._embedder(state)
+            found = evaluator(model)
+            model.params = {}  # or the next step could not reuse their memory
             values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
         self._raise_alarms(done, values)
         if self._run.writer:

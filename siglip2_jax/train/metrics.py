@@ -80,7 +80,7 @@ class JsonLines:
     def __init__(self, path: epath.Path, step: int):
         self._path = path
         text = path.read_text() if path.exists() else ""
-        self._lines = [line for line in text.splitlines() if _step_of(line) <= step]
+        self._lines = [line for line in text.split("\n") if _step_of(line) <= step]
         self._local = not os.fspath(path).startswith("gs://")
         self._uploaded = 0.0
         if text != self._text():  # a line is dropped, or the last one lacks its end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import optax
@@ -75,7 +75,7 @@ def make_optimizer(optim: Optim, steps: int, paths: Sequence[str]) -> optax.Grad
     ) -> tuple[Leaves, OptimState]:
         if params is None:
             raise ValueError("the optimizer's update needs the parameters, for weight decay")
-        directions, moments = chain.update(grads, state.moments, params)
+        directions, moments = cast(tuple[Leaves, Any], chain.update(grads, state.moments, params))
         now = at(state.count)
         updates = {
             path: -now * (rates[path] * direction + decays[path] * params[path])
@@ -83,7 +83,8 @@ def make_optimizer(optim: Optim, steps: int, paths: Sequence[str]) -> optax.Grad
         }
         return updates, OptimState(state.count + 1, moments)
 
-    return optax.GradientTransformation(init, update)
+    # Only flat dicts, where optax's types want any tree.
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def learning_rate(optim: Optim, steps: int) -> Callable[..., Float[Array, ""]]:

@@ -45,17 +45,17 @@ def warn_if_unsplit(program: Program, mesh: Mesh) -> None:
 
 def abstract_state(program: Program, mesh: Mesh) -> TrainState:
     """Shapes and shardings of a stage's state; computes nothing."""
+    teacher = None
+    if program.selector is not None:
+        shardings = param_shardings(mesh, program.selector.shapes)
+        shapes = {
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
+            for path, x in program.selector.shapes.items()
+        }
+        teacher = unflatten(shapes)
     with jax.set_mesh(mesh):  # the key too is abstract: the devices may not be there
         params = jax.eval_shape(lambda: program.init_params(jax.random.key(0)))
-        state = on_mesh(jax.eval_shape(program.init_state, params), mesh)
-    if program.selector is None:
-        return state
-    shardings = param_shardings(mesh, program.selector.shapes)
-    teacher = {
-        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path])
-        for path, x in program.selector.shapes.items()
-    }
-    return dataclasses.replace(state, teacher_params=unflatten(teacher))
+        return on_mesh(jax.eval_shape(program.init_state, params, teacher), mesh)
 
 
 def initialize_stage(
@@ -85,11 +85,13 @@ def initialize_stage(
             params |= _continued(program.shapes, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
         moments, average = state.optimizer, state.ema_params
-        if source and start.optimizer:
-            moments = _moments(state, *source)
-        if source and start.average and average is not None:
-            saved = _continued(program.shapes, *source, mesh, AVERAGE)
-            average = unflatten(flatten(average) | saved)
+        if source and isinstance(start, Continue):
+            if start.optimizer:
+                moments = _moments(state, *source)
+            if start.average and average is not None:
+                kept = {path: program.shapes[path] for path in program.average.paths}
+                saved = _continued(kept, *source, mesh, AVERAGE)
+                average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.stage.first_step), state.step.sharding)
     teacher = load_teacher_params(program, config, mesh, workdir)
     return dataclasses.replace(
@@ -108,9 +110,10 @@ def load_teacher_params(
       ValueError: it is missing, or lacks parameters.
       OSError: the same.
     """
-    if program.selector is None:
+    curation = program.stage.curation
+    if program.selector is None or curation is None:
         return None
-    teacher, shapes = program.stage.curation.teacher, program.selector.shapes
+    teacher, shapes = curation.teacher, program.selector.shapes
     with jax.set_mesh(mesh):
         if isinstance(teacher, Pretrained):
             params = _pretrained(shapes, teacher, mesh)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Int
+import jax
+from jaxtyping import Array, Int
 
-from siglip2_jax.models.siglip2 import Params
-from siglip2_jax.types import ArrayLike, pytree_dataclass
+from siglip2_jax.checkpoints.run_layout import HEADS
+from siglip2_jax.models.siglip2 import Params, flatten, unflatten
+from siglip2_jax.sharding import has_mesh, param_spec
+from siglip2_jax.types import pytree_dataclass
 
 
 @pytree_dataclass
@@ -26,5 +29,21 @@ class TrainState:
     params: Params
     optimizer: Any
     ema_params: Params | None
-    step: Int[ArrayLike, ""]
+    step: Int[Array, ""]
     teacher_params: Params | None = None
+
+
+def without_heads(params: Params) -> Params:
+    """The model's parameters: what is exported and shown to evaluators."""
+    return {name: value for name, value in params.items() if name != HEADS}
+
+
+def place(params: Params) -> Params:
+    """Parameters split by rule over the mesh in force, if there is one."""
+    if not has_mesh():
+        return params
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    flat = flatten(params)
+    return unflatten(
+        {path: jax.reshard(x, param_spec(path, x.shape, fsdp)) for path, x in flat.items()}
+    )

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from siglip2_jax.config import ResolvedStage
+from siglip2_jax.checkpoints.run_layout import HEADS
+from siglip2_jax.config import Curation, ResolvedStage
 from siglip2_jax.curation.selector import BatchSelector
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import training_flops
@@ -30,13 +31,12 @@ from siglip2_jax.models.siglip2 import (
     unflatten,
 )
 from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
-from siglip2_jax.sharding import has_mesh, join_batch, param_spec, split_batch
+from siglip2_jax.sharding import join_batch, split_batch
+from siglip2_jax.train.average import Average
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
-from siglip2_jax.train.state import TrainState
+from siglip2_jax.train.state import TrainState, place, without_heads
 from siglip2_jax.types import Batch, Features
-
-HEADS = "heads"
 
 Metrics = dict[str, Array]
 
@@ -51,12 +51,14 @@ class Program:
       selector: selects examples of the super-batch; None where a stage trains on all.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
       trainable: paths of the parameters that the optimizer changes.
+      average: the moving average of parameters.
+      towers: names of those that an objective reads; the others do not run.
     """
 
     def __init__(self, stage: ResolvedStage):
         self.stage = stage
         self.model: ModelConfig = stage.model
-        self.selector = None if stage.curation is None else _selector(stage)
+        self.selector = None if stage.curation is None else _selector(stage, stage.curation)
         self.objectives = {name: x for name, x in stage.objectives.items() if x.weight}
         self._graphdef, model = abstract_model(self.model, stage.compute)
         heads = nnx.eval_shape(lambda: self._make_heads(jax.random.key(0)))
@@ -66,6 +68,8 @@ class Program:
         self.shapes = flatten(model | ({HEADS: heads} if heads else {}))
         learnable = [path for path in self.shapes if path not in buffers]
         self.trainable = tuple(trainable(stage.optim, learnable))
+        self.average = Average(stage, self.objectives, self.shapes)
+        self.towers = {tower for x in self.objectives.values() for tower in x.towers}
         self._flops: dict[tuple[int, int], int] = {}
         self._optimizer = make_optimizer(stage.optim, stage.num_steps, self.trainable)
 
@@ -78,14 +82,15 @@ class Program:
             params[HEADS] = {name: nnx.to_pure_dict(nnx.state(x)) for name, x in heads.items()}
         return place(params)
 
-    def init_state(self, params: Params) -> TrainState:
+    def init_state(self, params: Params, teacher_params: Params | None = None) -> TrainState:
         """A state with fresh optimizer moments; to be jitted."""
         flat = flatten(params)
         return TrainState(
             params=params,
             optimizer=self._optimizer.init({path: flat[path] for path in self.trainable}),
-            ema_params=params if self.stage.optim.ema is not None else None,
+            ema_params=self.average.start(flat),
             step=jnp.asarray(0, jnp.int32),
+            teacher_params=teacher_params,
         )
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -104,6 +109,7 @@ class Program:
         if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
             key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
+            assert state.teacher_params is not None
             batch, chosen = self.selector.choose(student, state.teacher_params, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
@@ -114,11 +120,7 @@ class Program:
         (loss, (metrics, buffers)), gradients = jax.value_and_grad(total, has_aux=True)(changing)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, changing)
         buffers = flatten(place({HEADS: buffers}))
-        params = unflatten(flat | buffers | optax.apply_updates(changing, updates))
-        ema_params = state.ema_params
-        if ema_params is not None:
-            share = 1 - self.stage.optim.ema
-            ema_params = optax.incremental_update(params, ema_params, share)
+        flat |= buffers | cast(dict[str, Array], optax.apply_updates(changing, updates))
         rate = learning_rate(self.stage.optim, self.stage.num_steps)(
             state.step - self.stage.first_step
         )
@@ -126,12 +128,18 @@ class Program:
         metrics |= {f"curation/{name}": value for name, value in chosen.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         state = dataclasses.replace(
-            state, params=params, optimizer=optimizer, ema_params=ema_params, step=state.step + 1
+            state,
+            params=unflatten(flat),
+            optimizer=optimizer,
+            ema_params=self.average.update(state.ema_params, flat),
+            step=state.step + 1,
         )
         return state, metrics
 
     def flops(self, budget: int, batch_size: int) -> int:
-        """Analytic model FLOPs of one step; a tower without trainable parameters runs forward.
+        """Analytic model FLOPs of one step.
+
+        A tower without trainable parameters runs forward, one that no objective reads not at all.
 
         Args:
           budget: patches an image may have.
@@ -144,17 +152,17 @@ class Program:
 
     def _count_flops(self, budget: int, batch_size: int) -> int:
         learning = {path.split("/")[0] for path in self.trainable}
-        frozen = {"vision", "text"} - learning
-        towers = training_flops(self.model, self.model.vision.num_patches or budget, frozen)
+        towers, patches = {"vision", "text"}, self.model.vision.num_patches or budget
+        once = training_flops(self.model, patches, towers - learning, towers - self.towers)
         read, batch_size = batch_size, self.batch_size(batch_size)
         batch = abstract_batch(self.stage, budget, batch_size)
         objectives = sum(x.flops(self.model, batch) for x in self.objectives.values())
         curation = self.selector.flops(budget, read) if self.selector else 0
-        return batch_size * towers + objectives + curation
+        return batch_size * once + objectives + curation
 
     def batch_size(self, read: int) -> int:
         """Examples that are trained on, out of those that a step reads."""
-        return read if self.selector is None else self.stage.curation.batch_size(read)
+        return read if self.stage.curation is None else self.stage.curation.batch_size(read)
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
@@ -178,12 +186,12 @@ class Program:
         student = nnx.merge(self._graphdef, without_heads(params))
         parts = self.stage.optim.accumulate
         if parts == 1:
-            features = student.encode(batch.image, batch.text)
+            features = self._encode(student, batch)
             reports = self._run(local | whole, params, show(features, batch))
         else:
             features, reports = self._accumulated(student, params, show, local, batch, parts)
             reports |= self._run(whole, params, show(features, None))
-        loss = sum(x.weight * reports[k][0] for k, x in self.objectives.items())
+        loss = jnp.asarray(sum(x.weight * reports[k][0] for k, x in self.objectives.items()))
         metrics = {f"loss/{name}": value for name, (value, _, _) in reports.items()}
         for name, (_, report, _) in reports.items():
             metrics |= {f"{name}/{key}": value for key, value in report.items()}
@@ -207,13 +215,19 @@ class Program:
 
         @jax.checkpoint
         def one(index: Array, part: Batch) -> tuple[Array, Any]:
-            features = student.encode(part.image, part.text)
+            features = self._encode(student, part)
             reports = self._run(local, params, show(features, part, index))
             return index + 1, (dataclasses.replace(features, tokens=None, valid=None), reports)
 
         split = jax.tree.map(lambda x: split_batch(x, parts), batch)
         _, (features, reports) = jax.lax.scan(one, jnp.int32(0), split)
         return jax.tree.map(join_batch, features), jax.tree.map(lambda x: x.mean(0), reports)
+
+    def _encode(self, student: SigLIP2, batch: Batch) -> Features:
+        """The towers' output; without texts where no objective reads them."""
+        if "text" in self.towers:
+            return student.encode(batch.image, batch.text)
+        return student.encode_image(batch.image)
 
     def _run(self, objectives: Mapping[str, Objective], params: Params, view: Any) -> dict:
         """Loss, report and buffers of each objective."""
@@ -239,9 +253,9 @@ class Program:
 
         def view(name: str) -> View:
             teacher = None
-            if ema_params is not None:
-                model = nnx.merge(self._graphdef, without_heads(ema_params))
-                teacher = Teacher(model, self._head(name, ema_params), batch, seen)
+            if ema_params is not None and self.objectives[name].has_teacher:
+                model, head = self.average.model(ema_params), self._head(name, ema_params)
+                teacher = Teacher(model, head, batch, seen)
             return View(student, teacher, features, batch, _fold_name(key, name), state.step)
 
         return view
@@ -259,8 +273,7 @@ class Program:
         return {name: head for name, head in made.items() if head is not None}
 
 
-def _selector(stage: ResolvedStage) -> BatchSelector:
-    curation = stage.curation
+def _selector(stage: ResolvedStage, curation: Curation) -> BatchSelector:
     return BatchSelector(
         stage.model,
         curation.model or stage.model,
@@ -275,22 +288,6 @@ def _selector(stage: ResolvedStage) -> BatchSelector:
 def _fold_name(key: Array, name: str) -> Array:
     """The randomness of an objective, which does not depend on the others of its stage."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
-def place(params: Params) -> Params:
-    """Parameters split by rule over the mesh in force, if there is one."""
-    if not has_mesh():
-        return params
-    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
-    flat = flatten(params)
-    return unflatten(
-        {path: jax.reshard(x, param_spec(path, x.shape, fsdp)) for path, x in flat.items()}
-    )
-
-
-def without_heads(params: Params) -> Params:
-    """The model's parameters: what is exported and shown to evaluators."""
-    return {name: value for name, value in params.items() if name != HEADS}
 
 
 def _buffers(head: nnx.Module | None) -> Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ NAFLEX = ModelConfig(
     ),
     text=TEXT,
 )
+MAP = dataclasses.replace(FIXED, text=dataclasses.replace(TEXT, pool="map"))
 
 
 def values(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -60,6 +62,12 @@ def fixed(make_checkpoint) -> Checkpoint:
 @pytest.fixture
 def naflex(make_checkpoint) -> Checkpoint:
     return make_checkpoint(NAFLEX)
+
+
+@pytest.fixture
+def mapped(make_checkpoint) -> Checkpoint:
+    """Its texts are pooled by attention."""
+    return make_checkpoint(MAP)
 
 
 @pytest.fixture(scope="session")

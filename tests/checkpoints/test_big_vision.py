@@ -15,7 +15,7 @@ from siglip2_jax.models.config import RELEASES
 def arrays(checkpoint, **layouts) -> dict[str, np.ndarray]:
     """An official checkpoint as a dict."""
     rules = big_vision.rules(
-        checkpoint.config.native_resolution,
+        checkpoint.config,
         layouts.get("vision", "unrolled"),
         layouts.get("text", "unrolled"),
     )
@@ -49,6 +49,18 @@ def test_write_is_official(tmp_path, checkpoint, layout):
         assert sorted(found.files) == sorted(expected)
         for name in found.files:
             np.testing.assert_array_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("format", ["npz", "orbax"])
+def test_texts_pooled_by_attention(tmp_path, mapped, fixed, assert_equal, format):
+    path = tmp_path / ("model.npz" if format == "npz" else "model")
+    write(mapped, path, format)
+    found = read(path)
+    assert found.config.text == mapped.config.text != fixed.config.text
+    assert_equal(found, mapped)
+    names = arrays(mapped).keys() - arrays(fixed).keys()
+    vision = {name for name in arrays(fixed) if "img/MAPHead_0" in name}
+    assert names == {name.replace("img/", "txt/") for name in vision} and len(names) == 15
 
 
 def test_patches_and_positions_by_hand(fixed, naflex):

@@ -41,6 +41,12 @@ def test_round_trip(directory, checkpoint, assert_equal):
     assert_equal(read(directory / "model.safetensors"), checkpoint)
 
 
+def test_texts_pooled_by_attention_are_refused(tmp_path, mapped):
+    with pytest.raises(ConversionError, match="pools by 'map', which transformers' models do not"):
+        write(mapped, tmp_path / "hf", "hf")
+    assert not any(tmp_path.iterdir())
+
+
 def test_transforms_by_hand(directory, checkpoint):
     """q, k, v keep their order, and every matrix is transposed the right way."""
     theirs = load_file(directory / "model.safetensors")

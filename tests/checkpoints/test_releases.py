@@ -64,7 +64,7 @@ def test_a_full_release_is_recognised(tmp_path, make_checkpoint):
     """Sizes alone: the tensors of So400m/14 384 are never computed."""
     release = next(release for release in RELEASES if release.name == "So400m/14 384")
     checkpoint = make_checkpoint(release.config)
-    rules = big_vision.rules(False, "stacked", "stacked")
+    rules = big_vision.rules(release.config, "stacked", "stacked")
     tensors = {}
     for rule in rules:
         tensor = checkpoint.params[rule.ours[0]]

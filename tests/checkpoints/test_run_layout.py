@@ -16,6 +16,7 @@ from siglip2_jax.cli import main
 from siglip2_jax.config import Optim
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.siglip2 import flatten
+from siglip2_jax.objectives.self_distill import SelfDistill
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
 
@@ -44,7 +45,7 @@ def saved(workdir):
         ("", 10, "params"),
         ("checkpoints/9", 9, "params"),
         pytest.param("checkpoints/9/params", 9, "params", marks=pytest.mark.slow),
-        ("checkpoints/10/average", 10, "average"),
+        ("checkpoints/10/average", 10, "ema_params"),
     ],
 )
 def test_load(workdir, saved, path, step, tree):
@@ -157,6 +158,15 @@ def test_unfinished_steps_are_not_seen(workdir, saved, tmp_path):
 def test_no_average(tmp_path):
     save_run(tmp_path, run(stage(optim=Optim())), [3], make_mesh(1, jax.devices()[:1]))
     with pytest.raises(OSError, match="no file or directory '.*3/average'"):
+        read(tmp_path / "checkpoints" / "3" / "average")
+
+
+def test_an_average_of_the_vision_tower_is_no_model(tmp_path):
+    objectives = {"silc": SelfDistill(weight=1.0, prototypes=4, hidden=4, bottleneck=4)}
+    save_run(tmp_path, run(stage(objectives=objectives)), [3], make_mesh(1, jax.devices()[:1]))
+    assert read(tmp_path).config == SMALL
+    message = "3: average/ holds the vision tower alone, .* load params/, or train with optim.ema"
+    with pytest.raises(ConversionError, match=message):
         read(tmp_path / "checkpoints" / "3" / "average")
 
 

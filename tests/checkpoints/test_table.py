@@ -30,9 +30,9 @@ def test_transforms_have_an_inverse(name):
 @pytest.mark.parametrize("release", RELEASES + SIGLIP1_RELEASES, ids=lambda release: release.name)
 def test_tables_fill_every_parameter_once_and_lose_no_element(release):
     shapes = param_shapes(release.config)
-    native = release.config.native_resolution
-    tables = [big_vision.rules(native, vision, "stacked") for vision in ("unrolled", "stacked")]
-    for rules in (*tables, huggingface.rules(native)):
+    config = release.config
+    tables = [big_vision.rules(config, vision, "stacked") for vision in ("unrolled", "stacked")]
+    for rules in (*tables, huggingface.rules(config.native_resolution)):
         ours = [path for rule in rules for path in rule.ours]
         assert sorted(ours) == sorted(shapes)
         theirs = table.their_shapes(rules, shapes)

@@ -1,6 +1,7 @@
 """`siglip2 data regions`, and the targets made of its rows in `siglip2 data inspect`."""
 
 import json
+import os
 import re
 import sys
 
@@ -75,6 +76,32 @@ def test_annotated_boxes_become_targets_that_are_drawn(siglip2, folder, tmp_path
     assert lines.count("caption: number 0") == 2
 
 
+def test_categories_are_looked_for_in_every_image(siglip2, folder, monkeypatch):
+    """The lines of a file, each once, in place of what the captions say."""
+    asked = []
+
+    class Detector:
+        def __init__(self, repo, device, *, threshold):
+            self.threshold = threshold
+
+        def detect(self, image, queries):
+            asked.append(queries)
+            return [Region((0.0, 0.0, 0.5, 0.5), queries[-1], 0.6)]
+
+        def __repr__(self):
+            return "Detector()"
+
+    monkeypatch.setattr("siglip2_jax.data.tools.owlv2.Owlv2Detector", Detector)
+    (folder / "categories.txt").write_text("dog\n\n  red kite \ndog\n", encoding="utf-8-sig")
+    options = "data", "regions", "--folder", folder, "--captions", "annotations.jsonl"
+    options += "--detector", "owlv2", "--categories", folder / "categories.txt"
+    result = siglip2(*options, "--out", folder / "regions.jsonl")
+    assert result.code == 0, result.err
+    assert asked == [("dog", "red kite")] * 4
+    examples = Folder(str(folder), captions="regions.jsonl").open()
+    assert [x.phrase for i in range(4) for x in read_regions(examples[i])] == ["red kite"] * 4
+
+
 def test_no_row_can_be_used(siglip2, folder):
     for path in (folder / "images").iterdir():
         path.unlink()
@@ -91,7 +118,19 @@ def test_no_row_can_be_used(siglip2, folder):
         (("--captions", "annotations.jsonl", "--detector", "owlv2"), "siglip2_jax[regions]"),
         (
             ("--captions", "annotations.jsonl", "--annotations", "--model", "x"),
-            "--model and --device are of --detector",
+            "--model, --device and --categories are of --detector",
+        ),
+        (
+            ("--captions", "annotations.jsonl", "--annotations", "--categories", "x"),
+            "--model, --device and --categories are of --detector",
+        ),
+        (
+            ("--captions", "annotations.jsonl", "--detector", "owlv2", "--categories", "no.txt"),
+            "no.txt",
+        ),
+        (
+            ("--captions", "annotations.jsonl", "--detector", "owlv2", "--categories", os.devnull),
+            f"{os.devnull} is empty; expected one object category per line",
         ),
     ],
 )

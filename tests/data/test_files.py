@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from siglip2_jax.data.files import IMAGE_SUFFIXES, find_images, read_lines
+from siglip2_jax.data.files import IMAGE_SUFFIXES, find_images
 from siglip2_jax.preprocess.decode import ImageError, decode
 
 
@@ -52,12 +52,3 @@ def test_every_suffix_is_of_a_format_that_is_read(tmp_path):
         path.unlink()
     with pytest.raises(ImageError):
         decode(tmp_path / "photo.jpg")
-
-
-def test_lines(tmp_path):
-    path = tmp_path / "texts.txt"
-    path.write_bytes("\ufeffeine Katze\r\n\n  \n ein Hund \n猫".encode())
-    assert read_lines(path) == ["eine Katze", " ein Hund ", "猫"]
-    path.write_bytes("Müll".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"texts.txt is not text in UTF-8 \(.* at byte 1\)"):
-        read_lines(path)

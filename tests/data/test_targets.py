@@ -29,10 +29,13 @@ def blank(**fields):
 
 
 def made(targets=TARGETS, seed=0, **fields):
+    """Sequences [R, S] and lengths of prefixes [R], in the order of the tasks."""
     found = targets(blank(**fields), np.random.default_rng(seed))["fields"]
-    assert found["targets"].dtype == found["prefix"].dtype == np.int32
-    assert found["targets"].shape == (len(targets.tasks), targets.length)
-    return found["targets"], found["prefix"]
+    assert list(found["targets"]) == list(found["prefix"]) == list(targets.tasks)
+    rows, prefix = (np.stack(list(found[name].values())) for name in ("targets", "prefix"))
+    assert rows.dtype == prefix.dtype == np.int32
+    assert rows.shape == (len(targets.tasks), targets.length)
+    return rows, prefix
 
 
 def pieces(text):
@@ -91,13 +94,60 @@ def test_the_generator_decides_and_pickles_are_the_same():
 
 
 def test_long_sequences_keep_their_end_mark():
-    short = replace(TARGETS, length=12, pad_id=3)
-    targets, prefix = made(short, text="dog " * 40, regions=REGIONS[:1])
+    short = replace(TARGETS, length=12, pad_id=3, tasks=("caption",))
+    targets, prefix = made(short, text="dog " * 40)
     whole = [*pieces("cap:"), *pieces(" " + "dog " * 40)]
     assert targets[0].tolist() == [*whole[:11], 1]
-    assert (targets[:, -1] == 1).all() and prefix[0] == len(pieces("cap:"))
-    assert (made(short)[0][1:] == 3).all()
+    assert prefix[0] == len(pieces("cap:"))
     np.testing.assert_array_equal(made(short)[0][0, :8], made()[0][0, :8])
+
+
+AMHARIC = "አንድ ትልቅ ቡናማ ውሻ በአረንጓዴ ሣር ላይ ከቀይ ኳስ ጋር ይጫወታል"
+KHMER = "ឆ្កែពណ៌ត្នោតដ៏ធំមួយក្បាលកំពុងលេងបាល់ពណ៌ក្រហមនៅលើស្មៅបៃតងក្បែរផ្ទះ"
+
+
+def check_long_phrases(targets: DecoderTargets) -> None:
+    """Whatever the phrase, the box can be read back, and as much of the phrase as has room."""
+    tokenizer = targets.tokenizer
+    box = targets.boxes.write(DOG)
+    for phrase in (AMHARIC, KHMER, "dog " * 99):
+        assert len(tokenizer.encode(f"aref: {phrase} : {box}")) > targets.length
+        rows, prefix = made(targets, regions=[{"box": DOG, "phrase": phrase}])
+        (refer, ground) = rows.tolist()
+        assert [targets.parse(row).box for row in rows] == [DOG, DOG]
+        assert refer[-1] == ground[-1] == 1 and targets.pad_id not in refer + ground
+        words, sides = tokenizer.encode(f" {phrase}"), tokenizer.encode(f" : {box}")
+        room = targets.length - 1 - prefix[0] - len(sides)
+        assert refer[prefix[0] :] == [*words[:room], *sides, 1] and 0 < room < len(words)
+        begun = tokenizer.decode([refer[: prefix[0] + room]])[0].removeprefix("aref: ")
+        assert phrase.startswith(begun.rstrip("\ufffd"))  # bytes of a letter may be cut
+        begun = [*tokenizer.encode("gcap:"), *tokenizer.encode(f" {box}")]
+        rest = [*begun, *tokenizer.encode(f" : {phrase}")][: targets.length - 1]
+        assert ground == [*rest, 1] and len(rest) > len(begun)
+
+
+def test_long_phrases_lose_their_end_and_never_the_box():
+    """The shipped tokenizer spells these scripts in bytes, three for each letter."""
+    check_long_phrases(DecoderTargets(PATH, tasks=("refer", "ground")))
+
+
+@pytest.mark.parametrize("model", ["small_8k.model", "gemma_256k.model"])
+def test_long_phrases_of_other_tokenizers(shared, model):
+    path = str(shared / "data/tokenizer" / model)
+    check_long_phrases(DecoderTargets(path, length=32, tasks=("refer", "ground")))
+
+
+def test_boxes_alone_are_learned():
+    """All up to the box is given: the same sequences, with a longer prefix."""
+    alone = replace(TARGETS, refer_loss="box")
+    for phrase in ("A red dog", "a tree: green", KHMER):
+        regions = [{"box": DOG, "phrase": phrase}]
+        (whole, before), (rows, prefix) = made(regions=regions), made(alone, regions=regions)
+        np.testing.assert_array_equal(rows, whole)
+        assert prefix[0] == before[0] and prefix[2] == before[2]
+        (learned,) = alone.tokenizer.decode([rows[1, prefix[1] :].tolist()])
+        assert learned.split() == "50 100 250 375".split()
+    assert made(alone)[1].tolist()[1:] == [0, 0]
 
 
 def test_other_boxes_and_tasks():
@@ -135,14 +185,17 @@ def test_in_a_batch_with_flips():
         prepare({**example(i), "regions": REGIONS[:i]}, np.random.default_rng(i), 30)
         for i in range(2)
     ]
-    extra = collate(items, 30).fields
-    assert extra["targets"].shape == (2, 3, 64) and extra["prefix"].shape == (2, 3)
-    assert extra["prefix"].astype(bool).tolist() == [[True, False, False], [True] * 3]
-    box = TARGETS.parse(extra["targets"][1, 1]).box
+    fields = collate(items, 30).fields
+    targets, prefix = fields["targets"], fields["prefix"]
+    assert {task: ids.shape for task, ids in targets.items()} == dict.fromkeys(PREFIXES, (2, 64))
+    assert [prefix[task].astype(bool).tolist() for task in PREFIXES] == [
+        [True, True], [False, True], [False, True]
+    ]  # fmt: skip
+    box = TARGETS.parse(targets["refer"][1]).box
     assert box == (0.1, 0.25, 0.5, 0.8)
     # The caption is the one that the text tower gets.
     texts = prepare.tokenizer.decode(np.stack([item["text"] for item in items]))
-    found = [TARGETS.parse(row).text for row in extra["targets"][:, 0]]
+    found = [TARGETS.parse(row).text for row in targets["caption"]]
     assert all(text and long.startswith(text) for text, long in zip(texts, found, strict=True))
 
 
@@ -163,8 +216,10 @@ def test_options_are_checked(options, message):
 def test_what_cannot_be_used():
     with pytest.raises(TokenizerError, match="nowhere: no such tokenizer file"):
         made(DecoderTargets("nowhere"))
-    with pytest.raises(TokenizerError, match="length 3 has no room for the prefixes"):
+    with pytest.raises(TokenizerError, match='length 3 has no room for "cap:", a token of a phr'):
         made(DecoderTargets(PATH, length=3))
+    with pytest.raises(TokenizerError, match='no room for "aref: : 1.. 1.. 1.. 1..", a token'):
+        made(DecoderTargets(PATH, length=20))
     with pytest.raises(ExampleError, match="blank: the text .* lone surrogate"):
         made(regions=[{**REGIONS[0], "phrase": "\ud800"}])
     with pytest.raises(ValueError, match="blank: region 0 cannot be used"):

@@ -144,6 +144,22 @@ def test_changes(field):
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=3)
 
 
+def test_half_of_the_global_views_are_changed_otherwise():
+    """As DINO's two: each image draws which it is, and local views take no part."""
+    other = GaussianBlur(probability=0.0), Solarize(0, 1.0)
+    plain = views(UNCHANGED, noise())
+    (seen,) = plain["global"]
+    count = 0
+    for seed in range(200):
+        found = views(replace(UNCHANGED, other_global=other), noise(), seed)
+        np.testing.assert_array_equal(found["local"], plain["local"])
+        inverted = found["global"][0] != seen
+        wanted = 255 - seen if inverted.any() else seen
+        np.testing.assert_allclose(found["global"][0], wanted, rtol=0, atol=1e-4)
+        count += inverted.any()
+    assert 75 < count < 125
+
+
 @pytest.mark.parametrize(("field", "blurred"), [("global_blur", "global"), ("local_blur", "local")])
 def test_blurs(field, blurred):
     change = {field: GaussianBlur((2.0, 2.0), 1.0)}

@@ -1,5 +1,7 @@
 """Code of the docs: every Python block of a page runs, in order, in one namespace."""
 
+import json
+import pickle
 import re
 from pathlib import Path
 
@@ -9,11 +11,14 @@ from inference.test_captioner import writes_caption
 from PIL import Image
 
 import siglip2_jax
+from siglip2_jax.benchmarks.decoder.refer_files import PUBLISHED
+from siglip2_jax.data.regions import Region, read_regions
 from siglip2_jax.demo import TOKENIZER, tiny_config
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import init_params
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.recipes import refer_on_frozen
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
@@ -62,4 +67,26 @@ def test_captions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (400, 440), "red").save("photo.jpg")
     monkeypatch.setattr(siglip2_jax, "load_captioner", lambda path: writes_caption())
-    run_blocks(ROOT / "docs" / "recipe.md")
+    names = run_blocks(ROOT / "docs" / "recipe.md")
+    # Image 1 is for training in all sets, image 2 is held out by one of them.
+    (tmp_path / "refer" / "train2014").mkdir(parents=True)
+    for folder, split_by, _ in PUBLISHED:
+        path = tmp_path / "refer" / folder
+        path.mkdir()
+        refs = [
+            {"image_id": i, "ann_id": i, "split": split, "sentences": [{"sent": f"{folder} {i}"}]}
+            for i, split in ((1, "train"), (2, "train" if folder == "refcoco" else "test"))
+        ]
+        (path / f"refs({split_by}).p").write_bytes(pickle.dumps(refs))
+        images = [{"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 20} for i in (1, 2)]
+        boxes = [{"id": i, "bbox": [10, 5, 20, 10]} for i in (1, 2)]
+        (path / "instances.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    for i in (1, 2):
+        Image.new("RGB", (40, 20)).save(tmp_path / "refer" / "train2014" / f"{i}.jpg")
+    names["write_rows"]("refer")
+    (stage,) = refer_on_frozen.config(data="refer", tokenizer=str(TOKENIZER)).stages
+    examples = stage.data.source.open()
+    found = [(examples[i]["captions"], read_regions(examples[i])) for i in range(len(examples))]
+    box = (0.25, 0.25, 0.75, 0.75)
+    texts = [f"{folder} 1" for folder, *_ in PUBLISHED]
+    assert found == [((text,), (Region(box, text),)) for text in texts]

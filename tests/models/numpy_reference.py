@@ -77,13 +77,18 @@ def encode_image(pixels, rows, columns, p):
     """One image without padding: patches [rows * columns, P] -> tokens, pooled, embedding."""
     x = pixels @ p["embed"]["kernel"] + p["embed"]["bias"]
     tokens = encoder(x + positions(p["pos"]["table"], rows, columns), p["encoder"])
-    pool = p["pool"]
-    pooled = attention(pool["probe"][0], tokens, pool["attn"])
-    pooled = (pooled + mlp(layer_norm(pooled, pool["norm"]), pool["mlp"]))[0]
+    pooled = attention_pool(tokens, p["pool"])
     return tokens, pooled, unit(pooled)
+
+
+def attention_pool(tokens, p):
+    """The MAP head: tokens [N, D] -> one vector [D]."""
+    pooled = attention(p["probe"][0], tokens, p["attn"])
+    return (pooled + mlp(layer_norm(pooled, p["norm"]), p["mlp"]))[0]
 
 
 def encode_text(ids, p):
     """One text [T] -> embedding."""
     tokens = encoder(p["embed"]["table"][ids] + p["pos"]["table"], p["encoder"])
-    return unit(tokens[-1] @ p["head"]["kernel"] + p["head"]["bias"])
+    pooled = attention_pool(tokens, p["pool"]) if "pool" in p else tokens[-1]
+    return unit(pooled @ p["head"]["kernel"] + p["head"]["bias"])

@@ -107,3 +107,8 @@ def test_sizes_that_make_no_model_are_refused(vision, text, message):
     ModelConfig(vision=VisionConfig(**VISION), text=TextConfig(**TEXT))
     with pytest.raises(ValueError, match=message):
         ModelConfig(vision=VisionConfig(**VISION | vision), text=TextConfig(**TEXT | text))
+
+
+def test_other_ways_to_pool_texts_are_refused():
+    with pytest.raises((ValueError, TypeError), match="pool"):  # the type checker may be faster
+        TextConfig(**TEXT, pool="mean")

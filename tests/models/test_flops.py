@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -31,10 +33,15 @@ def test_hand_count_of_a_small_model():
     texts += 2 * 1 * 4 * 8  # the head reads one position
     config = ModelConfig(vision=vision, text=text)
     assert forward_flops(config, n) == image + texts
+    mapped = ModelConfig(vision=vision, text=dataclasses.replace(text, pool="map"))
+    pool = 2 * (2 * t * 4 * 1) + 2 * (2 * 4 * 4) + 2 * 2 * 4 * 12  # of one head
+    assert forward_flops(mapped, n) == image + texts + pool
     assert training_flops(config, n) == 3 * (image + texts)
     assert training_flops(config, n, frozen=("vision",)) == image + 3 * texts
     assert training_flops(config, n, frozen=("text",)) == 3 * image + texts
     assert training_flops(config, n, frozen=("text", "vision")) == image + texts
+    assert training_flops(config, n, idle=("text",)) == 3 * image
+    assert training_flops(config, n, frozen=("text", "vision"), idle=("text",)) == image
 
 
 def test_published_count_of_b16():
@@ -51,6 +58,8 @@ def test_published_count_of_b16():
 def test_frozen_must_name_towers():
     with pytest.raises(ValueError, match=r"frozen names \['img'\]"):
         training_flops(B16, 256, frozen=("img",))
+    with pytest.raises(ValueError, match=r"idle names \['txt'\]"):
+        training_flops(B16, 256, idle=("txt",))
 
 
 def test_agrees_with_the_compilers_count():

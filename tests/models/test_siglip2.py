@@ -58,9 +58,13 @@ def test_images_equal_the_float64_restatement(params):
     np.testing.assert_array_equal(features.grid, GRIDS)
 
 
-def test_texts_equal_the_float64_restatement(params):
+@pytest.mark.parametrize("pool", ["last", "map"])
+def test_texts_equal_the_float64_restatement(pool):
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, pool=pool))
+    params = random_params(config)
+    assert ("pool" in params["text"]) == (pool == "map")
     ids = np.random.default_rng(1).integers(0, 97, (4, 64), np.int32)
-    _, text = encode(TINY, params, ids=ids)
+    _, text = encode(config, params, ids=ids)
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params["text"])
     expected = np.stack([reference.encode_text(row, double) for row in ids])
     np.testing.assert_allclose(text, expected, atol=2e-6)

@@ -21,6 +21,7 @@ from siglip2_jax.types import Batch, Features, Patches
 
 MODEL = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=96, mlp_dim=48))
 B, R, S, N = 8, 3, 6, 5
+TASKS = "caption", "refer", "ground"
 WIDTH, HEADS, VOCABULARY = MODEL.text.width, MODEL.text.num_heads, 96
 OBJECTIVE = Captioning(depth=2, length=S, chunk=7)
 KEY = jax.random.key(7)
@@ -73,12 +74,16 @@ def inputs() -> Inputs:
     return Inputs(targets.astype(np.int32), prefix.astype(np.int32), tokens, valid)
 
 
-def loss(params, tokens, valid, targets, prefix, objective=OBJECTIVE):
-    """Loss and report, from what the step shows of a batch."""
+def loss(params, tokens, valid, targets, prefix, objective=OBJECTIVE, tasks=TASKS):
+    """Loss and report, from what the step shows of a batch with these tasks."""
     head = nnx.merge(graphdef(objective)[0], unflatten(params))
     yx, pooled = jnp.zeros((*valid.shape, 2), int), tokens[:, 0]
     features = Features(tokens=tokens, pooled=pooled, image=pooled, valid=valid, grid=yx[:, 0])
-    batch = Batch(Patches(tokens, yx, valid), prefix, {"targets": targets, "prefix": prefix})
+    fields = {
+        name: {task: x[:, r] for r, task in enumerate(tasks)}
+        for name, x in (("targets", targets), ("prefix", prefix))
+    }
+    batch = Batch(Patches(tokens, yx, valid), prefix, fields)
     return objective.loss(head, View(student(), None, features, batch, KEY, jnp.int32(0)))
 
 
@@ -135,16 +140,48 @@ def test_report():
     """Tasks by name; each is a mean over the sentences that are there, the loss over examples."""
     (value, report), _ = plain()
     present = np.array([8, 5, 6]) / 8
-    tasks = "caption", "refer", "ground"
-    assert report.keys() == {*tasks, *(f"{task}_present" for task in tasks)}
-    np.testing.assert_allclose([report[f"{task}_present"] for task in tasks], present)
-    means = [report[task] for task in tasks]
+    assert report.keys() == {*TASKS, *(f"{task}_present" for task in TASKS)}
+    np.testing.assert_allclose([report[f"{task}_present"] for task in TASKS], present)
+    means = [report[task] for task in TASKS]
     np.testing.assert_allclose(value, np.mean(means * present), rtol=1e-6)
     given = inputs()
     alone = given.tokens, given.valid, given.targets[:, :1], given.prefix[:, :1]
-    value, report = jax.jit(loss)(params(), *alone)
+    value, report = jax.jit(functools.partial(loss, tasks=("caption",)))(params(), *alone)
     assert list(report) == ["caption"]
     np.testing.assert_allclose([value, report["caption"]], means[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("tasks", [("refer",), ("ground", "caption"), ("refer", "ground")], ids=str)
+def test_tasks_are_told_by_name(tasks):
+    """Whichever there are, in any order: only captions are predicted in parallel."""
+    given, (_, whole) = inputs(), plain()[0]
+    rows = [TASKS.index(task) for task in tasks]
+    batch = given.tokens, given.valid, given.targets[:, rows], given.prefix[:, rows]
+    value, report = jax.jit(functools.partial(loss, tasks=tasks))(params(), *batch)
+    for task in tasks:
+        np.testing.assert_allclose(report[task], whole[task], rtol=2e-6)
+    shares = {"caption": 1, "refer": 5 / 8, "ground": 6 / 8}
+    expected = np.mean([whole[task] * shares[task] for task in tasks])
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    others = {f"{task}_present" for task in tasks} if len(tasks) > 1 else set()
+    assert report.keys() == {*tasks, *others}
+
+
+def test_summed_tokens():
+    """Gradients and loss are those of the means, each times the tokens of its sentence."""
+    given = inputs()
+    batch = [given.tokens, given.valid, given.targets[:, :1], given.prefix[:, :1]]
+    counts = np.count_nonzero(given.targets[:, 0], axis=1) - given.prefix[:, 0]
+    assert len(set(counts)) > 1
+    summed = dataclasses.replace(OBJECTIVE, tokens="sum", parallel=0.0)
+    value, report = jax.jit(functools.partial(loss, objective=summed, tasks=("caption",)))(
+        params(), *batch
+    )
+    causal = dataclasses.replace(OBJECTIVE, parallel=0.0)
+    program = jax.jit(functools.partial(loss, objective=causal, tasks=("caption",)))
+    each = [program(params(), *(x[i : i + 1] for x in batch))[0] for i in range(B)]
+    np.testing.assert_allclose(value, np.mean(counts * np.array(each)), rtol=2e-6)
+    np.testing.assert_allclose(report["caption"], np.mean(each), rtol=2e-6)
 
 
 def test_halves_of_a_batch_add_up():
@@ -162,7 +199,7 @@ def test_fresh_decoder_knows_nothing():
     fresh = params() | {"out/kernel": np.zeros_like(params()["out/kernel"])}
     given = inputs()
     _, report = jax.jit(loss)(fresh, given.tokens, given.valid, given.targets, given.prefix)
-    for task in ("caption", "refer", "ground"):
+    for task in TASKS:
         np.testing.assert_allclose(report[task], np.log(VOCABULARY), rtol=1e-6)
 
 
@@ -179,8 +216,8 @@ def test_head_and_defaults():
 def test_flops_of_b16_by_hand():
     """Three sentences of 64 ids and 256 image tokens, six layers."""
     image = patches([(1, 1)] * 2, 256, 1)
-    extra = {"targets": jax.ShapeDtypeStruct((2, 3, 64), np.int32)}
-    batch = Batch(image, np.zeros((2, 64), np.int32), extra)
+    ids = dict.fromkeys(TASKS, jax.ShapeDtypeStruct((2, 64), np.int32))
+    batch = Batch(image, np.zeros((2, 64), np.int32), {"targets": ids})
     q, n, d, m, v = 3 * 64, 256, 768, 3072, 256_000
     layer = 4 * q * d * d + 2 * q * 64 * d  # projections; scores and mix
     layer += 2 * q * d * d + 2 * n * d * d + 2 * q * n * d  # on the image
@@ -211,7 +248,8 @@ def test_flops_agree_with_the_compilers_count():
     parallel = jax.ShapeDtypeStruct((2, 3), bool)
     compiled = jax.jit(logits).lower(nnx.to_pure_dict(state), ids, tokens, valid, parallel)
     found = compiled.compile().cost_analysis()["flops"]
-    batch = Batch(patches([(1, 1)] * 2, 100, 1), np.zeros((2, 64), np.int32), {"targets": ids})
+    targets = dict.fromkeys(TASKS, jax.ShapeDtypeStruct((2, 64), np.int32))
+    batch = Batch(patches([(1, 1)] * 2, 100, 1), np.zeros((2, 64), np.int32), {"targets": targets})
     assert objective.flops(model, batch) <= 3 * found <= 1.05 * objective.flops(model, batch)
 
 
@@ -271,7 +309,7 @@ def test_loss_and_gradients_equal_torch():
     (found, report), (gradients, by_tokens) = plain()
     np.testing.assert_allclose(found, total.item(), rtol=2e-6)
     there = np.count_nonzero(given.targets[..., 0], axis=0)
-    for r, task in enumerate(("caption", "refer", "ground")):
+    for r, task in enumerate(TASKS):
         np.testing.assert_allclose(report[task], losses[:, r].sum().item() / there[r], rtol=2e-6)
     for path, x in gradients.items():
         expected = leaves[path].grad.numpy()

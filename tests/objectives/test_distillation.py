@@ -26,6 +26,7 @@ from siglip2_jax.config import Data, Optim, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model, flatten, unflatten
+from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.distillation import rank_share
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
@@ -206,17 +207,45 @@ def test_metrics():
             assert 1 / 8 - 1e-6 <= metrics[f"{name}/rank"] <= 1
 
 
-def test_the_average_is_of_everything():
-    """Towers, heads, mask token and centers."""
+def test_the_average_is_of_what_teaches():
+    """The vision tower, heads, mask token and centers."""
     history = run()
+    teaching = {path for path in history[0][0] if path.startswith(("vision/", "heads/"))}
+    assert {"heads/masked/mask_token", *CENTERS} < teaching
     for (_, before, _), (params, after, _) in zip(history, history[1:], strict=False):
-        assert params.keys() == before.keys() and "heads/masked/mask_token" in params
+        assert after.keys() == before.keys() == teaching
         for path, x in after.items():
             wanted = 0.9 * np.float64(before[path]) + 0.1 * np.float64(params[path])
             np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-7, err_msg=path)
 
 
 CENTERS = {"heads/silc/center", "heads/masked/projection/center"}
+
+
+def test_heads_without_a_teacher_are_not_averaged():
+    """Unless everything is; a stage that keeps no average has none of anything."""
+    stage = program((*BOTH, ("caption", Captioning()))).stage
+    optim = stage.optim
+
+    def averaged(optim: Optim) -> set[str]:
+        return set(Program(dataclasses.replace(stage, optim=optim)).average.paths)
+
+    everything = set(Program(stage).shapes)
+    left_out = {path for path in everything if path.startswith(("text/", "heads/caption/"))}
+    assert len(left_out) > 20
+    assert everything - averaged(optim) == left_out | {"t", "b"}
+    assert averaged(dataclasses.replace(optim, ema_all=True)) == everything
+    assert averaged(dataclasses.replace(optim, ema=None)) == set()
+
+
+def test_the_teacher_without_a_text_tower():
+    made = program()
+    average = unflatten({path: jnp.zeros(made.shapes[path].shape) for path in made.average.paths})
+    teacher = made.average.model(average)
+    image = jax.tree.map(lambda x: x[:, 0], batch(0).fields["global"])
+    assert teacher.encode_image(image).pooled.shape == (8, 12)
+    with pytest.raises(AttributeError, match="text"):
+        teacher.encode_text(batch(0).text)
 
 
 def test_centers_are_not_trained():
@@ -238,7 +267,8 @@ def test_the_center_is_the_running_mean_of_the_teachers_logits(objectives, accum
     graphdef, sizes = abstract_model(SMALL)[0], OBJECTIVE.head(SMALL, Compute(), rngs=nnx.Rngs(0))
     center = np.float64(history[0][0]["heads/silc/center"])
     for i in range(UPDATES):
-        average = unflatten({k: jnp.asarray(x) for k, x in history[i][1].items()})
+        params, average, _ = history[i]
+        average = unflatten({k: jnp.asarray(x) for k, x in (params | average).items()})
         teacher = nnx.merge(nnx.split(sizes)[0], average.pop("heads")["silc"])
         image = jax.tree.map(lambda x: x[:, 0], batch(i).fields["global"])
         pooled = jax.jit(SigLIP2.encode_image)(nnx.merge(graphdef, average), image).pooled

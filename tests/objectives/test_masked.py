@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objectives.samples import SIZES, SMALL, batch, matched, measure, participation, scene, view
+from objectives.samples import (
+    SIZES,
+    SMALL,
+    batch,
+    directions,
+    matched,
+    measure,
+    participation,
+    project,
+    scene,
+    view,
+)
 
 from siglip2_jax.models.flops import vision_flops
 from siglip2_jax.objectives.masked import MaskedPrediction, choose_patches
@@ -86,6 +97,29 @@ def test_loss_report_and_center():
     first = np.asarray(choose_patches(image.valid, 0.5, shown.key)[1])[:, 0]
     one_each = student[np.arange(8), first]
     np.testing.assert_allclose(report["rank"], participation(one_each), rtol=1e-4)
+
+
+def test_a_center_over_all_patches():
+    """Of the teacher's logits, hidden or not; images weigh alike. All else is the same."""
+    shown = scene(OBJECTIVE)
+    every = dataclasses.replace(shown, objective=dataclasses.replace(OBJECTIVE, center="all"))
+    loss, report, before, _ = measure(shown)
+    found, again, center, _ = measure(every)
+    assert (found, again) == (loss, report)
+    head = shown.teacher_head.projection
+    valid = np.asarray(shown.batch.fields["global"].valid[:, 0])
+    logits = project(head, tokens(shown)[2]) @ directions(head)
+    mean = np.mean([x[there].mean(0) for x, there in zip(logits, valid, strict=True)], axis=0)
+    start = np.float64(shown.student_head.projection.center[...])
+    np.testing.assert_allclose(center, 0.9 * start + 0.1 * mean, rtol=1e-5, atol=1e-6)
+    assert np.abs(center - before).max() > 1e-3
+    extra = 9 * 2 * (12 * 8 + 8 * 8 + 8 * 4)  # the teacher's head at all patches
+    assert every.objective.flops(SMALL, batch()) == OBJECTIVE.flops(SMALL, batch()) + 8 * extra
+
+
+def test_the_centers_patches_are_checked():
+    with pytest.raises((ValueError, TypeError), match="center"):  # the type checker may be faster
+        dataclasses.replace(OBJECTIVE, center="none")
 
 
 def test_only_the_student_has_gradients():

@@ -34,6 +34,7 @@ TOPOLOGY = {
     "lit": "v5e:4x4",
     "finetune": "v5e:2x4",
     "decoder_on_frozen": "v5e:4x4",
+    "refer_on_frozen": "v5e:4x4",
     "tiny": "v5e:2x2",
 }
 LONG = ("siglip2_b16", "siglip2_so400m")  # many stages; siglip2_g_opt has the same but for sizes

@@ -2,17 +2,16 @@ import io
 import os
 import struct
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from preprocess.image_files import encoded, over_white, picture, png, tagged
 
 from siglip2_jax.preprocess.decode import ImageError, decode
 
-ORIENTATION = 0x0112
 # What a reader has to do, in order, to see the picture upright.
 UPRIGHT = {
     1: lambda a: a,
@@ -24,40 +23,6 @@ UPRIGHT = {
     7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
     8: np.rot90,
 }
-
-
-def picture(height: int = 48, width: int = 64) -> Image.Image:
-    y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
-    return Image.fromarray((np.stack([x, y, (x + y) / 2], -1) * 200 + 30).astype(np.uint8))
-
-
-def encoded(image: Image.Image, file_format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def tagged(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
-
-
-def png(width: int, height: int, depth: int, colour: int, data: bytes, trns: bytes = b"") -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + check
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
-    if trns:
-        parts.insert(1, chunk(b"tRNS", trns))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    colour, alpha = colour.astype(int), alpha.astype(int)[..., None]
-    return (2 * (colour * alpha + 255 * (255 - alpha)) + 255) // 510  # rounded to the nearest
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP", "PPM", "GIF", "WEBP", "JPEG"])
@@ -193,7 +158,7 @@ def test_exif_of_grey_and_broken_exif() -> None:
     assert result.size == decode(result).size == (48, 64)
     assert decode(encoded(picture(), "JPEG", exif=b"Exif\0\0no such thing")).size == (64, 48)
     # A resolution that is a text, which ImageOps.exif_transpose gives up on, beside orientation 6.
-    fields = struct.pack("<HHII", ORIENTATION, 3, 1, 6) + struct.pack("<HHI4s", 0x11A, 2, 3, b"ab")
+    fields = struct.pack("<HHII", 0x112, 3, 1, 6) + struct.pack("<HHI4s", 0x11A, 2, 3, b"ab")
     odd = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + fields + bytes(4)
     assert decode(encoded(picture(), "PNG", exif=odd)).size == (48, 64)
 

@@ -22,8 +22,8 @@ from siglip2_jax.sharding import device_put_global
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.stage_steps import stage_steps
 from siglip2_jax.train.start import abstract_state
-from siglip2_jax.train.state import TrainState
-from siglip2_jax.train.step import Program, place
+from siglip2_jax.train.state import TrainState, place
+from siglip2_jax.train.step import Program
 
 TOWER = {"depth": 2, "mlp_dim": 32, "num_heads": 2}
 SMALL = ModelConfig(

@@ -63,11 +63,11 @@ def test_some_leaves(workdir, saved):
     mesh, path = mesh_of((1, 4)), "text/head/kernel"
     like = {path: by_path(abstract_state(Sevens(CONFIG.resolved[0]), mesh).params)[path]}
     checkpoints = RunCheckpoints(workdir)
-    for tree in ("params", "average"):
+    trees = {"params": saved[10].params, "average": saved[10].ema_params}
+    for tree, expected in trees.items():
         found = checkpoints.read(10, tree, like)
         assert found.keys() == like.keys()
-        wanted = numbers(getattr(saved[10], tree))[path]
-        np.testing.assert_array_equal(found[path], wanted)
+        np.testing.assert_array_equal(found[path], numbers(expected)[path])
     checkpoints.close()
 
 

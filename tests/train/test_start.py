@@ -84,7 +84,7 @@ def test_scratch(fresh):
     for path, x in flatten(params).items():
         found = fresh[f"params/{path}"]
         np.testing.assert_allclose(found, x, rtol=1e-6, atol=1e-8, err_msg=path)
-        np.testing.assert_array_equal(fresh[f"average/{path}"], found, err_msg=path)
+        np.testing.assert_array_equal(fresh[f"ema_params/{path}"], found, err_msg=path)
     assert fresh["params/t"] == np.float32(math.log(10)) and fresh["params/b"] == -10
     assert fresh["step"] == 0 and fresh["params/heads/colour/kernel"].std() > 0.1
 
@@ -210,7 +210,7 @@ def test_continue(workdir, saved, source, step):
     """Parameters, averages and moments go on; the schedule starts anew; the run's steps go on."""
     state = start(second(source), 1, workdir)
     for path, x in numbers(state.ema_params).items():
-        np.testing.assert_array_equal(x, saved[step][f"average/{path}"], err_msg=path)
+        np.testing.assert_array_equal(x, saved[step][f"ema_params/{path}"], err_msg=path)
     for path, x in numbers(state.params).items():
         np.testing.assert_array_equal(x, saved[step][f"params/{path}"], err_msg=path)
     for path, x in numbers(state.optimizer).items():
@@ -257,7 +257,7 @@ def test_fresh_heads(workdir, saved):
         expected = 7 if path.startswith("heads/") else saved[10][f"params/{path}"]
         np.testing.assert_array_equal(x, expected, err_msg=path)
     for path, x in numbers(state.ema_params).items():
-        expected = 7 if path.startswith("heads/") else saved[10][f"average/{path}"]
+        expected = 7 if path.startswith("heads/") else saved[10][f"ema_params/{path}"]
         np.testing.assert_array_equal(x, expected, err_msg=path)
     moments = state.optimizer.moments[1]
     assert int(moments.count) == 10

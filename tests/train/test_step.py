@@ -277,7 +277,7 @@ def test_moments_are_split_like_their_parameters():
         path = path.removeprefix("params/")
         for moment in ("mu", "nu"):
             assert kinds[f"optimizer/moments/1/{moment}/{path}"] == kind
-        assert kinds[f"average/{path}"] == kind
+        assert kinds[f"ema_params/{path}"] == kind
 
 
 def test_moving_average():

@@ -8,7 +8,7 @@ one is another, the protocol does.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
@@ -144,7 +144,7 @@ class TransformersModel(Embedder):
             ours.check(config.text.vocab_size)
         scalars = {"t": model.logit_scale.item(), "b": model.logit_bias.item()}
         super().__init__(config, scalars, images, ours, text_norm=text_norm)
-        self._model, self._texts = model, None if ours else tokenizer
+        self._model, self._texts = model, cast(Any, None if ours else tokenizer)
         self._encode_image = lambda _, image: self._features(image)
         self._embed_image = self._rows_of_images
         self._embed_text = self._rows_of_texts
@@ -167,13 +167,14 @@ class TransformersModel(Embedder):
     def _features(self, image: Patches) -> Features:
         import torch
 
-        grid = np.where(image.valid[..., None], image.yx, 0).max(axis=1) + 1
-        inputs = {"pixel_values": image.pixels}
+        pixels, valid = np.asarray(image.pixels), np.asarray(image.valid)
+        grid = np.where(valid[..., None], image.yx, 0).max(axis=1) + 1
+        inputs = {"pixel_values": pixels}
         if self.config.native_resolution:
-            mask = image.valid.astype(np.int64)
+            mask = valid.astype(np.int64)
             inputs |= {"pixel_attention_mask": mask, "spatial_shapes": grid.astype(np.int64)}
         else:
-            inputs["pixel_values"] = to_images(image.pixels, self.config.vision.patch_size)
+            inputs["pixel_values"] = to_images(pixels, self.config.vision.patch_size)
         with torch.inference_mode():
             found = self._model.vision_model(
                 **{name: torch.tensor(x).to(self._model.device) for name, x in inputs.items()}
@@ -183,13 +184,13 @@ class TransformersModel(Embedder):
             tokens, pooled, rows = (
                 x.cpu().numpy() for x in (found.last_hidden_state, pooled, rows)
             )
-        return Features(tokens=tokens, pooled=pooled, image=rows, valid=image.valid, grid=grid)
+        return Features(tokens=tokens, pooled=pooled, image=rows, valid=valid, grid=grid)
 
     def _rows_of_images(
         self, _: Any, image: Patches, *, normalize: bool
     ) -> Float32[np.ndarray, "n E"]:
         features = self._features(image)
-        return features.image if normalize else features.pooled
+        return np.asarray(features.image if normalize else features.pooled)
 
     def _rows_of_texts(self, _: Any, ids: Int32[np.ndarray, "n T"]) -> Float32[np.ndarray, "n E"]:
         import torch

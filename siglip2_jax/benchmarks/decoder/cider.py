@@ -52,7 +52,7 @@ def cider_d(
     said = [caption_words(caption) for caption in captions]
     wanted = [[caption_words(text) for text in own] for own in references]
     total = sum(_agreement(said, wanted, length) for length in range(1, LONGEST + 1))
-    return 10 * total / LONGEST
+    return np.asarray(10 * total / LONGEST)
 
 
 def check_references(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:

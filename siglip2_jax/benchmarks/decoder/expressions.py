@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from etils import epath
 
 from siglip2_jax.data.regions import Box, from_coco, read_regions
+from siglip2_jax.data.text import read_rows
 
 
 class Expression(NamedTuple):
@@ -42,9 +42,11 @@ class Expressions(Protocol):
         Raises:
           ValueError or OSError: something is missing or malformed; one sentence.
         """
+        ...
 
     def held_out(self) -> set[int | str]:
         """The `image_id` of every image that any split but "train" uses."""
+        ...
 
 
 def held_out_images(sources: Iterable[Expressions]) -> set[int | str]:
@@ -113,14 +115,8 @@ class ExpressionFile:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; expected JSON lines, a row an expression")
         rows = []
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            if not line.strip():
-                continue
+        for number, row in read_rows(path):
             label = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{label}: not JSON ({error})") from error
             texts = [row.get(k) for k in ("file", "expression")] if isinstance(row, dict) else [row]
             if len(texts) != 2 or not all(isinstance(x, str) and x.strip() for x in texts):
                 raise ValueError(

@@ -94,4 +94,8 @@ def in_order(texts: list[str], size: int) -> list[str]:
 
 def _answer(text: str, box: list[float] | None, score: float, size: list[int]) -> Answer:
     """Parses a JSON value, which has no tuples."""
-    return Answer(text, None if box is None else tuple(box), score, tuple(size))
+    width, height = size
+    if box is None:
+        return Answer(text, None, score, (width, height))
+    left, top, right, bottom = box
+    return Answer(text, (left, top, right, bottom), score, (width, height))

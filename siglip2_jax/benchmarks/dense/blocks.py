@@ -27,13 +27,12 @@ Carry = tuple[Array, tuple[Array, ...]]
 
 @runtime_checkable
 class BlocksModel(OpenModel, Protocol):
-    """A model whose tower can be run block by block.
+    """A model whose tower can be run block by block."""
 
-    Attributes:
-      dtype: of the tower's matrix products.
-    """
-
-    dtype: str
+    @property
+    def dtype(self) -> str:
+        """Dtype of the tower's matrix products."""
+        ...
 
 
 def block_features(model: BlocksModel, image: Patches, count: int) -> tuple[Features, ...]:
@@ -82,8 +81,9 @@ def _program(
 
 def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]:
     """Runs the tower as `VisionTower.__call__` does, keeping the outputs of some blocks."""
-    pixels = jnp.where(image.valid[..., None], image.pixels, 0)
-    x = gather(tower.embed, tower.dtype)(pixels) + tower.pos(image.yx, image.valid)
+    yx, valid = jnp.asarray(image.yx), jnp.asarray(image.valid)
+    pixels = jnp.where(valid[..., None], image.pixels, 0)
+    x = gather(tower.embed, tower.dtype)(pixels) + tower.pos(yx, valid)
     x = x.astype(tower.dtype)
     blocks = tower.encoder.blocks
     depth = len(jax.tree.leaves(blocks)[0])
@@ -91,13 +91,11 @@ def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]
 
     def layer(carry: Carry, item: tuple[Array, Block]) -> tuple[Carry, None]:
         (x, kept), (i, block) = carry, item
-        x = gather(block, tower.dtype)(x, image.valid)
+        x = gather(block, tower.dtype)(x, valid)
         # By selection rather than by index: no part of what is split over devices moves.
         return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, kept, strict=True))), None
 
     (x, kept), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
-    pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), image.valid)
-    grid, row = grid_size(image.yx, image.valid), normalize(pooled)
-    return tuple(
-        Features(tokens.astype(jnp.float32), pooled, row, image.valid, grid) for tokens in kept
-    )
+    pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), valid)
+    grid, row = grid_size(yx, valid), normalize(pooled)
+    return tuple(Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in kept)

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Float32, Int32
 from PIL import Image
 
-from siglip2_jax.data.files import read_lines
+from siglip2_jax.data.text import read_rows
 
 VOID = -1
 """What a class map holds where there is no label."""
@@ -58,13 +58,12 @@ def read_index(
     """
     folder = os.path.dirname(os.fspath(path))
     pairs: dict[str, list[tuple[str, str]]] = {train: [], test: []}
-    for number, line in enumerate(read_lines(Path(path)), 1):
+    for number, row in read_rows(path):
         try:
-            row = json.loads(line)
             found = [row[key] for key in ("image", label, "split")]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, row {number}: expected a JSON object with the keys image, {label} and "
+                f"{path}, line {number}: expected a JSON object with the keys image, {label} and "
                 f"split ({error!r})"
             ) from error
         if found[2] in pairs:

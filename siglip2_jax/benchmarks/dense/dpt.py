@@ -27,7 +27,7 @@ from siglip2_jax.benchmarks.dense.layer import Weights
 from siglip2_jax.types import Features
 
 FACTORS = 4, 2, 1, 0.5
-"""How much finer than the grid of patches each block's map is, the first block's first."""
+"""Factor by which each block's map is finer than the grid of patches, the first block's first."""
 
 
 class Map(NamedTuple):
@@ -72,7 +72,7 @@ class DPT:
             yield f"{k}/readout", (2 * width, width), width
             yield f"{k}/project", (width, size), size
             if factor > 1:
-                yield f"{k}/resize", (size, factor**2 * size), size
+                yield f"{k}/resize", (size, int(factor) ** 2 * size), size
             elif factor < 1:
                 yield f"{k}/resize", (3, 3, size, size), size
             yield f"{k}/level", (3, 3, size, fused), fused
@@ -90,27 +90,31 @@ class DPT:
         """Scores, and the rows and columns of each image: 16 times those of an even grid."""
         with jax.default_matmul_precision("highest"):
             levels = [_level(weights, k, block, side) for k, block in enumerate(features)]
-            fused = None
-            for k, level in reversed(list(enumerate(levels))):
-                if fused is not None:
-                    level = _residual(weights, f"{k}/skip", _resized(level, fused))
-                    level = Map(fused.x + level.x, fused.size)
-                joined = _doubled(_residual(weights, f"{k}/join", level))
-                fused = Map(_dense(weights, f"{k}/merge", joined.x), joined.size)
+            fused = _fused(weights, len(levels) - 1, levels[-1])
+            for k in reversed(range(len(levels) - 1)):
+                level = _residual(weights, f"{k}/skip", _resized(levels[k], fused))
+                fused = _fused(weights, k, Map(fused.x + level.x, fused.size))
             found = _doubled(_convolved(weights, "head/0", fused))
             found = _convolved(weights, "head/1", found)
             return _dense(weights, "head/2", jax.nn.relu(found.x)), found.size
 
 
+def _fused(weights: Weights, k: int, level: Map) -> Map:
+    """A level's map, to which those of coarser levels are added, twice as fine."""
+    joined = _doubled(_residual(weights, f"{k}/join", level))
+    return Map(_dense(weights, f"{k}/merge", joined.x), joined.size)
+
+
 def _level(weights: Weights, k: int, block: Features, side: tuple[int, int]) -> Map:
     """A block's tokens as a map of its scale, ready to be fused."""
     readout, width = weights[f"{k}/readout"], block.pooled.shape[-1]
-    per_image = block.pooled @ readout[width:] + weights[f"{k}/readout/bias"]
-    tokens = jax.nn.gelu(block.tokens @ readout[:width] + per_image[:, None], approximate=False)
-    tokens = _dense(weights, f"{k}/project", tokens)
-    found, factor = Map(on_grid(tokens, block.grid, side), block.grid), FACTORS[k]
+    per_image = jnp.asarray(block.pooled) @ readout[width:] + weights[f"{k}/readout/bias"]
+    tokens = jnp.asarray(block.tokens) @ readout[:width] + per_image[:, None]
+    tokens = _dense(weights, f"{k}/project", jax.nn.gelu(tokens, approximate=False))
+    grid = jnp.asarray(block.grid)
+    found, factor = Map(on_grid(tokens, grid, side), grid), FACTORS[k]
     if factor > 1:
-        found = _enlarged(weights, f"{k}/resize", found, factor)
+        found = _enlarged(weights, f"{k}/resize", found, int(factor))
     elif factor < 1:
         found = _convolved(weights, f"{k}/resize", found, stride=round(1 / factor))
     return _convolved(weights, f"{k}/level", found)
@@ -158,4 +162,5 @@ def _doubled(image: Map) -> Map:
 
 def _resized(image: Map, like: Map) -> Map:
     """Resizes a map to another's; an odd side of a grid is a little smaller than what comes up."""
-    return Map(bilinear(image.x, image.size, like.size, like.x.shape[1:3]), like.size)
+    _, height, width, _ = like.x.shape
+    return Map(bilinear(image.x, image.size, like.size, (height, width)), like.size)

@@ -20,7 +20,7 @@ from siglip2_jax.benchmarks.parts import gather_texts
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.evals.base import Model
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
 from siglip2_jax.progress import progress
 from siglip2_jax.types import Features
 
@@ -35,7 +35,10 @@ Found = tuple[Bool[np.ndarray, " _"], tuple[Features, ...]]
 class ImageModel(Model, Protocol):
     """A model that shows how it prepares images."""
 
-    preprocess: Any
+    @property
+    def preprocess(self) -> ImagePreprocessor:
+        """Images to patches."""
+        ...
 
 
 class ImageFeatures(NamedTuple):
@@ -102,8 +105,11 @@ def _prepared(preprocess: Any, images: Sequence[str], budget: int) -> Iterator[A
     return thread_map(prepare, images, IMAGES_AT_ONCE)
 
 
-def _encoded(model: ImageModel, items: list[Any], rows: int, budget: int, blocks: int) -> Found:
-    """Features of some images, filled up to a number of rows by images without any patch."""
+def _encoded(model: Any, items: list[Any], rows: int, budget: int, blocks: int) -> Found:
+    """Features of some images, filled up to a number of rows by images without any patch.
+
+    `model` is an `ImageModel` and, where `blocks` are read, a `BlocksModel` too.
+    """
     preprocess = model.preprocess
     nothing = np.zeros((0, 3 * preprocess.patch_size**2), np.float32), (0, 0)
     good = [not isinstance(item, ImageError) for item in items]

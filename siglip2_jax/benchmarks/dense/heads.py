@@ -7,7 +7,7 @@ padded to one shape, and `grid` and `size` say what is real. Heads for normals a
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,15 @@ class Head(Protocol):
     """A kind of map that a decoder can be trained to draw; hashable.
 
     Attributes:
-      channels: of the decoder's scores.
       void: what labels are padded with; `known` is false of it.
     """
 
-    channels: int
     void: ClassVar[int]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the decoder's scores."""
+        ...
 
     def maps(
         self,
@@ -97,14 +100,15 @@ class ClassHead:
         """Mean cross-entropy over labelled pixels; 0 where there are none."""
 
         def total(scores: Array, grid: Array, size: Array, truth: Array) -> Scalar:
-            maps = self.maps(scores[None], grid[None], size[None], truth.shape)[0]
+            height, width = truth.shape
+            maps = self.maps(scores[None], grid[None], size[None], (height, width))[0]
             maps -= jax.lax.stop_gradient(maps.max(axis=-1, keepdims=True))
             # By comparison: a choice by index has a slope that is scattered, value by value.
             right = truth[..., None] == jnp.arange(self.channels)
             losses = jnp.log(jnp.exp(maps).sum(-1)) - jnp.where(right, maps, 0).sum(-1)
             return jnp.sum(losses, where=self.known(truth))
 
-        found = total_of_images(total, scores, (grid, size, truth))
+        found: Any = total_of_images(total, scores, (grid, size, truth))
         return found / jnp.maximum(self.known(truth).sum(), 1)
 
     def answer(self, maps: Float[Array, "B h w K"]) -> Int[Array, "B h w"]:
@@ -180,7 +184,8 @@ class DepthHead:
         step: Int[Array, ""],
     ) -> Scalar:
         """`sig_weight * sig_loss + 0.5 * gradient_loss`."""
-        maps = self.maps(scores, grid, size, truth.shape[1:3])
+        _, height, width = truth.shape
+        maps = self.maps(scores, grid, size, (height, width))
         variance_weight = jnp.where(step < self.warmup_steps, 0.0, 1.0)
         sig = self.sig_weight * sig_loss(maps, truth, variance_weight)
         return sig + 0.5 * gradient_loss(maps, truth)

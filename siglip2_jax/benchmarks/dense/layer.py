@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +72,11 @@ class Linear:
     ) -> tuple[Float[Array, "B H W C"], Int[Array, "B 2"]]:
         """The layer's outputs on grids of patches."""
         (image,) = features
+        grid = jnp.asarray(image.grid)
         with jax.default_matmul_precision("highest"):
-            per_image = image.pooled @ weights["pooled"] + weights["bias"]
-            scores = image.tokens @ weights["tokens"] + per_image[:, None]
-        return on_grid(scores, image.grid, side), image.grid
+            per_image = jnp.asarray(image.pooled) @ weights["pooled"] + weights["bias"]
+            scores = jnp.asarray(image.tokens) @ weights["tokens"] + per_image[:, None]
+        return on_grid(scores, grid, side), grid
 
 
 def whitened(train: Features, test: Features) -> tuple[Features, Features]:
@@ -84,21 +85,22 @@ def whitened(train: Features, test: Features) -> tuple[Features, Features]:
     This stands for the batch normalisation of DINOv3's linear head: on frozen features its
     statistics are known from the start.
     """
-    count = train.valid.sum()
+    tokens, valid = np.asarray(train.tokens), np.asarray(train.valid)
+    count = valid.sum()
 
-    def mean_of(power: int, shift: np.ndarray) -> np.ndarray:
-        rows = (x[v] for x, v in zip(train.tokens, train.valid, strict=True))
+    def mean_of(power: int, shift: np.ndarray) -> Any:
+        rows = (x[v] for x, v in zip(tokens, valid, strict=True))
         return sum(((x.astype(np.float64) - shift) ** power).sum(0) for x in rows) / count
 
-    mean = mean_of(1, np.zeros(train.tokens.shape[-1]))
-    pooled = train.pooled.astype(np.float64)
+    mean = mean_of(1, np.zeros(tokens.shape[-1]))
+    pooled = np.asarray(train.pooled, np.float64)
     by_patch, by_image = (mean, np.sqrt(mean_of(2, mean))), (pooled.mean(0), pooled.std(0))
 
     def scaled(features: Features) -> Features:
-        tokens = _scaled(features.tokens, *by_patch)
-        tokens = np.where(features.valid[..., None], tokens, 0)
+        tokens = _scaled(np.asarray(features.tokens), *by_patch)
+        tokens = np.where(np.asarray(features.valid)[..., None], tokens, 0)
         return dataclasses.replace(
-            features, tokens=tokens, pooled=_scaled(features.pooled, *by_image)
+            features, tokens=tokens, pooled=_scaled(np.asarray(features.pooled), *by_image)
         )
 
     return scaled(train), scaled(test)
@@ -116,6 +118,5 @@ def dropped(features: Features, rate: float, key: Array) -> Features:
         return features
     shape = features.pooled.shape
     keep = jax.random.bernoulli(key, 1 - rate, (2, *shape)) / (1 - rate)
-    return dataclasses.replace(
-        features, tokens=features.tokens * keep[0][:, None], pooled=features.pooled * keep[1]
-    )
+    tokens = jnp.asarray(features.tokens) * keep[0][:, None]
+    return dataclasses.replace(features, tokens=tokens, pooled=features.pooled * keep[1])

@@ -41,7 +41,8 @@ class NormalsHead:
         step: Int[Array, ""],
     ) -> Scalar:
         """Mean over labelled pixels; 0 where there are none."""
-        maps = self.maps(scores, grid, size, truth.shape[1:3])
+        _, height, width, _ = truth.shape
+        maps = self.maps(scores, grid, size, (height, width))
         return _mean(1 - jnp.sum(maps * truth, axis=-1), self.known(truth))
 
     def answer(self, maps: Float[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
@@ -77,7 +78,8 @@ class UncertainNormalsHead(NormalsHead):
         step: Int[Array, ""],
     ) -> Scalar:
         """Mean over labelled pixels; 0 where there are none."""
-        values = bilinear(scores, grid, size, truth.shape[1:3])
+        _, height, width, _ = truth.shape
+        values = bilinear(scores, grid, size, (height, width))
         cosine = jnp.sum(_unit(values[..., :3]) * truth, axis=-1)
         kappa = jax.nn.elu(values[..., 3]) + 1.01
         return _mean(angular_likelihood(cosine, kappa), self.known(truth))
@@ -88,5 +90,5 @@ def _unit(vectors: Float[Array, "*B 3"]) -> Float[Array, "*B 3"]:
     return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
-def _mean(losses: Float[Array, "B h w"], known: Bool[Array, "B h w"]) -> Scalar:
+def _mean(losses: Float[Array, "B h w"], known: Bool[ArrayLike, "B h w"]) -> Scalar:
     return jnp.sum(losses, where=known) / jnp.maximum(known.sum(), 1)

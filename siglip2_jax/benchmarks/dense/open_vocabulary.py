@@ -36,8 +36,8 @@ from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
 from siglip2_jax.evals.prompts import fill_prompts
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.pool import AttentionPool
 from siglip2_jax.models.siglip2 import Params, normalize
-from siglip2_jax.models.vision import AttentionPool
 from siglip2_jax.sharding import gather, replicate
 from siglip2_jax.types import Features
 

@@ -112,8 +112,8 @@ class DenseProbe:
         drawn = draw_maps(self.decoder, head, weights, test, labels, self.recipe.batch_size)
         for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
             found = Drawn(self.data.test[i][0], predicted, truth)
-            shown = self.figures and i < self.num_figures and i in test.read
-            if shown and jax.process_index() == 0:
+            shown = i < self.num_figures and i in test.read
+            if self.figures and shown and jax.process_index() == 0:
                 path = epath.Path(self.figures) / f"{i:03d}_{Path(found.image).stem}.png"
                 write_figure(path, found.image, colours(truth), colours(predicted))
             yield found

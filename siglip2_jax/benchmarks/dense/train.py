@@ -16,7 +16,7 @@ from siglip2_jax.benchmarks.dense.features import ImageFeatures
 from siglip2_jax.benchmarks.dense.heads import Head
 from siglip2_jax.benchmarks.dense.layer import Decoder, Weights, dropped
 from siglip2_jax.progress import progress
-from siglip2_jax.types import Features
+from siglip2_jax.types import ArrayLike, Features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,6 @@ def _padded(
     return labels, np.array([x.shape[:2] for x in truth], np.int32)
 
 
-def _largest(sizes: Sequence[tuple[int, int]] | np.ndarray) -> tuple[int, int]:
+def _largest(sizes: Sequence[tuple[int, ...]] | ArrayLike) -> tuple[int, int]:
     height, width = np.max(np.asarray(sizes), axis=0)
     return int(height), int(width)

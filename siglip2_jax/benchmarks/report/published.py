@@ -80,9 +80,10 @@ def published_curve(variant: str, dataset: str, metric: str) -> dict[int, float]
       dataset: as for `published`.
       metric: as for `published`.
     """
-    tokens = {v.name: v.config.vision.num_patches for v in RELEASES + SIGLIP1_RELEASES}
+    sizes = {v.name: v.config.vision.num_patches for v in RELEASES + SIGLIP1_RELEASES}
+    fixed = {name: tokens for name, tokens in sizes.items() if tokens is not None}
     found = {
-        budget or tokens[name]: fact.value
+        budget or fixed[name]: fact.value
         for (name, budget, *rest), fact in _index().items()
         if (name, *rest) == (variant, dataset, metric)
     }

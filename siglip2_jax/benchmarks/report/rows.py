@@ -110,7 +110,8 @@ def rows(result: Result) -> list[Row]:
 def _published(result: Result, metric: str) -> Published | None:
     if not comparable(result):
         return None
-    budget = result.protocol.get("num_patches")
+    tokens = result.protocol.get("num_patches")
+    budget = tokens if isinstance(tokens, int) else None
     return published(result.model, result.dataset, metric, budget)
 
 

@@ -31,7 +31,7 @@ class Table:
 
     def cells(self) -> Iterator[tuple[str, int | None, str, str, float]]:
         """Variant, token budget (None at fixed resolution), data set, metric and figure."""
-        for line in self.rows.strip().splitlines():
+        for line in self.rows.strip().split("\n"):
             words = line.split()
             *name, last = words[: -len(self.columns)]
             budget = int(last[1:]) if last.startswith("@") else None

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,19 @@ def _names(root: Path) -> tuple[str, ...]:
     return read_class_names(root / NAMES, "imagenet1k")
 
 
-def _official(setting: Setting, source: Source, label: str, **fields: Any) -> ZeroShot:
+def _official(
+    setting: Setting,
+    source: Source,
+    label: str,
+    classes: tuple[str, ...] | Classes,
+    border: int = 0,
+) -> ZeroShot:
     return ZeroShot(
         source=source,
         label=label,
-        **{"templates": CLIP_PAPER} | fields,
+        classes=classes,
+        templates=CLIP_PAPER,
+        border=border,
         canonical=True,
         ties="first",
         cache=setting.cache,
@@ -57,23 +66,23 @@ def _validation(setting: Setting) -> Source:
 
 
 def _imagenet(setting: Setting) -> ZeroShot:
-    return _official(setting, _validation(setting), "label", classes=_names(setting.root))
+    return _official(setting, _validation(setting), "label", _names(setting.root))
 
 
 def _v2(setting: Setting) -> ZeroShot:
     source = imagenet_images(setting.root, _V2, IMAGENET_V2, "test")
-    return _official(setting, source, "label", classes=_names(setting.root))
+    return _official(setting, source, "label", _names(setting.root))
 
 
 def _real(setting: Setting) -> ZeroShot:
     source = ReaL(_validation(setting), str(setting.root / "real.json"))
-    return _official(setting, source, "real", classes=_names(setting.root))
+    return _official(setting, source, "real", _names(setting.root))
 
 
 def _objectnet(setting: Setting) -> ZeroShot:
     folders = ClassFolders(str(setting.root / "images"))
     classes = objectnet_classes(setting.root / "mappings")
-    return _official(setting, folders, "folder", classes=classes, border=2)
+    return _official(setting, folders, "folder", classes, border=2)
 
 
 def _babel(language: str) -> Task:
@@ -131,10 +140,10 @@ def _folders(setting: Setting) -> ZeroShot:
     return _labelled(setting.root, CLIP_PAPER, setting)
 
 
-_KIND = {"kind": "zeroshot_classification", "metric": "top1"}
+_top1 = partial(Task, kind="zeroshot_classification", metric="top1")
 
 TASKS: tuple[Task, ...] = (
-    Task(
+    _top1(
         name="imagenet",
         folder="imagenet",
         required_files=(_VAL, NAMES),
@@ -142,59 +151,52 @@ TASKS: tuple[Task, ...] = (
         "(ILSVRC2012_img_val.tar from image-net.org, sorted by valprep.sh), "
         f"{how_prepared(IMAGENET)}; {_NAMES_HOW}",
         make=_imagenet,
-        **_KIND,
     ),
-    Task(
+    _top1(
         name="imagenet_v2",
         folder="imagenet_v2",
         required_files=(or_prepared(_V2, IMAGENET_V2), NAMES),
         setup_hint="unpack imagenetv2-matched-frequency.tar.gz (vaishaal/ImageNetV2), "
         f"{how_prepared(IMAGENET_V2)}; {_NAMES_HOW}",
         make=_v2,
-        **_KIND,
     ),
-    Task(
+    _top1(
         name="imagenet_real",
         folder="imagenet",
         required_files=(_VAL, "real.json", NAMES),
         setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; real.json is in "
         f"google-research/reassessed-imagenet; {_NAMES_HOW}",
         make=_real,
-        **_KIND,
     ),
-    Task(
+    _top1(
         name="objectnet",
         folder="objectnet",
         required_files=("images", "mappings"),
         setup_hint="unpack objectnet-1.0.zip (objectnet.dev): its images and mappings",
         make=_objectnet,
-        **_KIND,
     ),
-    Task(
+    _top1(
         name="caltech",
         folder="caltech101_20",
         required_files=("labels.jsonl", "images"),
         setup_hint='labels.jsonl has rows {"file", "name", "split"}, images holds the files',
         make=_caltech,
-        **_KIND,
     ),
-    Task(
+    _top1(
         name="labels",
         folder=".",
         required_files=("labels.jsonl", "images"),
         setup_hint='labels.jsonl has rows {"file", "name"} and perhaps "split"; images holds the '
         "files",
         make=_folders,
-        **_KIND,
     ),
-    Task(
+    _top1(
         name="folders",
         folder=".",
         required_files=(),
         setup_hint="give a directory with a folder of images for each class, called by its name, "
         "or of a version of a TFDS dataset with class labels",
         make=_folders,
-        **_KIND,
     ),
     *map(_babel, BABEL),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from siglip2_jax.benchmarks.culture.data import DollarStreet, GeoDE
 from siglip2_jax.benchmarks.culture.evaluators import IncomeZeroShot, RepresentationBias
@@ -17,16 +18,14 @@ from siglip2_jax.benchmarks.tasks.base import Setting, Task
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.classes import read_class_names
 
-_DOLLAR_STREET = {
-    "folder": "dollar_street",
-    "needs": ("images_v2_imagenet_train.csv", "images_v2_imagenet_test.csv"),
-    "how": "unpack dataset_dollarstreet (mlcommons.org/datasets/dollar-street)",
-}
-_GEODE = {
-    "folder": "geode",
-    "needs": ("index.csv", "images"),
-    "how": "index.csv and images from geodiverse-data-collection.cs.princeton.edu",
-}
+_TABLES = "images_v2_imagenet_train.csv", "images_v2_imagenet_test.csv"
+_UNPACK = "unpack dataset_dollarstreet (mlcommons.org/datasets/dollar-street)"
+_geode = partial(
+    Task,
+    folder="geode",
+    required_files=("index.csv", "images"),
+    setup_hint="index.csv and images from geodiverse-data-collection.cs.princeton.edu",
+)
 
 
 def _incomes(setting: Setting) -> IncomeZeroShot:
@@ -52,44 +51,44 @@ def _few_shot(make: Callable[..., Evaluator]) -> Callable[[Setting], Evaluator]:
     return lambda setting: make(str(setting.root), max_num_patches=setting.budget)
 
 
-def _geode_place(place: str, path: str, *, max_num_patches: int) -> Evaluator:
+def _geode_place(
+    place: Literal["country", "region"], path: str, *, max_num_patches: int
+) -> Evaluator:
     return geode_few_shot(path, place, max_num_patches=max_num_patches)
 
 
 TASKS: tuple[Task, ...] = (
     Task(
         name="dollar_street",
+        folder="dollar_street",
         kind="zeroshot_classification",
+        required_files=(*_TABLES, "classnames.json"),
+        setup_hint=f"{_UNPACK}; classnames.json as for imagenet",
         make=_incomes,
         metric="top1",
-        **_DOLLAR_STREET
-        | {
-            "needs": (*_DOLLAR_STREET["needs"], "classnames.json"),
-            "how": f"{_DOLLAR_STREET['how']}; classnames.json as for imagenet",
-        },
     ),
     Task(
         name="dollar_street_10shot",
+        folder="dollar_street",
         dataset="dollar_street",
         kind="fewshot",
+        required_files=_TABLES,
+        setup_hint=_UNPACK,
         make=_few_shot(dollar_street_few_shot),
         metric="10shot",
-        **_DOLLAR_STREET,
     ),
-    Task(
+    _geode(
         name="geode",
         kind="zeroshot_classification",
         make=_zero_shot(geode_zero_shot),
         metric="top1",
-        **_GEODE,
     ),
     *(
-        Task(
+        _geode(
             name=f"geode_{place}",
             kind="fewshot",
             make=_few_shot(partial(_geode_place, place)),
             metric="10shot",
-            **_GEODE,
         )
         for place in ("country", "region")
     ),
@@ -102,6 +101,6 @@ TASKS: tuple[Task, ...] = (
         make=_zero_shot(landmarks_zero_shot),
         metric="top1",
     ),
-    Task(name="bias", kind="bias", make=_bias, metric="representation_bias", **_GEODE),
+    _geode(name="bias", kind="bias", make=_bias, metric="representation_bias"),
 )
 """In the order of the tables."""

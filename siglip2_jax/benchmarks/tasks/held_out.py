@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from siglip2_jax.data.text import read_rows
 
 SPLITS = "test", "val", "validation"
 
@@ -12,14 +13,10 @@ def held_out(path: Path) -> tuple[tuple[str, str], ...]:
     """The condition on rows, for `Folder.where`: the test split, else validation, else none.
 
     Raises:
-      ValueError: rows have splits, but none of these.
+      ValueError: a row is not JSON, or rows have splits, but none of these.
     """
     found: set[str] = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line or "{}")
-        except ValueError:
-            continue  # the source says what is wrong with it
+    for _, row in read_rows(path):
         if isinstance(row, dict) and isinstance(row.get("split"), str):
             found.add(row["split"])
     for split in SPLITS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from siglip2_jax.benchmarks.compositional import CATEGORIES, SugarCrepe
 from siglip2_jax.benchmarks.crossmodal import CrossModal
@@ -32,58 +33,54 @@ def _captions(setting: Setting) -> Retrieval:
 
 
 def _xm3600(setting: Setting) -> CrossModal:
-    return CrossModal(str(setting.root), max_num_patches=setting.budget)
+    return CrossModal(path=str(setting.root), max_num_patches=setting.budget)
 
 
 def _sugarcrepe(setting: Setting) -> SugarCrepe:
     root = setting.root
-    return SugarCrepe(str(root), str(root / "val2017"), max_num_patches=setting.budget)
+    return SugarCrepe(path=str(root), images=str(root / "val2017"), max_num_patches=setting.budget)
 
 
-_KIND = {"kind": "zeroshot_retrieval", "metric": "text_to_image@1"}
+_recall = partial(Task, kind="zeroshot_retrieval", metric="text_to_image@1")
 _ROWS = (
     'captions.jsonl has rows {"file", "captions": [...]} and perhaps "split"; images holds files'
 )
 
 
 def _rows(name: str, folder: str, what: str = "") -> Task:
-    return Task(
+    return _recall(
         name=name,
         folder=folder,
         required_files=("captions.jsonl", "images"),
         setup_hint=what + _ROWS,
         make=_captions,
-        **_KIND,
     )
 
 
 TASKS: tuple[Task, ...] = (
-    Task(
+    _recall(
         name="coco",
         folder="coco",
         required_files=("dataset_coco.json", "val2014"),
         setup_hint="dataset_coco.json is Karpathy's split (5,000 test images, all of val2014), and "
         "val2014 holds the images (cocodataset.org)",
         make=_karpathy("dataset_coco.json", "."),
-        **_KIND,
     ),
-    Task(
+    _recall(
         name="flickr30k",
         folder="flickr30k",
         required_files=("dataset_flickr30k.json", "images"),
         setup_hint="dataset_flickr30k.json is Karpathy's split (1,000 test images), images holds "
         "flickr30k-images",
         make=_karpathy("dataset_flickr30k.json", "images"),
-        **_KIND,
     ),
-    Task(
+    _recall(
         name="xm3600",
         folder="xm3600",
         required_files=("captions.jsonl", "images"),
         setup_hint="captions.zip and images.tgz from google.github.io/crossmodal-3600, unpacked",
         make=_xm3600,
         language="36 languages",
-        **_KIND,
     ),
     _rows("textcaps", "textcaps", "TextCaps (textvqa.org), as JSON lines: "),
     _rows("hiertext", "hiertext", "HierText (google-research-datasets), as JSON lines: "),
@@ -99,13 +96,12 @@ TASKS: tuple[Task, ...] = (
         metric="mean",
     ),
     _rows("flickr8k", "flickr8k_1k"),
-    Task(
+    _recall(
         name="captions",
         folder=".",
         required_files=(("captions.jsonl", INFO), ("images", INFO)),
         setup_hint=_ROWS + "; or give the directory of a version of a TFDS dataset with captions",
         make=_captions,
-        **_KIND,
     ),
 )
 """In the order of the paper's tables, then sets of one's own."""

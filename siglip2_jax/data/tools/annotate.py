@@ -15,6 +15,7 @@ from PIL.Image import Image
 
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Folder
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.data.tools.annotators import Annotator
 from siglip2_jax.outputs import open_output, write_whole
 from siglip2_jax.preprocess.decode import decode
@@ -107,9 +108,8 @@ def annotate(
 
 def _rows(source: Folder) -> list[dict[str, Any]]:
     """The rows behind the source's examples, with all of their keys; opening it checked them."""
-    with (epath.Path(source.path) / source.captions).open("rb") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    return [row for row in rows if all(row.get(key) == value for key, value in source.where)]
+    rows = read_rows(epath.Path(source.path) / source.captions)
+    return [row for _, row in rows if all(row.get(key) == value for key, value in source.where)]
 
 
 def _settings(

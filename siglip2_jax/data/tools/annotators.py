@@ -26,6 +26,7 @@ class Annotator(Protocol):
         Raises:
           ValueError: the example cannot be used; one sentence that names it.
         """
+        ...
 
 
 @runtime_checkable
@@ -34,6 +35,7 @@ class Detector(Protocol):
 
     def detect(self, image: Image, queries: Sequence[str]) -> list[Region]:
         """Boxes of an RGB image, each with the query that fits it best and its score."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,23 @@ class Annotations:
 class Detections:
     """Regions that a detector finds for all n-grams of an example's captions, as OWLv2 does.
 
+    SigLIP 2 (arXiv 2502.14786, section 2.2) looks for a fixed list of object categories as well.
+    Its list, PaLI's, is not public; any other may be given.
+
     Attributes:
       detector: finds the boxes.
       longest: the greatest number of words of a query.
+      categories: what to look for in every image, in place of the n-grams; none takes these.
     """
 
     detector: Detector
     longest: int = 10
+    categories: tuple[str, ...] = ()
 
     def __call__(self, image: Image, example: Mapping[str, Any]) -> Sequence[Region]:
         """The regions found; none where the captions name nothing."""
-        found = [ngrams(caption, self.longest) for caption in example["captions"]]
-        queries = list(dict.fromkeys(query for queries in found for query in queries))
+        queries = self.categories
+        if not queries:
+            found = [ngrams(caption, self.longest) for caption in example["captions"]]
+            queries = tuple(dict.fromkeys(query for queries in found for query in queries))
         return self.detector.detect(image, queries) if queries else []

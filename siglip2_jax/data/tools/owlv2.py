@@ -77,6 +77,7 @@ class Owlv2Detector:
         self.repo, self.threshold, self.prompts = repo, threshold, tuple(prompts)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self.device)
+        self._embedded: tuple[tuple[str, ...], torch.Tensor] | None = None  # the last queries
 
     def detect(self, image: Image, queries: Sequence[str]) -> list[Region]:
         """Boxes with their best query, in the order of the model's patches.
@@ -101,9 +102,9 @@ class Owlv2Detector:
                 strict=True,
             )
             return [
-                Region(tuple(box), queries[index], score)
-                for box, index, score in found
-                if box[0] < box[2] and box[1] < box[3]  # not one wholly in the padding
+                Region((ymin, xmin, ymax, xmax), queries[int(index)], score)
+                for (ymin, xmin, ymax, xmax), index, score in found
+                if ymin < ymax and xmin < xmax  # not one wholly in the padding
             ]
 
     def _boxes(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,9 +115,15 @@ class Owlv2Detector:
         return flat, self._model.box_predictor(flat, features)[0]
 
     def _embed(self, queries: Sequence[str]) -> torch.Tensor:
-        """The queries' embeddings [queries, width]: means of unit vectors over the prompts."""
+        """The queries' embeddings [queries, width]: means of unit vectors over the prompts.
+
+        A fixed list, which comes with every image, is embedded once.
+        """
         import torch
 
+        queries = tuple(queries)
+        if self._embedded is not None and self._embedded[0] == queries:
+            return self._embedded[1]
         texts = [prompt.replace("{}", query) for query in queries for prompt in self.prompts]
         towers, parts = self._model.owlv2, []
         length = self._model.config.text_config.max_position_embeddings
@@ -128,7 +135,9 @@ class Owlv2Detector:
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
             ).pooler_output
             parts.append(torch.nn.functional.normalize(towers.text_projection(pooled), dim=-1))
-        return torch.cat(parts).unflatten(0, (len(queries), len(self.prompts))).mean(dim=1)
+        found = torch.cat(parts).unflatten(0, (len(queries), len(self.prompts))).mean(dim=1)
+        self._embedded = queries, found
+        return found
 
     def _corners(self, boxes: torch.Tensor, image: Image) -> torch.Tensor:
         """Boxes as shares of the image; the model saw it padded to a square on the right or below.

@@ -60,8 +60,8 @@ def attend(
     if impl == "xla":
         return _xla(query, key, value, valid)
     if valid is not None and valid.ndim == 3:
-        impl = impl if isinstance(impl, str) else impl.__name__
-        raise ValueError(f'the kernel "{impl}" has one mask for all queries; use "auto" or "xla"')
+        name = impl if isinstance(impl, str) else impl.__name__
+        raise ValueError(f'the kernel "{name}" has one mask for all queries; use "auto" or "xla"')
     if callable(impl):
         return _each_device(impl, query, key, value, valid)
     if impl == "cudnn":

@@ -62,6 +62,7 @@ def residual_layer_norm(
         impl = "pallas" if possible and platform() == "tpu" else "xla"
     if impl == "xla":
         return x, norm(x).astype(dtype)
+    assert norm.scale is not None and norm.bias is not None
     scale, bias = (param[...].astype(jnp.float32) for param in (norm.scale, norm.bias))
     static = (norm.epsilon, jnp.dtype(dtype), platform() != "tpu")
     return _branch(x, scale, bias, *static)

@@ -7,6 +7,8 @@ whole blocks, so sequences are padded and cut.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -65,7 +67,7 @@ def long_attention(
         residual_checkpoint_name="attn_out",
         interpret=interpret,
     )
-    found = jax.vmap(kernel)(q, k, v, None if whole else segments)
+    found: Any = jax.vmap(kernel)(q, k, v, None if whole else segments)
     found = found[:, :, :queries].transpose(0, 2, 1, 3)
     # Without a valid key the kernel gives the mean of all values.
     return jnp.where(some.any(axis=1)[:, None, None, None], found, 0)

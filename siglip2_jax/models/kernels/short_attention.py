@@ -34,6 +34,9 @@ _QUERIES = 256  # at a time: more would not fit the registers' spill space at 1,
 _MASKED = -1e30
 _VMEM = 64 * 2**20
 
+# For the backward pass: query, key, value, their mask, and the scores' log sums.
+_Kept = tuple[Array, Array, Array, Array | None, Array]
+
 # Which dimensions a product sums over: rows of neither, of the second, of both.
 _PLAIN = (((1,), (0,)), ((), ()))
 _SECOND = (((1,), (1,)), ((), ()))
@@ -67,7 +70,7 @@ def short_attention(
 
 def _forward(
     query: Array, key: Array, value: Array, valid: Array | None, interpret: bool
-) -> tuple[Array, tuple[Array | None, ...]]:
+) -> tuple[Array, _Kept]:
     flat = [_flat(x) for x in (query, key, value)]
     shape = _Shape(query, key)
     out, log_sum = _call(
@@ -84,7 +87,7 @@ def _forward(
     return out, (query, key, value, valid, log_sum)
 
 
-def _backward(interpret: bool, kept: tuple[Array | None, ...], cotangent: Array) -> tuple[Any, ...]:
+def _backward(interpret: bool, kept: _Kept, cotangent: Array) -> tuple[Any, ...]:
     query, key, value, valid, log_sum = kept
     flat = [_flat(x) for x in (query, key, value)]
     shape = _Shape(query, key)
@@ -179,7 +182,7 @@ def _backward_kernel(
 ) -> None:
     *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if packed else refs
     keep = _column(mask)
-    sums: tuple[Array, Array] | None = None
+    sums: tuple[Array, ...] = ()
 
     def products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
         image, head, rows = unit

@@ -54,6 +54,7 @@ def operand(x: Instruction, index: int, where: Computation) -> Shape:
 
 def _convolution_flops(x: Instruction, image: Shape, kernel: Shape) -> int:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
+    assert labels is not None  # every convolution has them
     image_labels, kernel_labels, out_labels = labels.groups()
     out = dict(zip(out_labels, x.shapes[0].dims, strict=True))
     inputs = dict(zip(image_labels, image.dims, strict=True))

@@ -29,6 +29,7 @@ from siglip2_jax.planner.hlo.bundles import kernel_cycles
 from siglip2_jax.planner.hlo.kernels import TARGET, Kernel, kernel_of
 from siglip2_jax.planner.hlo.parse import parse
 from siglip2_jax.planner.topology import compile_only, tpu_topology
+from siglip2_jax.sharding import Device
 from siglip2_jax.train.chips import Chip
 
 _TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}
@@ -68,7 +69,7 @@ def cycles_of(kernels: tuple[Kernel, ...], chip: Chip) -> tuple[int | None, ...]
         try:
             return tuple(_in_a_process(Path(directory), jobs))
         except subprocess.CalledProcessError as error:
-            why = (error.stderr.strip().splitlines() or [str(error)])[-1]
+            why = error.stderr.strip().rpartition("\n")[2] or str(error)
         except (subprocess.TimeoutExpired, OSError) as error:
             why = str(error)
     _log.warning("kernels could not be compiled alone to be timed: %s", why)
@@ -102,7 +103,7 @@ def _main(work: Path) -> None:
     (work / "cycles.json").write_text(json.dumps(found))
 
 
-def _measure(kernel: Kernel, device: jax.Device, dump: Path) -> int | None:
+def _measure(kernel: Kernel, device: Device, dump: Path) -> int | None:
     try:
         name = _compile(kernel, device)
         (path,) = (
@@ -118,7 +119,7 @@ def _measure(kernel: Kernel, device: jax.Device, dump: Path) -> int | None:
             path.unlink()
 
 
-def _compile(kernel: Kernel, device: jax.Device) -> str:
+def _compile(kernel: Kernel, device: Device) -> str:
     """Compiles a program that is only this kernel; returns what the call is named there."""
     call = jax.ffi.ffi_call(
         TARGET,
@@ -133,7 +134,7 @@ def _compile(kernel: Kernel, device: jax.Device) -> str:
     compiled = compile_only(jax.jit(lambda *operands: call(*operands)).lower(*operands))
     (name,) = (
         x.name
-        for computation in parse(compiled.as_text()).computations.values()
+        for computation in parse(compiled.as_text() or "").computations.values()
         for x in computation.instructions.values()
         if kernel_of(x, computation)
     )

@@ -156,7 +156,7 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry = name = root = ""
     instructions: dict[str, Instruction] | None = None
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if instructions is None:
             if match := _COMPUTATION.match(line):
                 name, instructions, root = match[2], {}, ""

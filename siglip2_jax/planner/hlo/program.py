@@ -118,15 +118,15 @@ def merged(operations: Iterable[Operation]) -> list[Operation]:
 
 def _merge(group: list[Operation]) -> Operation:
     kinds = {kind for op in group for kind in op.collectives}
-    timed = [op for op in group if op.cycles is not None]
+    timed = [(op.cycles, op.timed_by) for op in group if op.cycles is not None]
     return dataclasses.replace(
         group[0],
         trips=sum(op.trips for op in group),
         flops=sum(op.flops for op in group),
         hbm_bytes=sum(op.hbm_bytes for op in group),
         collectives={kind: sum(op.collectives.get(kind, 0) for op in group) for kind in kinds},
-        cycles=sum(op.cycles for op in timed) if timed else None,
-        timed_by=timed[0].timed_by if timed else None,
+        cycles=sum(cycles for cycles, _ in timed) if timed else None,
+        timed_by=timed[0][1] if timed else None,
     )
 
 
@@ -160,7 +160,7 @@ def analyse(text: str, chip: Chip, time_kernels: KernelTimer | None = None) -> A
 
 def _timed(op: Operation, once: int | None, chip: Chip) -> Operation:
     """A kernel's operation with its time, given the cycles of one call."""
-    if once is None and op.kernel.flops is None:
+    if once is None and (op.kernel is None or op.kernel.flops is None):
         return op
     compute = op.flops / chip.flops * chip.clock_hz if once is None else op.trips * once
     cycles = round(max(compute, op.hbm_bytes / chip.hbm_bandwidth * chip.clock_hz))
@@ -179,6 +179,7 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
       "peak", which is all of them together.
     """
     stats = compiled.memory_analysis()
+    assert stats is not None  # as on every TPU
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,

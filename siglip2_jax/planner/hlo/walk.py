@@ -168,7 +168,7 @@ class _Scope:
         if x.opcode == "parameter" and self.caller:
             return self.caller.constant(self.arguments[int(x.inside)])
         if x.opcode == "get-tuple-element":
-            return self.element(x.operands[0], int(x.attribute(r"index=(\d+)")))
+            return self.element(x.operands[0], int(x.attribute(r"index=(\d+)") or ""))
         return None
 
     def element(self, name: str, index: int) -> int | None:
@@ -182,7 +182,7 @@ class _Scope:
 
 
 def _condition(x: Instruction) -> str:
-    return x.attribute(r"condition=%?([\w.\-]+)")
+    return x.attribute(r"condition=%?([\w.\-]+)") or ""
 
 
 def _expense(operations: list[Operation]) -> tuple[int, int, int]:

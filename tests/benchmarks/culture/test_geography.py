@@ -244,7 +244,7 @@ def test_clear_errors(tmp_path, dollar_street, geode):
         (["x", "904", "a", "af", "1"], r"row 1: imagenet_sysnet_id is '904'; expected numbers"),
         (["x", "[904", "a", "af", "1"], r"imagenet_sysnet_id is '\[904'"),
         (["x", "[904]", "a", "af", "rich"], "income is 'rich'; expected dollars a month"),
-        (["x", "[904]", "a", "af", "1"], "x: no such photo, the first of 4"),
+        (["x", "[904]", "a", "af", "1"], "x: no such image, the first of 4"),
     ):
         table(path, columns, row)
         with pytest.raises(ValueError, match=message):

@@ -115,7 +115,7 @@ def test_photos_that_are_held_out(tmp_path):
         (row("a", [0, 0, 1]), "line 2: .*a box must be four numbers"),
         (row("a", [10, 20, 50, 75]), "line 2: .*as shares of the image, got"),
         (row("a", [0.5, 0.2, 0.5, 0.7]), "line 2: .*as shares of the image, got"),
-        (row("a", None) | {"bbox": [1, 2, 3, 4]}, "line 2: .*need the picture's width and height"),
+        (row("a", None) | {"bbox": [1, 2, 3, 4]}, "line 2: .*need the image's width and height"),
         (row("a", None) | {"bbox": [1, 2, 0, 4], "width": 9, "height": 9}, "line 2: .*no area"),
         (row("a", None) | {"bbox": "x", "width": 9, "height": 9}, "line 2: .*bbox of four numbers"),
     ],

@@ -24,12 +24,12 @@ def test_an_index_names_pairs(tmp_path):
     found = read_index(index, label="depth", train="a", test="b")
     pair = [(str(tmp_path / f"{i}.png"), str(tmp_path / f"d/{i}.png")) for i in range(3)]
     assert found == DenseData(train=(pair[0], pair[2]), test=(pair[1],))
-    with pytest.raises(ValueError, match="row 1: .* with the keys image, label and split"):
+    with pytest.raises(ValueError, match="line 1: .* with the keys image, label and split"):
         read_index(index)
     with pytest.raises(ValueError, match="no row has split='test'"):
         read_index(index, label="depth", train="a")
     index.write_text('["no object"]')
-    with pytest.raises(ValueError, match="row 1: expected"):
+    with pytest.raises(ValueError, match="line 1: expected"):
         read_index(index)
     with pytest.raises(ValueError, match="0 training and 1 test pairs"):
         DenseData(train=(), test=(("a", "b"),))

@@ -90,7 +90,7 @@ def write_images(folder, count=11, damaged=(2, 7)) -> list[str]:
 
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_unreadable_photos_are_listed_and_left_out(model, tmp_path, monkeypatch, blocks):
-    monkeypatch.setattr(dense_features, "PHOTOS_AT_ONCE", 4)
+    monkeypatch.setattr(dense_features, "IMAGES_AT_ONCE", 4)
     photos = write_images(tmp_path)
     measured = Measured(model)
     found = read_features(measured, photos, blocks=blocks, **READ)
@@ -122,7 +122,7 @@ def test_hosts_share_the_photos(model, tmp_path, monkeypatch, count):
     """Processes one after the other, each with what the others would send."""
     photos = write_images(tmp_path, count)
     alone = read_features(Measured(model), photos, blocks=2, **READ)
-    monkeypatch.setattr(dense_features, "PHOTOS_AT_ONCE", 6)
+    monkeypatch.setattr(dense_features, "IMAGES_AT_ONCE", 6)
     monkeypatch.setattr(dense_features, "gather_texts", lambda own: own)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     sent, embedded = [], []

@@ -138,7 +138,7 @@ def test_scenes_whose_colours_have_names(tmp_path):
 def test_photos_that_cannot_be_read_are_wrong(tmp_path):
     data = write_scenes(tmp_path, "classes")
     pairs = data.train + data.test
-    options = {"classes": CLASSES, "pictures": str(tmp_path / "drawn")}
+    options = {"classes": CLASSES, "figures": str(tmp_path / "drawn")}
     whole = OpenVocabulary(pairs=pairs[1:], **options)(Named())["pixel_accuracy"]
     Path(pairs[0][0]).write_bytes(b"no photo")
     labels = [np.asarray(Image.open(label)) for _, label in pairs]

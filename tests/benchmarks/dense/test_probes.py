@@ -103,7 +103,7 @@ def test_photos_that_cannot_be_read(tmp_path):
     for folder in folders.values():
         folder.mkdir()
     recipe = dataclasses.replace(RECIPE, steps=15)
-    options = {"recipe": recipe, "num_pictures": 2}
+    options = {"recipe": recipe, "num_figures": 2}
     data = {kind: write_scenes(folder, kind) for kind, folder in folders.items()}
     probes = {
         "classes": partial(SegmentationProbe, classes=("red", "green", "blue")),

@@ -66,6 +66,23 @@ def photo(width, height):
 
 
 @pytest.mark.parity
+def test_queries_that_come_again_are_embedded_once(repo, monkeypatch):
+    """A fixed list comes with every image; other queries are embedded anew."""
+    detector = Owlv2Detector(repo, "cpu", threshold=0.0)
+    run, calls = detector._model.owlv2.text_model.forward, []
+    monkeypatch.setattr(
+        detector._model.owlv2.text_model,
+        "forward",
+        lambda *x, **y: calls.append(len(y["input_ids"])) or run(*x, **y),
+    )
+    first, again, other = (
+        detector.detect(photo(60, 60), queries) for queries in (QUERIES, QUERIES, QUERIES[:2])
+    )
+    assert first == again != other
+    assert calls == [len(PROMPTS) * len(QUERIES), len(PROMPTS) * 2]
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("size", [(60, 60), (90, 40), (30, 70)])
 def test_one_prompt_is_what_transformers_finds(repo, theirs, size):
     import torch

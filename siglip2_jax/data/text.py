@@ -1,0 +1,74 @@
+"""Text as files hold it: decoded, cut into lines, read as rows of JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+
+def plain_text(value: bytes | str) -> str:
+    """Text without what files put around it: a byte-order mark, and the ends of its last lines.
+
+    Args:
+      value: bytes in UTF-8, or text that was decoded already.
+
+    Raises:
+      ValueError: the bytes are not UTF-8.
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            problem = f"{error.reason} at byte {error.start}"
+            raise ValueError(f"not text in UTF-8 ({problem}); save it as UTF-8") from error
+    return value.removeprefix("\ufeff").rstrip("\r\n")
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file, local or `gs://`, that are not blank.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: a line is not text in UTF-8.
+    """
+    return [line for _, line in _lines(path)]
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON lines, local or `gs://`, each with its line's number.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: a line is not JSON in UTF-8.
+    """
+    for number, line in _lines(path):
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    r"""Lines that are not blank, each with its number, from 1 on.
+
+    They end in `\n`, `\r\n` or `\r`. `str.splitlines` also cuts at eight characters that may stand
+    within a line, U+2028 and the form feed among them.
+    """
+    file = epath.Path(path)
+    if not file.exists():  # a store's client would not say which
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+    with file.open("rb") as pieces:
+        # Of bytes, splitlines knows the three ends alone.
+        lines = (line for piece in pieces for line in piece.splitlines())
+        for number, line in enumerate(lines, 1):
+            try:
+                text = plain_text(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            if text.strip():
+                yield number, text

@@ -1,0 +1,58 @@
+"""Moving average of the parameters: what objectives learn from, or a model to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from siglip2_jax.checkpoints.run_layout import HEADS
+from siglip2_jax.config import ResolvedStage
+from siglip2_jax.models.siglip2 import Params, SigLIP2, unflatten
+from siglip2_jax.objectives.base import Objective
+from siglip2_jax.train.state import without_heads
+
+
+class Average:
+    """The part of a stage's parameters of which it keeps a moving average; see `Optim.ema`.
+
+    Attributes:
+      paths: of the parameters that are averaged; none where the stage keeps no average.
+    """
+
+    def __init__(
+        self, stage: ResolvedStage, objectives: Mapping[str, Objective], shapes: Mapping[str, Any]
+    ):
+        self._decay = stage.optim.ema
+        students = [name for name, objective in objectives.items() if objective.has_teacher]
+        everything = stage.optim.ema_all or not students
+        parts = ("vision/", *(f"{HEADS}/{name}/" for name in students))
+        self.paths = tuple(
+            path
+            for path in shapes
+            if self._decay is not None and (everything or path.startswith(parts))
+        )
+        model = nnx.eval_shape(
+            lambda: SigLIP2(stage.model, compute=stage.compute, rngs=nnx.Rngs(0))
+        )
+        if not everything:
+            del model.text, model.t, model.b
+        self._graphdef = nnx.graphdef(model)
+
+    def start(self, params: Mapping[str, Array]) -> Params | None:
+        """The average at first: a copy of the parameters, given by path; None if none is kept."""
+        return unflatten({path: params[path] for path in self.paths}) if self.paths else None
+
+    def update(self, average: Params | None, params: Mapping[str, Array]) -> Params | None:
+        """The average after an update of the parameters."""
+        latest = self.start(params)
+        if average is None or latest is None or self._decay is None:
+            return None
+        return cast(Params, optax.incremental_update(latest, average, 1 - self._decay))
+
+    def model(self, average: Params) -> SigLIP2:
+        """The averaged model, with as much of it as is kept."""
+        return nnx.merge(self._graphdef, without_heads(average))
