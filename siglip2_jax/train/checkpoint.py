@@ -110,8 +110,14 @@ class RunCheckpoints:
         )
 
     def record(self, step: int) -> dict[str, Any]:
-        """Reads the record that was saved beside the arrays."""
+        """Reads the record that was saved beside the arrays.
+
+        Raises:
+          ValueError: there is none.
+        """
         record = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        if not record:
+            raise ValueError(f"{self.directory / str(step)} is damaged (it has no record)")
         return cast(dict[str, Any], record)  # as `save` was given it
 
     def restore(self, step: int, like: TrainState) -> TrainState:
