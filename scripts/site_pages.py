@@ -20,7 +20,7 @@ TOP = {
     "CHANGELOG.md": "changelog.md",
 }
 # What configs and users import; the other packages serve the command line.
-PUBLIC = "config objectives data evals models preprocess inference checkpoints".split()
+PUBLIC = "config objectives data evals models preprocess inference checkpoints testing".split()
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 
 

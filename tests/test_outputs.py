@@ -103,7 +103,7 @@ def test_a_device_stays_one():
 
 @pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
 def test_a_descriptor_is_shared(tmp_path, folder):
-    """As `--json /dev/stdout > FILE` has it: what is printed before and after stays."""
+    """Output before and after stays, as with `--json /dev/stdout > FILE`."""
     if not os.path.isdir(folder):
         pytest.skip(f"this system has no {folder}")
     path, link = tmp_path / "file", tmp_path / "stdout"

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from models.builders import random_params
 from PIL import Image
 
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig, two_towers
+from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
@@ -30,6 +29,7 @@ from siglip2_jax.sharding import (
     replicate,
     split_batch,
 )
+from siglip2_jax.testing import TINY, random_params
 
 P = PartitionSpec
 MOVES = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
@@ -177,7 +177,7 @@ def test_gradients_are_scattered_over_fsdp_and_summed_over_replica():
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_lookup(shape):
-    """As plain indexing, in value and gradient; no device ever has more rows' features than its own
+    """Plain indexing, in value and gradient; no device ever has more rows' features than its own
     share of the table."""
     rng, mesh = np.random.default_rng(0), mesh_of(shape)
     table, ids = rng.random((50, 16), np.float32), rng.integers(0, 50, (8, 5)).astype(np.int32)
@@ -223,22 +223,15 @@ def test_parts_of_a_batch(shape):
         assert both(x).sharding.is_equivalent_to(NamedSharding(mesh, BATCH), 2)
 
 
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-CONFIG = ModelConfig(
-    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
-)
-
-
 @pytest.mark.parametrize("shape", [(1, 4), pytest.param((2, 2), marks=pytest.mark.slow)], ids=str)
 def test_embedder(shape):
     """A model that is split over devices embeds as a whole one does, any number at a time."""
-    mesh, params = mesh_of(shape), random_params(CONFIG)
+    mesh, params = mesh_of(shape), random_params(TINY)
     flat = flatten(params)
     shardings = param_shardings(mesh, flat)
     split = unflatten({path: device_put_global(x, shardings[path]) for path, x in flat.items()})
     parts = ImagePreprocessor(patch_size=4, image_size=None), Tokenizer.load(TOKENIZER)
-    one, many = Embedder(CONFIG, params, *parts), Embedder(CONFIG, split, *parts, mesh=mesh)
+    one, many = Embedder(TINY, params, *parts), Embedder(TINY, split, *parts, mesh=mesh)
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (9 + i, 21, 3), np.uint8)) for i in range(7)]
     texts = [f"photo number {i}" for i in range(7)]

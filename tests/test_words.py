@@ -44,8 +44,9 @@ def help_texts(command: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 
 def test_docstrings_begin_with_a_noun_or_a_verb():
     offenders = [
-        f"{path.relative_to(ROOT)}: {line}"
-        for path in sorted(ROOT.rglob("*.py"))
+        f"{path}: {line}"
+        for folder in (ROOT, Path(__file__).parent)
+        for path in sorted(folder.rglob("*.py"))
         for line in leaning_docstrings(path.read_text())
     ]
     assert offenders == []

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from siglip2_jax.benchmarks.parts import Parts, gather_blocks, gather_texts
+from siglip2_jax.benchmarks.gather import gather_blocks, gather_texts
 from siglip2_jax.data.prefetch import batched
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
 from siglip2_jax.models.config import ModelConfig, Variant
@@ -23,6 +23,7 @@ from siglip2_jax.preprocess.decode import ImageError, ImageSource
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.progress import Update
+from siglip2_jax.resumable import Rows
 
 T = TypeVar("T")
 
@@ -65,10 +66,11 @@ class Measuring:
         """Has `show` told how many images are done, of how many, where that is known."""
         self._show, self._expected = show, expected
 
-    def _begin(self, width: int) -> Parts:
-        """Parts of the next call, whose rows have this width."""
+    def _begin(self, width: int) -> Rows:
+        """Rows of this process of the next call, with what an interrupted evaluation has left."""
         self._calls += 1
-        return Parts(self._directory, self._calls - 1, width)
+        prefix = f"{jax.process_index():05d}-{self._calls - 1:03d}-"
+        return Rows(self._directory, width, prefix=prefix)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -154,23 +156,23 @@ class Measured(Measuring):
         on_error: str = "warn",
     ) -> Float[np.ndarray, "n E"]:
         """Embeds images; rows of unreadable images are NaN, without a warning each."""
-        parts = self._begin(self._model.config.vision.width)
+        rows = self._begin(self._model.config.vision.width)
         seen = Counter(images)
         size = batch_size or self._batch_size
-        own = islice(own_share(seen, size), len(parts), None)
+        own = islice(own_share(seen, size), len(rows), None)
         with self._timed():
             for row in self._model.stream_images(own, max_num_patches, size, normalize):
                 if isinstance(row, ImageError):
                     if on_error == "raise":
                         raise row
-                    parts.add(None, str(row))
+                    rows.add(None, str(row))
                 else:
-                    parts.add(row, None)
-                self._count(len(parts), self._expected)
-            parts.flush()
+                    rows.add(row)
+                self._count(len(rows), self._expected)
+            rows.save()
         self.images += seen.count
-        self.failed += gather_texts(parts.notes)
-        return gather_blocks(parts.rows(), seen.count, size)
+        self.failed += gather_texts(rows.texts())
+        return gather_blocks(rows.rows(), seen.count, size)
 
     def image_features(self, *args: Any, **kwargs: Any) -> Any:
         """Features as the model gives them; every host does the whole work."""

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
 from siglip2_jax.benchmarks.measured import Measured
 from siglip2_jax.benchmarks.report.result import Result
+from siglip2_jax.benchmarks.store import Store
 from siglip2_jax.benchmarks.tasks.base import Setting, Task
 from siglip2_jax.benchmarks.tasks.catalogue import choose_tasks
 from siglip2_jax.evals.base import Evaluator
-from siglip2_jax.evals.class_embeddings import ClassCache
 from siglip2_jax.evals.prompts import name_templates
 from siglip2_jax.inference import Captioner
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
-from siglip2_jax.outputs import write_whole
 from siglip2_jax.progress import progress
 
 BUDGET = 256
@@ -80,8 +75,8 @@ def evaluate(
       suite: what to measure.
       data: the directory with a directory for each data set, or the one data set itself.
       out: a directory, local or `gs://`, for results, and for what is needed to go on after an
-        interruption; results that are there and were made in the same way are not made again. None
-        keeps nothing.
+        interruption; a result that is there is not made again while the model, the settings, the
+        data and this package are the same. None keeps nothing.
       pretrained: where the model is from, for the report.
       batch_size: images per program call.
       templates: prompts with one `{}` for the name of a class; none means each task's.
@@ -91,48 +86,41 @@ def evaluate(
     Raises:
       ValueError: data is malformed.
     """
-    out = None if out is None else epath.Path(out)
-    identity = "" if out is None else fingerprint(model)  # it reads all parameters
+    data, store = data.absolute(), Store(out)
     open_decoder = cache(partial(_open_decoder, decoder))  # once for all tasks
     native = model.config.vision.image_size is None
     for entry in suite.entries:
         task = entry.task
         assert isinstance(task, Task)  # `Entry` makes one of a name
         root, missing, writer = task.find(data), task.missing(data), None
-        weights = identity
         if root is not None and task.needs_decoder:
             writer, missing = open_decoder()
-            if writer is not None and out is not None:
-                weights += f" {fingerprint(writer)} {writer.boxes}"
         about = _about(task, model, pretrained)
         for budget in entry.budgets if native else (BUDGET,):
             if root is None or (task.needs_decoder and writer is None):
                 settings = protocol(None, model, budget)
                 yield Result(**about, metrics={}, protocol=settings, missing=missing)
                 continue
-            classes = None if out is None else ClassCache(str(out / "classes"), identity)
-            figures = None if out is None else out / "figures" / f"{task.name}-{budget}"
+            figures, classes = store.path("figures", f"{task.name}-{budget}"), store.classes(model)
             evaluator = task.make(Setting(root=root, budget=budget, figures=figures, cache=classes))
             if templates and hasattr(evaluator, "templates"):
                 evaluator = dataclasses.replace(cast(Any, evaluator), templates=tuple(templates))
             settings = protocol(evaluator, model, budget)
-            prompts = getattr(evaluator, "templates", ())  # of which the protocol has a name
-            key = _key(weights, task.name, str(root.resolve()), settings, prompts)
-            found = _saved(out, key)
-            if not _agreed(found is not None):
+            key = store.key(writer or model, task, root, evaluator, settings)
+            result = store.load(key)
+            if not _agreed(result is not None):
                 name = f"{task.name}, {budget} patches" if native else task.name
                 # Who embeds which images follows from these two.
-                share = f"{jax.process_count()}-{batch_size}"
-                parts = None if out is None else out / "parts" / key / share
+                parts = store.path("parts", key, f"{jax.process_count()}-{batch_size}")
                 if writer is None:
                     measured = Measured(model, parts, batch_size=batch_size)
                 else:  # which runs on one of the devices that the model is spread over
                     size = batch_size // (model.mesh.size if model.mesh else 1)
                     measured = MeasuredCaptioner(writer, parts, batch_size=max(1, size))
-                found = _measure(evaluator, measured, about, settings, name)
-                _save(out, key, found)
-            if found is not None:  # other processes need not have what process 0 saved
-                yield found
+                result = _measure(evaluator, measured, about, settings, name)
+                store.save(key, result)
+            if result is not None:  # other processes need not have what process 0 saved
+                yield result
 
 
 def _open_decoder(
@@ -204,46 +192,9 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
     return found
 
 
-def fingerprint(model: Embedder | Captioner) -> str:
-    """Tells weights from others: a hash of shapes and of some numbers of each array."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(model.params):
-        flat = np.asarray(leaf).reshape(-1)
-        some = flat[:: max(1, flat.size // 16)][:16].astype(np.float32)
-        digest.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".encode() + some.tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _saved(out: epath.Path | None, key: str) -> Result | None:
-    """The result of an earlier run."""
-    path = None if out is None else out / "results" / f"{key}.json"
-    if path is None or not path.is_file():
-        return None
-    try:
-        return Result.from_json(json.loads(path.read_bytes()))
-    except ValueError:
-        return None  # and is made again
-
-
 def _agreed(done: bool) -> bool:
     """Verdict of process 0 for all: disks of others may hold less, and all must go the same way."""
     return done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(done)))
-
-
-def _save(out: epath.Path | None, key: str, result: Result) -> None:
-    if out is None:
-        return
-    if jax.process_index() == 0:
-        text = json.dumps(result.to_json(), indent=2, ensure_ascii=False)
-        write_whole(out / "results" / f"{key}.json", text)
-    with suppress(OSError):  # another process was first, or there were none
-        (out / "parts" / key).rmtree()
-        if not any((out / "parts").iterdir()):
-            (out / "parts").rmtree()
 
 
 def parse_entries(tasks: str, budgets: Sequence[int]) -> Suite:

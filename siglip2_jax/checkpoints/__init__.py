@@ -3,7 +3,7 @@
 from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format, Preprocessing
 from siglip2_jax.checkpoints.read import read
 from siglip2_jax.checkpoints.source import SourceError
-from siglip2_jax.checkpoints.table import ConversionError, Lazy
+from siglip2_jax.checkpoints.table import ConversionError, Lazy, NonFiniteError
 from siglip2_jax.checkpoints.write import write
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ConversionError",
     "Format",
     "Lazy",
+    "NonFiniteError",
     "Preprocessing",
     "SourceError",
     "read",

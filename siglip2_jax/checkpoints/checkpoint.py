@@ -5,7 +5,10 @@ lazy tensors, and its data conventions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from etils import epath
@@ -79,9 +82,11 @@ class Checkpoint:
         return tokenizer
 
 
-def param_shapes(config: ModelConfig) -> dict[str, Shape]:
+@functools.cache
+def param_shapes(config: ModelConfig) -> Mapping[str, Shape]:
     """The shape of every parameter, by path."""
-    return {path: leaf.shape for path, leaf in flatten(abstract_model(config)[1]).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract_model(config)[1]).items()}
+    return MappingProxyType(shapes)
 
 
 def default_text_norm(config: ModelConfig) -> TextNorm:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from siglip2_jax import git_lfs
 from siglip2_jax.checkpoints.checkpoint import Preprocessing, default_text_norm
 from siglip2_jax.checkpoints.table import ConversionError
 from siglip2_jax.models.config import ModelConfig, Tower
@@ -187,8 +188,11 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     Raises:
       ConversionError: the file is something else.
     """
+    content = path.read_bytes()
+    if git_lfs.is_pointer(content):
+        raise ConversionError([f"it is {git_lfs.POINTER}"], str(path))
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(content)
     except ValueError as error:
         raise ConversionError([f"it is not JSON ({error})"], str(path)) from error
     if not isinstance(data, dict):

@@ -6,6 +6,7 @@ import os
 
 from etils import epath
 
+from siglip2_jax import git_lfs
 from siglip2_jax.checkpoints import big_vision, huggingface, orbax, run_layout
 from siglip2_jax.checkpoints.checkpoint import (
     Checkpoint,
@@ -15,13 +16,15 @@ from siglip2_jax.checkpoints.checkpoint import (
 )
 from siglip2_jax.checkpoints.huggingface_config import CONFIG, read_preprocessing
 from siglip2_jax.checkpoints.source import ACCEPTED, resolve
-from siglip2_jax.checkpoints.table import ConversionError
+from siglip2_jax.checkpoints.table import ConversionError, finite
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "spiece.model")
 
 
 def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint:
     """Opens a checkpoint; its tensors are checked, and read when they are asked for.
+
+    A tensor that holds a NaN or an infinity raises NonFiniteError when it is read.
 
     Args:
       source: a local path, a `gs://` path, or a Hugging Face repository `owner/name`.
@@ -53,7 +56,7 @@ def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint
     tokenizers = [directory / name for name in TOKENIZERS if (directory / name).exists()]
     return Checkpoint(
         config=config,
-        params=params,
+        params={name: finite(tensor, name, str(path)) for name, tensor in params.items()},
         tokenizer=tokenizers[0] if tokenizers else None,
         preprocessing=preprocessing,
         format=kind,
@@ -79,10 +82,10 @@ def sniff(path: epath.Path) -> Format:
         problem = f"the directory holds no checkpoint (found {found or 'nothing'}); {ACCEPTED}"
         raise ConversionError([problem], str(path))
     with path.open("rb") as file:
-        start = file.read(9)
+        start = file.read(len(git_lfs.MARK))
     if start.startswith(b"PK\x03\x04"):
         return "npz"
-    if start[8:] == b"{":  # after the eight bytes that count the header
+    if start[8:9] == b"{":  # after the eight bytes that count the header
         return "hf"
     raise ConversionError([f"the file {_looks_like(start)}; {ACCEPTED}"], str(path))
 
@@ -91,8 +94,8 @@ def _looks_like(start: bytes) -> str:
     """Describes a file that no loader reads, from its first bytes."""
     if not start:
         return "is empty"
-    if start.startswith(b"version "):
-        return "is a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    if git_lfs.is_pointer(start):
+        return f"is {git_lfs.POINTER}"
     if start.startswith((b"\x93NUMPY", b"\x80")):
         return "is a single array or a pickle"
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):

@@ -19,7 +19,7 @@ from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
 from siglip2_jax.checkpoints.checkpoint import Preprocessing
 from siglip2_jax.checkpoints.orbax import named_as_ours, parse
 from siglip2_jax.checkpoints.source import absolute
-from siglip2_jax.checkpoints.table import ConversionError, Lazy
+from siglip2_jax.checkpoints.table import ConversionError, Lazy, finite
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import abstract_decoder
@@ -125,7 +125,7 @@ def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy
         tree, _, rest = path.partition("/")
         if tree == HEADS:
             name, _, parameter = rest.partition("/")
-            heads.setdefault(name, {})[parameter] = tensor
+            heads.setdefault(name, {})[parameter] = finite(tensor, path, str(saved.step))
     found = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
     return {name: (config, x) for name, (config, x) in found.items() if config is not None}
 

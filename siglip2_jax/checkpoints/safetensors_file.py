@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from siglip2_jax import git_lfs
 from siglip2_jax.checkpoints.table import ConversionError, Lazy, Shape
 
 DTYPES = {
@@ -39,8 +40,12 @@ def read(path: epath.Path) -> dict[str, Lazy]:
     """
     size = path.stat().length
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+        start = file.read(len(git_lfs.MARK))
+        (length,) = struct.unpack("<Q", start[:8].ljust(8, b"\xff"))
+        file.seek(8)
         header = _parse(file.read(length)) if length <= min(size, MAX_HEADER) else None
+    if git_lfs.is_pointer(start):
+        raise ConversionError([f"it is {git_lfs.POINTER}"], str(path))
     if header is None:
         raise ConversionError(
             ["not a readable .safetensors file: it has no header, or is cut short"], str(path)

@@ -42,6 +42,10 @@ class ConversionError(ValueError):
         super().__init__("\n  ".join([f"{subject}: {len(problems)} problems", *lines]))
 
 
+class NonFiniteError(ConversionError):
+    """A checkpoint with a parameter that holds a NaN or an infinity."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Lazy:
     """A tensor that is read when asked for, every time it is asked for.
@@ -235,6 +239,24 @@ def _problems(
         if filled[path] != (path in shapes)
     ]
     return problems
+
+
+def finite(tensor: Lazy, name: str, subject: str) -> Lazy:
+    """The same tensor; reading it raises NonFiniteError where it holds a NaN or an infinity."""
+
+    def read() -> np.ndarray:
+        array = tensor.read()
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.sum(array)  # reads the array once; a NaN or an infinity shows in it
+        if not np.isfinite(total) and (count := int(np.sum(~np.isfinite(array)))):
+            problem = (
+                f"{count:,} of the {array.size:,} values of {name} are NaN or infinite: its run "
+                "has diverged, or the file is damaged; take an earlier checkpoint or another copy"
+            )
+            raise NonFiniteError([problem], subject)
+        return array
+
+    return Lazy(tensor.shape, tensor.dtype, read)
 
 
 def _is_float(dtype: np.dtype) -> bool:

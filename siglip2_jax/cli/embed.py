@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli.options import add_model_options, any_path, load_model, open_checkpoint
+from siglip2_jax.cli.options import add_model_options, any_path, load_model
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from siglip2_jax.checkpoints import Preprocessing
     from siglip2_jax.inference.embedder import Embedder
     from siglip2_jax.preprocess.decode import ImageError
 
@@ -23,9 +22,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "embed",
         help="write the embeddings of many images or texts to a file",
-        description="Writes a NumPy file with `embeddings` [n, E] float32, `items` [n] and "
-        "`settings`. An interrupted run continues where it stopped. Unreadable images are left "
-        "out and listed in OUT.errors.jsonl.",
+        description="Writes a NumPy file of embeddings, float32, with the names of their items and "
+        "the settings, which siglip2_jax.inference.read_embeddings reads. An interrupted run "
+        "continues where it stopped. Unreadable images are left out and listed in "
+        "OUT.errors.jsonl.",
         epilog="example: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz",
     )
     add_model_options(parser)
@@ -45,24 +45,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embeds; exit code 1 if no item could be embedded."""
-    from siglip2_jax.inference.embedding_file import EmbeddingWriter
+    from siglip2_jax.inference.embedding_file import write_embeddings
     from siglip2_jax.progress import progress
 
-    items = _items(args)
-    checkpoint = open_checkpoint(args)
-    settings = _settings(args, checkpoint.preprocessing)
-    with EmbeddingWriter(args.out, items, settings, overwrite=args.overwrite) as writer:
-        if not writer.complete:
-            model = load_model(args, checkpoint)
-            with progress("embedding", writer.done) as update:
-                for i, row in enumerate(_rows(model, items[writer.done :], args), writer.done + 1):
-                    if isinstance(row, Exception):
-                        if args.strict:
-                            raise row
-                        print(f"siglip2: skipped: {row}", file=sys.stderr)
-                    writer.add(row)
-                    update(i, len(items))
-        summary = writer.finish()
+    items, model = _items(args), load_model(args)
+
+    def embed(left: Sequence[str]) -> Iterator[np.ndarray | ImageError]:
+        done = len(items) - len(left)
+        with progress("embedding", done) as update:
+            for i, row in enumerate(_rows(model, left, args), done + 1):
+                if isinstance(row, Exception):
+                    if args.strict:
+                        raise row
+                    print(f"siglip2: skipped: {row}", file=sys.stderr)
+                yield row
+                update(i, len(items))
+
+    settings, width = _settings(args, items, model), model.config.vision.width
+    summary = write_embeddings(args.out, items, settings, width, embed, overwrite=args.overwrite)
     if args.json:
         print_json(summary)
     else:
@@ -84,22 +84,16 @@ def _items(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _settings(args: argparse.Namespace, recorded: Preprocessing) -> dict[str, object]:
+def _settings(args: argparse.Namespace, items: list[str], model: Embedder) -> dict[str, object]:
     """Settings that decide the numbers: stored beside them, compared before a run continues."""
-    from siglip2_jax import __version__
+    from siglip2_jax.fingerprint import fingerprint, fingerprint_file
 
-    return {
-        "version": __version__,
-        "source": args.source,
-        "stage": args.stage,
-        "tokenizer": args.tokenizer,
-        "dtype": args.dtype,
-        "kind": "texts" if args.texts else "images",
-        "preproc": args.preproc or recorded.mode,
-        "text_norm": args.text_norm or recorded.text_norm,
+    images = {
+        "kind": "images",
         "max_num_patches": args.max_num_patches,
-        "exif": not args.no_exif,
+        "files": fingerprint([fingerprint_file(item) for item in items]),
     }
+    return {**model.identity(), **(images if args.images else {"kind": "texts"})}
 
 
 def _rows(

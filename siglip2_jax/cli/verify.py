@@ -48,12 +48,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints each finding; exit code 1 if one is bad."""
-    from siglip2_jax.inference import load
-
-    # The published logits were made with transformers' preprocessing.
-    model = load(args.source, args.tokenizer, stage=args.stage, preproc="hf")
     checks = []
-    for check in find(model, golden=not args.no_golden):
+    for check in find(args.source, args.tokenizer, args.stage, golden=not args.no_golden):
         checks.append(check)
         if not args.json:
             mark = {True: "ok    ", False: "FAILED", None: "-     "}[check.passed]
@@ -63,11 +59,23 @@ def run(args: argparse.Namespace) -> int:
     return int(any(check.passed is False for check in checks))
 
 
-def find(model: Embedder, *, golden: bool = True) -> Iterator[Check]:
-    """All checks, in order. The shapes were checked while loading."""
+def find(
+    source: str, tokenizer: str | None, stage: str | None, *, golden: bool = True
+) -> Iterator[Check]:
+    """All checks, in order. Shapes and finiteness are checked while loading."""
+    from siglip2_jax.checkpoints import NonFiniteError
+    from siglip2_jax.inference import load
+    from siglip2_jax.models.siglip2 import flatten
+
+    try:
+        # The published logits were made with transformers' preprocessing.
+        model = load(source, tokenizer, stage=stage, preproc="hf")
+    except NonFiniteError as error:
+        yield Check("finite parameters", False, str(error))
+        return
     variant = model.variant
     yield Check("structure", True, variant.name if variant else "not a released size")
-    yield _finite_parameters(model)
+    yield Check("finite parameters", True, f"{len(flatten(model.params))} tensors")
     yield Check(
         "temperature and bias",
         bool(0 < model.temperature < 1e4 and abs(model.bias) < 1e3),
@@ -75,17 +83,6 @@ def find(model: Embedder, *, golden: bool = True) -> Iterator[Check]:
     )
     yield _forward(model)
     yield _golden(model) if golden else Check("published logits", None, "not asked for")
-
-
-def _finite_parameters(model: Embedder) -> Check:
-    import jax.numpy as jnp
-
-    from siglip2_jax.models.siglip2 import flatten
-
-    leaves = flatten(model.params)
-    bad = [path for path, x in leaves.items() if not bool(jnp.all(jnp.isfinite(x)))]
-    detail = f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(leaves)} tensors"
-    return Check("finite parameters", not bad, detail)
 
 
 def _forward(model: Embedder) -> Check:

@@ -1,17 +1,28 @@
-"""Files that a user names: images by path, directory or glob."""
+"""Files that a user names: images and shards by path, directory or glob.
+
+Hidden files and folders are never looked at unless they are named: what begins with a dot, such as
+the copies in `.ipynb_checkpoints`, and `__MACOSX`. Files of other kinds are passed over, with one
+warning for each directory or glob that says how many there are of which.
+"""
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePath
 
 from etils import epath
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .ppm .pgm .pbm".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .ppm .pgm .pbm .heic .heif "
+    ".hif".split()
 )
+_SHOWN = 5  # kinds of files in one warning
+_log = logging.getLogger(__name__)
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -30,31 +41,77 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     Raises:
       ValueError: a pattern matches nothing.
     """
-    found: dict[str, None] = {}
+    images: dict[str, None] = {}
     for pattern in patterns:
-        matches = _expand(pattern)
+        if pattern.startswith("gs://"):
+            matches = _find_stored_images(pattern)
+        else:
+            matches = _find(pattern, IMAGE_SUFFIXES, depth=None)
         if not matches:
             raise ValueError(
                 f"{pattern} matches no image; expected a file, a glob or a directory with files "
                 f"ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        images.update(dict.fromkeys(matches))
+    return list(images)
 
 
-def _expand(pattern: str) -> list[str]:
-    if pattern.startswith("gs://"):
-        return _expand_stored(pattern)
+def find_shards(pattern: str, suffix: str) -> list[str]:
+    """Expands a file, a directory or a glob into the paths of files with a suffix, sorted.
+
+    Args:
+      pattern: a file (whatever its suffix), a directory whose files are meant, or a glob.
+      suffix: such as ".tar".
+
+    Raises:
+      ValueError: nothing is found.
+    """
+    shards = _find(pattern, {suffix}, depth=1, described_by={".json", ".jsonl"})
+    if not shards:
+        raise ValueError(
+            f"{pattern} matches no file; expected a {suffix} file, a directory of them or a glob "
+            "(mount gs:// with gcsfuse)"
+        )
+    return shards
+
+
+def is_hidden(name: str) -> bool:
+    """True for the name of a file or folder that scans leave out."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _find(
+    pattern: str,
+    suffixes: Collection[str],
+    *,
+    depth: int | None,
+    described_by: Collection[str] = (),
+) -> list[str]:
+    """Local files with one of the suffixes, sorted, of directories to a depth; None is any."""
     if os.path.isfile(pattern):
         return [pattern]
     if os.path.isdir(pattern):
-        return sorted(str(path) for path in Path(pattern).rglob("*") if _is_image(path))
-    matches = sorted(glob.glob(pattern, recursive=True))
-    return [match for match in matches if _is_image(Path(match))]
+        paths = _walk(pattern, depth)
+    else:
+        paths = filter(os.path.isfile, glob.iglob(pattern, recursive=True))
+    return _select(pattern, paths, suffixes, described_by)
 
 
-def _expand_stored(pattern: str) -> list[str]:
-    """Paths on `gs://`, where every look costs a request."""
+def _walk(directory: str, depth: int | None) -> Iterator[str]:
+    """Files of a directory. Links to folders are followed, except to those they are in."""
+    for root, folders, names in islice(os.walk(directory, followlinks=True), depth):
+        folders[:] = [
+            name for name in folders if not is_hidden(name) and not _leads_back(Path(root, name))
+        ]
+        yield from (str(Path(root, name)) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def _find_stored_images(pattern: str) -> list[str]:
+    """Images on `gs://`, where every look costs a request."""
     path = epath.Path(pattern)
     if glob.has_magic(pattern):
         if "**" in pattern:
@@ -63,24 +120,49 @@ def _expand_stored(pattern: str) -> list[str]:
                 "depth"
             )
         bucket, _, inner = pattern.removeprefix("gs://").partition("/")
-        matches = map(os.fspath, epath.Path(f"gs://{bucket}").glob(inner))
-    elif _has_suffix(path):
+        paths = map(os.fspath, epath.Path(f"gs://{bucket}").glob(inner))
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
         return [pattern]
     elif path.is_dir():
         # fsspec gives directories without their scheme.
-        matches = (
+        paths = (
             f"gs://{os.fspath(root).removeprefix('gs://').strip('/')}/{name}"
             for root, _, names in path.walk()
             for name in names
         )
     else:
         return [pattern] if path.exists() else []
-    return sorted(match for match in matches if _has_suffix(Path(match)))
+    return _select(pattern, paths, IMAGE_SUFFIXES)
 
 
-def _is_image(path: Path) -> bool:
-    return _has_suffix(path) and path.is_file()
+def _select(
+    pattern: str,
+    paths: Iterable[str],
+    suffixes: Collection[str],
+    described_by: Collection[str] = (),
+) -> list[str]:
+    """Visible files with one of the suffixes, sorted; a warning counts the others.
 
-
-def _has_suffix(path: PurePath) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    Args:
+      pattern: what the user typed; names in it are not hidden.
+      paths: what it matches.
+      suffixes: of the files that are meant.
+      described_by: suffixes of files that belong beside them and need no warning.
+    """
+    typed = set(PurePath(pattern).parts)
+    selected, others = [], Counter()
+    for path in paths:
+        parts = PurePath(path)
+        if any(map(is_hidden, set(parts.parts) - typed)):
+            continue
+        if (suffix := parts.suffix.lower()) in suffixes:
+            selected.append(path)
+        elif suffix not in described_by:
+            others[suffix or "without a suffix"] += 1
+    if count := others.total():
+        kinds = [f"{number} {kind}" for kind, number in others.most_common(_SHOWN)]
+        if len(others) > _SHOWN:
+            kinds.append("…")
+        plural = "file is" if count == 1 else "files are"
+        _log.warning("%s: %d other %s passed over (%s)", pattern, count, plural, ", ".join(kinds))
+    return sorted(selected)

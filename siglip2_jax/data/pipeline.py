@@ -173,7 +173,8 @@ class Pipeline:
                 yield HostBatch(batch, step, budget, position + size, step_bad, step_problems)
         finally:
             iterator.close()
-            _unlink_unread()
+            if self.workers:
+                _unlink_unread()
 
     def _start(self, chunks: Chunks) -> Any:
         """Starts threads, or processes with threads; elements come in the order of the chunks."""

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip2_jax.data.sources import Examples, find_shards
+from siglip2_jax.data.files import find_shards
+from siglip2_jax.data.sources import Examples
 
 SUFFIX = ".arrayrecord"
 _MAGIC = b"SIGLIP2\x01"

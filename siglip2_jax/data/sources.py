@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -172,25 +170,3 @@ class Mixture:
                 raise ValueError(
                     f"the weight of {source!r:.80} in a mixture must be above 0, got {weight}"
                 )
-
-
-def find_shards(pattern: str, suffix: str) -> list[str]:
-    """Expands a file, a directory or a glob into the paths of files with a suffix, sorted.
-
-    Args:
-      pattern: a file (whatever its suffix), a directory whose files are meant, or a glob.
-      suffix: such as ".tar".
-
-    Raises:
-      ValueError: nothing is found.
-    """
-    if os.path.isfile(pattern):
-        return [pattern]
-    inner = os.path.join(glob.escape(pattern), "*") if os.path.isdir(pattern) else pattern
-    found = sorted(path for path in glob.glob(inner, recursive=True) if path.endswith(suffix))
-    if not found:
-        raise ValueError(
-            f"{pattern} matches no file; expected a {suffix} file, a directory of them or a glob "
-            "(mount gs:// with gcsfuse)"
-        )
-    return found

@@ -16,8 +16,9 @@ from itertools import accumulate
 from typing import Any
 
 from siglip2_jax.data.example import as_captions, make_example, row_captions
+from siglip2_jax.data.files import find_shards
 from siglip2_jax.data.prefetch import thread_map
-from siglip2_jax.data.sources import Examples, find_shards
+from siglip2_jax.data.sources import Examples
 from siglip2_jax.data.tar_index import TarIndex, index_tar
 
 _AHEAD = 32

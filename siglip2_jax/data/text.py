@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from siglip2_jax import git_lfs
+
 
 def plain_text(value: bytes | str) -> str:
     """Text without what files put around it: a byte-order mark, and the ends of its last lines.
@@ -34,7 +36,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: a line is not text in UTF-8.
+      ValueError: a line is not text in UTF-8, or the file is a Git LFS pointer.
     """
     return [line for _, line in _lines(path)]
 
@@ -66,6 +68,8 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         # Of bytes, splitlines knows the three ends alone.
         lines = (line for piece in pieces for line in piece.splitlines())
         for number, line in enumerate(lines, 1):
+            if number == 1 and git_lfs.is_pointer(line):
+                raise ValueError(f"{path}: it is {git_lfs.POINTER}")
             try:
                 text = plain_text(line)
             except ValueError as error:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -16,7 +15,8 @@ from jaxtyping import Float
 
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.prompts import embed_labels, fill_prompts
-from siglip2_jax.outputs import write_whole
+from siglip2_jax.fingerprint import fingerprint
+from siglip2_jax.outputs import open_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ClassCache:
 
     Attributes:
       directory: of the files, one for each model, set of prompts and settings; local or `gs://`.
-      model: what tells the model's weights from all others: a release's name, the hash of a file, a
-        checkpoint's path with its step. Nothing else does, so do not reuse it for other weights.
+      model: what tells the model from all others, its tokenizer included: `fingerprint` of its
+        `identity()`. Nothing else does.
     """
 
     directory: str
@@ -62,22 +62,11 @@ def class_embeddings(
     if cache is None or jax.process_count() > 1:
         return embed_labels(model, names, templates, canonical=canonical)
     prompts = fill_prompts(names, templates, canonical=canonical)
-    options = [getattr(model, option, None) for option in ("text_norm", "dtype")]
-    key = json.dumps([cache.model, *options, prompts])
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    path = epath.Path(cache.directory) / f"classes-{digest[:32]}.npz"
-    if (found := _read(path, digest)) is not None:
-        return found
+    digest = fingerprint([cache.model, model.text_norm, model.dtype, prompts])
+    path = epath.Path(cache.directory) / f"classes-{digest}.npy"
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     rows = embed_labels(model, names, templates, canonical=canonical)
-    data = io.BytesIO()
-    np.savez(data, embeddings=rows, digest=digest)
-    write_whole(path, data.getvalue())
+    with open_output(path) as file:
+        np.save(file, rows)
     return rows
-
-
-def _read(path: epath.Path, digest: str) -> np.ndarray | None:
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as file:  # a path stays open if it is no zip
-            return file["embeddings"] if file["digest"] == digest else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None

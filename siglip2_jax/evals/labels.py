@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from os import PathLike
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from siglip2_jax.data.example import make_example
-from siglip2_jax.data.files import find_images
+from siglip2_jax.data.files import find_images, is_hidden
 from siglip2_jax.data.sources import Examples, Source
 from siglip2_jax.data.text import read_lines
 from siglip2_jax.evals.classes import Classes, read_json
@@ -19,6 +20,7 @@ from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
 
 Given = TypeVar("Given", bound=ImageSource)
 
+_log = logging.getLogger(__name__)
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
@@ -48,7 +50,7 @@ class ClassFolders:
         root = Path(self.path)
         if not root.is_dir():
             raise ValueError(f"{root}: no such directory (mount gs:// with gcsfuse)")
-        folders = sorted(x.name for x in root.iterdir() if x.is_dir() and x.name[0] != ".")
+        folders = sorted(x.name for x in root.iterdir() if x.is_dir() and not is_hidden(x.name))
         if not folders or self.count not in (None, len(folders)):
             wanted = "one for each class" if self.count is None else f"{self.count}"
             raise ValueError(f"{root}: found {len(folders)} folders, expected {wanted}")
@@ -58,6 +60,8 @@ class ClassFolders:
         rows = [(x, {"label": labels[name], "folder": name}) for x, name in files if name in labels]
         if not rows:
             raise ValueError(f"{root}: there is no image in its {len(folders)} folders")
+        if beside := len(files) - len(rows):
+            _log.warning("%s: images in no folder are passed over (%d)", root, beside)
         return _ClassFolders(rows)
 
 

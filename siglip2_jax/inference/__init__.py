@@ -6,6 +6,7 @@ from siglip2_jax.inference.embedder import (
     DEFAULT_MAX_NUM_PATCHES,
     Embedder,
 )
+from siglip2_jax.inference.embedding_file import Embeddings, read_embeddings
 from siglip2_jax.inference.generation import GenerationConfig
 from siglip2_jax.inference.loading import load, load_captioner
 from siglip2_jax.inference.pretrained import SigLIP2
@@ -18,9 +19,11 @@ __all__ = [
     "Query",
     "Captioner",
     "Embedder",
+    "Embeddings",
     "PixelBox",
     "SigLIP2",
     "GenerationConfig",
     "load",
     "load_captioner",
+    "read_embeddings",
 ]

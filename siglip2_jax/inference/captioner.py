@@ -6,20 +6,21 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.data.prefetch import batched, thread_map
+from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, DEFAULT_MAX_NUM_PATCHES, Embedder
 from siglip2_jax.inference.generation import GenerationConfig, Method, Writer
 from siglip2_jax.inference.images import Images, OnError, collect, pairs, several
 from siglip2_jax.inference.queries import Answer, Group, PixelBox, Query, first_ids, read_answer
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary
-from siglip2_jax.models.siglip2 import Params
+from siglip2_jax.models.siglip2 import Params, flatten
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import pad_and_stack
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
@@ -66,6 +67,11 @@ class Captioner:
         )
         vocabulary = Vocabulary(self.tokenizer.eos_id, self.tokenizer.vocab_size)
         self._write = Writer(config, vocabulary, embedder.dtype)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that its answers depend on, by content; it reads all parameters."""
+        decoder = repr(self.config), fingerprint_arrays(flatten(self.params)), repr(self.boxes)
+        return {**self.embedder.identity(), "decoder": decoder}
 
     def caption(
         self,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 from scipy.special import expit
 
-from siglip2_jax import checkpoints
+from siglip2_jax import __version__, checkpoints
 from siglip2_jax.data.prefetch import batched, thread_map
+from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
@@ -32,6 +33,35 @@ from siglip2_jax.types import Features, Patches
 DEFAULT_MAX_NUM_PATCHES = 256
 DEFAULT_BATCH_SIZE = 32
 CPU_TOKENS = 2048
+
+
+@functools.cache
+def _programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
+    """Programs of a model: of an image its features and its embedding, of a text its embedding.
+
+    Models of the same sizes share them, so that XLA compiles each once in a process.
+    """
+    graphdef, _ = abstract_model(config, Compute(dtype=dtype))
+
+    # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
+    @jax.jit
+    def encode_image(params: Params, image: Patches) -> Features:
+        with jax.default_matmul_precision("highest"):
+            features = nnx.merge(graphdef, params).encode_image(image)
+            return jax.tree.map(replicate, features)
+
+    @functools.partial(jax.jit, static_argnames="normalize")
+    def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            features = nnx.merge(graphdef, params).encode_image(image)
+            return replicate(features.image if normalize else features.pooled)
+
+    @jax.jit
+    def embed_text(params: Params, ids: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return replicate(nnx.merge(graphdef, params).encode_text(ids))
+
+    return encode_image, embed_image, embed_text
 
 
 class Embedder:
@@ -70,28 +100,7 @@ class Embedder:
         self.dtype = dtype
         self.mesh = mesh
         self.data_wait = 0.0
-        graphdef, _ = abstract_model(config, Compute(dtype=dtype))
-
-        # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
-        @jax.jit
-        def encode_image(params: Params, image: Patches) -> Features:
-            with jax.default_matmul_precision("highest"):
-                features = nnx.merge(graphdef, params).encode_image(image)
-                return jax.tree.map(replicate, features)
-
-        @partial(jax.jit, static_argnames="normalize")
-        def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
-            with jax.default_matmul_precision("highest"):
-                features = nnx.merge(graphdef, params).encode_image(image)
-                return replicate(features.image if normalize else features.pooled)
-
-        @jax.jit
-        def embed_text(params: Params, ids: jax.Array) -> jax.Array:
-            with jax.default_matmul_precision("highest"):
-                return replicate(nnx.merge(graphdef, params).encode_text(ids))
-
-        self._encode_image, self._embed_image = encode_image, embed_image
-        self._embed_text = embed_text
+        self._encode_image, self._embed_image, self._embed_text = _programs(config, dtype)
 
     def replicate_over(self, devices: Sequence[Device]) -> None:
         """Runs batches on several devices of this process from now on, each with all parameters."""
@@ -120,6 +129,24 @@ class Embedder:
     def bias(self) -> float:
         """`b`: what is added to scaled cosines."""
         return float(self.params["b"])
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that its outputs depend on, by content: what tells it from other models.
+
+        It reads all parameters.
+        """
+        words, images = self.tokenizer, dict(vars(self.preprocess))
+        return {
+            "version": __version__,
+            "weights": fingerprint_arrays(flatten(self.params)),
+            "config": repr(self.config),
+            "tokenizer": words
+            and [words.length, words.pad_id, fingerprint_bytes(words.model_proto)],
+            "text_norm": self.text_norm,
+            "dtype": self.dtype,
+            "preproc": images.pop("mode"),
+            **images,
+        }
 
     def embed_images(
         self,
@@ -150,7 +177,7 @@ class Embedder:
         """
         width = self.config.vision.width
         if isinstance(images, Patches):
-            program = partial(self._embed_image, normalize=normalize)
+            program = functools.partial(self._embed_image, normalize=normalize)
             return _rows(self._run(program, images, batch_size), width)
         rows = []
         for row in self.stream_images(images, max_num_patches, batch_size, normalize):
@@ -173,7 +200,7 @@ class Embedder:
 
         Images are decoded on threads ahead of the device.
         """
-        program = partial(self._embed_image, normalize=normalize)
+        program = functools.partial(self._embed_image, normalize=normalize)
         for errors, patches in self._patches(images, max_num_patches, batch_size):
             parts = self._run(program, patches, batch_size) if patches else ()
             rows = (row for part in parts for row in part)
@@ -335,11 +362,13 @@ class Embedder:
             batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
             n = jax.tree.leaves(batch)[0].shape[0]
             size = next(size for size in sizes if size >= n)
-            batch = jax.tree.map(partial(_fill, size=size), batch)
+            batch = jax.tree.map(functools.partial(_fill, size=size), batch)
             if self.mesh is None:
                 outputs = program(self.params, batch)
             else:
-                split = partial(device_put_global, sharding=NamedSharding(self.mesh, BATCH))
+                split = functools.partial(
+                    device_put_global, sharding=NamedSharding(self.mesh, BATCH)
+                )
                 with jax.set_mesh(self.mesh):
                     outputs = program(self.params, jax.tree.map(split, batch))
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)

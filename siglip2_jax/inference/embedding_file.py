@@ -1,202 +1,143 @@
 """The file `siglip2 embed` writes, in parts that survive an interruption.
 
-While a run is under way its rows lie in `OUT.partial/`, a part file every few thousand items. A
-run with the same items and settings continues after the last part; `finish` joins the parts into
-OUT in one step and removes them.
+While a run is under way its rows lie in `OUT.partial/`. A run with the same items and settings
+continues after the last part; in the end the parts are joined into OUT in one step. OUT is a NumPy
+archive of `embeddings` [n, E] float32; of the names of the items, joined in UTF-8, in `items`,
+where item i is `items[offsets[i] : offsets[i + 1]]`; and of `settings`, a text of JSON.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float32
 
-from siglip2_jax.outputs import behind_links, is_special, open_output, write_whole
+from siglip2_jax.fingerprint import fingerprint
+from siglip2_jax.outputs import behind_links, is_special, open_output
 from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.resumable import ROWS_PER_PART, Rows, claim, compare, write_errors
+from siglip2_jax.strings import Strings
 
-ITEMS_PER_PART = 2048
+_WAY_OUT = "pass --overwrite to start anew, or another --out"
 
 
-class EmbeddingWriter:
-    """Collects a row or an error per item, in order. A context manager: leaving it saves.
+class Embeddings(NamedTuple):
+    """Content of an embedding file.
 
     Attributes:
-      done: how many items an earlier, interrupted run has finished.
-      complete: whether OUT is already there, made from the same items and settings.
+      embeddings: a row of unit length for each item.
+      items: paths or texts.
+      settings: what decided the numbers.
     """
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        items: Sequence[str],
-        settings: dict[str, Any],
-        *,
-        overwrite: bool = False,
-        items_per_part: int = ITEMS_PER_PART,
-    ):
-        """Looks for an earlier run.
-
-        Args:
-          out: the `.npz` file to write, local or `gs://`.
-          items: what is embedded: paths or texts.
-          settings: what decides the numbers.
-          overwrite: forget an earlier run and replace its file.
-          items_per_part: how many items an interruption can cost.
-
-        Raises:
-          ValueError: OUT, or the parts of an interrupted run, came from other items or settings.
-        """
-        out = epath.Path(out)
-        if out.suffix != ".npz" or is_special(behind_links(out)):
-            raise ValueError(f"the output is {out}; expected a file whose name ends in .npz")
-        self.out = out
-        self.parts = out.with_name(out.name + ".partial")
-        self.errors = out.with_name(out.name + ".errors.jsonl")
-        self.items = list(items)
-        self.items_per_part = items_per_part
-        digest = hashlib.sha256("\0".join(self.items).encode("utf-8", "surrogateescape"))
-        self.settings = {**settings, "items": len(items), "items_sha256": digest.hexdigest()}
-        self._rows: list[np.ndarray | None] = []
-        self._reports: list[str] = []
-        if overwrite:
-            self.parts.rmtree(missing_ok=True)
-        self.complete = out.exists() and not overwrite
-        if self.complete:
-            self._compare(out, _read_settings(out))
-        self.done = len(items) if self.complete else self._resume()
-
-    def _resume(self) -> int:
-        """Prepares the parts' directory; how many items its parts hold."""
-        record = self.parts / "settings.json"
-        if record.exists():
-            self._compare(self.parts, json.loads(record.read_text()))
-        else:
-            write_whole(record, json.dumps(self.settings))
-        return sum(len(part["ok"]) for part in self._saved())
-
-    def _compare(self, where: epath.Path, found: dict[str, Any]) -> None:
-        """Refuses to continue or replace what other settings made."""
-        differing = [key for key in self.settings if self.settings[key] != found.get(key)]
-        if differing:
-            changes = ", ".join(
-                f"{key} {found.get(key)!r} (now {self.settings[key]!r})" for key in differing
-            )
-            raise ValueError(
-                f"{where} was made with {changes}; pass --overwrite to start anew, or another --out"
-            )
-
-    def __enter__(self) -> EmbeddingWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._rows:  # interrupted: keep what is done
-            self._flush()
-        elif not self.done:  # failed before it began: bind nobody to its settings
-            self.parts.rmtree(missing_ok=True)
-
-    def add(self, row: np.ndarray | ImageError) -> None:
-        """Takes the next item's row, or why it has none."""
-        if isinstance(row, ImageError):
-            item = self.items[self.done + len(self._rows)]
-            self._reports.append(json.dumps({"item": item, "error": str(row)}, ensure_ascii=False))
-        self._rows.append(None if isinstance(row, ImageError) else row)
-        if len(self._rows) == self.items_per_part:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Writes the rows in memory as one part."""
-        good = [row for row in self._rows if row is not None]
-        with open_output(self.parts / f"{self.done:012d}.npz") as file:
-            np.savez(
-                file,
-                ok=np.array([row is not None for row in self._rows]),
-                embeddings=np.stack(good) if good else np.zeros((0, 0), np.float32),
-                reports=np.array(self._reports, dtype=str),
-            )
-        self.done += len(self._rows)
-        self._rows, self._reports = [], []
-
-    def _saved(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """The parts, in order; arrays are read when they are asked for."""
-        for path in sorted(x for x in self.parts.iterdir() if x.suffix == ".npz"):
-            with path.open("rb") as file, np.load(file) as part:
-                yield part
-
-    def finish(self) -> dict[str, Any]:
-        """Joins the parts into OUT, lists errors beside it, and removes the parts.
-
-        Returns:
-          A summary: output, counts, settings.
-        """
-        if not self.complete:
-            if self._rows:
-                self._flush()
-            self._join()
-            self.complete = True
-        embedded, width = self._size()
-        return {
-            "out": str(self.out),
-            "embedded": embedded,
-            "width": width,
-            "skipped": len(self.items) - embedded,
-            "errors": str(self.errors) if self.errors.exists() else None,
-            "settings": self.settings,
-        }
-
-    def _size(self) -> tuple[int, int]:
-        """Rows and columns of OUT."""
-        with self.out.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            with archive.open("embeddings.npy") as file:
-                np.lib.format.read_magic(file)
-                (rows, columns), _, _ = np.lib.format.read_array_header_1_0(file)
-                return rows, columns
-
-    def _join(self) -> None:
-        """Streams the parts into one file: never more than a part in memory."""
-        kept, reports, width = np.zeros(0, bool), [], 0
-        for part in self._saved():
-            kept = np.concatenate([kept, part["ok"]])
-            reports += part["reports"].tolist()
-            width = max(width, part["embeddings"].shape[1])
-        items = np.array([x for x, ok in zip(self.items, kept, strict=True) if ok], dtype=str)
-        self.errors.unlink(missing_ok=True)
-        if reports:
-            write_whole(self.errors, "".join(report + "\n" for report in reports))
-        with open_output(self.out) as stream, zipfile.ZipFile(stream, "w") as archive:
-            with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), width)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for part in self._saved():
-                    file.write(part["embeddings"].astype("<f4").tobytes())
-            for name, array in {"items": items, "settings": json.dumps(self.settings)}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-        self.parts.rmtree()
+    embeddings: Float32[np.ndarray, "n E"]
+    items: Strings
+    settings: dict[str, Any]
 
 
-def _read_settings(out: epath.Path) -> dict[str, Any]:
-    """The settings of a finished file.
+def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
+    """Reads a file that `siglip2 embed` has written, local or `gs://`.
 
     Raises:
-      ValueError: the file is something else.
+      ValueError: it is something else.
     """
+    names = "embeddings", "items", "offsets", "settings"
+    embeddings, data, offsets, settings = _read(epath.Path(path), *names)
+    return Embeddings(embeddings, Strings(data, offsets), json.loads(str(settings)))
+
+
+def _read(path: epath.Path, *names: str) -> list[np.ndarray]:
+    """Some arrays of an embedding file."""
     try:
-        with out.open("rb") as stream, np.load(stream) as file:
-            return json.loads(str(file["settings"]))
+        with path.open("rb") as stream, np.load(stream) as file:
+            return [file[name] for name in names]
     except (KeyError, IndexError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{out} exists and was not written by `siglip2 embed`; pass --overwrite to replace it, "
-            "or another --out"
+            f"{path} was not written by `siglip2 embed`; give another file, or replace this one by "
+            "its option --overwrite"
         ) from error
+
+
+def write_embeddings(
+    out: str | os.PathLike[str],
+    items: Sequence[str],
+    settings: dict[str, Any],
+    width: int,
+    embed: Callable[[Sequence[str]], Iterable[np.ndarray | ImageError]],
+    *,
+    overwrite: bool = False,
+    items_per_part: int = ROWS_PER_PART,
+) -> dict[str, Any]:
+    """Embeds items into a file, or goes on with it; items without a row are listed beside it.
+
+    Args:
+      out: the `.npz` file, local or `gs://`.
+      items: what is embedded: paths or texts.
+      settings: what decides the numbers.
+      width: E, the size of a row.
+      embed: gives a row, or why there is none, for each item; called with those that are left.
+      overwrite: forget an earlier run and replace its file.
+      items_per_part: how many items the end of the process can cost.
+
+    Returns:
+      A summary: output, counts, settings.
+
+    Raises:
+      ValueError: the file, or the parts of an interrupted run, came from other items or settings.
+    """
+    out = epath.Path(out)
+    if out.suffix != ".npz" or is_special(behind_links(out)):
+        raise ValueError(f"the output is {out}; expected a file whose name ends in .npz")
+    errors, parts = (out.with_name(out.name + x) for x in (".errors.jsonl", ".partial"))
+    settings = {"items": len(items), **settings, "items_hash": fingerprint(items)}
+    if overwrite:
+        parts.rmtree(missing_ok=True)
+    if out.exists() and not overwrite:
+        (before,) = _read(out, "settings")
+        compare(out, json.loads(str(before)), settings, _WAY_OUT)
+    else:
+        claim(parts / "settings.json", settings, _WAY_OUT)
+        with Rows(parts, width, rows_per_part=items_per_part) as rows:
+            for row in embed(items[len(rows) :]):
+                if isinstance(row, ImageError):
+                    rows.add(None, str(row))
+                else:
+                    rows.add(row)
+        notes = list(zip(items, rows.notes, strict=True))
+        write_errors(errors, [{"item": x, "error": note} for x, note in notes if note is not None])
+        good = Strings.join(item for item, note in notes if note is None)
+        _join(out, good, rows, settings)
+        rows.remove()
+    (offsets,) = _read(out, "offsets")
+    embedded = len(offsets) - 1
+    return {
+        "out": str(out),
+        "embedded": embedded,
+        "width": width,
+        "skipped": len(items) - embedded,
+        "errors": str(errors) if errors.exists() else None,
+        "settings": settings,
+    }
+
+
+def _join(out: epath.Path, items: Strings, rows: Rows, settings: dict[str, Any]) -> None:
+    """Streams the parts into one file: never more than a part in memory."""
+    texts = {"items": items.data, "offsets": items.offsets, "settings": json.dumps(settings)}
+    shape, notes = (len(items), rows.width), iter(rows.notes)
+    with open_output(out) as stream, zipfile.ZipFile(stream, "w") as archive:
+        with archive.open("embeddings.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in rows.blocks():
+                kept = [note is None for note in islice(notes, len(block))]
+                file.write(block[kept].astype("<f4").tobytes())
+        for name, array in texts.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)

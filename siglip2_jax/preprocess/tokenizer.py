@@ -18,6 +18,7 @@ from etils import epath
 from jaxtyping import Bool, Int, Int32
 from sentencepiece import SentencePieceProcessor
 
+from siglip2_jax import git_lfs
 from siglip2_jax.outputs import write_whole
 from siglip2_jax.preprocess.text_norm import TextNorm, normalize
 
@@ -231,10 +232,8 @@ class Tokenizer:
 
 def _open(model_proto: bytes) -> SentencePieceProcessor:
     """A processor of a serialised model, or a sentence about what the bytes are instead."""
-    if model_proto.startswith(b"version https://git-lfs"):
-        raise TokenizerError(
-            "this is a Git LFS pointer, not the file: fetch it with `git lfs pull`"
-        )
+    if git_lfs.is_pointer(model_proto):
+        raise TokenizerError(f"it is {git_lfs.POINTER}")
     try:
         processor = SentencePieceProcessor(model_proto=model_proto) if model_proto else None
     except RuntimeError:

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
 
 from siglip2_jax.benchmarks.compositional import CATEGORIES, Choice, SugarCrepe, read_choices
-from siglip2_jax.evals.base import Evaluator
+from siglip2_jax.testing import StandInEmbedder
 
 
 def question(filename, caption, negative):
@@ -33,12 +32,11 @@ def test_the_true_caption_must_score_higher(published):
     rng = np.random.default_rng(0)
     rows = {text: rng.standard_normal(4) for text in ("a dog", "a blue dog", "a cat")}
     images = {str(published / name): rng.standard_normal(4) for name in ("a.jpg", "b.jpg")}
-    model = Given(images, rows)
+    model = StandInEmbedder(images, rows)
     evaluator = SugarCrepe(
         path=str(published), images=str(published), categories=("add_att", "swap_obj"),
         max_num_patches=49,
     )  # fmt: skip
-    assert isinstance(evaluator, Evaluator)
     found = evaluator(model)
     a, b = images.values()
     # The last question of the first category has twice the same text: a tie is wrong.
@@ -53,17 +51,17 @@ def test_an_unreadable_photo_is_wrong(published):
     texts = dict(zip(("a dog", "a blue dog", "a cat"), rows, strict=True))
     images = {str(published / "a.jpg"): rows[0], str(published / "b.jpg"): np.full(3, np.nan)}
     evaluator = SugarCrepe(path=str(published), images=str(published), categories=("add_att",))
-    assert evaluator(Given(images, texts))["add_att"] == pytest.approx(1 / 3)
+    assert evaluator(StandInEmbedder(images, texts))["add_att"] == pytest.approx(1 / 3)
 
 
 def test_what_is_missing_is_named(published, tmp_path):
     evaluator = SugarCrepe(path=str(published), images=str(published))
     assert len(CATEGORIES) == 7
     with pytest.raises(ValueError, match="add_obj.json: no such file; expected the data set's"):
-        evaluator(Given({}, {}))
+        evaluator(StandInEmbedder({}, {}))
     evaluator = SugarCrepe(path=str(published), images="/nowhere", categories=("add_att",))
     with pytest.raises(ValueError, match="/nowhere/a.jpg: no such image, the first of 2"):
-        evaluator(Given({}, {}))
+        evaluator(StandInEmbedder({}, {}))
 
 
 def test_questions_are_read_in_order(published):

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
 
 from siglip2_jax.benchmarks.crossmodal import LANGUAGES, CrossModal, read_captions
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.retrieval import retrieval_metrics
+from siglip2_jax.testing import StandInEmbedder
 
 LINES = (
     {
@@ -61,9 +60,8 @@ def test_recall_of_each_language_and_the_mean(write, tmp_path):
     images = {path: row for path, row in zip(paths, rng.standard_normal((2, 4)), strict=True)}
     words = ("Ein Hund", "Hund\u2028im Gras", "Eine Katze", "కుక్క", "పిల్లి")
     texts = {word: rng.standard_normal(4) for word in words}
-    model = Given(images, texts)
+    model = StandInEmbedder(images, texts)
     evaluator = CrossModal(path=str(tmp_path), languages=("de", "te"), max_num_patches=64)
-    assert isinstance(evaluator, Evaluator)
     found = evaluator(model)
     assert model.budgets == [64]  # images are embedded once
     pool = {"de": (words[:3], [0, 0, 1]), "te": (("కుక్క", "పిల్లి", "కుక్క"), [0, 1, 1])}
@@ -84,7 +82,7 @@ def test_recall_of_each_language_and_the_mean(write, tmp_path):
 def test_photos_that_are_not_there(write, tmp_path):
     write(*LINES)
     with pytest.raises(ValueError, match=r"images/aa.jpg: no such image, the first of 2"):
-        CrossModal(path=str(tmp_path), languages=("de",))(Given({}, {}))
+        CrossModal(path=str(tmp_path), languages=("de",))(StandInEmbedder({}, {}))
 
 
 def test_a_language_without_captions_is_named(write):

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
 
 from siglip2_jax.benchmarks.karpathy import Karpathy, read_karpathy
-from siglip2_jax.data.sources import Source
 from siglip2_jax.evals.retrieval import Retrieval
+from siglip2_jax.testing import StandInEmbedder
 
 
 def entry(name, split, captions, **more):
@@ -48,17 +47,16 @@ def test_it_is_a_source_for_retrieval(write, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(name.encode())
     source = Karpathy(write({"images": COCO}), str(tmp_path))
-    assert isinstance(source, Source)
     opened = source.open()
     assert len(opened) == 2 and opened[1]["captions"] == ("a bird", "A bird")
     assert opened[0]["name"] == str(tmp_path / "val2014/COCO_1.jpg")
     rows = np.eye(2)
     images = {opened[i]["image"]: rows[i] for i in range(2)}
     texts = {text: rows[i] for i in range(2) for text in opened[i]["captions"]}
-    assert set(Retrieval(source=source)(Given(images, texts)).values()) == {1.0}
+    assert set(Retrieval(source=source)(StandInEmbedder(images, texts)).values()) == {1.0}
     (tmp_path / "train2014/COCO_3.jpg").unlink()
     with pytest.raises(OSError, match="COCO_3.jpg"):
-        Retrieval(source=source)(Given(images, texts))
+        Retrieval(source=source)(StandInEmbedder(images, texts))
 
 
 def test_malformed_files_are_named(write, tmp_path):

@@ -1,31 +1,25 @@
-"""What evaluators get in `siglip2 eval`: the rows of the model, shared and saved in parts."""
+"""Rows that evaluators get in `siglip2 eval`: those of the model, shared and saved in parts."""
 
 import io
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
-from models.builders import random_params
 from PIL import Image
 
-from siglip2_jax.benchmarks import parts
+from siglip2_jax.benchmarks import gather, measured
+from siglip2_jax.benchmarks.gather import gather_blocks, gather_texts
 from siglip2_jax.benchmarks.measured import Measured, own_share
-from siglip2_jax.benchmarks.parts import Parts, gather_blocks, gather_texts
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.preprocess.decode import ImageError, NamedImage
-from siglip2_jax.preprocess.image import ImagePreprocessor
-
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-CONFIG = ModelConfig(
-    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
-)
+from siglip2_jax.resumable import Rows
+from siglip2_jax.testing import tiny_embedder
 
 
 @pytest.fixture(scope="module")
 def model() -> Embedder:
-    return Embedder(CONFIG, random_params(CONFIG), ImagePreprocessor(4, None))
+    return tiny_embedder(tokenizer=False)
 
 
 def photos(count: int) -> list[NamedImage]:
@@ -61,7 +55,7 @@ def test_rows_are_the_models(model):
 
 
 def test_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(measured, "Rows", partial(Rows, rows_per_part=4))
     images = photos(30)
     whole = Measured(model, batch_size=2).embed_images(images, max_num_patches=16)
 
@@ -89,14 +83,14 @@ def test_rows_of_all_processes_are_in_order(total, processes, monkeypatch):
     """Processes one after the other, each with what the others would send."""
     size, rows = 4, np.arange(2.0 * total, dtype=np.float32).reshape(total, 2)
     shares = []
-    monkeypatch.setattr(parts.jax, "process_count", lambda: processes)
+    monkeypatch.setattr(gather.jax, "process_count", lambda: processes)
     for index in range(processes):
         own = list(own_share(rows, size, index))
         shares.append(np.array(own, np.float32).reshape(-1, 2))
     assert sum(map(len, shares)) == total
     rounds = -(-total // (size * processes))
     sent = [np.pad(x, [(0, rounds * size - len(x)), (0, 0)]) for x in shares]
-    monkeypatch.setattr(parts, "process_allgather", lambda x: np.stack(sent))
+    monkeypatch.setattr(gather, "process_allgather", lambda x: np.stack(sent))
     for share in shares:
         np.testing.assert_array_equal(gather_blocks(share, total, size), rows)
 
@@ -106,11 +100,10 @@ def test_texts_of_all_processes(monkeypatch):
     data = [np.frombuffer(str(x).replace("'", '"').encode(), np.uint8) for x in everyone]
     lengths = np.array([len(x) for x in data])
     answers = iter([lengths, np.stack([np.pad(x, (0, lengths.max() - len(x))) for x in data])])
-    monkeypatch.setattr(parts.jax, "process_count", lambda: 3)
-    monkeypatch.setattr(parts, "process_allgather", lambda x: next(answers))
+    monkeypatch.setattr(gather.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(gather, "process_allgather", lambda x: next(answers))
     assert gather_texts(["a"]) == ["a", "Zürich: no photo", "c"]
 
 
 def test_nothing_to_embed(model, tmp_path):
     assert Measured(model, tmp_path).embed_images([]).shape == (0, 24)
-    assert len(Parts(None, 0, 3)) == 0 and Parts(None, 0, 3).rows().shape == (0, 3)

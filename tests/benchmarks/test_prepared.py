@@ -8,13 +8,13 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from benchmarks.test_suite import embedder, entries
 from data.samples import picture
 
-from siglip2_jax.benchmarks.suite import evaluate
+from siglip2_jax.benchmarks.suite import Entry, Suite, evaluate
 from siglip2_jax.benchmarks.tasks.base import Setting
 from siglip2_jax.benchmarks.tasks.catalogue import choose_tasks
 from siglip2_jax.benchmarks.tasks.prepared import IMAGENET, imagenet_images
+from siglip2_jax.testing import tiny_embedder
 
 IMAGE, TEXT = tfds.features.Image(encoding_format="jpeg"), tfds.features.Text()
 WORDNET = tuple(f"n{i:08d}" for i in range(1000))
@@ -23,7 +23,7 @@ BROKEN = b"no photo"
 
 
 def prepare(directory, dataset, features, splits, version="1.0.0"):
-    """What TFDS writes; `dataset` may have a config, as in "imagenet_v2/matched-frequency"."""
+    """Files as TFDS writes them; `dataset` may have a config ("imagenet_v2/matched-frequency")."""
     title, _, config = dataset.partition("/")
     with tfds.core.registered.skip_registration():
 
@@ -220,10 +220,10 @@ def pets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measure():
-    model = embedder()
+    model = tiny_embedder()
 
     def run(task, data):
-        (found,) = evaluate(model, entries(task), data, pretrained="")
+        (found,) = evaluate(model, Suite((Entry(task, (9,)),)), data, pretrained="")
         return found
 
     return run

@@ -6,22 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inference.test_captioner import looks, save_heads
-from models.builders import random_params
+from inference.captioners import looks, save_heads
 from PIL import Image
 from train.processes import COMMAND, free_port, started
 
-from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.testing import tiny_embedder
 
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-CONFIG = ModelConfig(
-    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
-)
 COUNT = 41  # no multiple of anything
 
 
@@ -65,8 +55,7 @@ def assert_equal(alone: dict, shared: dict) -> None:
 def test_two_processes_find_what_one_finds(tmp_path):
     """Numbers to the last digit, and the names of the photos that did not decode."""
     model = tmp_path / "model"
-    words = Tokenizer.load(TOKENIZER)
-    Embedder(CONFIG, random_params(CONFIG), ImagePreprocessor(4, None), words).save(model, "hf")
+    tiny_embedder().save(model, "hf")
     write_images(tmp_path / "flickr8k_1k")
     (alone,), (shared,) = (measured(tmp_path, model, "flickr8k", *n) for n in ((1, 4), (2, 2)))
     assert_equal(alone, shared)

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from models.builders import random_params
 from PIL import Image
 
 from siglip2_jax.benchmarks import suite as suites
@@ -13,7 +12,6 @@ from siglip2_jax.benchmarks.suite import (
     Entry,
     Suite,
     evaluate,
-    fingerprint,
     parse_entries,
     protocol,
 )
@@ -22,24 +20,10 @@ from siglip2_jax.benchmarks.tasks.base import Setting
 from siglip2_jax.benchmarks.tasks.catalogue import all_tasks, choose_tasks
 from siglip2_jax.benchmarks.tasks.held_out import held_out
 from siglip2_jax.data.sources import Folder
-from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.evals.zero_shot import ZeroShot
-from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.testing import TINY_FIXED, tiny_embedder
 
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-CONFIG = ModelConfig(
-    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
-)
 NAMES = "red", "green", "blue"
-
-
-def embedder(seed: int = 0) -> Embedder:
-    params = random_params(CONFIG, seed)
-    return Embedder(CONFIG, params, ImagePreprocessor(4, None), Tokenizer.load(TOKENIZER))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +51,7 @@ def entries(*names: str) -> Suite:
 
 
 def test_results_say_how_they_were_made(data):
-    model = embedder()
+    model = tiny_embedder()
     caltech, flickr, coco = evaluate(
         model, entries("caltech", "flickr8k", "coco"), data, pretrained="here"
     )
@@ -101,7 +85,7 @@ def test_results_say_how_they_were_made(data):
 def test_one_device_and_eight_give_the_same_numbers(data):
     """To the last digit, by rows that agree to rounding."""
     plan = entries("caltech", "flickr8k")
-    model = embedder()
+    model = tiny_embedder()
     alone = [x.metrics for x in evaluate(model, plan, data, pretrained="", batch_size=2)]
     model.replicate_over(jax.devices())
     assert model.mesh.size == 8
@@ -111,7 +95,7 @@ def test_one_device_and_eight_give_the_same_numbers(data):
 
 def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
     plan, out = entries("caltech", "flickr8k"), tmp_path / "out"
-    first = list(evaluate(embedder(), plan, data, out, pretrained="x"))
+    first = list(evaluate(tiny_embedder(), plan, data, out, pretrained="x"))
     assert not (out / "parts").exists()
 
     def refuse(*_, **__):
@@ -119,20 +103,20 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(suites, "_measure", refuse)
-        assert list(evaluate(embedder(), plan, data, out, pretrained="x")) == first
+        assert list(evaluate(tiny_embedder(), plan, data, out, pretrained="x")) == first
         with pytest.raises(AssertionError, match="measured again"):  # other weights
-            list(evaluate(embedder(1), plan, data, out, pretrained="x"))
+            list(evaluate(tiny_embedder(seed=1), plan, data, out, pretrained="x"))
         other = Suite((Entry("caltech", (4,)),))
         with pytest.raises(AssertionError, match="measured again"):  # another protocol
-            list(evaluate(embedder(), other, data, out, pretrained="x"))
+            list(evaluate(tiny_embedder(), other, data, out, pretrained="x"))
     (path, *_) = (out / "results").iterdir()
     path.write_text("{")
-    again = list(evaluate(embedder(), plan, data, out, pretrained="x"))
+    again = list(evaluate(tiny_embedder(), plan, data, out, pretrained="x"))
     assert [x.metrics for x in again] == [x.metrics for x in first]
 
 
 def test_prompts_are_chosen_named_and_told_apart(data, tmp_path):
-    model, plan, out = embedder(), entries("caltech", "labels", "flickr8k"), tmp_path / "out"
+    model, plan, out = tiny_embedder(), entries("caltech", "labels", "flickr8k"), tmp_path / "out"
 
     def measured(*templates):
         root = data / "caltech101_20"
@@ -162,22 +146,14 @@ def test_prompts_are_chosen_named_and_told_apart(data, tmp_path):
 
 
 def test_fixed_resolution_is_measured_once(data):
-    vision = VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=16)
-    config = ModelConfig(vision=vision, text=CONFIG.text)
-    words = Tokenizer.load(TOKENIZER)
-    model = Embedder(config, random_params(config), ImagePreprocessor(4, 16), words)
+    model = tiny_embedder(TINY_FIXED)
     plan = Suite((Entry("caltech", (4, 9, 16)),))
     (found,) = evaluate(model, plan, data, pretrained="")
     assert found.protocol["num_patches"] == 16 and found.protocol["resolution"] == 16
 
 
-def test_weights_are_told_apart():
-    assert fingerprint(embedder()) == fingerprint(embedder()) != fingerprint(embedder(1))
-
-
 def test_every_task_can_be_found_or_says_how(tmp_path):
     tasks = all_tasks()
-    assert len(tasks) > 25
     for name, task in tasks.items():
         assert task.name == name and task.setup_hint and not task.setup_hint.endswith(".")
         if task.required_files:
@@ -200,7 +176,7 @@ def test_folders_of_classes(data, tmp_path):
     evaluator = task.make(Setting(root=tmp_path, budget=4))
     assert isinstance(evaluator, ZeroShot)
     assert evaluator.classes.names == ("blue thing", "green thing", "red thing")
-    assert protocol(evaluator, embedder(), 4)["templates"] == "clip_paper"
+    assert protocol(evaluator, tiny_embedder(), 4)["templates"] == "clip_paper"
 
 
 def test_suites_are_files(tmp_path):
@@ -247,7 +223,7 @@ def test_a_suite_takes_a_task_of_its_own(data, tmp_path):
     )
     plan = load_suite(file)
     assert [entry.task.name for entry in plan.entries] == ["mine", "flickr8k"]
-    mine, _ = evaluate(embedder(), plan, data, pretrained="here")
+    mine, _ = evaluate(tiny_embedder(), plan, data, pretrained="here")
     assert mine.dataset == "mine" and 0 <= mine.metrics["text_to_image@1"] <= 1
     with pytest.raises(ValueError, match="mine: budgets"):
         Entry(plan.entries[0].task, (0,))

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from train.runs import SMALL, numbers, run, save_run, stage
+from train.runs import HEADS, SMALL, numbers, run, save_run, stage
 
 import siglip2_jax
 from siglip2_jax.checkpoints import ConversionError, read, write
@@ -44,7 +44,6 @@ def saved(workdir):
     [
         ("", 10, "params"),
         ("checkpoints/9", 9, "params"),
-        pytest.param("checkpoints/9/params", 9, "params", marks=pytest.mark.slow),
         ("checkpoints/10/average", 10, "ema_params"),
     ],
 )
@@ -77,9 +76,7 @@ def two_stages(tmp_path_factory):
     return path, save_run(path, config, [9, 10, 13], make_mesh(1, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize(
-    ("name", "step", "config"), [(None, 13, LARGE), ("large", 13, LARGE), ("main", 10, SMALL)]
-)
+@pytest.mark.parametrize(("name", "step", "config"), [(None, 13, LARGE), ("main", 10, SMALL)])
 def test_newest_of_a_stage(two_stages, name, step, config):
     workdir, states = two_stages
     found = siglip2_jax.load(workdir, stage=name)
@@ -123,8 +120,6 @@ def test_info_lists_what_a_workdir_holds(two_stages, capsys):
 
 
 def test_heads_are_left_out(tmp_path):
-    from train.test_start import HEADS
-
     config = run(stage(objectives=HEADS))
     save_run(tmp_path, config, [3], make_mesh(1, jax.devices()[:1]))
     assert (tmp_path / "checkpoints" / "3").is_dir()

@@ -11,26 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from models.builders import random_params
 from PIL import Image
 
 from siglip2_jax.cli import main
-from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.preprocess.tokenizer import Tokenizer
-
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-CONFIG = ModelConfig(
-    vision=VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
-)
-PREPROCESS = ImagePreprocessor(patch_size=4, image_size=None)
+from siglip2_jax.testing import TINY, tiny_embedder
 
 
 class Result(NamedTuple):
-    """What a command did: exit code, standard output, standard error."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -53,7 +41,7 @@ def siglip2(capsys) -> Callable[..., Result]:
 def model_dir(tmp_path_factory) -> Path:
     """A model with its tokenizer, in the layout that loads fastest."""
     path = tmp_path_factory.mktemp("model") / "tiny"
-    Embedder(CONFIG, random_params(CONFIG), PREPROCESS, Tokenizer.load(TOKENIZER)).save(path, "hf")
+    tiny_embedder().save(path, "hf")
     return path
 
 
@@ -61,16 +49,16 @@ def model_dir(tmp_path_factory) -> Path:
 def bare_npz(model_dir) -> Path:
     """The same parameters as one file: no tokenizer beside them."""
     path = model_dir.parent / "bare" / "tiny.npz"
-    Embedder(CONFIG, random_params(CONFIG), PREPROCESS).save(path, "npz")
+    tiny_embedder(tokenizer=False).save(path, "npz")
     return path
 
 
 @pytest.fixture(scope="session")
 def few_words(model_dir) -> Path:
     """A model whose token table has 100 rows, fewer than the tokenizer has ids."""
-    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vocab_size=100))
+    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=100))
     path = model_dir.parent / "few_words" / "few_words.npz"
-    Embedder(config, random_params(config), PREPROCESS).save(path, "npz")
+    tiny_embedder(config, tokenizer=False).save(path, "npz")
     return path
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from inference.test_captioner import looks, save_workdir, saying, training_ids, writes_caption
+from inference.captioners import looks, save_workdir, saying, training_ids, writes_caption
 from PIL import Image
 
 from siglip2_jax import inference as captioning

@@ -8,6 +8,7 @@ import pytest
 
 from siglip2_jax import Embedder, load
 from siglip2_jax.checkpoints.source import resolve
+from siglip2_jax.inference import read_embeddings
 
 SMALL = ("--batch-size", 4, "--max-num-patches", 16)
 NAMES = "a.png b.jpg c.JPG d.webp deeper/h.png e.bmp f.tif g.gif".split()
@@ -46,8 +47,7 @@ def spy(monkeypatch):
 
 
 def read(path) -> dict:
-    with np.load(path) as file:
-        return {name: file[name] for name in file}
+    return read_embeddings(path)._asdict()
 
 
 def test_rows_are_those_of_the_api(embed, model_dir, photos, tmp_path):
@@ -55,10 +55,10 @@ def test_rows_are_those_of_the_api(embed, model_dir, photos, tmp_path):
     assert result.code == 0, result.err
     found = read(tmp_path / "new" / "out.npz")
     items = [str(photos / name) for name in NAMES]
-    assert found["items"].tolist() == items
+    assert list(found["items"]) == items
     expected = load(model_dir).embed_images(items, max_num_patches=16, batch_size=4)
     np.testing.assert_allclose(found["embeddings"], expected, atol=1e-6)
-    settings = json.loads(str(found["settings"]))
+    settings = found["settings"]
     assert settings["preproc"] == "reference" and settings["max_num_patches"] == 16
     summary = json.loads(result.out)
     assert summary["embedded"] == 8 and summary["width"] == 24 and summary["skipped"] == 0
@@ -108,8 +108,36 @@ def test_interruption_costs_nothing(embed, photos, spy, tmp_path):
     assert embed(out="undisturbed.npz").code == 0
     found, expected = read(tmp_path / "out.npz"), read(tmp_path / "undisturbed.npz")
     np.testing.assert_allclose(found["embeddings"], expected["embeddings"], atol=1e-6)
-    np.testing.assert_array_equal(found["items"], expected["items"])
-    assert str(found["settings"]) == str(expected["settings"])
+    assert list(found["items"]) == list(expected["items"])
+    assert found["settings"] == expected["settings"]
+
+
+def test_a_file_is_bound_to_content_and_not_to_paths(
+    embed, model_dir, photos, spy, tmp_path, monkeypatch
+):
+    model = load(model_dir)
+    assert embed().code == 0
+    model.save(tmp_path / "moved.npz", "npz")
+    words = str(model_dir / "tokenizer.model")
+    spy.items = []
+    assert embed("--tokenizer", words, source=tmp_path / "moved.npz").code == 0 and not spy.items
+
+    image = photos / "e.bmp"  # of the same size, with other pixels
+    before = image.read_bytes()
+    image.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    result = embed()
+    assert (
+        result.code == 2 and "out.npz was made with files '" in result.err and "now '" in result.err
+    )
+
+    kernel = np.array(model.params["text"]["head"]["bias"])
+    kernel[-1] = np.nextafter(kernel[-1], np.float32(9))
+    model.params["text"]["head"]["bias"] = kernel
+    model.save(tmp_path / "moved.npz", "npz", overwrite=True)
+    result = embed("--tokenizer", words, source=tmp_path / "moved.npz")
+    assert result.code == 2 and "out.npz was made with weights '" in result.err
+    monkeypatch.setattr("siglip2_jax.inference.embedder.__version__", "9.9.9")
+    assert "(now '9.9.9')" in embed().err
 
 
 def test_broken_images_are_left_out_and_reported(embed, photos, tmp_path):
@@ -121,7 +149,7 @@ def test_broken_images_are_left_out_and_reported(embed, photos, tmp_path):
     assert "siglip2: skipped: " in result.err and "not an image" in result.err
     assert json.loads(result.out)["skipped"] == 1
     found = read(tmp_path / "out.npz")
-    assert found["items"].tolist() == [str(photos / "a.png"), str(photos / "deeper/h.png")]
+    assert list(found["items"]) == [str(photos / "a.png"), str(photos / "deeper/h.png")]
     assert found["embeddings"].shape == (2, 24) and np.isfinite(found["embeddings"]).all()
     report = (tmp_path / "out.npz.errors.jsonl").read_text("utf-8")
     (line,) = map(json.loads, report.splitlines())
@@ -133,8 +161,20 @@ def test_broken_images_are_left_out_and_reported(embed, photos, tmp_path):
 
     # Starting anew replaces everything, the report included.
     assert embed("--overwrite", images=(photos / "a.png",)).code == 0
-    assert read(tmp_path / "out.npz")["items"].tolist() == [str(photos / "a.png")]
+    assert list(read(tmp_path / "out.npz")["items"]) == [str(photos / "a.png")]
     assert not (tmp_path / "out.npz.errors.jsonl").exists()
+
+
+def test_files_that_are_passed_over_are_counted(embed, photos, tmp_path, caplog):
+    for name in ("a.mov", "notes.txt", "b.MOV", ".ipynb_checkpoints/a.png"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((photos / "a.png").read_bytes())
+    (tmp_path / "set" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    result = embed("--json", images=(tmp_path / "set",))
+    assert json.loads(result.out)["embedded"] == 1
+    sentence = f"{tmp_path / 'set'}: 3 other files are passed over (2 .mov, 1 .txt)"
+    assert sentence in caplog.messages
 
 
 def test_no_readable_image_is_a_failure(embed, photos):
@@ -147,10 +187,10 @@ def test_texts(embed, model_dir, tmp_path):
     texts.write_text("\ufeffa dog\n\nTwo cats\r\na dog \n", encoding="utf-8")
     assert embed("--texts", texts, images=()).code == 0
     found = read(tmp_path / "out.npz")
-    assert found["items"].tolist() == ["a dog", "Two cats", "a dog "]
+    assert list(found["items"]) == ["a dog", "Two cats", "a dog "]
     expected = load(model_dir).embed_texts(["a dog", "Two cats", "a dog "], batch_size=4)
     np.testing.assert_allclose(found["embeddings"], expected, atol=1e-6)
-    assert json.loads(str(found["settings"]))["text_norm"] == "reference"
+    assert found["settings"]["text_norm"] == "reference"
     again = embed("--texts", texts, "--text-norm", "none", images=())
     assert again.code == 2 and "text_norm 'reference' (now 'none')" in again.err
 

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import jax
 import pytest
 from PIL import Image
 from train.processes import LIGHT, ONE_LENGTH, metrics, train
@@ -94,9 +95,10 @@ def test_prompts_are_chosen_and_named(siglip2, model_dir, data, tmp_path):
         siglip2(*command, "--templates", "a photo")
 
 
+@pytest.mark.slow
 def test_prompts_of_the_run_are_compared(siglip2, data, tmp_path):
     evals = (ZeroShot(source=Folder("nowhere")),)  # with the default, "a photo of a {}"
-    save_run(tmp_path / "run", run(stage(evals=evals)), [10], make_mesh())
+    save_run(tmp_path / "run", run(stage(evals=evals)), [10], make_mesh(1, jax.devices()[:1]))
     command = ["eval", tmp_path / "run", "--task", "labels,caltech", "--max-num-patches", 9]
     command += ["--data", data / "caltech101_20"]
 
@@ -108,10 +110,7 @@ def test_prompts_of_the_run_are_compared(siglip2, data, tmp_path):
 
     differs = "measured with the prompts {}, but the run's evaluators used a photo of a {{}}; see"
     assert differs.format("clip_paper") in line()  # of labels; caltech has that prompt
-    assert differs.format("openai") in line("--templates", "openai")
     assert line("--templates", "a photo of a {}") == ""
-    save_run(tmp_path / "run", run(stage(steps=20)), [20], make_mesh())
-    assert line() == ""  # nothing to compare with
 
 
 RUN = """

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
-from inference.test_captioner import looks
+from inference.captioners import looks
 from PIL import Image
 
 from siglip2_jax import inference, load
 from siglip2_jax.checkpoints import source
 from siglip2_jax.cli import main, parser
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
-from siglip2_jax.inference.embedding_file import EmbeddingWriter
+from siglip2_jax.inference.embedding_file import read_embeddings, write_embeddings
 from siglip2_jax.outputs import open_output
 from siglip2_jax.recipes import tiny
 
@@ -38,7 +38,7 @@ NO_PATHS = set(
 
 
 def documented() -> dict[tuple[str, str], bool]:
-    """Whether `gs://` works, for each command and option of the table."""
+    """Commands and options of the table, each with a yes or no for `gs://`."""
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (yes|no) \|", DOCS.read_text(), re.M)
     return {(command, option): answer == "yes" for command, option, answer in rows}
 
@@ -160,9 +160,9 @@ def test_embed_on_a_store_as_locally(siglip2, model_dir, photos, bucket, typed, 
     assert (result.code, result.err) == (0, result.err) and str(out) in result.out
     local = [photos / name for name in names.split()]
     assert siglip2("embed", model_dir, "--images", *local, "--out", "e.npz", *SMALL).code == 0
-    with out.open("rb") as file, np.load(file) as stored, np.load("e.npz") as here:
-        assert stored["items"].tolist() == [f"gs://bucket/photos/{name}" for name in names.split()]
-        np.testing.assert_array_equal(stored["embeddings"], here["embeddings"])
+    stored, here = read_embeddings(out), read_embeddings("e.npz")
+    assert list(stored.items) == [f"gs://bucket/photos/{name}" for name in names.split()]
+    np.testing.assert_array_equal(stored.embeddings, here.embeddings)
     assert [path.name for path in out.parent.iterdir()] == ["e.npz"]
     again = siglip2("embed", model_dir, "--images", typed, "--out", out, *SMALL, "--json")
     assert again.code == 0 and json.loads(again.out)["embedded"] == len(local)
@@ -185,17 +185,20 @@ def test_images_that_a_store_lacks(siglip2, model_dir, photos, bucket, typed, sa
 def test_an_interrupted_embed_goes_on_in_a_store(bucket):
     items, rows = [f"text {i}" for i in range(5)], np.eye(5, dtype=np.float32)
     out = bucket / "e.npz"
-    with pytest.raises(KeyboardInterrupt), EmbeddingWriter(out, items, {}, items_per_part=2) as it:
-        for row in rows[:3]:
-            it.add(row)
+
+    def stopped(_):
+        yield from rows[:3]
         raise KeyboardInterrupt
-    with EmbeddingWriter(out, items, {}, items_per_part=2) as writer:
-        assert writer.done == 3 and not out.exists()
-        for row in rows[3:]:
-            writer.add(row)
-        assert writer.finish()["embedded"] == 5
-    with out.open("rb") as file, np.load(file) as stored:
-        np.testing.assert_array_equal(stored["embeddings"], rows)
+
+    def rest(left):
+        assert list(left) == items[3:]
+        return rows[3:]
+
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(out, items, {}, 5, stopped, items_per_part=2)
+    assert not out.exists()
+    assert write_embeddings(out, items, {}, 5, rest, items_per_part=2)["embedded"] == 5
+    np.testing.assert_array_equal(read_embeddings(out).embeddings, rows)
     assert [path.name for path in bucket.iterdir()] == ["e.npz"]
 
 

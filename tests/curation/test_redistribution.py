@@ -102,7 +102,7 @@ def test_without_a_mesh():
 
 
 def test_ways_are_short():
-    """Where choices are random, nothing travels far, let alone around the whole ring."""
+    """Random choices do not travel far, let alone around the whole ring."""
     chosen = np.random.default_rng(0).permutation(256 * 64)[: 256 * 32]
     plan = make_plan(jnp.sort(jnp.asarray(chosen)), 256, 64)
     assert plan.surplus.sum() == plan.slots.sum() > 256

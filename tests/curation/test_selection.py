@@ -71,7 +71,7 @@ def test_the_published_algorithm(count, chunks, shape):
 
 
 def test_examples_are_chosen_together():
-    """What the reference says differs from choosing each example for itself."""
+    """Examples chosen together differ from those chosen each for itself."""
     pair, noise = models(64), gumbel(8, 64)
     alone = np.argsort(-(np.diag(losses(pair[0]) - losses(pair[1])) + noise[0]))[:32]
     assert set(published(*pair, noise, 32)) != set(alone.tolist())

@@ -1,12 +1,12 @@
 """Curated batches: the step trains on what was chosen, the teacher is read and never saved."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.builders import random_params
 from train.runs import SMALL, Sevens, numbers, run, save_run, stage
 from xla import QUICK
 
@@ -19,6 +19,7 @@ from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill
 from siglip2_jax.preprocess.image import patchify
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.inputs import stage_reading
 from siglip2_jax.train.stage_steps import kept_steps
@@ -98,22 +99,35 @@ class Seen(Objective):
         return jnp.float32(0), {"examples": jnp.exp2(view.batch.text[:, 0]).sum()}
 
 
+LOSSES = {"sigmoid": Sigmoid(), "seen": Seen()}
+
+
+@functools.cache
+def curated() -> tuple[dict, dict]:
+    """Parameters and metrics after a curated step on one device."""
+    return updated(Program(config(objectives=LOSSES).resolved[0]), super_batch())
+
+
 def test_trains_on_the_chosen():
-    """As an ordinary step does on the same examples, picked out by hand; on four devices too."""
-    losses = {"sigmoid": Sigmoid(), "seen": Seen()}
-    batch, program = super_batch(), Program(config(objectives=losses).resolved[0])
-    found, metrics = updated(program, batch)
+    """The step is an ordinary one on the same examples, picked out by hand."""
+    found, metrics = curated()
     assert metrics["curation/chosen"] > metrics["curation/all"]
     bits = int(metrics["seen/examples"])
     chosen = [i for i in range(16) if bits >> i & 1]
     assert len(chosen) == 8
-    part = jax.tree.map(lambda x: x[np.array(chosen)], batch)
-    wanted, plain = updated(Program(config(objectives=losses, curation=None).resolved[0]), part)
+    part = jax.tree.map(lambda x: x[np.array(chosen)], super_batch())
+    wanted, plain = updated(Program(config(objectives=LOSSES, curation=None).resolved[0]), part)
     assert metrics["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     for path, x in wanted.items():
         np.testing.assert_allclose(found[path], x, atol=1e-6, err_msg=path)
-    spread, four = updated(program, batch, devices=4)
-    assert four["seen/examples"] == bits
+
+
+@pytest.mark.slow
+def test_four_devices_choose_and_train_alike():
+    found, metrics = curated()
+    program = Program(config(objectives=LOSSES).resolved[0])
+    spread, four = updated(program, super_batch(), devices=4)
+    assert four["seen/examples"] == metrics["seen/examples"]
     for path, x in spread.items():
         np.testing.assert_allclose(x, found[path], atol=1e-5, err_msg=path)
 
@@ -131,8 +145,8 @@ def test_another_step_chooses_anew():
 @pytest.mark.slow
 def test_accumulated():
     """The chosen examples are split into microbatches, with the same update."""
-    whole, _ = updated(Program(config().resolved[0]), super_batch())
-    split = config(optim=dataclasses.replace(OPTIM, accumulate=2))
+    whole, _ = curated()
+    split = config(objectives=LOSSES, optim=dataclasses.replace(OPTIM, accumulate=2))
     found, _ = updated(Program(split.resolved[0]), super_batch())
     for path, x in whole.items():
         np.testing.assert_allclose(found[path], x, atol=1e-5, err_msg=path)
@@ -169,8 +183,9 @@ def test_teachers_that_read_something_else(part, changes, message):
         Program(config(curation=dataclasses.replace(CURATION, model=teacher)).resolved[0])
 
 
+@pytest.mark.slow
 def test_teacher_of_the_same_run(tmp_path):
-    """It is read from its stage's checkpoint, which is kept, and is in no checkpoint of its own."""
+    """The teacher comes from its stage's checkpoint, which is kept, and is saved in no other."""
     mesh = make_mesh(1, jax.devices()[:4])
     first = stage("first", 10)
     taught = Curation(teacher=Continue(stage="first", fraction=0.5))

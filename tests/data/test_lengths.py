@@ -1,4 +1,4 @@
-"""Which budget each step has, and that a reading continues from two integers."""
+"""Budgets of steps, and a reading that continues from two integers."""
 
 import numpy as np
 import pytest

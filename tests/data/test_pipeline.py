@@ -94,8 +94,7 @@ def test_randomness_is_that_of_the_global_index():
         np.testing.assert_array_equal(first.batch.fields["draw"][g], item["draw"])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("broken", [(), (3, 4)])
+@pytest.mark.parametrize(("count", "broken"), [(2, (3, 4)), (4, ())])
 def test_same_global_batches_on_any_number_of_hosts(count, broken):
     common = {"max_bad_share": 1.0, "crops": True}
     whole = read(make(*broken, **common))

@@ -86,7 +86,7 @@ def test_fixed_resolution_in_mode_hf(decoded):
 
 
 def test_evaluation_decodes_in_full(monkeypatch):
-    """What a model is used and evaluated with has no such option."""
+    """Evaluators and embedders have no such option."""
     drafts = []
     monkeypatch.setattr(Image.Image, "draft", lambda *arguments: drafts.append(arguments))
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", Image.Image.draft)

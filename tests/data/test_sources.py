@@ -7,7 +7,7 @@ import pytest
 from data.samples import example, picture
 
 from siglip2_jax.data.example import as_captions
-from siglip2_jax.data.sources import Folder, Memory, Mixture, find_shards
+from siglip2_jax.data.sources import Folder, Memory, Mixture
 
 
 def make_folder(path, rows, name="captions.jsonl"):
@@ -134,14 +134,3 @@ def test_mixture_refuses_nonsense():
             Mixture(((Folder("a"), 1.0), (Folder("b"), weight)))
     with pytest.raises(ValueError, match="at least one part"):
         Mixture(())
-
-
-def test_shards(tmp_path):
-    for name in ("b.tar", "a.tar", "a.tar.idx.json", "x[1].tar"):
-        (tmp_path / name).touch()
-    names = [path.rpartition("/")[2] for path in find_shards(str(tmp_path), ".tar")]
-    assert names == ["a.tar", "b.tar", "x[1].tar"]
-    assert find_shards(str(tmp_path / "?.tar"), ".tar") == [str(tmp_path / n) for n in names[:2]]
-    assert find_shards(str(tmp_path / "x[1].tar"), ".tar") == [str(tmp_path / "x[1].tar")]
-    with pytest.raises(ValueError, match=r"matches no file; expected a \.tar file"):
-        find_shards(str(tmp_path / "*.zip"), ".tar")

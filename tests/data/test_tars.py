@@ -25,7 +25,7 @@ def write_tar(path, members, format=tarfile.PAX_FORMAT):
 
 
 def members(keys, kind="jpg"):
-    """What img2dataset writes for each key."""
+    """Members of a tar for each key, as img2dataset writes them."""
     for key in keys:
         fields = {"caption": f"caption of {key}", "url": f"http://{key}", "width": 40}
         yield f"{key}.{kind}", picture(len(key))

@@ -30,6 +30,9 @@ def test_lines(tmp_path):
     path.write_bytes("eins\nMüll".encode("latin-1"))
     with pytest.raises(ValueError, match=r"texts.txt, line 2: not text in UTF-8 \(.* at byte 1\)"):
         read_lines(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 375\n")
+    with pytest.raises(ValueError, match=r"texts.txt: it is a Git LFS pointer.*git lfs pull"):
+        read_lines(path)
     with pytest.raises(FileNotFoundError, match=r"absent.txt"):
         read_lines(tmp_path / "absent.txt")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from siglip2_jax.config import Data, Stage, TrainConfig
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
 from siglip2_jax.data.colour import ColorJitter, GaussianBlur, Grayscale, Solarize
-from siglip2_jax.data.prepare import Transform, collate
+from siglip2_jax.data.prepare import collate
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import tiny_config
@@ -58,7 +58,6 @@ def assemble(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def test_arrays_of_a_batch():
     prepare = pickle.loads(pickle.dumps(preparation(SMALL)))
-    assert isinstance(SMALL, Transform)
     items = [prepare(example(i), np.random.default_rng(i), 30) for i in range(3)]
     batch = collate(items, 30)
     seen, local = batch.fields["global"], batch.fields["local"]
@@ -145,7 +144,7 @@ def test_changes(field):
 
 
 def test_half_of_the_global_views_are_changed_otherwise():
-    """As DINO's two: each image draws which it is, and local views take no part."""
+    """The two of DINO: each image draws which it is, and local views take no part."""
     other = GaussianBlur(probability=0.0), Solarize(0, 1.0)
     plain = views(UNCHANGED, noise())
     (seen,) = plain["global"]

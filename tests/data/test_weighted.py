@@ -45,7 +45,7 @@ def test_rounds_and_seeds_differ(tmp_path):
 
 
 def test_floor_or_ceil():
-    """Of the cumulative sums too, so that no stretch of the data set is far off its share."""
+    """Counts are rounded, cumulative ones too: no stretch of the data set is far off its share."""
     rng = np.random.default_rng(0)
     for size in (1, 2, 7, 30):
         for _ in range(50):

@@ -47,7 +47,13 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no names to list")
 @pytest.mark.parametrize(
     ("workers", "way"),
-    [(1, "all"), (2, "all"), (1, "stop"), (2, "stop"), (2, "error"), (2, "killed")],
+    [
+        (2, "stop"),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in ((1, "all"), (2, "error"), (2, "killed"))
+        ),
+    ],
 )
 def test_nothing_is_left(tmp_path, workers, way):
     path, prefix = tmp_path / "reading.py", f"t{uuid.uuid4().hex[:7]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from inference.test_captioner import writes_caption
+from inference.captioners import writes_caption
 from PIL import Image
 
 import siglip2_jax

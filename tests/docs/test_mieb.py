@@ -79,8 +79,3 @@ def test_clear_errors():
         encoder.encode(BATCHES, **TASK, precision="int8")
     with pytest.raises(ImageError, match="not an image file"):
         encoder.encode([{"image": [b"no image"]}], **TASK)
-
-
-def test_it_is_an_encoder_of_mteb():
-    protocol = pytest.importorskip("mteb.models.models_protocols", reason="mteb is optional")
-    assert isinstance(MiebEncoder(Colours()), protocol.EncoderProtocol)

@@ -16,7 +16,7 @@ from siglip2_jax.evals.accuracy import (
 
 
 def place(row, own, ties):
-    """Where the first of an image's own classes stands when the others are sorted around it."""
+    """Rank of the first of an image's own classes when the others are sorted around it."""
     if any(x != x for x in row):
         return None
     # "wrong": among equals, own classes come last; "first": by number, as argmax takes them.

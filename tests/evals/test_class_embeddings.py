@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evals.test_prompts import Hashing
+from evals.hashing import Hashing
 
 from siglip2_jax.evals import class_embeddings as module
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
@@ -21,7 +21,7 @@ def test_read_again_without_the_model(tmp_path):
         assert found.dtype == np.float32
     assert model.counts == [4]
     (file,) = (tmp_path / "new" / "directory").iterdir()  # nothing temporary is left
-    assert file.suffix == ".npz"
+    assert file.suffix == ".npy"
 
 
 def test_whatever_differs_has_its_own_file(tmp_path):

@@ -4,16 +4,12 @@ import io
 
 import numpy as np
 import pytest
-from models.builders import random_params
 from PIL import Image
 
-from siglip2_jax import Embedder
 from siglip2_jax.data.sources import Memory
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.fewshot import FewShot, Ridge, fewshot_accuracy
 from siglip2_jax.evals.pooled import shared_classes
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.testing import tiny_embedder
 
 
 def rows(count, width=6, classes=4, seed=0):
@@ -110,14 +106,6 @@ def test_what_cannot_be_measured_is_refused():
     )
 
 
-def tiny_embedder():
-    tower = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-    vision = VisionConfig(**tower, width=24, patch_size=4, grid=4, image_size=None)
-    text = TextConfig(**tower, width=16, vocab_size=1024, embed_dim=24)
-    config = ModelConfig(vision=vision, text=text)
-    return Embedder(config, random_params(config), ImagePreprocessor(4, None))
-
-
 def coloured(shade, channel, height, width):
     picture = np.full((height, width, 3), 20, np.uint8)
     picture[..., channel] = shade
@@ -127,7 +115,7 @@ def coloured(shade, channel, height, width):
 
 
 def test_evaluator_reads_sources():
-    model = tiny_embedder()
+    model = tiny_embedder(tokenizer=False)
     examples = [
         {"image": coloured(120 + 9 * i, k, 8 + 4 * (i % 3), 12), "captions": (), "name": f"{k} {i}"}
         | {"colour": ("red", "green", "blue")[k]}
@@ -137,7 +125,7 @@ def test_evaluator_reads_sources():
     train, test = Memory(tuple(examples[:12])), Memory(tuple(examples[12:]))
     options = {"label": "colour", "shots": 3, "max_num_patches": 12}
     evaluator = FewShot(train=train, test=test, **options)
-    assert isinstance(evaluator, Evaluator) and evaluator(model) == {"3shot": 1.0}
+    assert evaluator(model) == {"3shot": 1.0}
     swept = FewShot(train=train, test=test, l2=(1.0, 1024.0), **options)(model)
     assert swept == {"3shot_l2_1": 1.0, "3shot_l2_1024": 1.0}
     examples[12]["image"] = b"no picture"
@@ -150,7 +138,7 @@ def test_evaluator_reads_sources():
 
 
 def test_pooled_features_are_those_before_normalisation():
-    model = tiny_embedder()
+    model = tiny_embedder(tokenizer=False)
     images = [coloured(100 + 10 * i, i % 3, 8, 4 * (1 + i % 3)) for i in range(11)]
     found = model.embed_images(images, max_num_patches=6, batch_size=2, normalize=False)
     expected = model.image_features(images, max_num_patches=6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_jax.data.sources import Memory, Source
+from siglip2_jax.data.sources import Memory
 from siglip2_jax.evals.labels import ClassFolders, ReaL, cut_border, objectnet_classes
 
 
@@ -21,20 +21,25 @@ def fields(source, *keys):
     return [tuple(opened[i][key] for key in keys) for i in range(len(opened))]
 
 
-def test_folders_are_classes_in_order(tmp_path):
+def test_folders_are_classes_in_order(tmp_path, caplog):
     for i, name in enumerate(("n02/b.JPEG", "n01/z.png", "n02/a.JPEG", "n10/deeper/c.jpg")):
         touch(tmp_path / name, bytes([i]))
     touch(tmp_path / "flat.jpg")
-    touch(tmp_path / ".hidden" / "d.jpg")
+    for hidden in (".hidden", "__MACOSX", "n01/.ipynb_checkpoints"):
+        touch(tmp_path / hidden / "d.jpg")
     touch(tmp_path / "n01" / "notes.txt")
     (tmp_path / "n03").mkdir()  # without images, it is a class still
     source = ClassFolders(str(tmp_path), count=4)
-    assert isinstance(source, Source)
     assert fields(source, "label", "folder", "image", "captions") == [
         (0, "n01", b"\x01", ()),
         (1, "n02", b"\x02", ()),
         (1, "n02", b"\x00", ()),
         (3, "n10", b"\x03", ()),
+    ]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        f"{tmp_path}: 1 other file is passed over (1 .txt)",
+        f"{tmp_path}: images in no folder are passed over (1)",
     ]
     assert fields(source, "name")[0] == (str(tmp_path / "n01" / "z.png"),)
     with pytest.raises(ValueError, match="found 4 folders, expected 1000"):
@@ -74,7 +79,6 @@ def test_real_labels_go_by_the_number_in_the_name(tmp_path):
     path.write_text(json.dumps([[65], [], [1, 2]]))
     names = ("val/n1/ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000001.JPEG")
     source = ReaL(validation(*names), str(path))
-    assert isinstance(source, Source)
     assert fields(source, "real", "image") == [([1, 2], b"x"), ([65], b"x")]
     named = Memory(
         ({"image": b"", "captions": (), "name": "t[0]", "file_name": "ILSVRC2012_val_00000002"},)

@@ -6,7 +6,7 @@ import string
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
+from evals.hashing import Hashing
 
 from siglip2_jax.evals import prompts
 from siglip2_jax.evals.prompts import (
@@ -27,7 +27,7 @@ def test_eighty_templates_with_one_place_each():
 
 
 def test_templates_are_the_published_ones(shared):
-    """As CLIP Benchmark stores them; it adds the bare label."""
+    """CLIP Benchmark stores the same ones, and adds the bare label."""
     stored = json.loads((shared / "data/zero_shot_text/clip_templates.json").read_text())
     assert sorted(OPENAI_TEMPLATES) == sorted(set(stored["clip_paper"]) - {"{}"})
     assert sorted(CLIP_PAPER) == sorted(stored["clip_paper"])
@@ -98,26 +98,6 @@ def test_names_and_templates_become_canonical():
 def test_prompts_that_cannot_be_made(names, templates, message):
     with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
         fill_prompts(names, templates, canonical=True)
-
-
-class Hashing(Given):
-    """Embeds any text, by its characters; notes how many at once."""
-
-    text_norm = "reference"
-    dtype = "float32"
-
-    def __init__(self, width: int = 24):
-        self._table = np.random.default_rng(7).standard_normal((509, width)).astype(np.float32)
-        self.counts: list[int] = []
-
-    def embed_texts(self, texts, **_):
-        self.counts.append(len(texts))
-        return np.stack([self.row(text) for text in texts])
-
-    def row(self, text: str) -> np.ndarray:
-        codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
-        picked = self._table[(codes * np.arange(1, len(codes) + 1)) % 509].sum(axis=0)
-        return picked / np.linalg.norm(picked)
 
 
 def test_blocks_give_what_the_whole_gives(monkeypatch):

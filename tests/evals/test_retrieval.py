@@ -4,10 +4,8 @@ import inspect
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
 
 from siglip2_jax.data.sources import Memory
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.retrieval import (
     Retrieval,
     embed_captions,
@@ -15,6 +13,7 @@ from siglip2_jax.evals.retrieval import (
     end_sentence,
     retrieval_metrics,
 )
+from siglip2_jax.testing import StandInEmbedder
 
 
 def recall_at(scores: np.ndarray, partners: np.ndarray, k: int) -> float:
@@ -63,7 +62,7 @@ def held_out(rng, count=20):
     )
 
 
-class Counting(Given):
+class Counting(StandInEmbedder):
     """Notes which texts it is asked for, and how many photos it has been handed."""
 
     def embed_texts(self, texts, **options):
@@ -92,7 +91,6 @@ def test_every_caption_is_in_the_pool(count, full_stop):
         source=Memory(chosen), name="val", every=7, count=count, max_num_patches=36,
         full_stop=full_stop,
     )  # fmt: skip
-    assert isinstance(evaluator, Evaluator)
     found = evaluator(model)
     assert model.budgets == [36] and len(set(model.texts)) == len(model.texts)
     used = chosen[:count]
@@ -114,16 +112,16 @@ def test_an_unreadable_photo_and_its_captions_are_wrong():
     images = {bytes([i]): rows[i] for i in range(3)}
     texts = {f"{i}": rows[i] for i in range(3)}
     evaluator = Retrieval(source=Memory(tuple(chosen)))
-    assert set(evaluator(Given(images, texts)).values()) == {1.0}
+    assert set(evaluator(StandInEmbedder(images, texts)).values()) == {1.0}
     images[bytes([1])] = np.full(3, np.nan)
     # At 10 of 3 too: there is nothing to find it by.
-    assert set(evaluator(Given(images, texts)).values()) == {2 / 3}
+    assert set(evaluator(StandInEmbedder(images, texts)).values()) == {2 / 3}
 
 
 def test_a_set_without_captions_is_refused():
     source = Memory(({"image": b"0", "captions": (), "name": "0"},))
     with pytest.raises(ValueError, match="evaluator 'retrieval': none of its 1 examples has a cap"):
-        Retrieval(source=source)(Given({b"0": np.ones(2)}, {}))
+        Retrieval(source=source)(StandInEmbedder({b"0": np.ones(2)}, {}))
 
 
 def test_full_stops():
@@ -149,4 +147,4 @@ def test_captions_that_a_full_stop_makes_equal_are_embedded_once():
 def test_a_wrong_directory_is_named(tmp_path):
     missing = str(tmp_path / "1.jpg")
     with pytest.raises(ValueError, match="1.jpg: no such image, the first of 2; expected the data"):
-        embed_files(Given({}, {}), [missing, missing], 256)
+        embed_files(StandInEmbedder({}, {}), [missing, missing], 256)

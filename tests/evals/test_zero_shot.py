@@ -6,13 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
-from models.builders import random_params
 from PIL import Image
 
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.class_embeddings import ClassCache
 from siglip2_jax.evals.classes import Classes, read_babel
 from siglip2_jax.evals.labels import ClassFolders, ReaL
@@ -22,6 +19,7 @@ from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.testing import StandInEmbedder, random_params
 
 CLASSES = ("ant", "bee", "car side", "dolphin")
 
@@ -47,11 +45,10 @@ def test_accuracy_is_that_of_a_loop(templates):
     images = {bytes([i]): row for i, row in enumerate(unit(rng, 60))}
     prompts = [t.replace("{}", name) for name in CLASSES for t in templates]
     texts = dict(zip(prompts, unit(rng, len(prompts)), strict=True))
-    model = Given(images, texts)
+    model = StandInEmbedder(images, texts)
     evaluator = ZeroShot(
         source=labelled(labels), label="name_of_class", templates=templates, max_num_patches=49
     )
-    assert isinstance(evaluator, Evaluator)
     found = evaluator(model)
     right = 0
     for i, label in enumerate(labels):
@@ -69,18 +66,30 @@ def test_classes_without_an_image_count_too():
     texts = {f"a photo of a {name}": row for name, row in zip(CLASSES[:3], rows, strict=True)}
     images = {bytes([0]): np.array([0.6, 0.0, 0.8]), bytes([1]): rows[1]}
     source, label = labelled(CLASSES[:2]), "name_of_class"
-    assert ZeroShot(source=source, label=label)(Given(images, texts))["top1"] == 1
+    assert ZeroShot(source=source, label=label)(StandInEmbedder(images, texts))["top1"] == 1
     evaluator = ZeroShot(source=source, label=label, classes=CLASSES[:3])
-    assert evaluator(Given(images, texts)) == {"top1": 0.5, "top5": 1, "mean_per_class": 0.5}
+    assert evaluator(StandInEmbedder(images, texts)) == {
+        "top1": 0.5,
+        "top5": 1,
+        "mean_per_class": 0.5,
+    }
 
 
 def test_ties_and_unreadable_images_are_wrong():
     texts = {f"a photo of a {name}": np.array([1.0, 0.0]) for name in CLASSES[:2]}
     images = {bytes([0]): np.array([1.0, 0.0]), bytes([1]): np.full(2, np.nan)}
     evaluator = ZeroShot(source=labelled(CLASSES[:2]), label="name_of_class")
-    assert evaluator(Given(images, texts)) == {"top1": 0, "top5": 0.5, "mean_per_class": 0}
+    assert evaluator(StandInEmbedder(images, texts)) == {
+        "top1": 0,
+        "top5": 0.5,
+        "mean_per_class": 0,
+    }
     evaluator = dataclasses.replace(evaluator, ties="first")
-    assert evaluator(Given(images, texts)) == {"top1": 0.5, "top5": 0.5, "mean_per_class": 0.5}
+    assert evaluator(StandInEmbedder(images, texts)) == {
+        "top1": 0.5,
+        "top5": 0.5,
+        "mean_per_class": 0.5,
+    }
 
 
 def test_a_caption_can_be_the_label():
@@ -88,18 +97,18 @@ def test_a_caption_can_be_the_label():
     texts = {f"a photo of a {name}": row for name, row in zip(CLASSES[:2], rows, strict=True)}
     images = {bytes([i]): rows[i] for i in range(2)}
     chosen = [{"image": bytes([i]), "captions": (CLASSES[i % 2],), "name": "-"} for i in (0, 1, 0)]
-    assert ZeroShot(source=Memory(tuple(chosen)))(Given(images, texts))["top1"] == 1
+    assert ZeroShot(source=Memory(tuple(chosen)))(StandInEmbedder(images, texts))["top1"] == 1
     chosen[2]["captions"] = ("bee",)
-    assert ZeroShot(source=Memory(tuple(chosen)))(Given(images, texts))["top1"] == pytest.approx(
-        2 / 3
-    )
+    assert ZeroShot(source=Memory(tuple(chosen)))(StandInEmbedder(images, texts))[
+        "top1"
+    ] == pytest.approx(2 / 3)
     chosen[1]["captions"] = ("ant", "bee")
     with pytest.raises(ValueError, match=r"has \('ant', 'bee'\) as its captions; expected one"):
-        ZeroShot(source=Memory(tuple(chosen)))(Given(images, texts))
+        ZeroShot(source=Memory(tuple(chosen)))(StandInEmbedder(images, texts))
 
 
 def test_labels_must_be_there_and_known():
-    model = Given({bytes([i]): np.ones(2) for i in range(4)}, {})
+    model = StandInEmbedder({bytes([i]): np.ones(2) for i in range(4)}, {})
     with pytest.raises(ValueError, match="no 0 has None as its class; expected one text"):
         ZeroShot(source=labelled(CLASSES), label="class")(model)
     with pytest.raises(ValueError, match="the label 'bee' is none of its 1 classes"):
@@ -133,7 +142,7 @@ def looking_at(*axis):
 
 
 def test_numbers_and_lists_of_them():
-    model = Given(looking_at(0, 1, 1, 3), axes(CLASSES))
+    model = StandInEmbedder(looking_at(0, 1, 1, 3), axes(CLASSES))
     source = numbered(0, np.int64(1), [2, 1], np.zeros(0, np.int64))
     shown = []
     found = ZeroShot(source=source, label="label", classes=CLASSES)(
@@ -147,7 +156,7 @@ def test_reassessed_labels(tmp_path):
     (tmp_path / "real.json").write_text(json.dumps([[3], [], [0, 2]]))
     names = [f"ILSVRC2012_val_0000000{i}.JPEG" for i in (3, 2, 1)]
     source = ReaL(numbered(0, 0, 0, names=names), str(tmp_path / "real.json"))
-    model = Given(looking_at(2, 0, 1), axes(CLASSES))
+    model = StandInEmbedder(looking_at(2, 0, 1), axes(CLASSES))
     found = ZeroShot(source=source, label="real", classes=CLASSES)(model)
     assert found == {"top1": 0.5, "top5": 1}
 
@@ -164,7 +173,7 @@ def test_classes_of_a_language(tmp_path):
         classes=read_babel(path, "DE"),
         templates=("Ein {}",),
     )
-    assert evaluator(Given(images, texts))["top1"] == 0.5
+    assert evaluator(StandInEmbedder(images, texts))["top1"] == 0.5
 
 
 def test_canonical_prompts_and_first_of_equal_names():
@@ -172,7 +181,7 @@ def test_canonical_prompts_and_first_of_equal_names():
     prompts = {template.replace("{}", "x") for template in CLIP_PAPER}
     assert len(prompts) == 81
 
-    class Bare(Given):
+    class Bare(StandInEmbedder):
         def embed_texts(self, texts, **_):
             seen.update(texts)
             rows = {"sunglasses": 0, "bee": 1, "sun glasses": 0, "car": 3}
@@ -190,10 +199,10 @@ def test_canonical_prompts_and_first_of_equal_names():
 
 
 def test_folders_with_a_border(tmp_path):
-    """What is embedded are pictures without their border; a broken file counts as wrong."""
+    """Images are embedded without their border; a broken file counts as wrong."""
     seen = []
 
-    class Sizes(Given):
+    class Sizes(StandInEmbedder):
         def embed_images(self, images, **_):
             rows = []
             for image in images:
@@ -218,7 +227,7 @@ def test_folders_with_a_border(tmp_path):
 
 
 def test_cached_classes_are_not_embedded_again(tmp_path):
-    model = Given(looking_at(0, 1), axes(CLASSES))
+    model = StandInEmbedder(looking_at(0, 1), axes(CLASSES))
     model.text_norm, model.dtype = "reference", "float32"
     evaluator = ZeroShot(
         source=numbered(0, 1),
@@ -227,12 +236,12 @@ def test_cached_classes_are_not_embedded_again(tmp_path):
         cache=ClassCache(str(tmp_path), "m"),
     )
     assert evaluator(model)["top1"] == 1
-    model._texts = {}
+    model.text_rows = {}
     assert evaluator(model)["top1"] == 1
 
 
 def test_what_cannot_be_measured():
-    class Empty(Given):
+    class Empty(StandInEmbedder):
         def embed_images(self, images, **_):
             return np.array([self._images[x] for x in images], np.float32).reshape(-1, 4)
 
@@ -242,7 +251,7 @@ def test_what_cannot_be_measured():
     with pytest.raises(ValueError, match="the label of no 0 is a number; give classes"):
         ZeroShot(source=source, label="label")(Empty({}, {}))
     with pytest.raises(ValueError, match="'zero_shot': the label 1 is none of its 1 classes"):
-        ZeroShot(source=source, label="label", classes=("a",))(Given(looking_at(0), {}))
+        ZeroShot(source=source, label="label", classes=("a",))(StandInEmbedder(looking_at(0), {}))
     for wrong, message in (
         ({"border": -1}, "ZeroShot.border is -1 pixels"),
         ({"templates": ("a photo",)}, "has 0 places for the class name"),

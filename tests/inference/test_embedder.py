@@ -1,78 +1,35 @@
-"""What a user of `load` gets: the same embeddings however the model and the images come."""
+"""`load` gives the same embeddings however the model and the images come."""
 
 import dataclasses
 import inspect
-import io
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from models.builders import random_params
+from inference.samples import counted_compilations, noise, png
 from PIL import Image
 
 from siglip2_jax import Compute, Embedder, Patches, SigLIP2, load
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-
-TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-VISION = VisionConfig(**TOWER, width=24, patch_size=4, grid=4, image_size=None)
-TEXT = TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24)
-CONFIG = ModelConfig(vision=VISION, text=TEXT)
-FIXED = ModelConfig(vision=dataclasses.replace(VISION, image_size=16), text=TEXT)
+from siglip2_jax.testing import TINY, TINY_FIXED, random_params, tiny_embedder
 
 SMALL = {"max_num_patches": 16, "batch_size": 4}
 TEXTS = ["a dog on a beach", "Two CATS", "", "é"]
-
-
-def embedder(config: ModelConfig = CONFIG, tokenizer: bool = True, **options) -> Embedder:
-    vision = config.vision
-    preprocess = ImagePreprocessor(patch_size=vision.patch_size, image_size=vision.image_size)
-    words = Tokenizer.load(TOKENIZER) if tokenizer else None
-    return Embedder(config, random_params(config), preprocess, words, **options)
-
-
-def noise(height: int, width: int) -> np.ndarray:
-    rng = np.random.default_rng((height, width))
-    # A colour of its own for every image, or averages would make them all alike.
-    return (rng.integers(0, 128, (height, width, 3)) + rng.integers(0, 128, 3)).astype(np.uint8)
-
-
-def png(pixels: np.ndarray, **options) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG", **options)
-    return data.getvalue()
 
 
 def as_patches(model: Embedder, *images: np.ndarray) -> Patches:
     return model.preprocess(images, 16)
 
 
-@contextmanager
-def counted_compilations() -> Iterator[Counter]:
-    """Counts the programs that XLA compiles, whoever queries for them."""
-    count = Counter()
-
-    def listen(event: str, *_, **__) -> None:
-        count.update([event] if event == "/jax/core/compile/backend_compile_duration" else [])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield count
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.fixture(scope="module")
 def model() -> Embedder:
-    return embedder()
+    return tiny_embedder()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +46,7 @@ def saved(model, tmp_path_factory) -> dict:
 def test_every_format_gives_the_same_embeddings(model, saved, name):
     # The two directories hold their tokenizer; an .npz file has no room for one.
     found = load(saved[name], TOKENIZER if name == "npz" else None)
-    assert found.config == CONFIG and found.variant is None
+    assert found.config == TINY and found.variant is None
     for path, x in flatten(found.params).items():
         np.testing.assert_array_equal(x, flatten(model.params)[path], err_msg=path)
     images = [noise(9, 30), noise(16, 16), noise(50, 4)]
@@ -103,7 +60,7 @@ def test_every_format_gives_the_same_embeddings(model, saved, name):
 def test_save_and_load_keep_how_inputs_are_prepared(tmp_path):
     preprocess = ImagePreprocessor(patch_size=4, image_size=None, mode="hf", resample="bicubic")
     tokenizer = Tokenizer.load(TOKENIZER, text_norm="canonicalize")
-    Embedder(CONFIG, random_params(CONFIG), preprocess, tokenizer).save(tmp_path / "model")
+    Embedder(TINY, random_params(TINY), preprocess, tokenizer).save(tmp_path / "model")
     found = load(tmp_path / "model")
     assert found.preprocess == preprocess
     assert found.text_norm == found.tokenizer.text_norm == "canonicalize"
@@ -216,13 +173,13 @@ def test_tokens_are_what_the_tokenizer_gives(model):
 
 def test_a_model_without_tokenizer_says_so():
     with pytest.raises(TokenizerError, match="pass tokenizer="):
-        embedder(tokenizer=False).embed_texts("a dog")
+        tiny_embedder(tokenizer=False).embed_texts("a dog")
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    text = dataclasses.replace(TEXT, vocab_size=100)
-    config = dataclasses.replace(CONFIG, text=text)
-    embedder(config, tokenizer=False).save(tmp_path / "model.npz", "npz")
+    text = dataclasses.replace(TINY.text, vocab_size=100)
+    config = dataclasses.replace(TINY, text=text)
+    tiny_embedder(config, tokenizer=False).save(tmp_path / "model.npz", "npz")
     with pytest.raises(TokenizerError, match="1024 ids, the checkpoint's token table has 100 rows"):
         load(tmp_path / "model.npz", TOKENIZER)
 
@@ -254,29 +211,39 @@ def test_exif_orientation_has_a_switch(model, saved):
     np.testing.assert_array_equal(as_stored(photo, 16).pixels, model.preprocess(pixels, 16).pixels)
 
 
-def test_a_thousand_shapes_compile_a_handful_of_programs():
+def unseen(hidden: int) -> ModelConfig:
+    """Sizes that no other test has, so that nothing is compiled yet."""
+    towers = (TINY.vision, TINY.text)
+    return ModelConfig(*(dataclasses.replace(tower, mlp_dim=hidden) for tower in towers))
+
+
+def test_hundreds_of_shapes_compile_a_handful_of_programs():
     rng = np.random.default_rng(0)
-    images = [noise(*rng.integers(1, 65, 2)) for _ in range(1000)]
-    fresh = embedder()
+    images = [noise(*rng.integers(1, 65, 2)) for _ in range(300)]
+    fresh = tiny_embedder(unseen(40))
     with counted_compilations() as count:
         rows = list(fresh.stream_images(images, max_num_patches=16, batch_size=32))
         for n in (1, 3, 7, 13, 31):  # and any number of images
             fresh.embed_images(images[:n], max_num_patches=16, batch_size=32)
     assert 1 <= count.total() <= 6
     rows = np.stack(rows)
-    assert rows.shape == (1000, 24) and np.isfinite(rows).all()
-    some = rng.choice(1000, 12)
+    assert rows.shape == (300, 24) and np.isfinite(rows).all()
+    some = rng.choice(300, 12)
     again = fresh.embed_images([images[i] for i in some], max_num_patches=16, batch_size=32)
     np.testing.assert_allclose(rows[some], again, atol=1e-6)  # each in its own place
 
 
 def test_texts_of_any_number_compile_a_handful_of_programs():
-    fresh = embedder()
+    fresh = tiny_embedder(unseen(44))
     with counted_compilations() as count:
         for n in (1, 2, 5, 9, 33, 70):
             texts = [f"photo number {i}" for i in range(n)]
             assert fresh.embed_texts(texts, batch_size=32).shape == (n, 24)
     assert 1 <= count.total() <= 3
+    with counted_compilations() as count:  # another model of the same sizes
+        rows = tiny_embedder(unseen(44), seed=1).embed_texts(texts, batch_size=32)
+    assert count.total() == 0
+    assert not np.allclose(rows, fresh.embed_texts(texts, batch_size=32), atol=0.1)
 
 
 def test_streaming_draws_images_as_they_are_needed(model):
@@ -310,7 +277,7 @@ def test_bfloat16_is_close(model, saved):
 def test_wrong_options_are_refused(model):
     with pytest.raises(ValueError, match="dtype is 'float16'; expected 'float32' or 'bfloat16'"):
         inspect.unwrap(Embedder.__init__)(
-            object.__new__(Embedder), CONFIG, {}, model.preprocess, dtype="float16"
+            object.__new__(Embedder), TINY, {}, model.preprocess, dtype="float16"
         )
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.embed_texts("a dog", batch_size=0)
@@ -319,9 +286,9 @@ def test_wrong_options_are_refused(model):
 
 
 def test_fixed_resolution(tmp_path):
-    embedder(FIXED, tokenizer=False).save(tmp_path / "model.npz", "npz")
+    tiny_embedder(TINY_FIXED, tokenizer=False).save(tmp_path / "model.npz", "npz")
     fixed = load(tmp_path / "model.npz")
-    assert fixed.config == FIXED
+    assert fixed.config == TINY_FIXED
     images = [noise(1, 1), noise(1, 400), noise(33, 21)]
     features = fixed.image_features(images, max_num_patches=5, batch_size=4)
     assert features.valid.all() and (features.grid == 4).all()

@@ -1,12 +1,10 @@
-"""Small models with every parameter random, and patches of any grid."""
+"""Sizes of a small model with odd numbers everywhere, and patches of any grid."""
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.types import Patches
 
 TINY = ModelConfig(
@@ -22,22 +20,6 @@ def with_vision(config: ModelConfig, **changes) -> ModelConfig:
     vision = dataclasses.replace(config.vision, **changes)
     text = dataclasses.replace(config.text, embed_dim=vision.width)
     return dataclasses.replace(config, vision=vision, text=text)
-
-
-def random_params(config: ModelConfig, seed: int = 0) -> dict:
-    """Parameters in which nothing is zero or one, so that a swapped or dropped one shows."""
-    rng = np.random.default_rng(seed)
-    leaves = {}
-    for path, leaf in flatten(abstract_model(config)[1]).items():
-        x = rng.standard_normal(leaf.shape, np.float32)
-        scale = 0.1
-        if path.endswith("kernel"):
-            projects_in = any(f"/{name}/" in path for name in ("query", "key", "value"))
-            fan_in = leaf.shape[-3] if projects_in else leaf.shape[-2]
-            scale = (leaf.shape[-3] * fan_in if "/out/" in path else fan_in) ** -0.5
-        leaves[path] = x * np.float32(scale) + np.float32(path.endswith("scale"))
-    leaves["t"], leaves["b"] = np.float32(2.3), np.float32(-9.5)
-    return jax.tree.map(np.asarray, unflatten(leaves))
 
 
 def patches(

@@ -187,7 +187,7 @@ def by_steps(params, ids, tokens, valid):
 
 @pytest.mark.parametrize("shape", [None, (2, 2)], ids=str)
 def test_step_by_step(shape):
-    """As reading the whole caption, on a mesh too."""
+    """The same as reading the whole caption, on a mesh too."""
     ids, tokens, valid = inputs()
     expected = run(params(), ids, tokens, valid, np.zeros((B, R), bool))[:, 1]
     arguments = params(), (ids[:, 1], tokens, valid)

@@ -80,7 +80,7 @@ def whole(ids, given=None) -> np.ndarray:
 
 
 def ends_at(row, first: int) -> int:
-    """How many ids are no pads after the end: that of the end mark, or all."""
+    """Length of the ids up to the end mark, or all of them."""
     ends = [i for i in range(first, S) if row[i] == EOS]
     return ends[0] + 1 if ends else S
 
@@ -156,7 +156,7 @@ def test_a_wide_beam_finds_the_best_of_all(length_penalty):
 
 
 def test_what_beams_are_for():
-    """Where the best way is not to take the best step; where longer is better."""
+    """The best path need not begin with the best step, and longer ones may be better."""
     best = [ids for ids, _ in exhaustive(0.0)]
     assert run(greedy, prompts()).ids.tolist() != best
     assert [ids for ids, _ in exhaustive(1.0)] != best

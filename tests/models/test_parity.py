@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from models.builders import patches, random_params
+from models.builders import patches
 
 from siglip2_jax import Embedder, load
 from siglip2_jax.models.config import ModelConfig, two_towers
 from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.testing import random_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

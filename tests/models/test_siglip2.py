@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models import numpy_reference as reference
-from models.builders import TINY, patches, random_params, with_vision
+from models.builders import TINY, patches, with_vision
 
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import (
@@ -19,6 +19,7 @@ from siglip2_jax.models.siglip2 import (
     normalize,
     unflatten,
 )
+from siglip2_jax.testing import random_params
 
 GRIDS = [(8, 8), (2, 32), (32, 2), (1, 64), (7, 9), (1, 1), (70, 1)]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from models.builders import patches, random_params
+from models.builders import patches
 from scipy.special import log_softmax, softmax
 
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -15,6 +15,7 @@ from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model
 from siglip2_jax.objectives.base import Teacher, View
 from siglip2_jax.objectives.distillation import Distillation
+from siglip2_jax.testing import random_params
 from siglip2_jax.types import Batch, Patches
 
 TOWER = {"depth": 1, "mlp_dim": 16, "num_heads": 2}
@@ -81,7 +82,7 @@ def _encode(student: SigLIP2, batch: Batch):
 
 
 def view(scene: Scene, seen: dict | None = None) -> View:
-    """What the step would show."""
+    """View of a scene as the step would show it."""
     seen = {} if seen is None else seen
     teacher = Teacher(scene.teacher, scene.teacher_head, scene.batch, seen)
     features = _encode(scene.student, scene.batch)

@@ -228,7 +228,7 @@ def test_flops_of_b16_by_hand():
 
 
 def test_flops_agree_with_the_compilers_count():
-    """Of a forward pass; the compiler counts elementwise work as well."""
+    """FLOPs of a forward pass; the compiler counts elementwise work as well."""
     model = two_towers("B", patch_size=16, image_size=256)
     text = dataclasses.replace(
         model.text, width=256, depth=4, mlp_dim=512, num_heads=4, vocab_size=1024

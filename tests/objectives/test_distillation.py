@@ -185,9 +185,10 @@ def assert_same(found, expected, atol: float = 1e-5):
                 np.testing.assert_allclose(part[path], x, rtol=atol, atol=atol, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "objectives"),
-    [((2, 2), PASSES), pytest.param((1, 4), BOTH, marks=pytest.mark.slow)],
+    [((2, 2), PASSES), ((1, 4), BOTH)],
     ids=["2x2 in passes", "1x4"],
 )
 def test_any_mesh_trains_alike(shape, objectives):
@@ -261,7 +262,11 @@ def test_centers_are_not_trained():
         assert not np.array_equal(run()[-1][0][path], run()[0][0][path]), path
 
 
-@pytest.mark.parametrize(("objectives", "accumulate"), [(BOTH, 1), (SILC, 2)], ids=["1", "2"])
+@pytest.mark.parametrize(
+    ("objectives", "accumulate"),
+    [(BOTH, 1), pytest.param(SILC, 2, marks=pytest.mark.slow)],
+    ids=["1", "2"],
+)
 def test_the_center_is_the_running_mean_of_the_teachers_logits(objectives, accumulate):
     history = run(objectives=objectives, accumulate=accumulate)
     graphdef, sizes = abstract_model(SMALL)[0], OBJECTIVE.head(SMALL, Compute(), rngs=nnx.Rngs(0))
@@ -278,6 +283,7 @@ def test_the_center_is_the_running_mean_of_the_teachers_logits(objectives, accum
         np.testing.assert_allclose(found, center, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loss/silc", "silc/teacher_entropy"])
 def test_accumulated_losses_are_the_same(name):
     found, expected = run(objectives=SILC, accumulate=2)[1], run()[1]

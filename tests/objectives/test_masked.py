@@ -72,7 +72,7 @@ def test_hidden_patches_are_the_same_on_many_devices():
 
 
 def tokens(shown):
-    """Which patches are hidden, and the tokens of the student that does not see them; teacher's."""
+    """Hidden patches, tokens of the student that does not see them, and the teacher's."""
     image = jax.tree.map(lambda x: x[:, 0], shown.batch.fields["global"])
     masked = choose_patches(image.valid, 0.5, shown.key)[0]
     student = shown.student.encode_image(image, masked, shown.student_head.mask_token[...])
@@ -100,7 +100,7 @@ def test_loss_report_and_center():
 
 
 def test_a_center_over_all_patches():
-    """Of the teacher's logits, hidden or not; images weigh alike. All else is the same."""
+    """The center is of all logits of the teacher, and images weigh alike. All else is the same."""
     shown = scene(OBJECTIVE)
     every = dataclasses.replace(shown, objective=dataclasses.replace(OBJECTIVE, center="all"))
     loss, report, before, _ = measure(shown)

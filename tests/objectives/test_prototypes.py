@@ -51,7 +51,7 @@ def differences(arrays: list[np.ndarray], which: int, step: float = 1e-5) -> np.
 
 
 def loss_and_gradients(arrays, chunk: int):
-    """What `distillation_loss` gives, and the gradients by all that it reads."""
+    """Values of `distillation_loss`, and the gradients by all that it reads."""
 
     def loss(*arrays):
         match = distillation_loss(*arrays, **TEMPERATURES, chunk=chunk)

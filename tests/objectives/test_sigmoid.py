@@ -10,7 +10,6 @@ from models.builders import TINY
 from scipy.special import expit
 
 from siglip2_jax.models.layers import Compute
-from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid, ring_loss, sigmoid_loss
 from siglip2_jax.sharding import make_mesh, put_batch
 
@@ -92,7 +91,7 @@ def test_extreme_logits(name, b, sign):
 
 
 def temporary_bytes(name: str, devices: int) -> int:
-    """What the loss and its gradients need on one device, at 64 examples a device."""
+    """Temporary memory of the loss and its gradients, at 64 examples a device."""
     mesh = make_mesh(1, jax.devices()[:devices])
     with jax.set_mesh(mesh):
         split = put_batch((unit(0, 64 * devices), unit(1, 64 * devices)), mesh)
@@ -110,5 +109,5 @@ def test_memory_of_the_ring_does_not_grow_with_devices():
 
 def test_objective():
     objective = Sigmoid(implementation="ring")
-    assert isinstance(objective, Objective) and objective.across_examples
+    assert objective.across_examples
     assert objective.head(TINY, Compute(), rngs=nnx.Rngs(0)) is None

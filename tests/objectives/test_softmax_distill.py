@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from siglip2_jax.curation.selection import Embedded
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model
-from siglip2_jax.objectives.base import Objective, View
+from siglip2_jax.objectives.base import View
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill, distillation_loss
 from siglip2_jax.sharding import make_mesh, put_batch
 from siglip2_jax.types import Batch, Features, Patches
@@ -73,7 +73,7 @@ def test_value_and_gradients(shape):
 
 
 def test_a_student_like_its_teacher():
-    """At the least value nothing pulls, whatever the biases."""
+    """The least value has no gradient, whatever the biases."""
     _, teacher = models()
     student = Embedded(teacher.image, teacher.text, teacher.t, jnp.float32(5))
     (loss, least), (gradients, _) = on(None, (student, teacher))
@@ -103,7 +103,7 @@ def test_objective():
     wanted, entropy, _ = by_hand(*models())
     np.testing.assert_allclose(loss, wanted, rtol=2e-6)
     np.testing.assert_allclose(report["divergence"], wanted - entropy, rtol=1e-5)
-    assert isinstance(objective, Objective) and objective.across_examples
+    assert objective.across_examples
     assert objective.head(TINY, Compute(), rngs=nnx.Rngs(0)) is None
     width = TINY.text.embed_dim
     assert objective.flops(TINY, inputs(16)) == 3 * 2 * 16 * 16 * width

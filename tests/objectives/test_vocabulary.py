@@ -53,14 +53,14 @@ def assert_near(found, expected, tolerance=2e-6):
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 64])
 def test_value_and_gradients(chunk):
-    """Whether chunks divide the 40 tokens, all at once, or one by one."""
+    """Chunks need not divide the 40 tokens: all at once, or one by one."""
     assert_near(jax.jit(derived(chunk))(*inputs()), by_hand(*inputs()))
 
 
 @pytest.mark.parametrize("spec", [P(None, "fsdp"), P("fsdp", None), P()], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 2)], ids=str)
 def test_on_a_mesh(shape, spec):
-    """As without one, however the kernel is split; its gradient is split likewise."""
+    """The same as without one, however the kernel is split; its gradient is split likewise."""
     hidden, kernel, targets, weights = inputs()
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
@@ -75,7 +75,7 @@ def test_on_a_mesh(shape, spec):
 
 
 def test_finite_differences():
-    """Of the loss itself, which is also what is computed where no gradient is taken."""
+    """Differences of the loss itself, as it is computed where no gradient is taken."""
     hidden, kernel, targets, weights = map(jnp.asarray, inputs())
     loss = jax.jit(lambda *x: vocabulary_loss(*x, targets, weights, chunk=7, **FLOAT32)[0])
     grads = jax.jit(derived(7))(*inputs())[1]

@@ -202,7 +202,7 @@ def test_unknown_chips():
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
-    """In a process of its own, without any hint in the environment."""
+    """Runs in a process of its own, without any hint in the environment."""
     command = [
         sys.executable,
         "-c",

@@ -84,7 +84,7 @@ def test_bad_files_are_refused_as_before():
 
 @pytest.mark.parametrize(("scale", "mean", "worst"), [(2, 1.5, 4.2), (4, 2.3, 7.5)])
 def test_near_a_full_decode(scale, mean, worst):
-    """At the least margin that training uses, on sharp photos; in grey levels."""
+    """Distance in grey levels at the least margin that training uses, on sharp images."""
     found, shifts = [], []
     for item in shipped_examples()[:40]:
         full = decode(item.image)

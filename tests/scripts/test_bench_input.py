@@ -23,10 +23,9 @@ def test_every_way_and_source(tmp_path):
     for row in figures["ways"]:
         assert row["images_per_s"].keys() == {"folder", "tar", "ArrayRecord"}
         assert all(len(x) == 2 and min(x) > 0 for x in row["images_per_s"].values())
-        spent = row["ms"]
-        assert spent["decode"] > 0 and spent["patchify"] > 0 and spent["tokenise"] > 0
-        assert spent["resize"] > 0
-        assert (spent["views"] > 0) == row["way"].endswith("views")
+        idle = {part for part, spent in row["ms"].items() if not spent}
+        assert ("views" in idle) != row["way"].endswith("views")
+        assert not idle & {"decode", "resize", "patchify", "tokenise"}
 
 
 def test_what_is_wrong_is_said(tmp_path):

@@ -32,7 +32,7 @@ SECONDS = 300  # more than any run here takes, even where others use the machine
 
 
 class Ended(NamedTuple):
-    """How a process ended: exit code (minus the signal's number if killed), all it wrote."""
+    """Exit code of a process (minus the signal's number if killed), and all it wrote."""
 
     code: int
     text: str
@@ -53,7 +53,7 @@ class Processes:
         os.killpg(self.popen[index].pid, number)
 
     def running(self) -> bool:
-        """Whether any is still there."""
+        """True while any is still there."""
         return any(process.poll() is None for process in self.popen)
 
     def wait(self) -> list[Ended]:
@@ -69,7 +69,7 @@ class Processes:
             time.sleep(0.01)
 
     def texts(self) -> list[str]:
-        """What each has written so far."""
+        """Output of each so far."""
         return [log.read_text(errors="replace") for log in self._logs]
 
 
@@ -186,7 +186,7 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 def steps_done(workdir: Path) -> int:
-    """How many lines there are, whole or not."""
+    """Number of lines, whole or not."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -16,6 +18,7 @@ from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.siglip2 import Params, unflatten
+from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import device_put_global
@@ -30,6 +33,22 @@ SMALL = ModelConfig(
     vision=VisionConfig(**TOWER, width=24, patch_size=16, grid=16, image_size=None),
     text=TextConfig(**TOWER, width=16, vocab_size=1024, embed_dim=24),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class WithHead(Objective):
+    """A loss of nothing, with a head of its own."""
+
+    weight: float = 1.0
+
+    def head(self, model, compute, *, rngs):
+        return nnx.Linear(model.vision.width, 3, rngs=rngs)
+
+    def loss(self, head, view):
+        return jnp.float32(0), {}
+
+
+HEADS = {"sigmoid": Sigmoid(), "colour": WithHead()}
 
 
 def stage(name: str = "main", steps: int = 10, **fields) -> Stage:

@@ -1,4 +1,4 @@
-"""What is saved comes back, bit by bit, on any mesh; what is kept; what does not fit."""
+"""Checkpoints come back bit by bit on any mesh; which are kept; what does not fit."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def test_what_there_is(workdir, saved):
 
 
 def test_some_leaves(workdir, saved):
-    """Of one tree, without the others."""
+    """Reads leaves of one tree, without the others."""
     mesh, path = mesh_of((1, 4)), "text/head/kernel"
     like = {path: by_path(abstract_state(Sevens(CONFIG.resolved[0]), mesh).params)[path]}
     checkpoints = RunCheckpoints(workdir)

@@ -28,14 +28,15 @@ from siglip2_jax.train.step import Program
 from siglip2_jax.types import Batch
 
 EVERYTHING = CONFIGS / "everything.py"
-MAIN, END = 30, 45  # last steps of its stages
+MAIN, END = 15, 30  # last steps of its stages
+STEPS = f"stages.main.steps={MAIN}", f"stages.curated.steps={END - MAIN}"
 PATCHES = 16
 CENTERS = ("['self_distill']['center']", "['masked']['projection']['center']")
 
 
 def killed(workdir, step: int) -> str:
     """Lets a run go on beyond a saved step, and kills it; what it wrote."""
-    with training(EVERYTHING, workdir) as run:
+    with training(EVERYTHING, workdir, *STEPS, devices=1) as run:
         run.wait_for(
             lambda: steps_done(workdir) >= step + 2 and saved_steps(workdir)[-1:] >= [step]
         )
@@ -49,7 +50,7 @@ def killed(workdir, step: int) -> str:
 def test_killed_in_either_stage_it_ends_the_same(tmp_path):
     """Losses of all steps, parameters, centers, moments and average, bit by bit."""
     whole, workdir = tmp_path / "whole", tmp_path / "run"
-    (end,) = train(EVERYTHING, whole)
+    (end,) = train(EVERYTHING, whole, *STEPS, devices=1)
     assert end.code == 0, end.text
     killed(workdir, 5)
     first = saved_steps(workdir)[-1]
@@ -57,7 +58,7 @@ def test_killed_in_either_stage_it_ends_the_same(tmp_path):
     second = saved_steps(workdir)[-1]
     assert 5 <= first < MAIN < second < END
     assert f"resuming at step {first}" in text
-    (end,) = train(EVERYTHING, workdir)
+    (end,) = train(EVERYTHING, workdir, *STEPS, devices=1)
     assert end.code == 0 and f"resuming at step {second}" in end.text, end.text
     found, expected = numbers(workdir), numbers(whole)
     assert list(expected) == list(range(1, END + 1))
@@ -121,7 +122,7 @@ def pairs() -> Batch:
 
 
 def learned(name: str, peak_lr: float, kind: str = "constant", seed: int = 0, **changes):
-    """What one loss reports at the first and at the last of 200 steps on the same pairs.
+    """Metrics of one loss at the first and at the last of 200 steps on the same pairs.
 
     The teacher hardly moves, so that there is something definite to learn.
     """
@@ -148,7 +149,7 @@ def test_sigmoid_learns_pairs_by_heart():
 @pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "most"), [(0.0, 0.1), (1.0, 0.5)], ids=["causal", "parallel"])
 def test_decoder_learns_sentences_by_heart(parallel, most):
-    """From log 1024 down; in parallel nothing but the image can tell the sentence."""
+    """The loss starts at log 1024; in parallel nothing but the image can tell the sentence."""
     first, last = learned("caption", 3e-3, parallel=parallel)
     assert first["caption/caption"] == pytest.approx(np.log(1024), rel=1e-6)
     for task in ("caption", "refer", "ground"):
@@ -178,18 +179,18 @@ def test_student_learns_its_teachers_targets(name, share, seed):
 
 
 def first_step(compute: Compute) -> dict[str, float]:
-    """What all losses report at a first step."""
-    stage = config().stages[0]
-    made = program(stage.objectives, batch_size=16, compute=compute)
+    """Metrics of all losses at a first step."""
+    stage, few = config().stages[0], jax.tree.map(lambda x: x[:4], pairs())
+    made = program(stage.objectives, batch_size=4, compute=compute)
     state = jax.jit(made.init_state)(jax.jit(made.init_params)(jax.random.key(0)))
-    _, metrics = jax.jit(made.step)(state, pairs())
+    _, metrics = jax.jit(made.step)(state, few)
     return {name: float(x) for name, x in metrics.items()}
 
 
 @pytest.mark.slow
 def test_all_losses_with_the_kernels_of_tpus_as_without():
     """Interpreted, in towers, teacher, views and decoder; the gradient is in its norm."""
-    kernels = Compute(attention="pallas", norm="pallas", remat="full")
+    kernels = Compute(attention="pallas", norm="pallas")
     found, expected = first_step(kernels), first_step(Compute())
     assert {"loss/caption", "loss/self_distill", "loss/masked"} <= found.keys()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -207,14 +208,12 @@ def lowered(index: int, **objectives: Objective) -> str:
     return jax.jit(made.step).lower(state, batch).as_text()
 
 
-@pytest.mark.parametrize(
-    ("index", "name"),
-    [(0, "sigmoid"), (0, "caption"), (0, "self_distill"), (0, "masked"), (1, "softmax_distill")],
-)
+@pytest.mark.parametrize(("index", "name"), [(0, "caption"), (0, "masked"), (1, "softmax_distill")])
 def test_at_weight_0_nothing_is_left(index, name):
     """The program is the same text as without the loss: no head, no number, no operation of it."""
     objectives = config().stages[index].objectives
     off = dataclasses.replace(objectives[name], weight=0.0)
     without = lowered(index, digest=objectives["digest"])
     assert lowered(index, absent=off, digest=objectives["digest"]) == without
-    assert f"loss/{name}" in lowered(index, **objectives)
+    on = {name: objectives[name], "digest": objectives["digest"]}
+    assert f"loss/{name}" in lowered(index, **on)

@@ -1,4 +1,4 @@
-"""What a stage reads: lengths, seeds, shapes of batches."""
+"""Inputs of a stage: lengths, seeds, shapes of batches."""
 
 import dataclasses
 from contextlib import closing

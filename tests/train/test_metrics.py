@@ -1,4 +1,4 @@
-"""What is written about a run: one line a step, whatever interrupts it."""
+"""Metrics of a run: one line a step, whatever interrupts it."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def test_tensorboard(tmp_path):
 
 
 def test_weights_and_biases(tmp_path, monkeypatch):
-    """What it is told; nothing is sent from here."""
+    """Calls of its API; nothing is sent from here."""
     told = []
     run = SimpleNamespace(
         log=lambda values, step: told.append((step, values)), finish=lambda: told.append("end")
@@ -107,7 +107,7 @@ def test_missing_extra(tmp_path, monkeypatch, module, logging, extra):
 
 
 def test_flush_uploads_to_a_bucket(tmp_path):
-    """Where lines cannot be appended they are uploaded now and then, and when a save is due."""
+    """Lines that cannot be appended are uploaded now and then, and when a save is due."""
     writer = MetricWriter(tmp_path, Logging(), {}, 0)
     writer._sinks[0]._local = False  # as if it were gs://
     for step in (1, 2, 3):

@@ -9,7 +9,6 @@ from train.processes import (
     LIGHT,
     MEASURED,
     ONE_LENGTH,
-    SMALL,
     assert_same,
     corrupt_photos,
     numbers,
@@ -78,22 +77,22 @@ def test_two_processes_are_one(tmp_path, alone, source, changes):
 @pytest.mark.slow
 def test_sigterm_on_one_stops_both_and_the_run_goes_on(tmp_path):
     """Both save the same step; both, or one alone, resume with the same batches and losses."""
-    workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=30", "optim.eps=1e-3")
-    with training(SMALL, workdir, *steps, processes=2, devices=2) as run:
+    workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=60", "optim.eps=1e-3")
+    with training(LIGHT, workdir, *steps, processes=2, devices=2) as run:
         run.wait_for(lambda: steps_done(workdir) >= 4)
         run.kill(signal.SIGTERM, index=1)
         ends = run.wait()
     stopped = saved_steps(workdir)[-1]
-    assert 4 <= stopped < 30
+    assert 4 <= stopped < 60
     for end in ends:
         assert end.code == PREEMPTED and f"step {stopped} is saved" in end.text, end.text
     shutil.copytree(workdir, tmp_path / "both")
-    for end in train(SMALL, tmp_path / "both", *steps, processes=2, devices=2):
+    for end in train(LIGHT, tmp_path / "both", *steps, processes=2, devices=2):
         assert end.code == 0, end.text
-    (end,) = train(SMALL, workdir, *steps, devices=4)
+    (end,) = train(LIGHT, workdir, *steps, devices=4)
     assert end.code == 0 and f"resuming at step {stopped}" in end.text, end.text
     whole = tmp_path / "whole"
-    (end,) = train(SMALL, whole, *steps, devices=4)
+    (end,) = train(LIGHT, whole, *steps, devices=4)
     assert end.code == 0, end.text
     assert_near(numbers(workdir), numbers(whole))
     assert_near(numbers(tmp_path / "both"), numbers(whole))
@@ -113,7 +112,7 @@ def test_where_one_fails_all_end(tmp_path):
 
 @pytest.mark.slow
 def test_too_many_bad_examples_on_one_end_both(tmp_path):
-    """In the middle of the run, after steps that both have made."""
+    """They come in the middle of the run, after steps that both have made."""
     corrupt_photos(tmp_path / "photos", every=5)
     only = ((), (f"data.source.path={tmp_path / 'photos'}",))
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "batch_size=80", "checkpoints.every=2")

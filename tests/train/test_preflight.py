@@ -1,4 +1,4 @@
-"""What is said before the first step, on embeddings whose best bias is known."""
+"""Messages before the first step, on embeddings whose best bias is known."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def look(image: np.ndarray, text: np.ndarray, bias: float, mesh=None, parts: int
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_curated(devices):
-    """As many examples count as are trained on, not all that are read."""
+    """Examples that are trained on count, not all that are read."""
     image, text = embeddings(SMALL)
     doubled = np.repeat(image, 2, 0), np.repeat(text, 2, 0)
     mesh = make_mesh(1, jax.devices()[:devices])

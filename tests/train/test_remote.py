@@ -24,9 +24,9 @@ pytest.importorskip(GOOGLE)  # before the local run, which tests of a store wait
 pytestmark = pytest.mark.slow
 
 WORKDIR = "gs://bucket/run"
-STEPS = 60
+STEPS = 40
 RUN = (*ONE_LENGTH, f"stages.main.steps={STEPS}")
-KILLS = 3
+KILLS = 2
 SECONDS_AWAY = 6.0
 # gcsfs tries six times, in 31 to 36 seconds; the other processes end up to 12 later.
 SECONDS_TO_GIVE_UP = 75.0
@@ -55,7 +55,7 @@ def last_whole(workdir: Path) -> int:
 
 
 def is_saving(workdir: Path) -> bool:
-    """Whether a checkpoint is half written, and an earlier one is whole."""
+    """True while a checkpoint is half written, and an earlier one is whole."""
     steps = [int(path.name) for path in workdir.glob("checkpoints/*")]
     return 0 < last_whole(workdir) < max(steps, default=0)
 
@@ -64,12 +64,12 @@ def assert_equal_runs(workdir: Path, local: Path) -> None:
     """Every step once, with the same numbers, and the same last checkpoints, bit by bit."""
     found = numbers(workdir)
     assert list(found) == list(range(1, STEPS + 1)) and found == numbers(local)
-    for step, tree in itertools.product((55, 60), ("params", "optimizer")):
+    for step, tree in itertools.product((STEPS - 5, STEPS), ("params", "optimizer")):
         assert_same(saved(workdir, step, tree), saved(local, step, tree))
 
 
 def test_kills_at_random_moments_change_nothing(tmp_path, store, workdir, local):
-    """Killed shortly after the first save, thrice, and resumed each time."""
+    """Killed shortly after the first save, twice, and resumed each time."""
     moments = random.Random(23)
     for _ in range(KILLS):
         done = last_whole(workdir)
@@ -113,11 +113,10 @@ def test_a_store_that_is_away_for_seconds(tmp_path, store, workdir, local):
     assert_equal_runs(workdir, local)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_store_that_is_gone_for_good(tmp_path, store, workdir, processes):
+def test_a_store_that_is_gone_for_good(tmp_path, store, workdir):
     """It goes while a checkpoint is half written; all processes end, and say why in a sentence."""
     forever = (*ONE_LENGTH, "stages.main.steps=1000000")
-    with training(LIGHT, WORKDIR, *forever, processes=processes, devices=1, logs=tmp_path) as run:
+    with training(LIGHT, WORKDIR, *forever, processes=2, devices=1, logs=tmp_path) as run:
         run.wait_for(lambda: is_saving(workdir))
         store.shut()
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where stages begin and branch off."""
+"""Steps at which stages begin and branch off."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where a stage begins: fresh, from a model in any format, from another stage."""
+"""Starts of a stage: fresh, from a model in any format, from another stage."""
 
 import dataclasses
 import logging
@@ -8,20 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from models.builders import random_params
-from train.runs import SMALL, Sevens, numbers, run, save_run, stage
+from train.runs import HEADS, SMALL, Sevens, numbers, run, save_run, stage
 
 from siglip2_jax.checkpoints.resize import resize_param
 from siglip2_jax.config import Continue, Group, Optim, Pretrained
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten
-from siglip2_jax.objectives.base import Objective
-from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import by_path
 from siglip2_jax.train.start import abstract_state, initialize_stage
 from siglip2_jax.train.step import Program
@@ -32,22 +29,6 @@ RESIZED = {"vision/pos/table": (32, 32, 24), "vision/embed/kernel": (14 * 14 * 3
 FINE = dataclasses.replace(
     SMALL, vision=dataclasses.replace(SMALL.vision, patch_size=14, grid=32, image_size=448)
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class WithHead(Objective):
-    """A loss of nothing, with a head of its own."""
-
-    weight: float = 1.0
-
-    def head(self, model, compute, *, rngs):
-        return nnx.Linear(model.vision.width, 3, rngs=rngs)
-
-    def loss(self, head, view):
-        return jnp.float32(0), {}
-
-
-HEADS = {"sigmoid": Sigmoid(), "colour": WithHead()}
 
 
 def start(config, index: int = 0, workdir: str = "nowhere", program=Sevens):
@@ -221,7 +202,7 @@ def test_continue(workdir, saved, source, step):
 
 
 def test_continue_with_a_fresh_average(workdir, saved, tmp_path):
-    """Where it is wanted, and where the earlier stage kept none."""
+    """The average is fresh if asked for, and if the earlier stage kept none."""
     save_run(tmp_path, run(stage("first", optim=Optim())), [10], MESH)
     for source, directory in ((Continue(average=False), workdir), (Continue(), tmp_path)):
         state = start(second(source), 1, directory)
@@ -251,7 +232,7 @@ def test_continue_another_run(workdir, saved, caplog, tmp_path):
 
 
 def test_fresh_heads(workdir, saved):
-    """What the earlier stage lacks is fresh, moments too; all else keeps its own."""
+    """Heads that the earlier stage lacks are fresh, moments too; all else is kept."""
     state = start(second(objectives=HEADS), 1, workdir)
     for path, x in numbers(state.params).items():
         expected = 7 if path.startswith("heads/") else saved[10][f"params/{path}"]

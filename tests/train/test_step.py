@@ -3,16 +3,14 @@
 import dataclasses
 import functools
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from etils import epath
 from flax import nnx
-from models.builders import TINY, patches, random_params
+from models.builders import TINY, patches
 from xla import QUICK
 
 from siglip2_jax.config import Data, Group, Optim, Schedule, Stage, TrainConfig
@@ -22,6 +20,7 @@ from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.sharding import device_put_global, gather, make_mesh, param_shardings, put_batch
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import by_path
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
@@ -85,7 +84,7 @@ def batches() -> tuple[Batch, ...]:
 
 @dataclasses.dataclass
 class Ran:
-    """What three updates gave: on the host, and the last state where it lives."""
+    """Results of three updates on the host, and the last state where it lives."""
 
     params: list[dict]
     metrics: list[dict]
@@ -117,7 +116,13 @@ def fresh(program: Program) -> dict:
 
 def _run(program, params, place) -> Ran:
     state = jax.jit(program.init_state)(unflatten(params))
-    step = jax.jit(program.step, donate_argnums=0, compiler_options=QUICK)
+    traces = []
+
+    def traced(state, batch):
+        traces.append(1)
+        return program.step(state, batch)
+
+    step = jax.jit(traced, donate_argnums=0, compiler_options=QUICK)
     kinds, history, metrics = types(state), [], []
     for batch in batches():
         batch = place(batch)
@@ -125,7 +130,7 @@ def _run(program, params, place) -> Ran:
             state, values = step(state, batch)
         history.append({path: np.asarray(x) for path, x in flatten(state.params).items()})
         metrics.append({name: np.asarray(x) for name, x in values.items()})
-    assert types(state) == kinds and step._cache_size() == 1
+    assert types(state) == kinds and len(traces) == 1
     return Ran(history, metrics, kinds, state)
 
 
@@ -224,15 +229,11 @@ TWO_LOSSES = {"colour": Colour()}
     "mesh, sigmoid, accumulate",
     [
         (ONE, DENSE, 1),
-        (SLICES, RING, 1),
         pytest.param(ONE, DENSE, 2, marks=pytest.mark.slow),
         pytest.param((1, 1), RING, 2, marks=pytest.mark.slow),
         pytest.param((1, 8), DENSE, 1, marks=pytest.mark.slow),
-        pytest.param(FSDP, DENSE, 1, marks=pytest.mark.slow),
-        pytest.param(FSDP, RING, 1, marks=pytest.mark.slow),
         pytest.param(FSDP, DENSE, 2, marks=pytest.mark.slow),
         pytest.param(SLICES, DENSE, 1, marks=pytest.mark.slow),
-        pytest.param(SLICES, DENSE, 2, marks=pytest.mark.slow),
         pytest.param(SLICES, RING, 2, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -242,10 +243,9 @@ def test_three_updates(mesh, sigmoid, accumulate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", ("attn_out", "x_mid")], ids=str)
-def test_with_the_kernels_of_tpus(remat):
+def test_with_the_kernels_of_tpus():
     """Interpreted: attention and LayerNorm in both towers, in a loop and split over a mesh."""
-    compute = Compute(attention="pallas", norm="pallas", remat=remat)
+    compute = Compute(attention="pallas", norm="pallas", remat=("attn_out", "x_mid"))
     assert_same(run(SLICES, compute=compute), plain())
 
 
@@ -293,7 +293,6 @@ def test_moving_average():
     "mesh, sigmoid, accumulate",
     [
         (FSDP, RING, 2),
-        pytest.param(FSDP, DENSE, 1, marks=pytest.mark.slow),
         pytest.param(SLICES, DENSE, 2, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -354,24 +353,11 @@ def test_randomness_does_not_depend_on_other_objectives():
     assert (more["also"]["kernel"] != more["colour"]["kernel"]).any()
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_embeddings_keep_their_order(accumulate):
-    program = Program(config(accumulate=accumulate).resolved[0])
+def test_embeddings_keep_their_order():
+    program = Program(config(accumulate=2).resolved[0])
     params, batch = jax.tree.map(jnp.asarray, (random_params(TINY), batches()[0]))
     image, text = jax.jit(program.embed, compiler_options=QUICK)(params, batch)
     encode = nnx.merge(abstract_model(TINY)[0], params).encode
     features = jax.jit(encode, compiler_options=QUICK)(batch.image, batch.text)
     np.testing.assert_allclose(image, features.image, atol=2e-6)
     np.testing.assert_allclose(text, features.text, atol=2e-6)
-
-
-def test_losses_that_are_no_numbers_are_named(tmp_path):
-    from siglip2_jax.train.loop import StageRun
-
-    run = SimpleNamespace(saved=40, workdir=epath.Path(tmp_path))
-    stage = SimpleNamespace(_run=run, _pending=[])
-    stage._not_finite = functools.partial(StageRun._not_finite, stage)
-    good, bad = np.float32(1), np.float32(np.nan)
-    stage._pending = [(41, {"loss": good}), (42, {"loss": bad, "loss/a": good, "loss/b": bad})]
-    with pytest.raises(ValueError, match="step 42 is not finite .b is nan.*step 40"):
-        StageRun._look(stage, 0)

@@ -18,6 +18,7 @@ from siglip2_jax.benchmarks.adapters.transformers_inputs import (
     read_sizes,
     to_images,
 )
+from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
 from siglip2_jax.preprocess.text_norm import TextNorm, normalize
 from siglip2_jax.preprocess.tokenizer import Tokenizer
@@ -148,6 +149,16 @@ class TransformersModel(Embedder):
         self._encode_image = lambda _, image: self._features(image)
         self._embed_image = self._rows_of_images
         self._embed_text = self._rows_of_texts
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that its outputs depend on, by content."""
+        weights = {name: x.cpu().numpy() for name, x in self._model.state_dict().items()}
+        tokenizer = self._texts and [repr(self._texts), sorted(self._texts.get_vocab().items())]
+        return {
+            **super().identity(),
+            "weights": fingerprint_arrays(weights),
+            "transformers": [repr(self._model.config), tokenizer],
+        }
 
     def embed_texts(
         self, texts: str | Sequence[str], *, batch_size: int = DEFAULT_BATCH_SIZE

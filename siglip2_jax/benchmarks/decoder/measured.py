@@ -9,8 +9,8 @@ from itertools import islice
 
 import jax
 
+from siglip2_jax.benchmarks.gather import gather_texts
 from siglip2_jax.benchmarks.measured import Counter, Measuring, own_share
-from siglip2_jax.benchmarks.parts import gather_texts
 from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.inference import Answer, Captioner, GenerationConfig
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
@@ -61,19 +61,19 @@ class MeasuredCaptioner(Measuring):
         self, groups: Iterable[Group], generation: GenerationConfig, max_num_patches: int
     ) -> list[list[Answer] | None]:
         """Answers as `Captioner.answer` does; None and no warning for unreadable images."""
-        parts = self._begin(0)
+        rows = self._begin(0)
         expected = len(groups) if isinstance(groups, Sized) else self._expected
         seen, size = Counter(groups), self._batch_size
-        own = islice(own_share(seen, size), len(parts), None)
+        own = islice(own_share(seen, size), len(rows), None)
         with self._timed():
             for found in self._model.stream_groups(own, generation, max_num_patches, size):
-                parts.add(None, json.dumps(str(found) if isinstance(found, ImageError) else found))
-                self._count(len(parts), expected)
-                if len(parts) % (BATCHES_PER_PART * size) == 0:
-                    parts.flush()
-            parts.flush()
+                rows.add(None, json.dumps(str(found) if isinstance(found, ImageError) else found))
+                self._count(len(rows), expected)
+                if len(rows) % (BATCHES_PER_PART * size) == 0:
+                    rows.save()
+            rows.save()
         self.images += seen.count
-        found = [json.loads(note) for note in in_order(gather_texts(parts.notes), size)]
+        found = [json.loads(note) for note in in_order(gather_texts(rows.texts()), size)]
         self.failed += [x for x in found if isinstance(x, str)]
         return [None if isinstance(x, str) else [_answer(*row) for row in x] for x in found]
 

@@ -15,8 +15,8 @@ from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Bool, Int
 
 from siglip2_jax.benchmarks.dense.blocks import block_features
+from siglip2_jax.benchmarks.gather import gather_texts
 from siglip2_jax.benchmarks.measured import Measured, own_share
-from siglip2_jax.benchmarks.parts import gather_texts
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.evals.base import Model
 from siglip2_jax.preprocess.decode import ImageError

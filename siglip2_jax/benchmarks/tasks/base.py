@@ -45,6 +45,7 @@ class Task:
       dataset: the data set's name in reports, where it is not the task's.
       language: code of the data's language.
       needs_decoder: whether it needs a decoder.
+      reads: glob patterns of the files and directories that its numbers depend on.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task:
     dataset: str = ""
     language: str = "en"
     needs_decoder: bool = False
+    reads: tuple[str, ...] = ("*",)
 
     def find(self, data: Path) -> Path | None:
         """The task's directory: within the data directory, or that itself; None if not there."""

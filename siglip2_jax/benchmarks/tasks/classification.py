@@ -33,6 +33,7 @@ _NAMES_HOW = (
     "or as CLIP Benchmark's en_classnames.json"
 )
 _VAL = or_prepared("val", IMAGENET)
+_READS = "val", IMAGENET, "*.json"  # and not the 1.28 million photos of train
 _V2 = "imagenetv2-matched-frequency-format-val"
 BABEL = "DE", "ES", "FR", "HI", "JA", "RU", "SW", "TH", "TR", "ZH"
 
@@ -103,6 +104,7 @@ def _babel(language: str) -> Task:
         dataset="babel_imagenet",
         kind="zeroshot_classification",
         folder="imagenet",
+        reads=_READS,
         required_files=(_VAL, "babel_imagenet.json", "babel_prompts.json"),
         setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; babel_imagenet.json and the "
         "prompts (nllb_dist13b_prompts.json) are in gregor-ge/Babel-ImageNet",
@@ -146,6 +148,7 @@ TASKS: tuple[Task, ...] = (
     _top1(
         name="imagenet",
         folder="imagenet",
+        reads=_READS,
         required_files=(_VAL, NAMES),
         setup_hint="val holds a folder for each WordNet id with its 50 images "
         "(ILSVRC2012_img_val.tar from image-net.org, sorted by valprep.sh), "
@@ -163,6 +166,7 @@ TASKS: tuple[Task, ...] = (
     _top1(
         name="imagenet_real",
         folder="imagenet",
+        reads=_READS,
         required_files=(_VAL, "real.json", NAMES),
         setup_hint=f"val as for imagenet, {how_prepared(IMAGENET)}; real.json is in "
         f"google-research/reassessed-imagenet; {_NAMES_HOW}",

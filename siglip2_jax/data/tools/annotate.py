@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,10 +16,13 @@ from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Folder
 from siglip2_jax.data.text import read_rows
 from siglip2_jax.data.tools.annotators import Annotator
-from siglip2_jax.outputs import open_output, write_whole
+from siglip2_jax.fingerprint import fingerprint
+from siglip2_jax.outputs import open_output
 from siglip2_jax.preprocess.decode import decode
+from siglip2_jax.resumable import Rows, claim, write_errors
 
 _AHEAD = 8  # decoded images waiting
+_ROWS_PER_PART = 256  # some take a second each
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,17 @@ def annotate(
     if out.exists():
         raise ValueError(f"{out} exists already; choose another name, or delete it to start anew")
     examples, rows = source.open(), _rows(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
-    results = _resume(partial, _settings(source, rows, annotator, limits))
-    resumed = len(results)
-    with partial.open("a") as file:
+    way_out = f"choose another name, or delete {partial} to start anew"
+    claim(partial / "settings.json", _settings(source, rows, annotator, limits), way_out)
+    with Rows(partial, 0, rows_per_part=_ROWS_PER_PART) as saved:
+        resumed = len(saved)
         for result in _results(examples, annotator, limits, resumed):
-            file.write(json.dumps(result) + "\n")
-            file.flush()
-            results.append(result)
+            saved.add(None, json.dumps(result))
             if progress:
-                progress(len(results), len(rows))
-    summary = _finish(out, rows, results, resumed)
-    partial.unlink()
+                progress(len(saved), len(rows))
+    summary = _finish(out, rows, [json.loads(note) for note in saved.texts()], resumed)
+    saved.remove()
     return summary
 
 
@@ -118,32 +118,10 @@ def _settings(
     """Settings that decide the results: compared before a job is continued."""
     return {
         "source": repr(source),
-        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "rows": fingerprint(rows),
         "annotator": repr(annotator),
         "limits": repr(limits),
     }
-
-
-def _resume(partial: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
-    """The results of an earlier run, one a row; begins the file where there is none."""
-    try:
-        lines = partial.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        write_whole(partial, json.dumps(settings) + "\n")
-        return []
-    whole = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut short
-    try:
-        found, *results = map(json.loads, whole)
-    except ValueError as error:
-        raise ValueError(f"{partial} is damaged ({error}); delete it to start anew") from error
-    for key, wanted in settings.items():
-        if found.get(key) != wanted:
-            raise ValueError(
-                f"{partial} was begun with another {key} ({found.get(key)!s:.200}, not "
-                f"{wanted:.200}); choose another name, or delete it to start anew"
-            )
-    os.truncate(partial, sum(map(len, whole)))
-    return results
 
 
 def _results(
@@ -181,10 +159,7 @@ def _finish(
         for index, (row, result) in enumerate(zip(rows, results, strict=True))
         if "error" in result
     ]
-    listed = out.with_suffix(".errors.jsonl")
-    listed.unlink(missing_ok=True)
-    if errors:
-        write_whole(listed, "".join(json.dumps(error) + "\n" for error in errors))
+    write_errors(out.with_suffix(".errors.jsonl"), errors)
     kept = [
         {**row, "regions": result["regions"]}
         for row, result in zip(rows, results, strict=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.records import SUFFIX, encode_example
 from siglip2_jax.data.sources import Examples, Source
-from siglip2_jax.outputs import replacing, write_whole
+from siglip2_jax.fingerprint import fingerprint
+from siglip2_jax.outputs import replacing
 from siglip2_jax.preprocess.decode import decode
+from siglip2_jax.resumable import claim, missing, read_errors, write_errors
 
 _AHEAD = 64
 
@@ -36,34 +38,6 @@ class Summary:
     shards: int
     written: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Parts of a pack on disk; each shard but the last holds `shard_size` examples."""
-
-    directory: Path
-    name: str
-    total: int
-    shard_size: int
-
-    @property
-    def count(self) -> int:
-        return -(-self.total // self.shard_size)
-
-    @property
-    def manifest(self) -> Path:
-        return self.directory / f"{self.name}.manifest.json"
-
-    @property
-    def errors(self) -> Path:
-        return self.directory / f"{self.name}.errors.jsonl"
-
-    def shard(self, i: int) -> Path:
-        return self.directory / f"{self.name}-{i:05d}-of-{self.count:05d}{SUFFIX}"
-
-    def indices(self, i: int) -> range:
-        return range(i * self.shard_size, min((i + 1) * self.shard_size, self.total))
 
 
 def pack(
@@ -95,85 +69,65 @@ def pack(
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     examples = source.open()
-    plan = _Plan(Path(destination), name, len(examples), shard_size)
-    plan.directory.mkdir(parents=True, exist_ok=True)
-    _claim(plan, source)
-    done = {i for i in range(plan.count) if plan.shard(i).exists()}
-    skipped = _forget_unfinished(plan, done)
-    for i in sorted(set(range(plan.count)) - done):
-        skipped += _write_shard(examples, plan, i, progress)
-    if skipped == plan.total:
-        raise ValueError(
-            f"none of {plan.total} examples could be packed; {plan.errors} says why for each"
-        )
+    total, destination = len(examples), Path(destination)
+    starts = range(0, total, shard_size)
+    shards = {
+        f"{name}-{i:05d}-of-{len(starts):05d}{SUFFIX}": range(start, min(start + shard_size, total))
+        for i, start in enumerate(starts)
+    }
+    settings = {
+        "source": f"{source!r:.1000}",
+        "source_hash": fingerprint(source),
+        "examples": total,
+        "shard_size": shard_size,
+    }
+    way_out = "choose another directory or name"
+    claim(destination / f"{name}.manifest.json", settings, way_out)
+    listed = destination / f"{name}.errors.jsonl"
+    todo = missing(destination, shards)
+    errors = [error for error in read_errors(listed) if error["shard"] not in todo]
+    for shard in todo:
+        with replacing(destination / shard) as temporary:
+            bad = _write(examples, shards[shard], temporary, progress)
+            errors += [{"shard": shard, **error} for error in bad]
+            # The errors first: a shard that is there under its name is wholly accounted for.
+            write_errors(listed, errors)
+    if len(errors) == total:
+        raise ValueError(f"none of {total} examples could be packed; {listed} says why for each")
     return Summary(
-        examples=plan.total - skipped,
-        skipped=skipped,
-        shards=plan.count,
-        written=plan.count - len(done),
-        bytes=sum(plan.shard(i).stat().st_size for i in range(plan.count)),
+        examples=total - len(errors),
+        skipped=len(errors),
+        shards=len(shards),
+        written=len(todo),
+        bytes=sum((destination / shard).stat().st_size for shard in shards),
     )
 
 
-def _claim(plan: _Plan, source: Source) -> None:
-    """Writes what is packed here, or makes sure that it is the same."""
-    manifest = {
-        "source": f"{source!r:.1000}",
-        "sha256": hashlib.sha256(repr(source).encode()).hexdigest(),
-        "examples": plan.total,
-        "shard_size": plan.shard_size,
-    }
-    try:
-        found = json.loads(plan.manifest.read_bytes())
-    except FileNotFoundError:
-        write_whole(plan.manifest, json.dumps(manifest, indent=1))
-        return
-    if found != manifest:
-        differing = next(key for key in ("source", *manifest) if found.get(key) != manifest[key])
-        raise ValueError(
-            f"{plan.directory} holds a pack with another {differing} ({found.get(differing)!s:.200}"
-            f", not {manifest[differing]!s:.200}); choose another directory or name"
-        )
-
-
-def _forget_unfinished(plan: _Plan, done: set[int]) -> int:
-    """Drops the errors of shards that will be written anew; gives the number that stays."""
-    try:
-        lines = plan.errors.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return 0
-    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["shard"] in done]
-    write_whole(plan.errors, b"".join(kept))
-    return len(kept)
-
-
-def _write_shard(
-    examples: Examples, plan: _Plan, i: int, progress: Callable[[int, int], None] | None
-) -> int:
-    """Writes one file, and the errors met; gives their number."""
+def _write(
+    examples: Examples,
+    indices: range,
+    path: epath.Path,
+    progress: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """Writes a file of records; gives the errors met."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     errors = []
-    with replacing(plan.shard(i)) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # a record is read on its own
-        try:
-            indices = plan.indices(i)
-            results = thread_map(lambda index: _record(examples, index), indices, _AHEAD)
-            for index, result in zip(indices, results, strict=True):
-                if isinstance(result, bytes):
-                    writer.write(result)
-                else:
-                    errors.append({"shard": i, "index": index, **result})
-                if progress:
-                    progress(index + 1, plan.total)
-        except RuntimeError as error:
-            raise OSError(f"{temporary} cannot be written ({error})") from error
-        finally:
-            writer.close()
-        # The errors first: a shard that is there under its name is wholly accounted for.
-        with plan.errors.open("a") as file:
-            file.writelines(json.dumps(error) + "\n" for error in errors)
-    return len(errors)
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # a record is read on its own
+    try:
+        results = thread_map(lambda index: _record(examples, index), indices, _AHEAD)
+        for index, result in zip(indices, results, strict=True):
+            if isinstance(result, bytes):
+                writer.write(result)
+            else:
+                errors.append({"index": index, **result})
+            if progress:
+                progress(index + 1, len(examples))
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written ({error})") from error
+    finally:
+        writer.close()
+    return errors
 
 
 def _record(examples: Examples, index: int) -> bytes | dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from models.builders import TINY, random_params
+from models.builders import TINY
 from PIL import Image
 
 from siglip2_jax import Embedder
@@ -16,6 +16,7 @@ from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.evals.zero_shot import ZeroShot
 from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
+from siglip2_jax.testing import random_params
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -5,7 +5,6 @@ import hashlib
 
 import numpy as np
 import pytest
-from evals.stand_in import Given
 
 from siglip2_jax.benchmarks.culture.data import DollarStreet, GeoDE, Landmarks
 from siglip2_jax.benchmarks.culture.evaluators import IncomeZeroShot, RepresentationBias
@@ -16,9 +15,9 @@ from siglip2_jax.benchmarks.culture.geography import (
     landmarks_zero_shot,
 )
 from siglip2_jax.benchmarks.culture.image_table import read_table
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.evals.fewshot import FewShot
 from siglip2_jax.preprocess.decode import NamedImage
+from siglip2_jax.testing import StandInEmbedder
 
 NAMES = ("stove", "bed", "toilet seat, loo", "roof")
 
@@ -70,7 +69,7 @@ def test_dollar_street_is_read(dollar_street):
     assert few.max_num_patches == 64
 
 
-class Answers(Given):
+class Answers(StandInEmbedder):
     """Sees in photo i the prompts that `answers` gives, the best one first."""
 
     def __init__(self, answers, prompts):
@@ -91,7 +90,7 @@ def test_income_groups(dollar_street):
         templates=("{}",),
         max_num_patches=64,
     )
-    assert isinstance(evaluator, Evaluator) and evaluator.name == "dollar_street"
+    assert evaluator.name == "dollar_street"
     assert evaluator(model) == {
         "top1": 5 / 8,
         "top5": 1.0,
@@ -159,11 +158,11 @@ def test_geode_tasks(geode):
     prompts = {text: np.eye(2)[i // 81] for i, text in enumerate(prompts)}
     canonical = {text.lower().replace(".", "").replace("-", ""): x for text, x in prompts.items()}
     images = {f"{i}.jpg".encode(): np.eye(2)[int(i < 33)] for i in range(60)}
-    model = Given(images, canonical)
+    model = StandInEmbedder(images, canonical)
     found = zero_shot(model)
     assert found["top1"] == pytest.approx(57 / 60) and model.budgets == [64]
 
-    class Places(Given):
+    class Places(StandInEmbedder):
         """Tells Japan from Egypt by the path, and must not see the rare country."""
 
         def embed_images(self, images, *, normalize, **_):
@@ -205,7 +204,7 @@ def test_landmarks(tmp_path):
     ]
     images = {b"abcd.jpg": [1, 0], b"0b12.jpg": [1, 0], b"0b13.jpg": [0.8, 0.6]}
     texts = {"a photo of Eiffel Tower": [1, 0], "a photo of Château, Blois": [0, 1]}
-    model = Given(*({k: np.array(v) for k, v in x.items()} for x in (images, texts)))
+    model = StandInEmbedder(*({k: np.array(v) for k, v in x.items()} for x in (images, texts)))
     assert landmarks_zero_shot(str(tmp_path))(model)["top1"] == pytest.approx(2 / 3)
     table(tmp_path / "train_label_to_category.csv", "landmark_id category", [7, "x"])
     with pytest.raises(ValueError, match="there is no landmark 12, which 0b12 shows"):
@@ -214,9 +213,8 @@ def test_landmarks(tmp_path):
 
 def test_representation_bias(geode):
     images = {f"{i}.jpg".encode(): np.eye(2)[int(i >= 45)] for i in range(60)}
-    model = Given(images, {"men": np.eye(2)[0], "women": np.eye(2)[1]})
+    model = StandInEmbedder(images, {"men": np.eye(2)[0], "women": np.eye(2)[1]})
     evaluator = RepresentationBias(source=GeoDE(str(geode)))
-    assert isinstance(evaluator, Evaluator)
     assert evaluator(model) == {"representation_bias": 0.25, "first_share": 0.75}
     turned = RepresentationBias(source=GeoDE(str(geode)), prompts=("women", "men"))
     assert turned(model) == {"representation_bias": 0.25, "first_share": 0.25}

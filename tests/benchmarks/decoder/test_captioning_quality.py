@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from benchmarks.decoder.test_cider import plain_cider
-from inference.test_captioner import PHOTOS, saying, writes_caption
-from inference.test_embedder import png
+from benchmarks.decoder.plain_cider import plain_cider
+from inference.captioners import PHOTOS, saying, writes_caption
+from inference.samples import png
 
 from siglip2_jax.benchmarks.decoder.captions import CaptionQuality
 from siglip2_jax.benchmarks.decoder.measured import MeasuredCaptioner
 from siglip2_jax.data.sources import Folder, Memory
-from siglip2_jax.evals.base import Evaluator
 
 SAID = "a dog by a tree"
 BUDGET = {"max_num_patches": 16}
@@ -27,7 +26,6 @@ def test_written_captions_against_those_of_the_set():
     rows = examples(["A dog by a tree."], [], ["two cats", "a dog"], ["a dog by a tall tree"])
     rows.append({"image": b"\xff\xd8\xff cut", "captions": ("a bus",), "name": "broken"})
     evaluator = CaptionQuality(source=Memory(tuple(rows)), **BUDGET)
-    assert isinstance(evaluator, Evaluator)
     seen = []
     with pytest.warns(UserWarning, match="broken: .*nothing is written about it") as caught:
         found = evaluator(writes_caption())

@@ -1,12 +1,12 @@
-"""What evaluators of decoders get in `siglip2 eval`: answers, shared and saved in parts."""
+"""Answers that evaluators of decoders get in `siglip2 eval`, shared and saved in parts."""
 
 import json
 import warnings
 
 import jax
 import pytest
-from inference.test_captioner import embedder, looks, saying, training_ids, writes_caption
-from inference.test_embedder import noise
+from inference.captioners import embedder, looks, saying, training_ids, writes_caption
+from inference.samples import noise
 from PIL import Image
 
 from siglip2_jax.benchmarks.decoder import measured as decoders

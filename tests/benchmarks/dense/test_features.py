@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from models.builders import TINY, patches, random_params, with_vision
+from models.builders import TINY, patches, with_vision
 from models.numpy_reference import layer_norm
 from PIL import Image
 
@@ -15,6 +15,7 @@ from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
+from siglip2_jax.testing import random_params
 
 CONFIG = with_vision(TINY, depth=5)
 GRIDS = [(3, 4), (2, 3), (1, 1)]

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from benchmarks.painted import Painted, plain_bilinear, write_scenes
-from inference.test_embedder import noise
-from models.builders import TINY, random_params, with_vision
+from inference.samples import noise
+from models.builders import TINY, with_vision
 from models.numpy_reference import layer_norm, mlp
 from PIL import Image
 
@@ -18,11 +18,11 @@ from siglip2_jax.benchmarks.dense.data import read_index, read_legend
 from siglip2_jax.benchmarks.dense.features import read_features
 from siglip2_jax.benchmarks.dense.open_vocabulary import OpenVocabulary, patch_embeddings
 from siglip2_jax.demo import TOKENIZER, tiny_config
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings
+from siglip2_jax.testing import random_params
 from siglip2_jax.types import Features
 
 CLASSES = ("red", "green", "blue", "never")
@@ -98,7 +98,7 @@ class Named(Painted):
 
 
 def plain_maps(pairs):
-    """What the cosines say, enlarged pixel by pixel; and the truth."""
+    """Classes by the cosines, enlarged pixel by pixel, and the true ones."""
     photos = [photo for photo, _ in pairs]
     (features,), _ = read_features(Painted(), photos, max_num_patches=0, blocks=0, label="")
     for tokens, valid, grid, (_, label) in zip(
@@ -116,7 +116,6 @@ def test_scenes_whose_colours_have_names(tmp_path):
     pairs = data.train + data.test
     drawn = tmp_path / "drawn"
     evaluator = OpenVocabulary(pairs=pairs, classes=CLASSES, figures=str(drawn), num_figures=2)
-    assert isinstance(evaluator, Evaluator)
     found = evaluator(Named())
     hits, unions = np.zeros(3), np.zeros(3)
     for said, truth in plain_maps(pairs):

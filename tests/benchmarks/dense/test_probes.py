@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from benchmarks.painted import Painted, write_scenes
-from models.builders import TINY, random_params, with_vision
+from models.builders import TINY, with_vision
 from PIL import Image
 
 from siglip2_jax import Embedder
@@ -26,9 +26,9 @@ from siglip2_jax.benchmarks.dense.normals import NormalsHead
 from siglip2_jax.benchmarks.dense.probes import DepthProbe, NormalsProbe, SegmentationProbe
 from siglip2_jax.benchmarks.dense.train import Recipe
 from siglip2_jax.demo import tiny_config
-from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.sharding import make_mesh
+from siglip2_jax.testing import random_params
 
 RECIPE = Recipe(steps=120, batch_size=4, learning_rate=0.1, weight_decay=0.0)
 
@@ -38,7 +38,6 @@ def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "classes")
     options = {"data": data, "classes": ("red", "green", "blue", "never"), "recipe": RECIPE}
     probe = SegmentationProbe(**options, figures=str(tmp_path / "drawn"), num_figures=2)
-    assert isinstance(probe, Evaluator)
     found = probe(Painted())
     assert set(found) == {"miou", "pixel_accuracy"}
     assert 0.85 < found["miou"] < 1 and 0.9 < found["pixel_accuracy"] < 1
@@ -56,7 +55,7 @@ def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
 
 
 def test_segmentation_on_a_mesh_is_the_same(tmp_path):
-    """In training evaluators are called where a mesh of all devices is set."""
+    """The mesh of all devices is set, as it is where training calls evaluators."""
     recipe = Recipe(steps=4, batch_size=4, dropout=0.2)
     data = write_scenes(tmp_path, "classes")
     probe = SegmentationProbe(data=data, classes=("red", "green", "blue"), recipe=recipe)
@@ -68,7 +67,6 @@ def test_segmentation_on_a_mesh_is_the_same(tmp_path):
 def test_depth_of_scenes_that_tokens_tell(tmp_path):
     data, head = write_scenes(tmp_path, "depth"), DepthHead(warmup_steps=10)
     probe = DepthProbe(data=data, recipe=RECIPE, head=head, figures=str(tmp_path / "drawn"))
-    assert isinstance(probe, Evaluator)
     found = probe(Painted())
     truth = [read_depth(label) for _, label in data.test]
     known = np.concatenate([x[x > 0] for x in truth])
@@ -87,7 +85,6 @@ def test_normals_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "normals")
     figures = str(tmp_path / "drawn")
     probe = NormalsProbe(data=data, recipe=RECIPE, figures=figures, **LINEAR_NORMALS)
-    assert isinstance(probe, Evaluator)
     assert probe(Painted())["angular_rmse"] < 30  # the three normals are 90 degrees apart
     assert len(list((tmp_path / "drawn").iterdir())) == len(data.test)
 
@@ -98,7 +95,7 @@ def damage(path: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*goes on without it")
 def test_photos_that_cannot_be_read(tmp_path):
-    """In training they are left out; in the test all of their pixels are wrong."""
+    """Training leaves them out; the test counts all of their pixels as wrong."""
     folders = {kind: tmp_path / kind for kind in ("classes", "depth", "normals")}
     for folder in folders.values():
         folder.mkdir()
@@ -145,7 +142,7 @@ def test_no_training_photo_can_be_read(tmp_path):
 
 @pytest.mark.slow
 def test_the_dpt_decoder_learns(tmp_path):
-    """From the blocks of a tower that has learned nothing: better than one answer for all."""
+    """A head on the blocks of an untrained tower beats one answer for all pixels."""
     config = with_vision(TINY, depth=4)
     model = Embedder(config, random_params(config), ImagePreprocessor(4, None))
     data = write_scenes(tmp_path, "depth")

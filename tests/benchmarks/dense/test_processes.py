@@ -4,15 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks.test_processes import CONFIG
-from models.builders import random_params
 from PIL import Image
 from train.processes import COMMAND, free_port, started
 
-from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.testing import tiny_embedder
 
 COUNT = 13
 
@@ -20,8 +15,7 @@ COUNT = 13
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     model = tmp_path / "model"
-    words = Tokenizer.load(TOKENIZER)
-    Embedder(CONFIG, random_params(CONFIG), ImagePreprocessor(4, None), words).save(model, "hf")
+    tiny_embedder().save(model, "hf")
     folder, rng, rows = tmp_path / "camvid_60", np.random.default_rng(0), []
     folder.mkdir()
     for i in range(COUNT):

@@ -292,7 +292,7 @@ def test_what_the_kernel_cannot_do():
 
 
 def kernels_on_tpu(f, *shapes, topology="v5e:2x2"):
-    """How often the kernel runs in a program compiled for TPUs."""
+    """Number of runs of the kernel in a program compiled for TPUs."""
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     from siglip2_jax.planner.topology import compile_only, topology_mesh
 

@@ -1,0 +1,45 @@
+"""An embedder that looks its embeddings up, to test evaluators without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.preprocess.decode import NamedImage
+
+
+class StandInEmbedder(Embedder):
+    """Looks images (bytes) and texts up in tables.
+
+    Attributes:
+      image_rows: the row of each image.
+      text_rows: the row of each text.
+      budgets: the `max_num_patches` of every call so far, in order.
+    """
+
+    def __init__(self, images: Mapping[bytes, np.ndarray], texts: Mapping[str, np.ndarray]):
+        self.image_rows, self.text_rows = images, texts
+        self.budgets: list[int] = []
+
+    def embed_images(
+        self,
+        images: Iterable[bytes | NamedImage],
+        *,
+        max_num_patches: int = 256,
+        batch_size: int = 32,
+        normalize: bool = True,
+        on_error: str = "warn",
+    ) -> Float[np.ndarray, "n E"]:
+        """Rows of the images, as they are in the table."""
+        self.budgets.append(max_num_patches)
+        names = [x.image if isinstance(x, NamedImage) else x for x in images]
+        return np.stack([self.image_rows[name] for name in names]).astype(np.float32)
+
+    def embed_texts(
+        self, texts: Iterable[str], *, batch_size: int = 32
+    ) -> Float[np.ndarray, "n E"]:
+        """Rows of the texts, as they are in the table."""
+        return np.stack([self.text_rows[text] for text in texts]).astype(np.float32)
