@@ -7,7 +7,6 @@ import shutil
 
 import jax
 import pytest
-from models.builders import random_params
 from train.processes import LIGHT, ONE_LENGTH, train
 from train.runs import SMALL, run, save_run, stage
 
@@ -19,6 +18,7 @@ from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
+from siglip2_jax.testing import random_params
 from siglip2_jax.train.loop import StageRun
 from siglip2_jax.train.loop import train as train_here
 from siglip2_jax.train.run import Run
