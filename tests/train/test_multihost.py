@@ -124,6 +124,25 @@ def test_too_many_bad_examples_on_one_end_both(tmp_path):
 
 
 @pytest.mark.slow
+def test_both_pass_by_a_damaged_checkpoint(tmp_path):
+    """Also where only one of them reads what is damaged."""
+    workdir, changes = tmp_path / "run", (*ONE_LENGTH, "optim.schedule.warmup=0.1")
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2, devices=1):
+        assert end.code == 0, end.text
+    before = numbers(workdir)
+    data = max(workdir.glob("checkpoints/10/optimizer/ocdbt.process_*/d/*"), key=file_size)
+    data.write_bytes(data.read_bytes()[: file_size(data) * 9 // 10])
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2, devices=1):
+        assert end.code == 0 and "resuming at step 5" in end.text, end.text
+        assert "step 10 is damaged (files of optimizer/ are missing" in end.text, end.text
+    assert saved_steps(workdir) == [5, 10] and numbers(workdir) == before
+
+
+def file_size(path) -> int:
+    return path.stat().st_size
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
     """And ends in less than a minute; the same command resumes."""
