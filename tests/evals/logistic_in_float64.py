@@ -1,4 +1,4 @@
-"""Logistic regression in float64, by Newton's method and by L-BFGS of SciPy, and examples for it."""
+"""Logistic regression in float64, by Newton's method and by SciPy's L-BFGS, and its examples."""
 
 import numpy as np
 from scipy.optimize import minimize
