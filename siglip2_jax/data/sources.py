@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 
-from siglip2_jax.data.example import CAPTION_FIELDS, make_example, row_captions
+from siglip2_jax.data.example import CAPTION_FIELDS, make_example, naming, row_captions
 from siglip2_jax.data.text import read_rows
 
 
@@ -32,6 +32,15 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len."""
         ...
+
+
+@runtime_checkable
+class Incomplete(Protocol):
+    """Opened data whose files hold samples that it leaves out."""
+
+    @property
+    def left_out(self) -> int:
+        """Number of samples that are left out."""
 
 
 @runtime_checkable
@@ -123,8 +132,12 @@ class _FolderExamples:
         row = self._rows[index]
         path = epath.Path(self._images) / row["file"]
         name = f"{path}#{index}" if self._repeats[index] else str(path)
-        captions = row_captions(row, self._template, name)
-        return make_example(path.read_bytes(), captions, name, row)
+        with naming(name):
+            captions = row_captions(row, self._template, name)
+            try:
+                return make_example(path.read_bytes(), captions, name, row)
+            except FileNotFoundError as error:
+                raise ValueError("there is no such file") from error
 
 
 @dataclass(frozen=True, repr=False)
