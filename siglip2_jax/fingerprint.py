@@ -66,7 +66,7 @@ def fingerprint_files(
     seen = {os.path.realpath(skip)} if skip is not None else set[str]()
     for top in sorted({top for pattern in patterns for top in Path(root).glob(pattern)}):
         for path in [str(top)] if top.is_file() else _walk(top, seen):
-            if not os.path.basename(path).startswith(".") and not path.endswith(".idx.json"):
+            if not os.path.basename(path).startswith(".") and not path.endswith(".idx.npz"):
                 digest.update(
                     f"{os.path.relpath(path, root)!r} {fingerprint_file(path)}\n".encode()
                 )
