@@ -44,7 +44,7 @@ def fingerprint_arrays(arrays: Mapping[str, Any]) -> str:
 
 def _pieces(array: np.ndarray) -> Iterator[bytes | memoryview]:
     yield f"{array.dtype} {array.shape}".encode()
-    data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     for start in range(0, len(data), _CHUNK):
         yield data[start : start + _CHUNK]
 
