@@ -35,6 +35,14 @@ class Examples(Protocol):
 
 
 @runtime_checkable
+class Described(Examples, Protocol):
+    """Opened data that knows all of an example but its image without reading it."""
+
+    def without_image(self, index: int, /) -> dict[str, Any]:
+        """One example, 0 <= index < len, whose `image` is empty; no file is read."""
+
+
+@runtime_checkable
 class Source(Protocol):
     """Source of examples: cheap to make and to pickle, so that configs can hold it."""
 
@@ -119,12 +127,16 @@ class _FolderExamples:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        row = self._rows[index]
-        path = epath.Path(self._images) / row["file"]
+    def without_image(self, index: int, /) -> dict[str, Any]:
+        row, path = self._rows[index], self._path(index)
         name = f"{path}#{index}" if self._repeats[index] else str(path)
-        captions = row_captions(row, self._template, name)
-        return make_example(path.read_bytes(), captions, name, row)
+        return make_example(b"", row_captions(row, self._template, name), name, row)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self.without_image(index) | {"image": self._path(index).read_bytes()}
+
+    def _path(self, index: int) -> epath.Path:
+        return epath.Path(self._images) / self._rows[index]["file"]
 
 
 @dataclass(frozen=True, repr=False)
