@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -105,7 +106,7 @@ def _label(source: ImageSource) -> str:
     return kinds.get(type(source), "image")
 
 
-def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIOBase:
+def _open_stream(source: str | os.PathLike | bytes, label: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import (  # the plugins register themselves in Image.OPEN
@@ -48,7 +48,7 @@ class _DamagedError(ImageError):
 
 
 def read_image(
-    stream: io.BufferedIOBase, label: str, max_pixels: int, least_size: LeastSize | None = None
+    stream: BinaryIO, label: str, max_pixels: int, least_size: LeastSize | None = None
 ) -> Image.Image:
     """The image in a file, loaded. One that cannot be read is tried again without its metadata.
 
@@ -96,7 +96,7 @@ def load(image: Image.Image, label: str, max_pixels: int) -> None:
 
 
 def _read(
-    stream: io.BufferedIOBase, label: str, max_pixels: int, least_size: LeastSize | None
+    stream: BinaryIO, label: str, max_pixels: int, least_size: LeastSize | None
 ) -> Image.Image:
     image = _identify(stream, label)
     if least_size is not None and image.format == "JPEG":  # HEIC would give its thumbnail
@@ -110,7 +110,7 @@ def _read(
     return image
 
 
-def _make_transparent(image: Image.Image, stream: io.BufferedIOBase, rawmode: Any) -> None:
+def _make_transparent(image: Image.Image, stream: BinaryIO, rawmode: Any) -> None:
     """Has the transparent colour of a PNG mean its loaded pixels: the file names it as a sample."""
     colour = image.info["transparency"]
     if rawmode in _GREY_TOP:
@@ -123,7 +123,7 @@ def _make_transparent(image: Image.Image, stream: io.BufferedIOBase, rawmode: An
 
 
 def _wide_alpha(
-    image: Image.Image, stream: io.BufferedIOBase, transparent: tuple[int, int, int]
+    image: Image.Image, stream: BinaryIO, transparent: tuple[int, int, int]
 ) -> Image.Image:
     """Alpha of a PNG whose one transparent colour has 16 bits, of which pixels keep the upper 8."""
     stream.seek(0)
@@ -134,7 +134,7 @@ def _wide_alpha(
     return Image.fromarray(opaque.astype(np.uint8) * 255)
 
 
-def _identify(stream: io.BufferedIOBase, label: str) -> ImageFile.ImageFile:
+def _identify(stream: BinaryIO, label: str) -> ImageFile.ImageFile:
     """Reads the header only.
 
     `PIL.Image.open` does the same, but also warns above 89 megapixels and refuses above 179, by a
@@ -161,7 +161,7 @@ def _identify(stream: io.BufferedIOBase, label: str) -> ImageFile.ImageFile:
 
 
 def _open(
-    stream: io.BufferedIOBase, label: str, format_name: str, prefix: bytes
+    stream: BinaryIO, label: str, format_name: str, prefix: bytes
 ) -> ImageFile.ImageFile | None:
     """The image, if the file is of the format."""
     if format_name == "HEIF":
