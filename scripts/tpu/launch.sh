@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts `siglip2 train` in the background on every worker, where it outlives this connection, writes
-# ~/siglip2.log, and starts again whenever it was interrupted after saving (exit code 143).
+# ~/siglip2.log, and starts again whenever it was interrupted: after saving (exit code 143), because
+# another worker was lost (144), or by a kill from outside (137), which is how others come to lose it.
 #
 #   scripts/tpu/launch.sh --name run --zone us-west4-a --slices 8 -- \
 #     configs/my_run.py --workdir gs://my-bucket/run --set optim.peak_lr=3e-4
@@ -34,7 +35,7 @@ supervise() {
     done
     child=''
     printf '%s %s ended with exit code %s\n' "$(date '+%F %T')" "$1" "$code"
-    ((code == 143)) || exit "$code"
+    [[ $code == 143 || $code == 144 || $code == 137 ]] || exit "$code"
     sleep 10 9>&- & # in the background, so that the trap can end it
     wait "$!" || true
   done

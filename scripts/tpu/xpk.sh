@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs training on a GKE cluster with xpk (pip install xpk), which writes a JobSet such as jobset.yaml.
-# xpk restarts on exit code 143 (and 42, 127 to 255), at most --restarts times.
+# xpk restarts on exit codes 143 and 144 (and 42, 127 to 255), at most --restarts times.
 #
 #   scripts/tpu/xpk.sh --name run --zone us-west4-a --cluster tpus --type v5litepod-256 --slices 8 \
 #     --image us-docker.pkg.dev/my-project/images/siglip2_jax -- \

@@ -42,15 +42,18 @@ def resize_patches(kernel: Float[np.ndarray, "P D"], patch_size: int) -> Float[n
     return resized.reshape(patch_size**2 * 3, kernel.shape[1]).astype(kernel.dtype)
 
 
+def is_resizable(path: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """True for parameters that `resize_param` can give another shape."""
+    return path == POSITIONS and old[2:] == new[2:] or path == PATCHES and old[1:] == new[1:]
+
+
 def resize_param(
     path: str, value: Float[np.ndarray, ...], shape: tuple[int, ...]
-) -> Float[np.ndarray, ...] | None:
-    """A parameter in another shape, or None if it is not one that can be resized."""
-    if path == POSITIONS and value.shape[2:] == shape[2:]:
+) -> Float[np.ndarray, ...]:
+    """A position table or patch embedding in another shape, if `is_resizable`."""
+    if path == POSITIONS:
         return resize_positions(value, shape[0])
-    if path == PATCHES and value.shape[1:] == shape[1:]:
-        return resize_patches(value, math.isqrt(shape[0] // 3))
-    return None
+    return resize_patches(value, math.isqrt(shape[0] // 3))
 
 
 def _linear(old: int, new: int) -> Float[np.ndarray, "new old"]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
 from siglip2_jax.checkpoints.checkpoint import Preprocessing
 from siglip2_jax.checkpoints.orbax import named_as_ours, parse
 from siglip2_jax.checkpoints.source import absolute
@@ -22,7 +23,7 @@ from siglip2_jax.checkpoints.table import ConversionError, Lazy, finite
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import abstract_decoder
-from siglip2_jax.models.siglip2 import flatten, unflatten
+from siglip2_jax.models.siglip2 import flatten
 
 FOLDER, PARAMS, AVERAGE = "checkpoints", "params", "average"
 HEADS = "heads"  # within a tree: what objectives have learned for themselves
@@ -161,7 +162,7 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
         path: Lazy(
             tuple(leaf.shape),
             np.dtype(leaf.dtype),
-            functools.partial(_read_leaf, saved, stored, path),
+            functools.partial(_read, saved, path),
         )
         for path, leaf in stored.items()
     }
@@ -189,16 +190,9 @@ def _is_step(path: epath.Path) -> bool:
     return "://" not in os.fspath(path) or (path / "commit_success.txt").exists()
 
 
-def _read_leaf(saved: Saved, stored: Mapping[str, Any], path: str) -> np.ndarray:
+def _read(saved: Saved, path: str) -> np.ndarray:
     """One array of a tree, whole; the others stay on disk."""
-    from orbax.checkpoint import v1 as ocp
-
-    leaf = stored[path]
-    like = np.empty(leaf.shape, leaf.dtype)  # NumPy in, NumPy out: the run's devices do not matter
-    wanted = dict.fromkeys(stored, ocp.PLACEHOLDER) | {path: like}
     try:
-        loaded = ocp.load_checkpointables(saved.step, {saved.tree: unflatten(wanted)})
-        return flatten(loaded[saved.tree])[path]
-    except (KeyError, OSError, ValueError) as error:  # Orbax tells of a lost file at great length
-        problem = f"{path} cannot be read: files of {saved.tree}/ are missing or damaged"
-        raise ConversionError([problem], str(saved.step)) from error
+        return read_array(saved.step / saved.tree, path)
+    except DamagedTree as error:
+        raise ConversionError([f"{path} cannot be read: {error}"], str(saved.step)) from error

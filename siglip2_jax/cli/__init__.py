@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 on success, 1 where a check failed, 2 on bad input, 130 on Ctrl-C, 143
-      where training saved and stopped on SIGTERM.
+      where training saved and stopped on SIGTERM, 144 where it lost a process of another host.
     """
     escape_unprintable()
     quieten_libtpu()

@@ -11,7 +11,7 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Thread
@@ -26,7 +26,7 @@ from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 from siglip2_jax.data.chunks import Chunks, Stream, layout
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.sources import Mixture, Source
+from siglip2_jax.data.sources import Examples, Mixture, Source
 from siglip2_jax.types import Batch
 
 # grain's worker processes read absl flags, which fails in a program that never parsed any
@@ -111,8 +111,34 @@ class Pipeline:
             )
 
     @cached_property
+    def _opened(self) -> list[Examples]:
+        """The sources of a mixture, or the one that there is, opened once."""
+        return [source.open() for source in _flatten(self.source)]
+
+    @cached_property
     def _stream(self) -> grain.MapDataset:
-        return _stream(self.source, self.seed, self.shuffle)
+        return _stream(self.source, iter(self._opened), self.seed, self.shuffle)
+
+    @property
+    def sizes(self) -> list[tuple[str, int]]:
+        """Each source in short, and how many examples it has; opens them."""
+        names = [f"{source!r:.80}" for source in _flatten(self.source)]
+        return list(zip(names, map(len, self._opened), strict=True))
+
+    def check(self, budget: int) -> None:
+        """Prepares one example of each source, so that what is wrong shows before any work.
+
+        Args:
+          budget: patches an image may have.
+
+        Raises:
+          ValueError: a source cannot be opened, or its examples cannot be used.
+          OSError: a source cannot be opened.
+        """
+        first = layout(StepSchedule(np.array([budget]), np.array([1])), 0, 1, self.chunk)
+        for examples in self._opened:
+            stream = cast(Stream, _repeated(examples, self.seed, self.shuffle))
+            Chunks(stream, self.prepare, self.seed, first)[0]
 
     def batches(self, reading: StepSchedule) -> Generator[HostBatch, None, None]:
         """Reads the steps of `reading`, in order. Closing the generator releases its workers.
@@ -176,18 +202,31 @@ class Pipeline:
             )
 
 
-def _stream(source: Source | Mixture, seed: int, shuffle: bool) -> grain.MapDataset:
-    """An endless data set of raw examples, by global index."""
+def _flatten(source: Source | Mixture) -> list[Source]:
+    """The sources of which a mixture is made, in order; of any other, itself."""
+    if isinstance(source, Mixture):
+        return [leaf for part, _ in source.parts for leaf in _flatten(part)]
+    return [source]
+
+
+def _stream(
+    source: Source | Mixture, opened: Iterator[Examples], seed: int, shuffle: bool
+) -> grain.MapDataset:
+    """An endless data set of raw examples, by global index; takes what it needs from `opened`."""
     if isinstance(source, Mixture):
         # Each part has a seed of its own, or parts of the same length would be shuffled alike.
         seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
         parts = [
-            _stream(part, int(its_seed), shuffle)
+            _stream(part, opened, int(its_seed), shuffle)
             for (part, _), its_seed in zip(source.parts, seeds, strict=True)
         ]
         return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
-    opened: Any = source.open()  # grain's type wants any SupportsIndex as its index
-    dataset = grain.MapDataset.source(opened).seed(seed)
+    return _repeated(next(opened), seed, shuffle)
+
+
+def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:
+    """Examples without end, in another order in each epoch; grain's type is not `Examples`."""
+    dataset = grain.MapDataset.source(examples).seed(seed)
     return (dataset.shuffle() if shuffle else dataset).repeat()
 
 

@@ -14,13 +14,16 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
+from siglip2_jax.checkpoints.damage import find_damage
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
+from siglip2_jax.train.distributed import exchange, meet
 from siglip2_jax.train.state import TrainState
 
 OPTIMIZER = "optimizer"
@@ -70,6 +73,33 @@ class RunCheckpoints:
         """The last step that can be restored."""
         return max(self.steps, default=None)
 
+    def damage(self, step: int) -> str | None:
+        """Phrase that says what of a checkpoint is missing or damaged, or None if it is whole.
+
+        All processes call it together, share the reading, and get the same answer.
+
+        Raises:
+          OSError: the store cannot be read.
+        """
+        share = jax.process_index(), jax.process_count()
+        phrases = exchange(find_damage(self.directory / str(step), *share) or "")
+        return next(filter(None, phrases), None)
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Renames a damaged checkpoint, which then is none; all processes call it together.
+
+        Returns:
+          The new path. What an earlier call left there is deleted.
+        """
+        path = self.directory / f"{step}.damaged"
+        if jax.process_index() == 0:
+            if path.exists():
+                path.rmtree()
+            (self.directory / str(step)).rename(path)
+        meet()
+        self._checkpointer.reload()
+        return path
+
     def save(self, state: TrainState, step: int, record: Mapping[str, Any]) -> None:
         """Starts to save in the background; every process calls it at the same step."""
         trees = {PARAMS: state.params, OPTIMIZER: unflatten(by_path(state.optimizer))}
@@ -80,8 +110,14 @@ class RunCheckpoints:
         )
 
     def record(self, step: int) -> dict[str, Any]:
-        """Reads the record that was saved beside the arrays."""
+        """Reads the record that was saved beside the arrays.
+
+        Raises:
+          ValueError: there is none.
+        """
         record = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        if not record:
+            raise ValueError(f"{self.directory / str(step)} is damaged (it has no record)")
         return cast(dict[str, Any], record)  # as `save` was given it
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -138,8 +174,12 @@ class RunCheckpoints:
                     "checkpoint with a Continue stage, which resizes"
                 )
         wanted = dict.fromkeys(saved, ocp.PLACEHOLDER) | dict(like)
-        loaded = self._checkpointer.load_checkpointables(step, {tree: unflatten(wanted)})[tree]
-        leaves = by_path(loaded)
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, {tree: unflatten(wanted)})
+        except (KeyError, ValueError) as error:  # Orbax tells of a lost file at great length
+            folder = self.directory / str(step)
+            raise ValueError(f"{folder}: files of {tree}/ are missing or damaged") from error
+        leaves = by_path(loaded[tree])
         return {path: leaves[path] for path in like}
 
     def wait(self) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -19,12 +20,20 @@ import numpy as np
 from jax._src.distributed import global_state  # the only way to JAX's key-value store
 from jax.experimental import multihost_utils
 
+from siglip2_jax.train.liveness import (
+    LOST,
+    SECONDS_OF_SILENCE,
+    Beats,
+    aborting_with,
+    loss_of,
+)
+
 PREEMPTED = 143
 """The exit code after SIGTERM (128 + 15): a supervisor starts the same command again."""
 FAILED = 2
 """The exit code of a process that ends because another one failed."""
 
-NEWS = "siglip2_jax/failure"
+NEWS, LOSS = "siglip2_jax/failure", "siglip2_jax/loss"
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_FAIL_ALIKE = 10.0
 SECONDS_TO_MEET = 3600
@@ -132,13 +141,15 @@ def ending_together() -> Iterator[None]:
     if global_state.client is None or jax.process_count() == 1:
         yield
         return
-    over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    over, beats = threading.Event(), Beats(_store(), jax.process_index())
+    beats.beat()
+    watch = threading.Thread(target=_watch, args=(over, beats), daemon=True)
     watch.start()
     try:
-        yield
+        with _noticing_the_coordinator():
+            yield
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and (news := _news()):
+        if isinstance(error, jax.errors.JaxRuntimeError) and (news := _await_news()):
             raise ValueError(news) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         news = f"process {jax.process_index()} of {jax.process_count()} failed: {reason}"
@@ -148,6 +159,20 @@ def ending_together() -> Iterator[None]:
     finally:
         over.set()
         watch.join()
+        with suppress(RuntimeError):
+            beats.end()
+
+
+@contextmanager
+def _noticing_the_coordinator() -> Iterator[None]:
+    """Ends this process with a sentence if process 0, the coordinator, is lost."""
+    if jax.process_index() == 0 or global_state.coordinator_address is None:
+        yield
+        return
+    with aborting_with(
+        global_state.coordinator_address, lambda: leave(loss_of(0, jax.process_count()), LOST)
+    ):
+        yield
 
 
 def _store() -> Any:
@@ -164,25 +189,52 @@ def _news() -> str | None:
         return None
 
 
-def _watch(over: threading.Event) -> None:
-    """Ends this process if another one fails, unless it is over before."""
+def _await_news() -> str | None:
+    """News that may follow on a broken collective, for as long as a loss goes unnoticed."""
+    end = time.monotonic() + SECONDS_OF_SILENCE + 2 * SECONDS_TO_FAIL_ALIKE
+    while (news := _news()) is None and time.monotonic() < end:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return news
+
+
+def _watch(over: threading.Event, beats: Beats) -> None:
+    """Ends this process if another one fails or is lost, unless it is over before."""
     while not over.wait(SECONDS_BETWEEN_LOOKS):
+        if lost := _loss(beats):
+            leave(lost, LOST)
         news = _news()
         if news is None or over.wait(SECONDS_TO_FAIL_ALIKE):
             continue
         leave(news)  # the main thread is in a collective, which nothing interrupts
 
 
-def leave(reason: str) -> NoReturn:
+def _loss(beats: Beats) -> str | None:
+    """Sentence on a process that is lost, which process 0 passes on; this one's beat goes out."""
+    try:
+        beats.beat()
+        if beats.process > 0:
+            return _store().key_value_try_get(LOSS)
+        if (process := beats.silent(time.monotonic())) is None:
+            return None
+        lost = loss_of(process, jax.process_count())
+        _store().key_value_set(LOSS, lost)
+    except RuntimeError:  # nothing is lost, or the coordinator is
+        return None
+    time.sleep(2 * SECONDS_BETWEEN_LOOKS)  # this process holds the store, where the others look
+    return lost
+
+
+def leave(reason: str, code: int = FAILED) -> NoReturn:
     """Says why, and ends this process at once, whatever its threads wait for."""
     print(f"siglip2: error: {reason}", file=sys.stderr, flush=True)
     logging.disable()  # threads are about to fail alike
     for worker in multiprocessing.active_children():
         worker.kill()  # they leave SIGTERM to this process
     try:
-        jax.distributed.shutdown()  # the processes of a run wait for one another here
+        if code != LOST:  # the processes of a run wait for one another here
+            jax.distributed.shutdown()
     finally:
-        os._exit(FAILED)
+        os._exit(code)
 
 
 def meet() -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from siglip2_jax.train.inputs import (
     stage_reading,
 )
 from siglip2_jax.train.preflight import preflight
+from siglip2_jax.train.requirements import check_stage
 from siglip2_jax.train.run import Run, last_good
 from siglip2_jax.train.start import (
     abstract_state,
@@ -70,14 +72,16 @@ def train(
     """
     versions = agreed_versions()  # first: what follows may hang where they differ
     with ending_together():
-        run = Run(config, absolute(workdir), versions, origin)
+        run = Run(config, absolute(workdir), versions)
         process, count = jax.process_index(), jax.process_count()
         log.info("process %d of %d runs %s", process, count, in_words(versions))
         try:
             with jax.set_mesh(run.mesh):
-                return all(
-                    StageRun(run, stage).run() for stage in config.resolved if run.saved < stage.end
-                )
+                left = [StageRun(run, stage) for stage in config.resolved if run.saved < stage.end]
+                for stage in left:
+                    stage.check()
+                run.begin(origin)
+                return all(left.pop(0).run() for _ in range(len(left)))  # each is freed in turn
         finally:
             run.close()
 
@@ -88,6 +92,7 @@ class StageRun:
     def __init__(self, run: Run, stage: ResolvedStage):
         self._run, self._stage = run, stage
         self._program = Program(stage)
+        self._pipeline = stage_pipeline(stage, run.tokenizer)
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
         self._model: Embedder | None = None  # what evaluators see
@@ -95,14 +100,17 @@ class StageRun:
         self._bad = 0  # examples replaced by this process
         self._bad_before = 0  # by all, before the checkpoint that is resumed
 
+    def check(self) -> None:
+        """Refuses what the stage would stop at later, before anything compiles."""
+        check_stage(self._program, self._pipeline, self._run.config, self._run.workdir)
+
     def run(self) -> bool:
         """Runs it; False if it was told to stop."""
         warn_if_unsplit(self._program, self._run.mesh)
         self._warn_if_uncounted()
         state, reading = self._restore()
         steps = self._compile(reading)
-        pipeline = stage_pipeline(self._stage, self._run.tokenizer)
-        batches = pipeline.batches(reading)
+        batches = self._pipeline.batches(reading)
         try:
             with progress(f"stage {self._stage.name}", done=reading.step) as show:
                 return self._train(state, steps, batches, show)
@@ -126,6 +134,7 @@ class StageRun:
             record = run.checkpoints.record(run.saved)
             state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
         self._bad_before = record["bad_examples"]
+        run.compare_sizes(record, self._pipeline.sizes)
         teacher = load_teacher_params(self._program, run.config, run.mesh, run.workdir)
         state = dataclasses.replace(state, teacher_params=teacher)
         step, position = run.saved - stage.first_step, record["position"]
@@ -178,7 +187,7 @@ class StageRun:
             stopping = run.signal.should_stop(done)
             if stopping or self._save_is_due(done):
                 self._look(0)
-                run.save(state, done, loaded.position, self._bad_in_all(), stage)
+                run.save(state, done, stage, self._progress(loaded.position))
             if stopping:
                 with run.storing():
                     run.checkpoints.wait()
@@ -214,6 +223,11 @@ class StageRun:
     def _bad_in_all(self) -> int:
         """Examples of the stage that were replaced so far; every process asks at once."""
         return self._bad_before + total(self._bad)
+
+    def _progress(self, position: int) -> dict[str, Any]:
+        """What a checkpoint records of the stage's data; every process asks at once."""
+        bad = self._bad_in_all()
+        return {"position": position, "bad_examples": bad, "examples": self._pipeline.sizes}
 
     def _report(self, state: TrainState, done: int, due: list) -> dict[str, float]:
         """Writes this step's line: losses, rates, and what evaluators say."""

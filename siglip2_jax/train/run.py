@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,8 +59,8 @@ class Run:
         config: TrainConfig,
         workdir: epath.Path,
         versions: Versions,
-        origin: Origin | None = None,
     ):
+        """Finds out where the run stands."""
         self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.stage_steps = stage_steps(config)
@@ -70,18 +70,30 @@ class Run:
         self._lost = False
         with self.storing():
             self.checkpoints = RunCheckpoints(workdir, config.checkpoints, self.kept)
-            self.saved = self.checkpoints.latest or 0
+            self.saved = self._newest_whole()
             if self.saved:
                 record = self.checkpoints.record(self.saved)
                 self._check_stage(record["stage"])
                 self._compare_versions(record.get("versions", versions))  # early releases kept none
-            self.writer = None
-            if jax.process_index() == 0:
-                settings = to_record(config, origin) | {"versions": dict(versions)}
-                self._record(settings)
-                self.writer = MetricWriter(workdir, config.logging, settings, self.saved)
+        self.writer = None
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
+
+    def begin(self, origin: Origin | None = None) -> None:
+        """Begins to write: the resolved config and the tokenizer now, numbers later.
+
+        Args:
+          origin: what made the config.
+
+        Raises:
+          StoreError: the workdir cannot be written.
+        """
+        if jax.process_index() > 0:
+            return
+        settings = to_record(self.config, origin) | {"versions": dict(self.versions)}
+        with self.storing():
+            self._record(settings)
+            self.writer = MetricWriter(self.workdir, self.config.logging, settings, self.saved)
 
     def close(self) -> None:
         """Finishes what is being written, unless the workdir is lost."""
@@ -114,9 +126,15 @@ class Run:
             ) from error
 
     def save(
-        self, state: TrainState, step: int, position: int, bad: int, stage: ResolvedStage
+        self, state: TrainState, step: int, stage: ResolvedStage, data: Mapping[str, Any]
     ) -> None:
         """Starts to save; nothing happens if this step is saved already.
+
+        Args:
+          state: the state after the step.
+          step: its number.
+          stage: the stage it belongs to.
+          data: record of how far the stage's data has been read.
 
         Raises:
           ValueError: the state is not finite.
@@ -133,8 +151,7 @@ class Run:
         record = describe(stage.model, self.config.preprocessing) | {
             "step": step,
             "stage": stage.name,
-            "position": position,
-            "bad_examples": bad,
+            **data,
             "stages": [list(span) for span in self.stage_steps],
             "config": to_json(self.config),
             "tokenizer": self.tokenizer.name,
@@ -145,6 +162,36 @@ class Run:
                 self.writer.flush()
             self.checkpoints.save(state, step, record)
         self.saved = step
+
+    def _newest_whole(self) -> int:
+        """The last step whose checkpoint is whole, 0 if there is none; later ones are set aside.
+
+        Raises:
+          ValueError: there are checkpoints, but none is whole.
+        """
+        damaged, whole = {}, 0
+        for step in reversed(self.checkpoints.steps):
+            damage = self.checkpoints.damage(step)
+            if damage is None:
+                whole = step
+                break
+            damaged[step] = damage
+        if damaged and not whole:
+            found = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
+            raise ValueError(
+                f"{self.checkpoints.directory} holds no whole checkpoint ({found}); put back the "
+                "files of one, or train in another workdir"
+            )
+        for step, damage in damaged.items():
+            log.warning(
+                "the checkpoint of step %d is damaged (%s) and now in %s; the run goes on from the "
+                "newest whole one, step %d",
+                step,
+                damage,
+                self.checkpoints.set_aside(step),
+                whole,
+            )
+        return whole
 
     def _check_stage(self, stage: str) -> None:
         """The checkpoint to resume belongs to the stage that this config has there."""
@@ -170,6 +217,26 @@ class Run:
                 before,
                 now,
             )
+
+    def compare_sizes(self, record: Mapping[str, Any], sizes: list[tuple[str, int]]) -> None:
+        """Warns of sources that have grown or shrunk since the checkpoint to resume was saved.
+
+        Args:
+          record: of the checkpoint.
+          sizes: each source of the stage, and how many examples it has.
+        """
+        saved = record.get("examples", sizes)  # early releases kept none
+        for (_, before), (source, now) in zip(saved, sizes, strict=False):
+            if before != now:
+                log.warning(
+                    "%s has %d examples and had %d when step %d was saved: the run draws in "
+                    "another order from here on, so that some examples of this epoch come again "
+                    "and others not at all",
+                    source,
+                    now,
+                    before,
+                    self.saved,
+                )
 
     def _record(self, settings: dict[str, Any]) -> None:
         """Writes the resolved config, and the tokenizer, which `load` looks for."""

@@ -6,28 +6,32 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Mapping
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from siglip2_jax import checkpoints
 from siglip2_jax.checkpoints.resize import resize_param
-from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
+from siglip2_jax.checkpoints.run_layout import AVERAGE, PARAMS
+from siglip2_jax.checkpoints.table import Lazy
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.sharding import device_put_global, param_shardings, unsplit_share
+from siglip2_jax.train.branch import (
+    Shapes,
+    check_shapes,
+    check_teacher,
+    check_towers,
+    open_run,
+    whole_step,
+)
 from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
 from siglip2_jax.train.optim import begin_stage
-from siglip2_jax.train.stage_steps import StepRange, source_step, stage_steps
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
 
 log = logging.getLogger(__name__)
-
-Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of parameters, by path
 
 
 def warn_if_unsplit(program: Program, mesh: Mesh) -> None:
@@ -80,8 +84,8 @@ def initialize_stage(
         if isinstance(start, Pretrained):
             params |= _pretrained(program.shapes, start, mesh)
         elif isinstance(start, Continue):
-            checkpoints = _open(start.workdir or workdir)
-            source = checkpoints, _find_step(start, program, config, checkpoints)
+            checkpoints = open_run(start.workdir or workdir)
+            source = checkpoints, whole_step(start, program, config, checkpoints)
             params |= _continued(program.shapes, *source, mesh)
         state = jax.jit(program.init_state)(unflatten(params))
         moments, average = state.optimizer, state.ema_params
@@ -118,19 +122,31 @@ def load_teacher_params(
         if isinstance(teacher, Pretrained):
             params = _pretrained(shapes, teacher, mesh)
         else:
-            checkpoints = _open(teacher.workdir or workdir)
-            step = _find_step(teacher, program, config, checkpoints)
+            checkpoints = open_run(teacher.workdir or workdir)
+            step = whole_step(teacher, program, config, checkpoints)
             params = _continued(shapes, checkpoints, step, mesh)
-    if missing := sorted(shapes.keys() - params.keys()):
-        raise ValueError(
-            f"the teacher that curates stage {program.stage.name!r} lacks {missing[0]}; give one "
-            "with both towers"
-        )
+    check_teacher(program, params)
     return unflatten({path: params[path] for path in shapes})
 
 
 def _pretrained(shapes: Shapes, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
     """Parameters of a checkpoint in any format, resized where the stage needs it."""
+    shardings = param_shardings(mesh, shapes)
+    found = {}
+    for path, tensor in stored_params(start, shapes).items():  # one at a time, never all twice
+        value = _fitted(path, tensor.read(), shapes[path].shape)
+        value = value + np.float32(start.bias_shift) if path == "b" else value
+        found[path] = device_put_global(np.asarray(value), shardings[path])
+    return found
+
+
+def stored_params(start: Pretrained, shapes: Shapes) -> dict[str, Lazy]:
+    """Parameters that a stage takes of a checkpoint in any format; reads none of them.
+
+    Raises:
+      ValueError: there are none, or they do not fit the stage.
+      OSError: there is no such checkpoint.
+    """
     stored = checkpoints.read(start.source).params
     paths = [path for path in stored if any(re.fullmatch(p, path) for p in start.parts)]
     if not paths:
@@ -143,14 +159,9 @@ def _pretrained(shapes: Shapes, start: Pretrained, mesh: Mesh) -> dict[str, jax.
             f"Pretrained.bias_shift is {start.bias_shift}, but parts {start.parts} leave b fresh; "
             'add "b" to parts, or leave bias_shift at 0'
         )
-    shardings = param_shardings(mesh, shapes)
-    found = {}
-    for path in paths:  # one tensor at a time: the whole model is never held twice
-        if path in shapes:
-            value = _fitted(path, stored[path].read(), shapes[path].shape, start.source)
-            value = value + np.float32(start.bias_shift) if path == "b" else value
-            found[path] = device_put_global(np.asarray(value), shardings[path])
-    return found
+    taken = {path: stored[path] for path in paths if path in shapes}
+    check_shapes(taken, shapes, start.source)
+    return taken
 
 
 def _continued(
@@ -161,6 +172,10 @@ def _continued(
     Heads that it lacks stay fresh, others that it has go.
     """
     saved = checkpoints.shapes(step, tree)
+    source = f"{checkpoints.directory / str(step)}"
+    if tree == PARAMS:
+        check_towers(saved, shapes, source)
+    check_shapes(saved, shapes, source)
     shardings = param_shardings(mesh, shapes)
     same, other = {}, {}
     for path, leaf in shapes.items():
@@ -170,14 +185,10 @@ def _continued(
         sharding = shardings[path] if fits else NamedSharding(mesh, jax.P())
         like = jax.ShapeDtypeStruct(saved[path].shape, saved[path].dtype, sharding=sharding)
         (same if fits else other)[path] = like
-    source = f"{checkpoints.directory / str(step)}"
-    missing = [p for p in shapes if p not in saved and not p.startswith("heads/")]
-    if missing and tree == PARAMS:
-        raise ValueError(f"{source} lacks {missing[0]}; its model has other towers")
     params = checkpoints.read(step, tree, same | other) if same or other else {}
     for path in other:
         log.info("%s is resized from %s", path, other[path].shape)
-        value = _fitted(path, np.asarray(params[path]), shapes[path].shape, source)
+        value = _fitted(path, np.asarray(params[path]), shapes[path].shape)
         params[path] = device_put_global(value, shardings[path])
     return params
 
@@ -196,53 +207,6 @@ def _moments(state: TrainState, checkpoints: RunCheckpoints, step: int):
     return begin_stage(jax.tree.unflatten(structure, [merged[path] for path in fresh]))
 
 
-def _fitted(path: str, value: np.ndarray, shape: tuple[int, ...], source: str) -> np.ndarray:
-    """A stored parameter in the shape that the stage needs."""
-    if value.shape == shape:
-        return value
-    resized = resize_param(path, value, shape)
-    if resized is None or resized.shape != shape:
-        raise ValueError(
-            f"{path} has shape {value.shape} in {source} and {shape} in this config; only the "
-            "position table and the patch embedding can be resized, so take the sizes of the model "
-            "from its release"
-        )
-    return resized
-
-
-def _open(workdir: str | os.PathLike[str]) -> RunCheckpoints:
-    """The checkpoints of a run that exists: Orbax would make the directory of one that does not.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if not (epath.Path(workdir) / FOLDER).is_dir():
-        raise ValueError(f"{os.fspath(workdir)} is no run to continue: it has no {FOLDER}/")
-    return RunCheckpoints(workdir)
-
-
-def _find_step(
-    start: Continue, program: Program, config: TrainConfig, checkpoints: RunCheckpoints
-) -> int:
-    """The step of the checkpoint that a stage continues from.
-
-    Raises:
-      ValueError: there is none.
-    """
-    steps = checkpoints.steps
-    if not steps:
-        raise ValueError(f"{checkpoints.directory} holds no checkpoint to continue from")
-    if start.workdir is None:
-        run = [span for span in stage_steps(config) if span.end <= program.stage.first_step]
-    else:
-        run = [StepRange(*span) for span in checkpoints.record(steps[-1])["stages"]]
-    step = wanted = source_step(start, run)
-    if start.workdir is not None and start.step is None:
-        step = min(steps, key=lambda saved: abs(saved - wanted))  # not every step was kept
-    if step != wanted:
-        found = f"step {step}, the nearest to {wanted} that {checkpoints.directory} holds"
-        log.warning("stage %r continues from %s", program.stage.name, found)
-    if step not in steps:
-        found = ", ".join(map(str, steps))
-        raise ValueError(f"{checkpoints.directory} holds no step {step}; it holds {found}")
-    return step
+def _fitted(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A stored parameter in the shape that the stage needs, which `check_shapes` has allowed."""
+    return value if value.shape == shape else resize_param(path, value, shape)

@@ -164,6 +164,13 @@ def test_every_task_can_be_found_or_says_how(tmp_path):
         choose_tasks(["imagnet"])
 
 
+def test_published_sets_are_read_from_their_directory(tmp_path):
+    for name in ("xm3600", "sugarcrepe"):
+        (task,) = choose_tasks([name])
+        evaluator = task.make(Setting(root=tmp_path, budget=4))
+        assert (evaluator.path, evaluator.max_num_patches) == (str(tmp_path), 4)
+
+
 def test_folder_or_data_directory(data):
     (task,) = choose_tasks(["caltech"])
     assert task.find(data) == task.find(data / "caltech101_20") == data / "caltech101_20"

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from siglip2_jax.train.distributed import PREEMPTED
+from siglip2_jax.train.liveness import LOST
 from siglip2_jax.train.versions import find_commit
 
 ROOT = Path(__file__).parents[2]
@@ -307,9 +310,10 @@ def test_create_stops_on_a_state_without_return(cloud: Path, state: str) -> None
     assert done.stderr.count("\n") == 1
 
 
-def test_training_restarts_after_an_interruption_on_every_slice(cloud: Path) -> None:
+@pytest.mark.parametrize("code", [PREEMPTED, LOST, 128 + signal.SIGKILL])
+def test_training_restarts_after_an_interruption_on_every_slice(cloud: Path, code: int) -> None:
     for index in range(3):
-        install(cloud, f"run-{index}", INTERRUPTED)
+        install(cloud, f"run-{index}", INTERRUPTED.replace("143", str(code)))
     done = in_cloud(cloud, "launch", "--slices", "3", *TRAIN, "--set", "a='x  y'")
     assert (done.returncode, done.stderr) == (0, "")
     for index in range(3):
@@ -318,7 +322,7 @@ def test_training_restarts_after_an_interruption_on_every_slice(cloud: Path) -> 
             f"slice {index} of 3 at 10.0.0.2:8080: train configs/x.py --workdir gs://bucket/run"
         )
         assert log.count(f"{started} --set a='x  y'\n") == 2
-        assert log.count("ended with exit code") == 2 and "exit code 143" in log
+        assert log.count("ended with exit code") == 2 and f"exit code {code}" in log
 
 
 def test_training_that_fails_is_not_restarted(cloud: Path) -> None:
@@ -426,7 +430,11 @@ def test_jobset() -> None:
     assert job["completions"] == job["parallelism"] and job["backoffLimit"] == 0
     assert job["activeDeadlineSeconds"] == 14 * 24 * 3600
     exits = job["podFailurePolicy"]["rules"][0]["onExitCodes"]
-    assert exits == {"containerName": container["name"], "operator": "In", "values": [143]}
+    assert exits == {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [PREEMPTED, LOST],
+    }
     assert pod["restartPolicy"] == "Never"
     assert container["command"][:2] == ["siglip2", "train"]
     assert container["command"][3:] == ["--workdir", "gs://my-bucket/run"]

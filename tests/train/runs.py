@@ -95,6 +95,7 @@ def save_run(
         states[step] = random_state(Sevens(stage), mesh, step)
         record = describe(stage.model, config.preprocessing)
         record |= {"step": step, "stage": stage.name, "stages": run}
+        record |= {"position": step * stage.batch_size, "bad_examples": 0}
         record["config"] = to_json(config)
         checkpoints.save(states[step], step, record)
     checkpoints.close()

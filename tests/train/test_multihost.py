@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 
 import pytest
 from train.processes import (
@@ -19,6 +20,7 @@ from train.processes import (
 )
 
 from siglip2_jax.train.distributed import FAILED, PREEMPTED
+from siglip2_jax.train.liveness import LOST, SECONDS_OF_SILENCE, Beats
 
 # A large eps: gradients that are 0 but for rounding would otherwise give updates of any direction.
 THREE = (
@@ -119,3 +121,70 @@ def test_too_many_bad_examples_on_one_end_both(tmp_path):
     for end in ends:
         assert "more than max_bad_share=5.0%" in end.text and "Traceback" not in end.text, end.text
     assert saved_steps(workdir)[-1] <= steps_done(workdir) < 10
+
+
+@pytest.mark.slow
+def test_both_pass_by_a_damaged_checkpoint(tmp_path):
+    """Also where only one of them reads what is damaged."""
+    workdir, changes = tmp_path / "run", (*ONE_LENGTH, "optim.schedule.warmup=0.1")
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2, devices=1):
+        assert end.code == 0, end.text
+    before = numbers(workdir)
+    data = max(workdir.glob("checkpoints/10/optimizer/ocdbt.process_*/d/*"), key=file_size)
+    data.write_bytes(data.read_bytes()[: file_size(data) * 9 // 10])
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2, devices=1):
+        assert end.code == 0 and "resuming at step 5" in end.text, end.text
+        assert "step 10 is damaged (files of optimizer/ are missing" in end.text, end.text
+    assert saved_steps(workdir) == [5, 10] and numbers(workdir) == before
+
+
+def file_size(path) -> int:
+    return path.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
+    """And ends in less than a minute; the same command resumes."""
+    workdir, changes = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=3000")
+    with training(LIGHT, workdir, *changes, processes=2, devices=1) as run:
+        run.wait_for(lambda: steps_done(workdir) >= 8)
+        run.kill(signal.SIGKILL, index=victim)
+        start = time.monotonic()
+        ends = run.wait()
+    assert time.monotonic() - start < SECONDS_OF_SILENCE + 30
+    assert ends[victim].code == -signal.SIGKILL
+    survivor = ends[1 - victim]
+    assert survivor.code == LOST, survivor.text
+    sentence = survivor.text.splitlines()[-1]
+    assert sentence.startswith(f"siglip2: error: process {victim} of 2 is lost: "), survivor.text
+    assert "run the same command again" in sentence and "Traceback" not in survivor.text
+    resumed, last = saved_steps(workdir)[-1], steps_done(workdir) + 3
+    changes = (*ONE_LENGTH, f"stages.main.steps={last}", "stages.main.optim.schedule.warmup=1")
+    for end in train(LIGHT, workdir, *changes, processes=2, devices=1):
+        assert end.code == 0 and f"resuming at step {resumed}" in end.text, end.text
+
+
+class Store(dict):
+    """JAX's key-value store, in this process."""
+
+    def key_value_set(self, key, value, allow_overwrite):
+        self[key] = value
+
+    def key_value_dir_get(self, folder):
+        return [(key, value) for key, value in self.items() if key.startswith(f"{folder}/")]
+
+
+def test_who_is_silent():
+    """Neither those that beat, nor those that ended in good order."""
+    store = Store()
+    first, second, third = (Beats(store, process) for process in range(3))
+    for now in range(100):
+        first.beat()
+        second.beat()
+        if now < 20:
+            third.beat()
+        silent = first.silent(float(now))
+        assert silent == (2 if now > 19 + SECONDS_OF_SILENCE else None)
+    third.end()
+    assert first.silent(100.0) is None

@@ -1,0 +1,79 @@
+"""Damage of a run's checkpoints: files that are missing, cut off or overwritten.
+
+Files that describe arrays have checksums, and so have indices within their data. The values have
+none: where some of their bytes change and still decompress, other values are read.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+
+from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
+
+RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
+NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
+DETAILS = ("_sharding", "array_metadatas/process_*")  # of a tree; it may do without
+THREADS = 8  # that read arrays, each of which is in memory meanwhile
+
+
+class _Damaged(Exception):
+    """Carries a phrase that says what is damaged."""
+
+
+def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
+    """Phrase that says what of a checkpoint is missing or damaged, or None if it is whole.
+
+    Args:
+      step: directory of the checkpoint.
+      part: reads the arrays of this part alone, from 0 up.
+      parts: number of parts, such as processes that share the work.
+
+    Raises:
+      OSError: the store cannot be read.
+    """
+    try:
+        metadata = _read_json(step, RECORD)
+        record, trees = metadata.get("custom_metadata"), metadata.get("item_handlers")
+        if not record or not trees:
+            return "it has no record"
+        if lacking := [name for name in NEEDED if name not in record]:
+            return f"its record lacks {lacking[0]!r}"
+        for tree in sorted(trees):
+            _check_tree(step, tree, part, parts)
+    except (_Damaged, DamagedTree) as damage:
+        return str(damage)
+    return None
+
+
+def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
+    """Reads what belongs to a tree of a checkpoint."""
+    for pattern in DETAILS:
+        for file in (step / tree).glob(pattern):
+            _read_json(step, str(file.relative_to(step)))
+    listed = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
+    if not listed:
+        raise _Damaged(f"{tree}/ lists no arrays")
+    paths = ["/".join(key["key"] for key in array["key_metadata"]) for array in listed]
+
+    def read(path: str) -> None:
+        read_array(step / tree, path)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(read, paths[part::parts]))
+
+
+def _read_json(step: epath.Path, name: str) -> dict[str, Any]:
+    """Content of a checkpoint's file that holds an object of JSON."""
+    try:
+        value = json.loads((step / name).read_bytes())
+    except FileNotFoundError:
+        raise _Damaged(f"{name} is missing") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise _Damaged(f"{name} is damaged")
+    return value

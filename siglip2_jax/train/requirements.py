@@ -1,0 +1,88 @@
+"""Checks before any program compiles: the data, models and measurements of a stage are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from siglip2_jax.checkpoints.run_layout import PARAMS
+from siglip2_jax.config import Continue, Pretrained, Scratch, TrainConfig
+from siglip2_jax.data.pipeline import Pipeline
+from siglip2_jax.data.sources import Source
+from siglip2_jax.train.branch import (
+    Shapes,
+    check_shapes,
+    check_teacher,
+    check_towers,
+    find_step,
+    open_run,
+)
+from siglip2_jax.train.start import stored_params
+from siglip2_jax.train.step import Program
+
+
+def check_stage(
+    program: Program, pipeline: Pipeline, config: TrainConfig, workdir: str | os.PathLike[str]
+) -> None:
+    """Checks that a stage can start: reads an example of each source, and no arrays.
+
+    What it continues within the run may not be trained yet: its sizes are those of the config.
+
+    Args:
+      program: the stage.
+      pipeline: its data.
+      config: the run it belongs to.
+      workdir: the run's own.
+
+    Raises:
+      ValueError: something is missing or does not fit.
+      OSError: something is missing.
+    """
+    stage = program.stage
+    pipeline.prepare.tokenizer.check(stage.model.text.vocab_size)
+    pipeline.check(min(stage.lengths.budgets))
+    for evaluator in stage.evals:
+        for source in _sources(evaluator):
+            source.open()[0]
+    _saved(program, stage.start, program.shapes, config, workdir)
+    if stage.curation is not None:
+        teacher = stage.curation.teacher
+        saved = _saved(program, teacher, program.selector.shapes, config, workdir)
+        check_teacher(program, saved)
+
+
+def _saved(
+    program: Program,
+    start: Scratch | Pretrained | Continue,
+    shapes: Shapes,
+    config: TrainConfig,
+    workdir: str | os.PathLike[str],
+) -> dict[str, Any]:
+    """Shapes of what a stage starts from, which fit it."""
+    if isinstance(start, Scratch):
+        return {}
+    if isinstance(start, Pretrained):
+        return dict(stored_params(start, shapes))
+    if start.workdir is None:
+        earlier = config.resolved[: program.stage.index]
+        name = start.stage or earlier[-1].name
+        saved = Program(next(stage for stage in earlier if stage.name == name)).shapes
+        source = f"stage {name!r}"
+    else:
+        run = open_run(start.workdir)
+        step = find_step(start, program, config, run)
+        saved, source = run.shapes(step, PARAMS), f"{run.directory / str(step)}"
+        run.close()
+    check_towers(saved, shapes, source)
+    check_shapes(saved, shapes, source)
+    return dict(saved)
+
+
+def _sources(evaluator: Any) -> Iterator[Source]:
+    """Sources among the fields of an evaluator."""
+    for field in dataclasses.fields(evaluator):
+        value = getattr(evaluator, field.name)
+        if isinstance(value, Source):
+            yield value
