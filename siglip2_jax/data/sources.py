@@ -40,6 +40,7 @@ class Described(Examples, Protocol):
 
     def without_image(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len, whose `image` is empty; no file is read."""
+        ...
 
 
 @runtime_checkable
