@@ -24,6 +24,7 @@ from PIL import (  # the plugins register themselves in Image.OPEN
 from siglip2_jax import git_lfs
 from siglip2_jax.preprocess.metadata import without_metadata
 
+Stream = io.BytesIO | io.BufferedReader  # an open file
 # From the height and width of an image as it is stored to the least that is needed of both.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
