@@ -83,7 +83,7 @@ def updated(program: Program, batch: Batch, *, devices: int = 1, step: int = 0):
         state = jax.jit(program.init_state)(known(SQUARE, program.shapes))
         state = dataclasses.replace(state, step=state.step + step)
         if program.selector is not None:
-            state = dataclasses.replace(state, reference=known(FINER, program.selector.shapes))
+            state = dataclasses.replace(state, teacher_params=known(FINER, program.selector.shapes))
         update = jax.jit(program.step, compiler_options=QUICK)
         state, metrics = update(state, put_batch(batch, mesh))
         return numbers(state.params), {k: float(x) for k, x in metrics.items()}
