@@ -203,7 +203,7 @@ def lowered(index: int, **objectives: Objective) -> str:
     params = jax.eval_shape(made.init_params, jax.random.key(0))
     state = jax.eval_shape(made.init_state, params)
     if made.selector:
-        state = dataclasses.replace(state, reference=params)
+        state = dataclasses.replace(state, teacher_params=params)
     batch = abstract_batch(made.stage, PATCHES, made.stage.read_size)
     return jax.jit(made.step).lower(state, batch).as_text()
 
