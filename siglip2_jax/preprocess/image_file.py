@@ -27,8 +27,6 @@ from siglip2_jax.preprocess.metadata import without_metadata
 # From the height and width of an image as it is stored to the least that is needed of both.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
-Stream = io.BytesIO | io.BufferedReader
-
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _GREY_TOP = {"L;2": 3, "L;4": 15, "L": 255}  # the largest sample of a PNG, by Pillow's name

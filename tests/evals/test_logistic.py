@@ -43,7 +43,7 @@ def test_the_minimum_is_newtons(classes, l2):
 
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-5])
 def test_many_classes_in_parts(l2, monkeypatch):
-    """The same as with all scores at once in float64."""
+    """Equal to a fit on all scores at once in float64."""
     monkeypatch.setattr(logistic, "SCORES", 20 * 64)
     x, y = examples(1500, width=20, classes=20, noise=3.0)
     rows = Rows.place(x, y, 20)
