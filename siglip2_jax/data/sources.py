@@ -49,6 +49,7 @@ class Incomplete(Protocol):
     @property
     def left_out(self) -> int:
         """Number of samples that are left out."""
+        ...
 
 
 @runtime_checkable
