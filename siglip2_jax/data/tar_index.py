@@ -72,11 +72,11 @@ class TarIndex:
     def warning(self) -> str | None:
         """Sentence on all that is lost or odd in the tar; None where nothing is."""
         parts = [f"is damaged {self.damage}, and what follows is lost"] if self.damage else []
-        words = {reason: f"leaves out %s {text}" for reason, text in _LEFT_OUT.items()}
-        words["repeated"] = "keeps %s samples apart whose keys came before"
+        words = {reason: f"leaves out {text}" for reason, text in _LEFT_OUT.items()}
+        words["repeated"] = "keeps samples apart whose keys came before"
         for reason, text in words.items():
             if remark := self.remarks.get(reason):
-                parts.append(f"{text % remark.count} (the first: {remark.first:.100})")
+                parts.append(f"{text} ({remark.count}, the first: {remark.first:.100})")
         return f"{self.path} {'; '.join(parts)}" if parts else None
 
 
