@@ -16,6 +16,7 @@ import numpy as np
 TABLES = frozenset(".json .jsonl .csv .tsv .txt .p".split())
 """Endings of files that count by their content; all others, such as images, by size and time."""
 
+_BESIDE = ".idx.npz", ".log", ".out", ".tmp"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _CHUNK = 1 << 24
 
@@ -43,7 +44,7 @@ def fingerprint_arrays(arrays: Mapping[str, Any]) -> str:
 
 def _pieces(array: np.ndarray) -> Iterator[bytes | memoryview]:
     yield f"{array.dtype} {array.shape}".encode()
-    data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     for start in range(0, len(data), _CHUNK):
         yield data[start : start + _CHUNK]
 
@@ -55,7 +56,7 @@ def fingerprint_files(
 ) -> str:
     """Digest of local files: names, the content of tables, size and time of all others.
 
-    Hidden files do not count, nor do the indices that are kept beside tars.
+    Hidden files do not count, nor do logs and the indices that are kept beside tars.
 
     Args:
       root: a directory.
@@ -66,7 +67,7 @@ def fingerprint_files(
     seen = {os.path.realpath(skip)} if skip is not None else set[str]()
     for top in sorted({top for pattern in patterns for top in Path(root).glob(pattern)}):
         for path in [str(top)] if top.is_file() else _walk(top, seen):
-            if not os.path.basename(path).startswith(".") and not path.endswith(".idx.json"):
+            if not os.path.basename(path).startswith(".") and not path.endswith(_BESIDE):
                 digest.update(
                     f"{os.path.relpath(path, root)!r} {fingerprint_file(path)}\n".encode()
                 )

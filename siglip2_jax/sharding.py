@@ -21,6 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from siglip2_jax.types import ArrayLike
+
 T = TypeVar("T")
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
 
@@ -191,8 +193,9 @@ def _gather(x: Array) -> Array:
     return reshape_whole(x, shape)
 
 
-def gather_rows(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+def gather_rows(x: Float[ArrayLike, "B D"]) -> Float[Array, "B D"]:
     """Every device gets all rows of a batch; gradients are scattered as they are summed."""
+    x = jnp.asarray(x)
     return jax.reshard(x, PartitionSpec(None, None, reduced=frozenset(AXES))) if has_mesh() else x
 
 

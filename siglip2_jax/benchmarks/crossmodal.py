@@ -15,6 +15,7 @@ from etils import epath
 
 from siglip2_jax.data.text import read_rows
 from siglip2_jax.evals.base import Model
+from siglip2_jax.evals.recall import Ties, check_ties
 from siglip2_jax.evals.retrieval import (
     FullStop,
     embed_captions,
@@ -43,6 +44,7 @@ class CrossModal:
       max_num_patches: token budget at native resolution.
       full_stop: what is done about the full stop at the end of captions; see
         `retrieval.end_sentence`.
+      ties: which equal scores come before a partner's; see `recall.recall_ranks`.
     """
 
     path: str
@@ -53,9 +55,11 @@ class CrossModal:
     every: int = 1000
     max_num_patches: int = 256
     full_stop: FullStop = "keep"
+    ties: Ties = "against"
 
     def __post_init__(self) -> None:
         end_sentence("", self.full_stop)  # an unknown choice is refused at once
+        check_ties(self.ties)
 
     def __call__(self, model: Model) -> dict[str, float]:
         """The means, as `image_to_text@k` and `text_to_image@k`, then `<language>/...` of each.
@@ -74,7 +78,7 @@ class CrossModal:
             texts = [text for own in lists for text in own]
             owner = np.repeat(np.arange(len(keys)), [len(own) for own in lists])
             rows = embed_captions(model, texts, self.full_stop)
-            each[language] = retrieval_metrics(images, rows, owner)
+            each[language] = retrieval_metrics(images, rows, owner, ties=self.ties)
         first = next(iter(each.values()))
         mean = {key: float(np.mean([found[key] for found in each.values()])) for key in first}
         return mean | {

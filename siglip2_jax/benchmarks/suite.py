@@ -182,7 +182,7 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
         "text_norm": model.text_norm,
         "dtype": model.dtype,
     }
-    for name in ("canonical", "ties", "border", "full_stop", "shots"):
+    for name in ("canonical", "ties", "border", "crop", "full_stop", "shots", "among"):
         if hasattr(evaluator, name):
             found[name] = getattr(evaluator, name)
     if (templates := getattr(evaluator, "templates", None)) is not None:

@@ -97,7 +97,7 @@ def _settings(args: argparse.Namespace, items: list[str], model: Embedder) -> di
 
 
 def _rows(
-    model: Embedder, items: list[str], args: argparse.Namespace
+    model: Embedder, items: Sequence[str], args: argparse.Namespace
 ) -> Iterator[np.ndarray | ImageError]:
     """A row or an error for each item."""
     if args.images:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 
-from siglip2_jax.data.example import CAPTION_FIELDS, make_example, row_captions
+from siglip2_jax.data.example import CAPTION_FIELDS, make_example, naming, row_captions
 from siglip2_jax.data.text import read_rows
 
 
@@ -31,6 +31,25 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len."""
+        ...
+
+
+@runtime_checkable
+class Described(Examples, Protocol):
+    """Opened data that knows all of an example but its image without reading it."""
+
+    def without_image(self, index: int, /) -> dict[str, Any]:
+        """One example, 0 <= index < len, whose `image` is empty; no file is read."""
+        ...
+
+
+@runtime_checkable
+class Incomplete(Protocol):
+    """Opened data whose files hold samples that it leaves out."""
+
+    @property
+    def left_out(self) -> int:
+        """Number of samples that are left out."""
         ...
 
 
@@ -119,12 +138,22 @@ class _FolderExamples:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        row = self._rows[index]
-        path = epath.Path(self._images) / row["file"]
+    def without_image(self, index: int, /) -> dict[str, Any]:
+        row, path = self._rows[index], self._path(index)
         name = f"{path}#{index}" if self._repeats[index] else str(path)
-        captions = row_captions(row, self._template, name)
-        return make_example(path.read_bytes(), captions, name, row)
+        with naming(name):
+            return make_example(b"", row_captions(row, self._template, name), name, row)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        example = self.without_image(index)
+        with naming(example["name"]):
+            try:
+                return example | {"image": self._path(index).read_bytes()}
+            except FileNotFoundError as error:
+                raise ValueError("there is no such file") from error
+
+    def _path(self, index: int) -> epath.Path:
+        return epath.Path(self._images) / self._rows[index]["file"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -40,8 +40,11 @@ def shipped_examples() -> list[Example]:
 
 def tiny_config() -> ModelConfig:
     """A NaFlex model of about a million parameters."""
-    tower = {"width": 128, "depth": 3, "mlp_dim": 512, "num_heads": 4}
     return ModelConfig(
-        vision=VisionConfig(**tower, patch_size=16, grid=16, image_size=None),
-        text=TextConfig(**tower, vocab_size=1024, embed_dim=128),
+        vision=VisionConfig(
+            width=128, depth=3, mlp_dim=512, num_heads=4, patch_size=16, grid=16, image_size=None
+        ),
+        text=TextConfig(
+            width=128, depth=3, mlp_dim=512, num_heads=4, vocab_size=1024, embed_dim=128
+        ),
     )

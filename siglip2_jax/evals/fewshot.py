@@ -2,7 +2,9 @@
 
 SigLIP 2's "10-shot" columns (arXiv 2502.14786, tables 1 and 8) come from big_vision's
 `evaluators/fewshot_lsr.py`; the arithmetic, the constants and the choice of examples here are its.
-It solves in float32, here it is float64.
+It solves in float32, here it is float64. It embeds all training images and then chooses; here the
+choice is made from the labels, and only chosen images are read, if the source can tell labels
+without images, and embedded.
 """
 
 from __future__ import annotations
@@ -11,11 +13,18 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from siglip2_jax.data.sources import Source
 from siglip2_jax.evals.base import Model
-from siglip2_jax.evals.pooled import labelled_features, readable, shared_classes
+from siglip2_jax.evals.crops import check_share
+from siglip2_jax.evals.pooled import (
+    chosen_features,
+    labelled_features,
+    read_labels,
+    readable,
+    shared_classes,
+)
 
 BIAS_INPUT = 100.0
 """The constant input for the bias: large, so that the penalty hardly touches it."""
@@ -88,8 +97,8 @@ def fewshot_accuracy(
     """Top-1 accuracy after seeing `shots` examples of each class.
 
     Args:
-      train_x: pooled features before normalisation; rows that are not finite (images that could
-        not be read) are left out before examples are chosen.
+      train_x: pooled features before normalisation; where a chosen row is not finite (an image
+        that could not be read), the next of its class in the random order takes its place.
       train_y: class of each row, from 0.
       test_x: pooled features; rows that are not finite count as wrong.
       test_y: likewise; every class must occur in `train_y`.
@@ -104,26 +113,62 @@ def fewshot_accuracy(
       ValueError: a class has too few examples, there is one class only, or an argument is out of
         range.
     """
+    _check_numbers(shots, l2, seeds)
+    good = readable(train_x)
+    chosen = choose_examples(train_y, good, test_y, shots, seeds)
+    accuracies = [_accuracies(train_x[rows], train_y[rows], test_x, test_y, l2) for rows in chosen]
+    return np.array(accuracies)
+
+
+def choose_examples(
+    train_y: Int[np.ndarray, " n"],
+    good: Bool[np.ndarray, " n"],
+    test_y: Int[np.ndarray, " m"],
+    shots: int,
+    seeds: Sequence[int],
+) -> Int[np.ndarray, "S r"]:
+    """Rows to learn from, for each seed: those of big_vision where all are good.
+
+    Args:
+      train_y: class of each training example, from 0.
+      good: false for examples that are passed over.
+      test_y: classes that must be learned.
+      shots: examples of each class.
+      seeds: of the random orders.
+
+    Raises:
+      ValueError: a class has too few good examples, or there is one class only.
+    """
+    counts = _checked_counts(train_y[good], test_y, shots)
+    ends = np.cumsum(np.bincount(train_y, minlength=len(counts)))
+    classes = np.split(np.argsort(train_y, kind="stable"), ends[:-1])
+    chosen = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        orders = [rng.permutation(rows) for rows in classes]
+        chosen.append(np.concatenate([order[good[order]][:shots] for order in orders]))
+    return np.stack(chosen)
+
+
+def _accuracies(
+    x: Float[np.ndarray, "r D"],
+    y: Int[np.ndarray, " r"],
+    test_x: Float[np.ndarray, "m D"],
+    test_y: Int[np.ndarray, " m"],
+    l2: Sequence[float],
+) -> list[float]:
+    """Accuracy for each penalty, of one choice of training rows."""
+    ridge, seen = Ridge.fit(x, y, int(y.max()) + 1), readable(test_x)
+    right = (ridge.scores(test_x[seen], penalty).argmax(1) == test_y[seen] for penalty in l2)
+    return [float(x.sum() / len(test_y)) for x in right]
+
+
+def _check_numbers(shots: int, l2: Sequence[float], seeds: Sequence[int]) -> None:
     if shots < 1 or not len(seeds) or not len(l2) or min(l2) <= 0:
         raise ValueError(
             f"few-shot got shots={shots}, l2={list(l2)}, seeds={list(seeds)}; expected at least "
             "1 shot, one seed and one penalty, and penalties above 0"
         )
-    good = readable(train_x)
-    x, y = train_x[good], train_y[good]
-    counts = _checked_counts(y, test_y, shots)
-    seen = readable(test_x)
-    found = np.zeros((len(seeds), len(l2)))
-    for i, seed in enumerate(seeds):
-        rng = np.random.default_rng(seed)
-        chosen = np.concatenate(
-            [rng.permutation(np.flatnonzero(y == k))[:shots] for k in range(len(counts))]
-        )
-        ridge = Ridge.fit(x[chosen], y[chosen], len(counts))
-        for j, penalty in enumerate(l2):
-            right = ridge.scores(test_x[seen], penalty).argmax(1) == test_y[seen]
-            found[i, j] = right.sum() / len(test_y)
-    return found
 
 
 def _checked_counts(
@@ -153,12 +198,17 @@ class FewShot:
     """Few-shot accuracy of the pooled features before normalisation.
 
     Attributes:
-      train: labelled examples to choose from; unreadable ones are left out.
+      train: labelled examples to choose from. An unreadable one that is chosen is replaced by
+        another of its class.
       test: labelled examples to measure on; unreadable ones count as wrong.
       label: field of an example that holds its class, a text or a number.
       shots: examples of each class.
       l2: penalties.
       seeds: each chooses other examples.
+      among: how many of the training examples, from the first, to choose from; None is all. For
+        ImageNet big_vision's configuration reads 65,000, as TFDS shuffles them.
+      crop: share of each side of an image that is kept, about the centre; `crops.CENTRE` is that
+        of big_vision's configuration.
       name: prefix of its numbers.
       every: steps between two measurements.
       max_num_patches: token budget at native resolution.
@@ -170,9 +220,15 @@ class FewShot:
     shots: int = 10
     l2: tuple[float, ...] = (DEFAULT_L2,)
     seeds: tuple[int, ...] = (0, 1, 2)
+    among: int | None = None
+    crop: float = 1.0
     name: str = "fewshot"
     every: int = 10_000
     max_num_patches: int = 256
+
+    def __post_init__(self) -> None:
+        _check_numbers(self.shots, self.l2, self.seeds)
+        check_share("FewShot", self.crop)
 
     def __call__(self, model: Model) -> dict[str, float]:
         """`<shots>shot`, from 0 to 1, mean over the seeds; with several penalties each its own.
@@ -182,15 +238,27 @@ class FewShot:
         Raises:
           ValueError: an example has no label, or a class too few examples.
         """
-        (train_x, train_names), (test_x, test_names) = (
-            labelled_features(model, source, self.label, max_num_patches=self.max_num_patches)
-            for source in (self.train, self.test)
-        )
-        train_y, test_y = shared_classes(train_names, test_names)
-        found = fewshot_accuracy(
-            train_x, train_y, test_x, test_y, shots=self.shots, l2=self.l2, seeds=self.seeds
-        ).mean(axis=0)
+        images = {"max_num_patches": self.max_num_patches, "crop": self.crop}
+        train = self.train.open()
+        count = len(train) if self.among is None else self.among
+        names = read_labels(train, self.label, count)
+        test_x, test_names = labelled_features(model, self.test.open(), self.label, **images)
+        train_y, test_y = shared_classes(names, test_names)
+        good, features = np.ones(len(train_y), bool), {}
+        while True:
+            chosen = choose_examples(train_y, good, test_y, self.shots, self.seeds)
+            new = sorted({*chosen.ravel().tolist()} - features.keys())
+            if not new:
+                break
+            x = chosen_features(model, train, new, **images)
+            good[new] = readable(x)
+            features |= zip(new, x, strict=True)
+        accuracies = [
+            _accuracies(np.stack([features[i] for i in rows]), y, test_x, test_y, self.l2)
+            for rows, y in zip(chosen, train_y[chosen], strict=True)
+        ]
+        mean = np.mean(accuracies, axis=0)
         key = f"{self.shots}shot"
         if len(self.l2) == 1:
-            return {key: float(found[0])}
-        return {f"{key}_l2_{x:g}": float(v) for x, v in zip(self.l2, found, strict=True)}
+            return {key: float(mean[0])}
+        return {f"{key}_l2_{x:g}": float(v) for x, v in zip(self.l2, mean, strict=True)}

@@ -7,18 +7,13 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
-
-from PIL import Image
+from typing import Any
 
 from siglip2_jax.data.example import make_example
 from siglip2_jax.data.files import find_images, is_hidden
 from siglip2_jax.data.sources import Examples, Source
 from siglip2_jax.data.text import read_lines
 from siglip2_jax.evals.classes import Classes, read_json
-from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
-
-Given = TypeVar("Given", bound=ImageSource)
 
 _log = logging.getLogger(__name__)
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -72,9 +67,12 @@ class _ClassFolders:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
+    def without_image(self, index: int, /) -> dict[str, Any]:
         path, fields = self._rows[index]
-        return make_example(Path(path).read_bytes(), (), path, fields)
+        return make_example(b"", (), path, fields)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self.without_image(index) | {"image": Path(self._rows[index][0]).read_bytes()}
 
 
 @dataclass(frozen=True)
@@ -183,19 +181,3 @@ def _texts(path: Path, kind: type) -> dict[str, Any]:
         wanted = "texts" if kind is str else "numbers"
         raise ValueError(f"{path}: expected an object whose values are {wanted}")
     return found
-
-
-def cut_border(image: Given, pixels: int) -> Given | Image.Image:
-    """The image without `pixels` rows and columns at each side.
-
-    An image that cannot be read, or of which nothing would be left, is given back as it is.
-    """
-    try:
-        # Not turned upright here: whoever decodes it next does, and sides are cut all alike.
-        decoded = decode(image, exif=False)
-    except ImageError:
-        return image
-    width, height = decoded.size
-    if min(width, height) <= 2 * pixels:
-        return image
-    return decoded.crop((pixels, pixels, width - pixels, height - pixels))

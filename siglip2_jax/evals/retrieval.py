@@ -3,8 +3,8 @@
 The protocol of SigLIP 2 (arXiv 2502.14786, table 1), as its code has it (big_vision,
 `evaluators/proj/image_text/retrieval.py`): all captions of every image are in the pool, an image is
 found by any of its captions, each caption is a query of its own, scores are cosines. Unlike there,
-a tie counts against (there the sort decides), so that a model that gives everything the same score
-finds nothing.
+a tie counts against (there NumPy's sort decides, which keeps no order), so that a model that gives
+everything the same score finds nothing; `ties` has other rules.
 
 What a number depends on besides the model: the case rule (`Embedder.text_norm`; the release
 lower-cases, which its author names first when numbers come out low, big_vision issues 166 and 187),
@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int
 
 from siglip2_jax.data.sources import Source
 from siglip2_jax.evals.base import Model
-from siglip2_jax.evals.recall import recall_ranks
+from siglip2_jax.evals.recall import Ties, check_ties, recall_ranks
 from siglip2_jax.preprocess.decode import ImageSource, NamedImage
 
 FullStop = Literal["keep", "add", "remove"]
@@ -102,6 +102,8 @@ def retrieval_metrics(
     images: Float32[np.ndarray, "n E"],
     texts: Float32[np.ndarray, "m E"],
     owner: Int[np.ndarray, " m"],
+    *,
+    ties: Ties = "against",
 ) -> dict[str, float]:
     """Recall at 1, 5 and 10 both ways: the shares of images and of texts whose partner is found.
 
@@ -110,11 +112,12 @@ def retrieval_metrics(
         wrong, and so do its texts.
       texts: embeddings of unit length.
       owner: which image each text belongs to. An image without texts counts as wrong.
+      ties: which equal scores come before a partner's; see `recall.recall_ranks`.
 
     Returns:
       `image_to_text@k` and `text_to_image@k`, from 0 to 1.
     """
-    ranks = recall_ranks(images, texts, owner)
+    ranks = recall_ranks(images, texts, owner, ties=ties)
     found = {}
     for k in KS:
         found[f"image_to_text@{k}"] = float(np.mean(ranks.image_to_text < k))
@@ -136,6 +139,8 @@ class Retrieval:
       count: how many examples, from the first; None means all.
       max_num_patches: token budget at native resolution.
       full_stop: what is done about the full stop at the end of captions; see `end_sentence`.
+      ties: which equal scores come before a partner's: "against" all, "half" of them, or those that
+        stand "first".
     """
 
     source: Source
@@ -144,9 +149,11 @@ class Retrieval:
     count: int | None = None
     max_num_patches: int = 256
     full_stop: FullStop = "keep"
+    ties: Ties = "against"
 
     def __post_init__(self) -> None:
         end_sentence("", self.full_stop)  # an unknown choice is refused at once
+        check_ties(self.ties)
 
     def __call__(self, model: Model) -> dict[str, float]:
         """`image_to_text@k` and `text_to_image@k`, from 0 to 1.
@@ -174,4 +181,4 @@ class Retrieval:
                 "choose a source with captions"
             )
         texts = embed_captions(model, captions, self.full_stop)
-        return retrieval_metrics(images, texts, np.array(owner))
+        return retrieval_metrics(images, texts, np.array(owner), ties=self.ties)

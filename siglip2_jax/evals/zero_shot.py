@@ -14,7 +14,7 @@ from siglip2_jax.evals.accuracy import Ties, embedding_metrics
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
 from siglip2_jax.evals.classes import Classes, label_values
-from siglip2_jax.evals.labels import cut_border
+from siglip2_jax.evals.crops import check_share, cut_border, cut_centre
 from siglip2_jax.evals.prompts import fill_prompts
 from siglip2_jax.preprocess.decode import ImageSource, NamedImage
 from siglip2_jax.progress import Update
@@ -43,6 +43,8 @@ class ZeroShot:
       canonical: lower case without punctuation, and only the first of several names.
       ties: whether a tie with another class is "wrong", or goes to the "first" of the two.
       border: pixels cut off at each side: 2 for ObjectNet.
+      crop: share of each side that is then kept, about the centre; `crops.CENTRE` is that of
+        big_vision's configuration.
       cache: where class embeddings are kept; not for use in training.
       name: prefix of its numbers.
       every: steps between two measurements.
@@ -56,6 +58,7 @@ class ZeroShot:
     canonical: bool = False
     ties: Ties = "wrong"
     border: int = 0
+    crop: float = 1.0
     cache: ClassCache | None = None
     name: str = "zero_shot"
     every: int = 1000
@@ -69,6 +72,7 @@ class ZeroShot:
             )
         if self.border < 0:
             raise ValueError(f"ZeroShot.border is {self.border} pixels; expected 0 or more")
+        check_share("ZeroShot", self.crop)
         if self.ties not in get_args(Ties):
             raise ValueError(f"ZeroShot.ties is {self.ties!r}; expected 'wrong' or 'first'")
         # Nobody should wait for all images to learn that there is no prompt.
@@ -139,8 +143,8 @@ class ZeroShot:
                 "classes, the names in the order of numbers"
             )
         image = example["image"]
-        if found and self.border:
-            image = cut_border(image, self.border)
+        if found:
+            image = cut_centre(cut_border(image, self.border), self.crop)
         return found, NamedImage(image, example["name"])
 
     def _labels(self, example: dict[str, Any]) -> tuple[int | str, ...]:

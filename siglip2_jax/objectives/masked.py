@@ -22,7 +22,7 @@ from siglip2_jax.objectives.base import View, all_views
 from siglip2_jax.objectives.distillation import Distillation, rank_share
 from siglip2_jax.objectives.prototypes import ProjectionHead
 from siglip2_jax.sharding import BATCH, has_mesh, reshape_rows
-from siglip2_jax.types import Batch
+from siglip2_jax.types import Batch, Features
 
 GLOBAL = "global"
 
@@ -104,16 +104,17 @@ class MaskedPrediction(Distillation):
             reshape_rows(student, (count, 1, width)),
             reshape_rows(teacher, (count, width)),
             reshape_rows(weights, (count, 1)),
-            self._every_patch(view) if self.center == "all" else None,
+            _every_patch(mean.features(GLOBAL)) if self.center == "all" else None,
         )
         return loss, report | {"rank": rank_share(student[:, 0])}
 
-    def _every_patch(self, view: View) -> tuple[Float[Array, "m D"], Float[Array, " m"]]:
-        """The teacher's features of all patches; images weigh alike, and so do their patches."""
-        tokens, valid = view.teacher.features(GLOBAL).tokens, view.teacher.features(GLOBAL).valid
-        weights = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
-        count = valid.size
-        return reshape_rows(tokens, (count, tokens.shape[-1])), reshape_rows(weights, (count,))
+
+def _every_patch(teacher: Features) -> tuple[Float[Array, "m D"], Float[Array, " m"]]:
+    """The teacher's features of all patches; images weigh alike, and so do their patches."""
+    tokens, valid = jnp.asarray(teacher.tokens), jnp.asarray(teacher.valid)
+    weights = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
+    count = valid.size
+    return reshape_rows(tokens, (count, tokens.shape[-1])), reshape_rows(weights, (count,))
 
 
 def choose_patches(

@@ -21,10 +21,10 @@ from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import contrastive_flops
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.sharding import AXES, BATCH, gather_rows, has_mesh, ppermute_next
-from siglip2_jax.types import Batch
+from siglip2_jax.types import ArrayLike, Batch
 
 Scalar = Float[Array, ""]
-Rows = Float[Array, "n E"]
+Rows = Float[ArrayLike, "n E"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Sigmoid(Objective):
         """The loss, the temperature `exp(t)` and the bias."""
         t, b = view.student.t[...], view.student.b[...]
         compute = ring_loss if self.implementation == "ring" and has_mesh() else sigmoid_loss
-        loss = compute(jnp.asarray(view.features.image), jnp.asarray(view.features.text), t, b)
+        loss = compute(view.features.image, jnp.asarray(view.features.text), t, b)
         return loss, {"temperature": jnp.exp(t), "bias": b}
 
 
@@ -91,7 +91,7 @@ def ring_loss(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Scalar:
     pass; text gradients travel with their shard. Saving residuals for a second pass would store the
     whole gathered batch.
     """
-    return _ring(image, text, t, b)[0]
+    return _ring(jnp.asarray(image), jnp.asarray(text), t, b)[0]
 
 
 def _ring_forward(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:

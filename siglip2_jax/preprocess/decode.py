@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image
 
-from siglip2_jax.preprocess.image_file import ImageError, LeastSize, load, read_image
+from siglip2_jax.preprocess.image_file import ImageError, LeastSize, Stream, load, read_image
 
 MAX_PIXELS = 200_000_000
 
@@ -105,7 +105,7 @@ def _label(source: ImageSource) -> str:
     return kinds.get(type(source), "image")
 
 
-def _open_stream(source: str | os.PathLike | bytes, label: str) -> io.BufferedIOBase:
+def _open_stream(source: str | os.PathLike | bytes, label: str) -> Stream:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):

@@ -24,6 +24,8 @@ from PIL import (  # the plugins register themselves in Image.OPEN
 from siglip2_jax import git_lfs
 from siglip2_jax.preprocess.metadata import without_metadata
 
+Stream = io.BytesIO | io.BufferedReader
+
 # From the height and width of an image as it is stored to the least that is needed of both.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
@@ -48,7 +50,7 @@ class _DamagedError(ImageError):
 
 
 def read_image(
-    stream: io.BufferedIOBase, label: str, max_pixels: int, least_size: LeastSize | None = None
+    stream: Stream, label: str, max_pixels: int, least_size: LeastSize | None = None
 ) -> Image.Image:
     """The image in a file, loaded. One that cannot be read is tried again without its metadata.
 
@@ -95,9 +97,7 @@ def load(image: Image.Image, label: str, max_pixels: int) -> None:
         raise _DamagedError(label, image.format, error) from error
 
 
-def _read(
-    stream: io.BufferedIOBase, label: str, max_pixels: int, least_size: LeastSize | None
-) -> Image.Image:
+def _read(stream: Stream, label: str, max_pixels: int, least_size: LeastSize | None) -> Image.Image:
     image = _identify(stream, label)
     if least_size is not None and image.format == "JPEG":  # HEIC would give its thumbnail
         width, height = image.size
@@ -110,7 +110,7 @@ def _read(
     return image
 
 
-def _make_transparent(image: Image.Image, stream: io.BufferedIOBase, rawmode: Any) -> None:
+def _make_transparent(image: Image.Image, stream: Stream, rawmode: Any) -> None:
     """Has the transparent colour of a PNG mean its loaded pixels: the file names it as a sample."""
     colour = image.info["transparency"]
     if rawmode in _GREY_TOP:
@@ -123,7 +123,7 @@ def _make_transparent(image: Image.Image, stream: io.BufferedIOBase, rawmode: An
 
 
 def _wide_alpha(
-    image: Image.Image, stream: io.BufferedIOBase, transparent: tuple[int, int, int]
+    image: Image.Image, stream: Stream, transparent: tuple[int, int, int]
 ) -> Image.Image:
     """Alpha of a PNG whose one transparent colour has 16 bits, of which pixels keep the upper 8."""
     stream.seek(0)
@@ -134,7 +134,7 @@ def _wide_alpha(
     return Image.fromarray(opaque.astype(np.uint8) * 255)
 
 
-def _identify(stream: io.BufferedIOBase, label: str) -> ImageFile.ImageFile:
+def _identify(stream: Stream, label: str) -> ImageFile.ImageFile:
     """Reads the header only.
 
     `PIL.Image.open` does the same, but also warns above 89 megapixels and refuses above 179, by a
@@ -161,7 +161,7 @@ def _identify(stream: io.BufferedIOBase, label: str) -> ImageFile.ImageFile:
 
 
 def _open(
-    stream: io.BufferedIOBase, label: str, format_name: str, prefix: bytes
+    stream: Stream, label: str, format_name: str, prefix: bytes
 ) -> ImageFile.ImageFile | None:
     """The image, if the file is of the format."""
     if format_name == "HEIF":

@@ -40,10 +40,13 @@ def images(split: str, caption: str) -> Folder:
 
 def model() -> ModelConfig:
     """Two narrow towers; the prompts need little of theirs."""
-    tower = {"width": 128, "mlp_dim": 512, "num_heads": 4}
     return ModelConfig(
-        vision=VisionConfig(**tower, depth=2, patch_size=8, grid=7, image_size=None),
-        text=TextConfig(**tower, depth=1, vocab_size=1024, embed_dim=128, length=16),
+        vision=VisionConfig(
+            width=128, depth=2, mlp_dim=512, num_heads=4, patch_size=8, grid=7, image_size=None
+        ),
+        text=TextConfig(
+            width=128, depth=1, mlp_dim=512, num_heads=4, vocab_size=1024, embed_dim=128, length=16
+        ),
     )
 
 

@@ -22,10 +22,19 @@ LENGTH = 48  # tokens of a sentence; the shipped tokenizer takes up to 30 for a 
 
 def model() -> ModelConfig:
     """Two narrow towers at native resolution; the decoder is as wide as the text tower."""
-    tower = {"width": 128, "mlp_dim": 512, "num_heads": 4}
     return ModelConfig(
-        vision=VisionConfig(**tower, depth=2, patch_size=16, grid=8, image_size=None),
-        text=TextConfig(**tower, depth=1, vocab_size=1024, embed_dim=128, length=LENGTH),
+        vision=VisionConfig(
+            width=128, depth=2, mlp_dim=512, num_heads=4, patch_size=16, grid=8, image_size=None
+        ),
+        text=TextConfig(
+            width=128,
+            depth=1,
+            mlp_dim=512,
+            num_heads=4,
+            vocab_size=1024,
+            embed_dim=128,
+            length=LENGTH,
+        ),
     )
 
 

@@ -29,11 +29,13 @@ def images(split: str) -> Folder:
 
 def model() -> ModelConfig:
     """Two narrow towers."""
-    vision = {"width": 128, "depth": 4, "mlp_dim": 512, "num_heads": 4}
-    text = {"width": 128, "depth": 2, "mlp_dim": 512, "num_heads": 4}
     return ModelConfig(
-        vision=VisionConfig(**vision, patch_size=16, grid=8, image_size=None),
-        text=TextConfig(**text, vocab_size=1024, embed_dim=128, length=40),
+        vision=VisionConfig(
+            width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=16, grid=8, image_size=None
+        ),
+        text=TextConfig(
+            width=128, depth=2, mlp_dim=512, num_heads=4, vocab_size=1024, embed_dim=128, length=40
+        ),
     )
 
 

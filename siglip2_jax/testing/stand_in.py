@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -35,7 +36,7 @@ class StandInEmbedder(Embedder):
     ) -> Float[np.ndarray, "n E"]:
         """Rows of the images, as they are in the table."""
         self.budgets.append(max_num_patches)
-        names = [x.image if isinstance(x, NamedImage) else x for x in images]
+        names: list[Any] = [x.image if isinstance(x, NamedImage) else x for x in images]
         return np.stack([self.image_rows[name] for name in names]).astype(np.float32)
 
     def embed_texts(

@@ -16,11 +16,11 @@ from siglip2_jax.models.siglip2 import Params, unflatten
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 
-_TOWER = {"depth": 1, "mlp_dim": 32, "num_heads": 2}
-
 TINY = ModelConfig(
-    vision=VisionConfig(**_TOWER, width=24, patch_size=4, grid=4, image_size=None),
-    text=TextConfig(**_TOWER, width=16, vocab_size=1024, embed_dim=24),
+    vision=VisionConfig(
+        width=24, depth=1, mlp_dim=32, num_heads=2, patch_size=4, grid=4, image_size=None
+    ),
+    text=TextConfig(width=16, depth=1, mlp_dim=32, num_heads=2, vocab_size=1024, embed_dim=24),
 )
 """A NaFlex model with patches of 4 pixels, whose vocabulary fits the shipped tokenizer."""
 

@@ -20,7 +20,7 @@ class TrainState:
     Attributes:
       params: nested dict of float32 arrays: the model's, and objectives' own under `heads/<name>`.
       optimizer: state of the optimizer; it holds moments of trainable parameters only.
-      ema_params: moving average of `params`, or None.
+      ema_params: moving average of a part of `params` (see `average.Average`), or None.
       step: number of the next step within the run.
       teacher_params: parameters of the frozen teacher that curates the batches, or None.
         Checkpoints do not hold them: they are read from where they came from.

@@ -9,8 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from benchmarks.test_suite import CONFIG
-from models.builders import random_params
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2 as proto
 
@@ -24,8 +22,8 @@ from siglip2_jax.evals.labels import ClassFolders
 from siglip2_jax.evals.zero_shot import ZeroShot
 from siglip2_jax.inference import embedder as embedders
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
+from siglip2_jax.testing import TINY, random_params, tiny_embedder
 
 NAMES = "red box", "green tree", "blue sky", "old dog", "my cat", "tall house", "road", "sea"
 
@@ -78,8 +76,7 @@ def other_words() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model() -> Embedder:
-    words = Tokenizer.load(TOKENIZER)
-    return Embedder(CONFIG, random_params(CONFIG), ImagePreprocessor(4, None), words)
+    return tiny_embedder()
 
 
 def differs(model: Embedder, **changes) -> Embedder:
@@ -99,7 +96,7 @@ def measure(model: Embedder, data, out=None, task: Task = TASK) -> dict[str, flo
 
 
 def reverse_names(data) -> None:
-    """In place: the file is as long and, by its time, as old as before."""
+    """Reverses the names in place: the file is as long and, by its time, as old as before."""
     path = data / "mine" / "names.json"
     time = path.stat().st_mtime_ns
     path.write_text(json.dumps(NAMES[::-1]))
@@ -141,7 +138,7 @@ def key(model: Embedder, data, task: Task = TASK) -> str:
 
 def nudged(index: int) -> dict:
     """Parameters of which one number differs by as little as can be."""
-    leaves, tree = jax.tree.flatten(random_params(CONFIG))
+    leaves, tree = jax.tree.flatten(random_params(TINY))
     array = leaves[index].copy()
     flat = array.reshape(-1)
     flat[len(flat) // 3] = np.nextafter(flat[len(flat) // 3], np.float32(9))

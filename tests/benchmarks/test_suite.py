@@ -72,6 +72,7 @@ def test_results_say_how_they_were_made(data):
         "canonical": False,
         "ties": "wrong",
         "border": 0,
+        "crop": 1.0,
         "templates": "a photo of a {}",
     }
     assert flickr.metrics.keys() == {
@@ -161,6 +162,13 @@ def test_every_task_can_be_found_or_says_how(tmp_path):
             assert task.missing(tmp_path).startswith(str(tmp_path / task.folder))
     with pytest.raises(ValueError, match="there is no task 'imagnet'; there are imagenet, "):
         choose_tasks(["imagnet"])
+
+
+def test_published_sets_are_read_from_their_directory(tmp_path):
+    for name in ("xm3600", "sugarcrepe"):
+        (task,) = choose_tasks([name])
+        evaluator = task.make(Setting(root=tmp_path, budget=4))
+        assert (evaluator.path, evaluator.max_num_patches) == (str(tmp_path), 4)
 
 
 def test_folder_or_data_directory(data):

@@ -61,8 +61,9 @@ def split(x: Embedded, mesh) -> Embedded:
     return Embedded(*put_batch((x.image, x.text), mesh), jnp.asarray(x.t), jnp.asarray(x.b))
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("count, chunks", [(32, 4), (23, 5)])
+@pytest.mark.parametrize(
+    ("count", "chunks", "shape"), [*((32, 4, shape) for shape in MESHES), (23, 5, (2, 2))], ids=str
+)
 def test_the_published_algorithm(count, chunks, shape):
     pair, noise = models(64), gumbel(chunks, 64)
     found = on(shape, lambda *pair: joint_sample(*pair, jnp.asarray(noise), count), *pair)

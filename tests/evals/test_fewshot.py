@@ -9,6 +9,7 @@ from PIL import Image
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.evals.fewshot import FewShot, Ridge, fewshot_accuracy
 from siglip2_jax.evals.pooled import shared_classes
+from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.testing import tiny_embedder
 
 
@@ -46,6 +47,12 @@ def test_closed_form_is_least_squares(count, l2):
     np.testing.assert_allclose(scores, whitened(fresh, x) @ expected, rtol=0, atol=1e-9)
 
 
+def big_vision_orders(labels, seed, num_classes):
+    """The lines of `Evaluator.compute_fewshot_metrics`, on the numbers of TFDS's classes."""
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(np.where(labels == cls_i)[0]) for cls_i in range(num_classes)]
+
+
 def test_accuracy_is_that_of_big_visions_loop():
     (x, y), (test_x, test_y) = rows(90), rows(50, seed=1)
     found = fewshot_accuracy(x, y, test_x, test_y, shots=5, l2=(1.0, 1024.0), seeds=(0, 7))
@@ -64,7 +71,7 @@ def test_accuracy_is_that_of_big_visions_loop():
     np.testing.assert_array_equal(found, again)
 
 
-def test_unreadable_photos():
+def test_unreadable_images():
     (x, y), (test_x, test_y) = rows(60), rows(40, seed=1)
     options = {"shots": 5, "seeds": (3,)}
     (before,), broken = fewshot_accuracy(x, y, test_x, test_y, **options), test_x.copy()
@@ -72,13 +79,15 @@ def test_unreadable_photos():
     (half,) = fewshot_accuracy(x, y, broken, test_y, **options)
     (good,) = fewshot_accuracy(x, y, test_x[1::2], test_y[1::2], **options)
     assert half == good / 2 and half < before
-    # Training photos that cannot be read are as if they were not there.
-    bad = np.full((3, x.shape[1]), np.nan, np.float32)
-    more_x, more_y = np.insert(x, [0, 20, 60], bad, axis=0), np.insert(y, [0, 20, 60], [1, 2, 3])
-    np.testing.assert_array_equal(
-        fewshot_accuracy(more_x, more_y, test_x, test_y, **options),
-        fewshot_accuracy(x, y, test_x, test_y, **options),
-    )
+    # In the place of a training image that cannot be read is the next of its class.
+    broken = x.copy()
+    orders = big_vision_orders(y, 3, 4)
+    broken[orders[2][:3]] = np.nan
+    chosen = np.concatenate([orders[0][:5], orders[1][:5], orders[2][3:8], orders[3][:5]])
+    expected = fewshot_accuracy(x[chosen], y[chosen], test_x, test_y, shots=5, seeds=(0,))
+    found = fewshot_accuracy(broken, y, test_x, test_y, **options)
+    np.testing.assert_array_equal(found, expected)
+    assert found[0, 0] != before
 
 
 def test_what_cannot_be_measured_is_refused():
@@ -137,6 +146,73 @@ def test_evaluator_reads_sources():
         FewShot(train=train, test=train, label="color")(model)
 
 
+class Noting(Embedder):
+    """Gives features by image; remembers which it was asked for."""
+
+    def __init__(self, features):
+        self.features, self.asked = features, []
+
+    def embed_images(self, images, **_):
+        names = [image.name for image in images]
+        self.asked.append(names)
+        return np.stack([self.features[name] for name in names])
+
+
+class Labelled:
+    """Opened examples of which images are read only when they are asked for."""
+
+    def __init__(self, part, labels):
+        self.part, self.labels, self.read = part, labels, []
+
+    def open(self):
+        return self
+
+    def __len__(self):
+        return len(self.labels)
+
+    def without_image(self, index, /):
+        name = f"{self.part}{index}"
+        return {"image": b"", "captions": (), "name": name, "label": int(self.labels[index])}
+
+    def __getitem__(self, index, /):
+        self.read.append(index)
+        return self.without_image(index) | {"image": b"bytes"}
+
+
+def test_only_the_examples_of_big_vision_are_read():
+    """First rows of twelve numbered classes, whose order is not that of their names."""
+    (x, y), (test_x, test_y) = rows(400, classes=12, width=30), rows(60, 30, 12, seed=1)
+    among, seeds, shots = 300, (0, 1, 2), 4
+    chosen, accuracies = [], []
+    for seed in seeds:
+        orders = big_vision_orders(y[:among], seed, 12)
+        picked = np.concatenate([order[:shots] for order in orders])
+        weights = plain_weights(x[picked], y[picked], 12, 2.0**10)
+        answers = (whitened(test_x, x[picked]) @ weights).argmax(1)
+        accuracies.append(np.mean(answers == test_y))
+        chosen.append(picked)
+    assert len({tuple(sorted(picked)) for picked in chosen}) == 3
+    features = {f"train{i}": row for i, row in enumerate(x)}
+    features |= {f"test{i}": row for i, row in enumerate(test_x)}
+    train, test, model = Labelled("train", y), Labelled("test", test_y), Noting(features)
+    options = {"label": "label", "shots": shots, "seeds": seeds, "among": among}
+    found = FewShot(train=train, test=test, **options)(model)
+    assert found == {"4shot": pytest.approx(np.mean(accuracies), abs=1e-12)}
+    wanted = sorted({*np.concatenate(chosen).tolist()})
+    assert train.read == wanted and len(wanted) < 3 * 12 * shots
+    assert model.asked == [list(features)[400:], [f"train{i}" for i in wanted]]
+    # One that cannot be read is replaced by the next of its class: nothing else is read again.
+    lost = chosen[0][0]
+    features[f"train{lost}"] = np.full(30, np.nan, np.float32)
+    again, model = Labelled("train", y), Noting(features)
+    FewShot(train=again, test=test, **options)(model)
+    broken = np.where(np.arange(400)[:, None] == lost, np.float32(np.nan), x)[:among]
+    expected = fewshot_accuracy(broken, y[:among], test_x, test_y, shots=shots, seeds=seeds).mean()
+    assert FewShot(train=again, test=test, **options)(model) == {"4shot": expected}
+    extra = {y[int(name.removeprefix("train"))] for name in model.asked[2]}
+    assert len(model.asked[2]) <= 3 and extra == {y[lost]}
+
+
 def test_pooled_features_are_those_before_normalisation():
     model = tiny_embedder(tokenizer=False)
     images = [coloured(100 + 10 * i, i % 3, 8, 4 * (1 + i % 3)) for i in range(11)]
@@ -152,3 +228,5 @@ def test_pooled_features_are_those_before_normalisation():
 def test_classes_are_numbered_together():
     train, test = shared_classes(["b", "a", "b"], ["c", "b"])
     assert train.tolist() == [1, 0, 1] and test.tolist() == [2, 1]
+    train, test = shared_classes([10, 9, 2], ["10", 100])
+    assert train.tolist() == [2, 1, 0] and test.tolist() == [4, 3]

@@ -1,14 +1,11 @@
 """Labelled sets in their published layouts, in miniature."""
 
-import io
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from siglip2_jax.data.sources import Memory
-from siglip2_jax.evals.labels import ClassFolders, ReaL, cut_border, objectnet_classes
+from siglip2_jax.data.sources import Described, Memory
+from siglip2_jax.evals.labels import ClassFolders, ReaL, objectnet_classes
 
 
 def touch(path, data=b"x"):
@@ -42,6 +39,10 @@ def test_folders_are_classes_in_order(tmp_path, caplog):
         f"{tmp_path}: images in no folder are passed over (1)",
     ]
     assert fields(source, "name")[0] == (str(tmp_path / "n01" / "z.png"),)
+    opened = source.open()
+    (tmp_path / "n01" / "z.png").unlink()  # which is not looked for
+    known = opened.without_image(0)
+    assert known["label"] == 0 and known["image"] == b"" and isinstance(opened, Described)
     with pytest.raises(ValueError, match="found 4 folders, expected 1000"):
         ClassFolders(str(tmp_path), count=1000).open()
 
@@ -154,26 +155,3 @@ def test_objectnet_files_that_do_not_fit(mappings):
     (mappings / "objectnet_to_imagenet_1k.json").write_text('{"banana": 3}')
     with pytest.raises(ValueError, match="1k.json: expected an object whose values are texts"):
         objectnet_classes(mappings)
-
-
-def test_border_is_cut_on_all_sides():
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8)
-    cut = cut_border(pixels, 2)
-    np.testing.assert_array_equal(np.asarray(cut), pixels[2:-2, 2:-2])
-    assert cut_border(pixels, 3) is pixels  # nothing would be left
-    assert cut_border(b"no image", 2) == b"no image"
-
-
-def test_a_photo_is_turned_upright_after_the_cut():
-    from siglip2_jax.preprocess.decode import decode
-
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 24, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG", exif=exif)
-    whole = np.asarray(decode(data.getvalue()))
-    assert whole.shape == (24, 40, 3)
-    np.testing.assert_array_equal(
-        np.asarray(decode(cut_border(data.getvalue(), 2))), whole[2:-2, 2:-2]
-    )

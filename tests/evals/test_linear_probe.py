@@ -1,55 +1,16 @@
-"""Logistic regression, against Newton's method in float64."""
+"""The linear probe's protocol, against fits in float64."""
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from evals.logistic_in_float64 import examples, in_float64, newton
 
 from siglip2_jax.data.sources import Memory
-from siglip2_jax.evals.linear_probe import LinearProbe, fit_logistic, linear_probe
+from siglip2_jax.evals.linear_probe import SWEEP, LinearProbe, linear_probe
 from siglip2_jax.inference.embedder import Embedder
 
 
-def rows(count, width=5, classes=3, noise=2.0, seed=0):
-    rng = np.random.default_rng(seed)
-    y = rng.permutation(np.arange(count) % classes)
-    means = np.random.default_rng(99).standard_normal((classes, width))
-    return (means[y] + rng.standard_normal((count, width)) * noise).astype(np.float32), y
-
-
-def newton(x, y, classes, l2):
-    """The minimum of mean cross-entropy + l2 / 2 |weights|^2, with the whole Hessian."""
-    inputs = np.column_stack([x.astype(np.float64), np.ones(len(x))])
-    n, width = inputs.shape
-    onehot = np.eye(classes)[y]
-    penalty = np.repeat([l2] * (width - 1) + [0.0], classes)
-    flat = np.zeros(width * classes)
-    for _ in range(50):
-        p = softmax(inputs @ flat.reshape(width, classes), axis=1)
-        gradient = (inputs.T @ (p - onehot) / n).ravel() + penalty * flat
-        spread = np.einsum("nk,kj->nkj", p, np.eye(classes)) - p[:, :, None] * p[:, None]
-        hessian = np.einsum("ni,nj,nkl->ikjl", inputs, inputs, spread) / n
-        hessian = hessian.reshape(flat.size, flat.size) + np.diag(penalty)
-        # The biases' common shift is free: least squares leaves it alone.
-        flat -= np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
-    assert np.abs(gradient).max() < 1e-12
-    return flat.reshape(width, classes)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("l2", [1e-3, 0.1, 10.0])
-def test_the_minimum_is_newtons(classes, l2):
-    x, y = rows(80, classes=classes)
-    expected = newton(x, y, classes, l2)
-    found = fit_logistic(x, y, classes, l2)
-    np.testing.assert_allclose(found.weights, expected[:-1], atol=2e-6)
-    bias = found.bias - found.bias.mean()
-    np.testing.assert_allclose(bias, expected[-1] - expected[-1].mean(), atol=2e-6)
-    warm = fit_logistic(x, y, classes, l2, start=fit_logistic(x, y, classes, 1.0))
-    np.testing.assert_allclose(warm.weights, expected[:-1], atol=2e-6)
-
-
 def test_one_penalty_is_one_fit():
-    (x, y), (test_x, test_y) = rows(90), rows(60, seed=1)
+    (x, y), (test_x, test_y) = examples(90), examples(60, seed=1)
     found = linear_probe(x, y, test_x, test_y, l2=(0.01,))
     mean, std = x.astype(np.float64).mean(0), x.astype(np.float64).std(0)
     weights = newton((x - mean) / std, y, 3, 0.01)
@@ -61,7 +22,7 @@ def test_one_penalty_is_one_fit():
 def test_the_penalty_with_the_best_held_out_part_is_taken():
     """With many useless inputs a large penalty is right; ties go to the larger one."""
     rng = np.random.default_rng(0)
-    (x, y), (test_x, test_y) = rows(120, noise=1.2), rows(200, noise=1.2, seed=1)
+    (x, y), (test_x, test_y) = examples(120, noise=1.2), examples(200, noise=1.2, seed=1)
     x = np.hstack([x, rng.standard_normal((120, 300)).astype(np.float32)])
     test_x = np.hstack([test_x, rng.standard_normal((200, 300)).astype(np.float32)])
     sweep = (1e-6, 1.0, 1e-2)
@@ -77,8 +38,28 @@ def test_the_penalty_with_the_best_held_out_part_is_taken():
     assert turned.held_out == found.held_out[::-1] and turned.top1 == found.top1
 
 
-def test_unreadable_photos():
-    (x, y), (test_x, test_y) = rows(60), rows(40, seed=1)
+def test_the_sweep_is_that_of_float64():
+    """All 7 penalties: held-out accuracies and the answer, but for an example near a border."""
+    (x, y), (test_x, test_y) = examples(400, classes=4), examples(200, classes=4, seed=1)
+    found = linear_probe(x, y, test_x, test_y)
+    held = np.zeros(400, bool)
+    order = np.random.default_rng(0).permutation(400)
+    held[sorted(order, key=lambda i: y[i])[4::5]] = True  # stable: within a class in random order
+    mean, std = x.astype(np.float64).mean(0), x.astype(np.float64).std(0)
+    x, test_x = (x - mean) / std, (test_x - mean) / std
+    accuracies = []
+    for l2 in SWEEP:
+        best = in_float64(x[~held], y[~held], 4, l2)
+        accuracies.append(np.mean((x[held] @ best[:-1] + best[-1]).argmax(1) == y[held]))
+    np.testing.assert_allclose(found.held_out, accuracies, rtol=0, atol=1 / held.sum())
+    assert len(SWEEP) == 7 and found.l2 == SWEEP[int(np.argmax(found.held_out))]
+    best = in_float64(x, y, 4, found.l2)
+    top1 = np.mean((test_x @ best[:-1] + best[-1]).argmax(1) == test_y)
+    assert abs(found.top1 - top1) <= 1 / 200
+
+
+def test_unreadable_images():
+    (x, y), (test_x, test_y) = examples(60), examples(40, seed=1)
     broken = test_x.copy()
     broken[::2] = np.inf
     half = linear_probe(x, y, broken, test_y, l2=(0.1,)).top1
@@ -89,7 +70,7 @@ def test_unreadable_photos():
 
 
 def test_what_cannot_be_measured_is_refused():
-    x, y = rows(20)
+    x, y = examples(20)
     for wrong in ({"l2": ()}, {"l2": (0.0, 1.0)}, {"held_out": 0.0}, {"held_out": 0.6}):
         with pytest.raises(ValueError, match="expected penalties above 0"):
             linear_probe(x, y, x, y, **wrong)
@@ -113,14 +94,14 @@ class Given(Embedder):
 
 
 def test_evaluator_reads_sources():
-    (x, y), (test_x, test_y) = rows(60), rows(40, seed=1)
+    (x, y), (test_x, test_y) = examples(60), examples(40, seed=1)
     names = [("bee", "ant", "cat")[i] for i in (*y, *test_y)]
     model = Given({bytes([i]): row for i, row in enumerate([*x, *test_x])})
-    examples = [
+    listed = [
         {"image": bytes([i]), "captions": (), "name": f"{i}", "species": name}
         for i, name in enumerate(names)
     ]
-    train, test = Memory(tuple(examples[:60])), Memory(tuple(examples[60:]))
+    train, test = Memory(tuple(listed[:60])), Memory(tuple(listed[60:]))
     evaluator = LinearProbe(train=train, test=test, label="species", max_num_patches=49)
     order = np.array([1, 0, 2])  # ant, bee, cat
     expected = linear_probe(x, order[y], test_x, order[test_y])

@@ -106,6 +106,20 @@ def test_every_caption_is_in_the_pool(count, full_stop):
     )
 
 
+def test_ties_are_as_the_evaluator_says():
+    """A model that gives all the same: nothing, half of the places, and what stands first."""
+    chosen = [{"image": bytes([i]), "captions": (f"{i}",), "name": f"{i}"} for i in range(4)]
+    same = np.array([1.0, 0.0])
+    model = StandInEmbedder({x["image"]: same for x in chosen}, {f"{i}": same for i in range(4)})
+    found = {
+        ties: Retrieval(source=Memory(tuple(chosen)), ties=ties)(model)
+        for ties in ("against", "half", "first")
+    }
+    for way in ("image_to_text", "text_to_image"):
+        assert [found[ties][f"{way}@1"] for ties in found] == [0, 0, 0.25]
+        assert [found[ties][f"{way}@5"] for ties in found] == [1, 1, 1]
+
+
 def test_an_unreadable_photo_and_its_captions_are_wrong():
     rows = np.eye(3, dtype=np.float32)
     chosen = [{"image": bytes([i]), "captions": (f"{i}",), "name": f"{i}"} for i in range(3)]

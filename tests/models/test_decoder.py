@@ -141,7 +141,6 @@ def test_captions_of_an_image_do_not_see_each_other():
 @pytest.mark.parametrize(
     "compute",
     [
-        Compute(scan=False),
         Compute(remat="full"),
         Compute(scan=False, remat=("qkv", "attn_out", "x_mid", "mlp_pre")),
     ],

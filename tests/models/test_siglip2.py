@@ -144,7 +144,6 @@ def value_and_gradient(params, compute):
 @pytest.mark.parametrize(
     "compute",
     [
-        Compute(scan=False),
         Compute(remat="full"),
         Compute(remat="dots"),
         Compute(scan=False, remat=("qkv", "attn_out", "x_mid", "mlp_pre")),

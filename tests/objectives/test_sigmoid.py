@@ -35,13 +35,17 @@ def by_hand(image, text, t, b) -> tuple[float, tuple]:
     return loss, (d_image, d_text, (d_logits * scaled).sum(), d_logits.sum())
 
 
+PROGRAMS = {
+    name: jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))) for name, loss in COMPUTE.items()
+}
+
+
 def on(mesh: Mesh, name: str, *inputs):
     """Value and gradients, and how the gradients are split."""
     image, text, t, b = inputs
     with jax.set_mesh(mesh):
         split = put_batch((image, text), mesh)
-        program = jax.jit(jax.value_and_grad(COMPUTE[name], argnums=(0, 1, 2, 3)))
-        loss, grads = program(*split, jnp.float32(t), jnp.float32(b))
+        loss, grads = PROGRAMS[name](*split, jnp.float32(t), jnp.float32(b))
         assert all(grad.sharding.is_equivalent_to(split[0].sharding, 2) for grad in grads[:2])
         return np.asarray(loss), [np.asarray(grad) for grad in grads]
 

@@ -57,8 +57,15 @@ def test_value_and_gradients(chunk):
     assert_near(jax.jit(derived(chunk))(*inputs()), by_hand(*inputs()))
 
 
-@pytest.mark.parametrize("spec", [P(None, "fsdp"), P("fsdp", None), P()], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((1, 1), P()),
+        ((1, 4), P("fsdp", None)),
+        *(((2, 2), spec) for spec in (P(None, "fsdp"), P("fsdp", None), P())),
+    ],
+    ids=str,
+)
 def test_on_a_mesh(shape, spec):
     """The same as without one, however the kernel is split; its gradient is split likewise."""
     hidden, kernel, targets, weights = inputs()

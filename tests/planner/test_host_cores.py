@@ -7,9 +7,10 @@ import pytest
 from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, host_cores_needed
 
 
-@pytest.mark.parametrize("rate", [0.5, 87.3, 100.0, 663.0, 4096.0])
-@pytest.mark.parametrize("core", [7.0, 64.0, 101.7])
-@pytest.mark.parametrize("chips", [1, 4, 8])
+@pytest.mark.parametrize(
+    ("rate", "core", "chips"),
+    [(0.5, 101.7, 1), (87.3, 7.0, 4), (100.0, 64.0, 8), (4096.0, 101.7, 8)],
+)
 def test_enough_and_no_more(rate, core, chips):
     cores = host_cores_needed(rate, core, chips)
     needed = Fraction(rate) * chips / Fraction(core)

@@ -27,8 +27,6 @@ from siglip2_jax.types import Features, Patches
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
 MODEL_TYPES = ("siglip", "siglip2")
 
 
@@ -112,7 +110,7 @@ class TransformersModel(Embedder):
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         processor: Any,
         tokenizer: Any = None,
         *,

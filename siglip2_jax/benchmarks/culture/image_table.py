@@ -68,6 +68,10 @@ class TableImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
+    def without_image(self, index: int, /) -> dict[str, Any]:
+        """An example whose `image` is empty."""
         path, fields = self._rows[index]
-        return make_example(path.read_bytes(), (), str(path), fields)
+        return make_example(b"", (), str(path), fields)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self.without_image(index) | {"image": self._rows[index][0].read_bytes()}

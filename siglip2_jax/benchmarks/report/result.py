@@ -70,7 +70,7 @@ class Result:
       protocol: what the numbers depend on besides model and data. The report knows
         `num_patches` (tokens of an image; the budget at native resolution), `resolution` (side in
         pixels, None at native resolution), `preproc`, `text_norm`, `dtype`, and for some tasks
-        `templates` (a name, or the prompts), `canonical`, `ties`, `border` and `full_stop`.
+        `templates` (a name, or the prompts), `canonical`, `ties`, `border`, `crop` and `full_stop`.
       failed: names of images that did not decode; they count as wrong.
       images: how many were measured, those that failed included.
       seconds: of wall-clock time.

@@ -21,15 +21,26 @@ from siglip2_jax.benchmarks.tasks.prepared import (
     or_prepared,
 )
 from siglip2_jax.data.sources import Folder
+from siglip2_jax.data.tfds import Tfds
 from siglip2_jax.evals.fewshot import FewShot
 from siglip2_jax.evals.linear_probe import LinearProbe
 from siglip2_jax.evals.prompts import CLIP_PAPER
+
+FEW_SHOT_IMAGES = 65_000
+"""Training images of ImageNet, from the first, that big_vision chooses few-shot examples from."""
 
 
 def _imagenet(setting: Setting) -> dict[str, Any]:
     train = imagenet_images(setting.root, "train", IMAGENET, "train")
     test = imagenet_images(setting.root, "val", IMAGENET, "validation")
     return {"train": train, "test": test, "label": "label", "max_num_patches": setting.budget}
+
+
+def _imagenet_few_shot(setting: Setting) -> FewShot:
+    fields = _imagenet(setting)
+    # Folders are in the order of classes, of which the first images are no sample.
+    among = FEW_SHOT_IMAGES if isinstance(fields["train"], Tfds) else None
+    return FewShot(**fields, among=among)
 
 
 def _own(setting: Setting) -> dict[str, Any]:
@@ -123,7 +134,7 @@ TASKS: tuple[Task, ...] = (
         folder="imagenet",
         required_files=_PHOTOS,
         setup_hint=_TRAIN,
-        make=lambda setting: FewShot(**_imagenet(setting)),
+        make=_imagenet_few_shot,
         metric="10shot",
     ),
     Task(

@@ -1,12 +1,14 @@
 """Open-vocabulary boxes by OWLv2 (Minderer et al., arXiv 2306.09683); extra `regions`.
 
-On the implementation of transformers; only offline jobs use it, never training.
+On the implementation of transformers; only offline jobs use it, never training. OWL-ViT, which
+annotated the data of OWLv2 and of SigLIP 2, is refused: there OWLv2's boxes are shares of the image
+padded to a square, OWL-ViT's of the image itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL.Image import Image
 
@@ -76,7 +78,7 @@ class Owlv2Detector:
             ) from error
         self.repo, self.threshold, self.prompts = repo, threshold, tuple(prompts)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.eval().to(self.device)
+        self._model = cast(Any, model).eval().to(self.device)  # its annotations are wrong
         self._embedded: tuple[tuple[str, ...], torch.Tensor] | None = None  # the last queries
 
     def detect(self, image: Image, queries: Sequence[str]) -> list[Region]:
@@ -121,8 +123,8 @@ class Owlv2Detector:
         """
         import torch
 
-        queries = tuple(queries)
-        if self._embedded is not None and self._embedded[0] == queries:
+        key = tuple(queries)
+        if self._embedded is not None and self._embedded[0] == key:
             return self._embedded[1]
         texts = [prompt.replace("{}", query) for query in queries for prompt in self.prompts]
         towers, parts = self._model.owlv2, []
@@ -136,7 +138,7 @@ class Owlv2Detector:
             ).pooler_output
             parts.append(torch.nn.functional.normalize(towers.text_projection(pooled), dim=-1))
         found = torch.cat(parts).unflatten(0, (len(queries), len(self.prompts))).mean(dim=1)
-        self._embedded = queries, found
+        self._embedded = key, found
         return found
 
     def _corners(self, boxes: torch.Tensor, image: Image) -> torch.Tensor:

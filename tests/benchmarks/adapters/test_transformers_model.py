@@ -14,6 +14,7 @@ from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.evals.zero_shot import ZeroShot
+from siglip2_jax.fingerprint import fingerprint
 from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.testing import random_params
@@ -61,6 +62,20 @@ def test_bundle_is_the_same(pair):
     assert (theirs.temperature, theirs.bias) == (ours.temperature, ours.bias)
     assert theirs.preprocess.mode == "hf" and theirs.text_norm == "unicode_lower"
     assert theirs.preprocess.num_tokens(BUDGET) == ours.preprocess.num_tokens(BUDGET)
+
+
+def test_identity_is_of_content(pair):
+    ours, place, theirs = pair
+    first = fingerprint(theirs.identity())
+    assert fingerprint(open_transformers(place).identity()) == first
+    assert fingerprint(ours.identity()) != first
+    others = open_transformers(place, ours.tokenizer), open_transformers(place, exif=False)
+    assert len({first, *(fingerprint(other.identity()) for other in others)}) == 3
+    weight = others[0]._model.text_model.final_layer_norm.weight
+    before = fingerprint(others[0].identity())
+    with torch.no_grad():
+        weight[3] += 1e-3
+    assert fingerprint(others[0].identity()) != before
 
 
 def test_embeddings_are_close(pair, photos):

@@ -68,18 +68,18 @@ def check(kind, inputs, valid, tolerance):
         np.testing.assert_allclose(np.asarray(x.astype(jnp.float32)), y, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("shape", "keys"),
+    ("kind", "shape", "keys"),
     [
-        ((2, 16, 2, 64), None),
-        ((2, 49, 4, 64), None),
-        ((1, 300, 2, 64), None),  # two blocks of queries, the second ragged
-        ((2, 20, 16, 72), None),  # heads that straddle groups of lanes
-        ((1, 24, 4, 96), 40),
-        ((3, 17, 3, 16), 18),
-        ((1, 16, 1, 128), 70),
-        ((1, 16, 1, 192), None),  # wider than a group
+        *((kind, (2, 16, 2, 64), None) for kind in KINDS),
+        *((kind, (3, 17, 3, 16), 18) for kind in KINDS),
+        ("pallas", (2, 49, 4, 64), None),
+        ("pallas", (1, 300, 2, 64), None),  # two blocks of queries, the second ragged
+        ("pallas", (2, 20, 16, 72), None),  # heads that straddle groups of lanes
+        ("pallas", (1, 24, 4, 96), 40),
+        ("pallas", (1, 16, 1, 128), 70),
+        ("pallas", (1, 16, 1, 192), None),  # wider than a group
+        ("splash", (1, 24, 4, 96), 40),
     ],
 )
 def test_values_and_gradients_in_float32(kind, shape, keys):

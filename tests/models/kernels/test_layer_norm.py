@@ -60,10 +60,13 @@ def expected(layer, *inputs):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "shape",
-    [(2, 64, 128), (3, 49, 72), (40, 16, 32), (1, 1030, 16), (2, 1296, 16), (5, 1, 24)],
+    ("kind", "shape"),
+    [
+        *(("xla", shape) for shape in ((2, 64, 128), (5, 1, 24))),
+        *(("pallas", shape) for shape in ((2, 64, 128), (3, 49, 72), (40, 16, 32), (1, 1030, 16))),
+        *(("pallas", shape) for shape in ((2, 1296, 16), (5, 1, 24))),
+    ],
 )
 def test_values_and_gradients_in_float32(kind, shape):
     inputs = operands(shape)
