@@ -16,7 +16,7 @@ import numpy as np
 TABLES = frozenset(".json .jsonl .csv .tsv .txt .p".split())
 """Endings of files that count by their content; all others, such as images, by size and time."""
 
-_BESIDE = ".idx.json", ".log", ".out", ".tmp"
+_BESIDE = ".idx.npz", ".log", ".out", ".tmp"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _CHUNK = 1 << 24
 

@@ -116,7 +116,7 @@ def test_only_what_is_read_counts(root):
     (root / ".cache").mkdir()
     (root / ".cache" / "x.json").touch()
     (root / "val" / ".DS_Store").touch()
-    (root / "val" / "0.tar.idx.json").touch()
+    (root / "val" / "0.tar.idx.npz").touch()
     (root / "eval.log").touch()
     (root / "results").mkdir()
     (root / "results" / "r.json").touch()

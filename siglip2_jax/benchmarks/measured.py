@@ -11,17 +11,12 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 
 from siglip2_jax.benchmarks.gather import gather_blocks, gather_texts
 from siglip2_jax.data.prefetch import batched
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
-from siglip2_jax.models.config import ModelConfig, Variant
-from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.preprocess.decode import ImageError, ImageSource
-from siglip2_jax.preprocess.image import ImagePreprocessor
-from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.progress import Update
 from siglip2_jax.resumable import Rows
 
@@ -88,7 +83,11 @@ class Measuring:
 
 
 class Measured(Measuring):
-    """Wraps an embedder for one evaluation: evaluators see a `base.Model` that shares its work."""
+    """Wraps an embedder for one evaluation: evaluators see a `base.Model` that shares its work.
+
+    Attributes:
+      config, params, mesh, variant, preprocess, text_norm, dtype: those of the embedder.
+    """
 
     def __init__(
         self,
@@ -106,41 +105,9 @@ class Measured(Measuring):
           batch_size: images per program call.
         """
         super().__init__(model, directory, batch_size)
-
-    @property
-    def config(self) -> ModelConfig:
-        """Sizes of the towers."""
-        return self._model.config
-
-    @property
-    def params(self) -> Params:
-        """Parameters, a nested dict."""
-        return self._model.params
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """The mesh that the parameters are on."""
-        return self._model.mesh
-
-    @property
-    def variant(self) -> Variant | None:
-        """The release with exactly these sizes, or None."""
-        return self._model.variant
-
-    @property
-    def preprocess(self) -> ImagePreprocessor:
-        """Images to patches."""
-        return self._model.preprocess
-
-    @property
-    def text_norm(self) -> TextNorm:
-        """Normalisation of texts before tokenisation."""
-        return self._model.text_norm
-
-    @property
-    def dtype(self) -> str:
-        """Dtype of the towers' matrix products."""
-        return self._model.dtype
+        self.config, self.params, self.mesh = model.config, model.params, model.mesh
+        self.variant, self.preprocess = model.variant, model.preprocess
+        self.text_norm, self.dtype = model.text_norm, model.dtype
 
     def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
         """Embeds texts as `Embedder.embed_texts` does; every process embeds all of them."""

@@ -32,9 +32,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _add_index(jobs: argparse._SubParsersAction) -> None:
     parser = jobs.add_parser(
         "index",
-        help="write TAR.idx.json beside webdataset tars",
+        help="write TAR.idx.npz beside webdataset tars",
         description="Notes where each sample lies, so that training reads it at once. Tars that "
-        "have a fresh index are passed over.",
+        "have a fresh index are passed over. Samples that cannot be used are counted.",
         epilog="example: siglip2 data index '/data/train/*.tar'",
     )
     parser.add_argument(
@@ -111,13 +111,24 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
 
 def index(args: argparse.Namespace) -> None:
     """Indexes tars."""
+    from collections import Counter
+
     from siglip2_jax.data.tars import index_tars
     from siglip2_jax.progress import progress
 
     with progress("indexing") as show:
-        found = index_tars(args.pattern, show)
-    summary = {"tars": len(found), "samples": sum(map(len, found))}
-    _print(summary, args.json, "{tars} tars hold {samples} samples")
+        indices = index_tars(args.pattern, show)
+    counts = Counter()
+    for index in indices:
+        counts.update({reason: remark.count for reason, remark in index.remarks.items()})
+    summary = {
+        "tars": len(indices),
+        "damaged": sum(index.damage is not None for index in indices),
+        "samples": sum(map(len, indices)),
+        "left_out": sum(index.left_out for index in indices),
+        "remarks": dict(counts),
+    }
+    _print(summary, args.json, "{tars} tars hold {samples} samples; {left_out} are left out")
 
 
 def pack(args: argparse.Namespace) -> int:
@@ -129,7 +140,9 @@ def pack(args: argparse.Namespace) -> int:
 
     with progress("packing") as show:
         done = write(_source(args), args.out, shard_size=args.shard_size, progress=show)
-    text = "{examples} examples in {shards} shards ({bytes} bytes), {skipped} left out"
+    text = "{examples} examples in {shards} shards ({bytes} bytes); {skipped} were bad"
+    if done.left_out:
+        text += ", {left_out} in the files are no samples that can be used"
     _print(dataclasses.asdict(done), args.json, text)
     return 0 if done.examples else 1
 

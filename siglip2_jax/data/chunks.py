@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from siglip2_jax.data.example import with_name
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.types import Batch
@@ -107,8 +108,7 @@ class Chunks:
                 name = example["name"]
                 return self._prepare(example, rng, budget), problems
             except (ValueError, OSError) as error:
-                problem = str(error)
-                problems.append(problem if problem.startswith(name) else f"{name}: {problem}")
+                problems.append(str(with_name(error, name)))
         raise ValueError(
             f"{_ATTEMPTS} examples in a row could not be used; the first: {' '.join(problems[:3])}"
         )

@@ -7,10 +7,43 @@ own names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from siglip2_jax.data.text import plain_text
+
+
+class ExampleError(ValueError):
+    """An example that cannot be used: one sentence that begins with its name.
+
+    Attributes:
+      name: the example's name, where a list of errors is to have it apart; None elsewhere.
+    """
+
+    def __init__(self, sentence: str, name: str | None = None) -> None:
+        super().__init__(sentence)
+        self.name = name
+
+
+def with_name(error: Exception, name: str) -> ExampleError:
+    """The error of an example with its name in front, or the name that its source gave it."""
+    if isinstance(error, ExampleError) and error.name is not None:
+        return error
+    sentence = str(error)
+    return ExampleError(sentence if sentence.startswith(name) else f"{name}: {sentence}", name)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Gives what is wrong with an example's content its name; errors of the machine stay."""
+    try:
+        yield
+    except ValueError as error:
+        raise with_name(error, name) from error
+
 
 # What an example and its preparation use; fields of a source with these names are left out.
 RESERVED = frozenset({"image", "captions", "name", "text", "budget", "fields"})
@@ -33,7 +66,7 @@ def make_example(
 def as_captions(value: Any, name: str) -> tuple[str, ...]:
     """The captions that a field holds: a text or several, as str or bytes; each once.
 
-    Blank and null ones are dropped.
+    Blank and null ones are dropped, and so are a text's byte-order mark and last line ends.
 
     Args:
       value: a str, bytes, None, or a sequence or array of them.
@@ -47,13 +80,17 @@ def as_captions(value: Any, name: str) -> tuple[str, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     texts = []
     for text in values:
-        if isinstance(text, bytes):
-            text = text.decode()  # UnicodeDecodeError is a ValueError
-        if text is not None and not isinstance(text, str):
+        if text is None:
+            continue
+        if not isinstance(text, str | bytes):
             raise ValueError(
                 f"{name}: a caption is {type(text).__name__} {text!r:.60}, expected a text."
             )
-        if text and text.strip():
+        try:
+            text = plain_text(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: a caption is {error}.") from error
+        if text.strip():
             texts.append(text)
     return tuple(dict.fromkeys(texts))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -50,7 +51,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
         if not matches:
             raise ValueError(
                 f"{pattern} matches no image; expected a file, a glob or a directory with files "
-                f"ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"ending in {', '.join(sorted(IMAGE_SUFFIXES))}{suggest_glob(pattern)}"
             )
         images.update(dict.fromkeys(matches))
     return list(images)
@@ -66,13 +67,19 @@ def find_shards(pattern: str, suffix: str) -> list[str]:
     Raises:
       ValueError: nothing is found.
     """
-    shards = _find(pattern, {suffix}, depth=1, described_by={".json", ".jsonl"})
+    shards = _find(pattern, {suffix}, depth=1, described_by={".json", ".jsonl", ".npz"})
     if not shards:
         raise ValueError(
             f"{pattern} matches no file; expected a {suffix} file, a directory of them or a glob "
-            "(mount gs:// with gcsfuse)"
+            f"(mount gs:// with gcsfuse){suggest_glob(pattern)}"
         )
     return shards
+
+
+def suggest_glob(pattern: str) -> str:
+    """The end of a message on a pattern that matches nothing: a glob for one with braces."""
+    wider = re.sub(r"\{[^{}]*\}", "*", pattern)
+    return f"; braces are not expanded, write the glob {wider}" if wider != pattern else ""
 
 
 def is_hidden(name: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
+from siglip2_jax.data.example import ExampleError
 from siglip2_jax.data.lengths import Aspect
 from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.preprocess.image import (
@@ -27,10 +28,6 @@ from siglip2_jax.types import Batch, Patches
 # A scaled decode keeps this many times the sides that the resize needs: closer to 1, what libjpeg
 # leaves out begins to show, at 1.5 it is less than what the choice of the filter changes.
 SCALED_DECODE_MARGIN = 1.5
-
-
-class ExampleError(ValueError):
-    """An example that cannot be trained on: one sentence with its name."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip2_jax.data.example import as_captions, with_name
 from siglip2_jax.data.files import find_shards
 from siglip2_jax.data.sources import Examples
 
@@ -63,7 +64,7 @@ def decode_example(record: bytes) -> dict[str, Any]:
     end = start + int.from_bytes(record[len(_MAGIC) : start], "little")
     header = json.loads(record[start:end])
     example = header["fields"]
-    example["captions"] = tuple(example["captions"])
+    example["captions"] = as_captions(example["captions"], example["name"])
     for key, size in header["blobs"]:
         example[key] = record[end : end + size]
         end += size
@@ -147,4 +148,4 @@ class _RecordExamples:
         try:
             return decode_example(self._records[index])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self._pattern}, record {index}: {error}") from error
+            raise with_name(error, f"{self._pattern}, record {index}") from error

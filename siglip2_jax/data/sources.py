@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 
-from siglip2_jax.data.example import CAPTION_FIELDS, make_example, row_captions
+from siglip2_jax.data.example import CAPTION_FIELDS, make_example, naming, row_captions
 from siglip2_jax.data.text import read_rows
 
 
@@ -40,6 +40,17 @@ class Described(Examples, Protocol):
 
     def without_image(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len, whose `image` is empty; no file is read."""
+        ...
+
+
+@runtime_checkable
+class Incomplete(Protocol):
+    """Opened data whose files hold samples that it leaves out."""
+
+    @property
+    def left_out(self) -> int:
+        """Number of samples that are left out."""
+        ...
 
 
 @runtime_checkable
@@ -130,10 +141,16 @@ class _FolderExamples:
     def without_image(self, index: int, /) -> dict[str, Any]:
         row, path = self._rows[index], self._path(index)
         name = f"{path}#{index}" if self._repeats[index] else str(path)
-        return make_example(b"", row_captions(row, self._template, name), name, row)
+        with naming(name):
+            return make_example(b"", row_captions(row, self._template, name), name, row)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return self.without_image(index) | {"image": self._path(index).read_bytes()}
+        example = self.without_image(index)
+        with naming(example["name"]):
+            try:
+                return example | {"image": self._path(index).read_bytes()}
+            except FileNotFoundError as error:
+                raise ValueError("there is no such file") from error
 
     def _path(self, index: int) -> epath.Path:
         return epath.Path(self._images) / self._rows[index]["file"]

@@ -2,97 +2,136 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import logging
 import os
-import tarfile
-from collections.abc import Iterator
+import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
 from siglip2_jax.data.files import IMAGE_SUFFIXES
+from siglip2_jax.data.tar_members import Member, read_members
 from siglip2_jax.outputs import write_whole
+from siglip2_jax.strings import Strings
 
-_FORMAT = "siglip2_jax tar index, version 1"
-_IMAGE, _TEXT, _JSON = range(3)
 _log = logging.getLogger(__name__)
+
+# An index depends on this, and on nothing but its tar else.
+_FORMAT = {"format": "siglip2_jax tar index, version 2", "images": sorted(IMAGE_SUFFIXES)}
+_IMAGE, _TEXT, _JSON, _DOTTED = range(4)
+_LEFT_OUT = {
+    "no_image": "samples without an image beside their caption",
+    "ambiguous": "samples with two images, texts or JSON files",
+    "dotted": "images with a dot in their name before the suffix",
+    "unreadable": "samples with a file that is sparse, cut, or a link to nothing in the tar",
+}
+
+
+class Remark(NamedTuple):
+    """Remark on some members of a tar: how many there are, and the name of the first."""
+
+    count: int
+    first: str
 
 
 @dataclass(frozen=True, eq=False)
 class TarIndex:
-    """The samples of one tar that have an image.
+    """The samples of one tar that can be used.
 
     Attributes:
       path: the tar.
-      keys: names of the samples, in UTF-8.
+      keys: names of the samples; `#2` and so on is added to a key that came before.
       spans: offset and size in bytes of each sample's image, text and JSON; -1 where it has none.
-      problem: where and why the tar cannot be read to its end; None for a whole one.
+      remarks: what is left out, as `no_image`, `ambiguous`, `dotted` and `unreadable`; samples with
+        the key of an earlier one, as `repeated`; and members that belong to no sample, as `other`.
+      damage: where and why the tar cannot be read to its end; None for a whole one.
     """
 
     path: str
-    keys: Shaped[np.ndarray, " n"]
+    keys: Strings
     spans: Int64[np.ndarray, "n 6"]
-    problem: str | None = None
+    remarks: dict[str, Remark]
+    damage: str | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def left_out(self) -> int:
+        """Number of samples that are left out."""
+        return sum(self.remarks[reason].count for reason in _LEFT_OUT if reason in self.remarks)
+
+    @property
+    def warning(self) -> str | None:
+        """Sentence on all that is lost or odd in the tar; None where nothing is."""
+        parts = [f"is damaged {self.damage}, and what follows is lost"] if self.damage else []
+        words = {reason: f"leaves out {text}" for reason, text in _LEFT_OUT.items()}
+        words["repeated"] = "keeps samples apart whose keys came before"
+        for reason, text in words.items():
+            if remark := self.remarks.get(reason):
+                parts.append(f"{text} ({remark.count}, the first: {remark.first:.100})")
+        return f"{self.path} {'; '.join(parts)}" if parts else None
+
 
 def index_file(path: str) -> Path:
     """Path of the index of a tar."""
-    return Path(path + ".idx.json")
+    return Path(path + ".idx.npz")
 
 
 def index_tar(path: str) -> TarIndex:
     """The index of a tar: read from beside it, or made and written there.
 
-    A tar that is cut short gives the samples before the cut. This, and a directory that the index
-    cannot be written to, is logged as a warning.
+    What is lost or odd in the tar is logged as one warning, whether it is indexed now or was
+    before; a directory that the index cannot be written to as another.
 
     Raises:
       ValueError: the file is no tar, or a compressed one.
       OSError: it cannot be read.
     """
     stat = os.stat(path)
-    identity = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    identity = {**_FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     index = _load(path, identity)
     if index is None:
-        index = _walk(path, stat.st_size)
+        index = _make(path, *read_members(path))
         _store(index, identity)
-    if index.problem:
-        _log.warning(
-            "%s is damaged %s; its first %d samples are used", path, index.problem, len(index)
-        )
+    if index.warning:
+        _log.warning("%s", index.warning)
     return index
 
 
-def _load(path: str, identity: dict[str, int]) -> TarIndex | None:
+def _load(path: str, identity: dict[str, Any]) -> TarIndex | None:
     """The index beside a tar; None where there is none, or one of another file or format."""
     try:
-        content = json.loads(index_file(path).read_bytes())
-        if content["format"] != _FORMAT or content["tar"] != identity:
-            return None
-        return _make(path, content["samples"], content["problem"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with open(index_file(path), "rb") as stream, np.load(stream) as file:
+            about = json.loads(file["about"].tobytes())
+            if about["identity"] != identity:
+                return None
+            keys = Strings(file["keys"], file["offsets"])
+            remarks = {reason: Remark(*remark) for reason, remark in about["remarks"].items()}
+            return TarIndex(path, keys, file["spans"], remarks, about["damage"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _store(index: TarIndex, identity: dict[str, int]) -> None:
-    samples = {
-        key.decode(): spans.tolist() for key, spans in zip(index.keys, index.spans, strict=True)
-    }
-    content = {
-        "format": _FORMAT,
-        "tar": identity,
-        "problem": index.problem,
-        "columns": "key: image offset, size, text offset, size, json offset, size; -1: none",
-        "samples": samples,
-    }
+def _store(index: TarIndex, identity: dict[str, Any]) -> None:
+    about = {"identity": identity, "damage": index.damage, "remarks": index.remarks}
+    file = io.BytesIO()
+    np.savez(
+        file,
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+        keys=index.keys.data,
+        offsets=index.keys.offsets,
+        spans=index.spans,
+    )
     try:
-        write_whole(index_file(index.path), json.dumps(content))
+        write_whole(index_file(index.path), file.getvalue())
     except OSError as error:
         _log.warning(
             "the index of %s cannot be kept beside it and is made again each time (%s)",
@@ -101,64 +140,78 @@ def _store(index: TarIndex, identity: dict[str, int]) -> None:
         )
 
 
-def _make(path: str, samples: dict[str, list[int]], problem: str | None) -> TarIndex:
-    keys = np.array([key.encode() for key in samples], np.bytes_)
-    spans = np.array(list(samples.values()), np.int64).reshape(len(samples), 6)
-    return TarIndex(path, keys, spans, problem)
+class _Part(NamedTuple):
+    """A member that may be a part of a sample."""
+
+    archive: int
+    key: str
+    kind: int
+    member: Member
 
 
-def _walk(path: str, size: int) -> TarIndex:
-    """Reads the headers of all members."""
-    samples: dict[str, list[int]] = {}
-    last, problem = "", None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in _members(tar):
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError("unexpected end of data")
-                key, _, suffix = _split(member.name)
-                kind = _kind(suffix)
-                if kind is not None and member.isreg():
-                    spans = samples.setdefault(key, [-1] * 6)
-                    spans[2 * kind : 2 * kind + 2] = member.offset_data, member.size
-                    last = key
-            # tarfile takes a damaged or missing header after the first for the end.
-            if not _ends_at(path, tar.offset):
-                raise tarfile.ReadError(f"no header and no end mark at byte {tar.offset}")
-    except tarfile.TarError as error:
-        if not samples:
-            raise ValueError(
-                f"{path} is not an uncompressed tar ({error}); unpack a compressed one first"
-            ) from error
-        problem = f"({error})"
-        if max(samples[last][2 * _TEXT], samples[last][2 * _JSON]) < 0:
-            del samples[last]  # its caption is beyond the cut
-    whole = {key: spans for key, spans in samples.items() if spans[2 * _IMAGE] >= 0}
-    return _make(path, whole, problem)
+def _make(path: str, members: list[Member], damage: str | None) -> TarIndex:
+    """Makes a sample of the members that stand together and share a key."""
+    remarks: dict[str, Remark] = {}
+
+    def note(reason: str, name: str, count: int = 1) -> None:
+        before = remarks.get(reason, Remark(0, name))
+        remarks[reason] = before._replace(count=before.count + count)
+
+    parts = []
+    for member in members:
+        key, kind = _split(member.name)
+        if kind is None:
+            note("other", member.name)
+        else:
+            parts.append(_Part(member.archive, key, kind, member))
+    keys, spans = [], []
+    times: Counter[str] = Counter()
+    for (_, key), group in itertools.groupby(parts, lambda part: part[:2]):
+        files: list[list[Member]] = [[], [], [], []]
+        for part in group:
+            files[part.kind].append(part.member)
+        compound = files.pop()
+        times[key] += 1
+        if compound:
+            note("other" if files[_IMAGE] else "dotted", compound[0].name, len(compound))
+            if not files[_IMAGE]:
+                continue
+        if reason := _problem(files):
+            note(reason, key)
+            continue
+        if times[key] > 1:
+            key = f"{key}#{times[key]}"
+            note("repeated", key)
+        keys.append(key)
+        pieces = [members[0].span if members else None for members in files]
+        spans.append([number for piece in pieces for number in piece or (-1, -1)])
+    return TarIndex(
+        path, Strings.join(keys), np.array(spans, np.int64).reshape(-1, 6), remarks, damage
+    )
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        yield member
-        # tarfile keeps all of them otherwise; its type does not show them
-        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+def _problem(files: list[list[Member]]) -> str | None:
+    """The reason to leave out a sample, given its images, texts and JSON files."""
+    if not files[_IMAGE]:
+        return "no_image"
+    if max(map(len, files)) > 1:
+        return "ambiguous"
+    if any(member.span is None for members in files for member in members):
+        return "unreadable"
+    return None
 
 
-def _split(name: str) -> tuple[str, str, str]:
+def _split(name: str) -> tuple[str, int | None]:
+    """The key of a member and what it is to its sample; None for nothing.
+
+    As webdataset has it, a key ends at the first dot of the base name. Hidden files have none.
+    """
     folder, slash, base = name.rpartition("/")
-    key, dot, suffix = base.partition(".")
-    return folder + slash + key, dot, suffix
-
-
-def _kind(suffix: str) -> int | None:
+    stem, _, suffix = base.partition(".")
     suffix = "." + suffix.lower()
+    kind = {".txt": _TEXT, ".json": _JSON}.get(suffix)
     if suffix in IMAGE_SUFFIXES:
-        return _IMAGE
-    return {".txt": _TEXT, ".json": _JSON}.get(suffix)
-
-
-def _ends_at(path: str, offset: int) -> bool:
-    """True where a tar's end mark, a block of zeros, is at an offset."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
+        kind = _IMAGE
+    elif os.path.splitext(suffix)[1] in IMAGE_SUFFIXES:
+        kind = _DOTTED
+    return folder + slash + stem, kind if stem else None

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int
 
 from siglip2_jax.data.boxes import BoxText
-from siglip2_jax.data.prepare import ExampleError
+from siglip2_jax.data.example import ExampleError
 from siglip2_jax.data.regions import Box, read_regions
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError

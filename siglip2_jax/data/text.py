@@ -31,6 +31,18 @@ def plain_text(value: bytes | str) -> str:
     return value.removeprefix("\ufeff").rstrip("\r\n")
 
 
+def parse_json(value: bytes | str) -> Any:
+    """The value that JSON tells of.
+
+    Raises:
+      ValueError: it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+
+
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """The lines of a text file, local or `gs://`, that are not blank.
 
@@ -50,9 +62,9 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     """
     for number, line in _lines(path):
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:

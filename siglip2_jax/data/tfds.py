@@ -7,8 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from siglip2_jax.data.example import as_captions, fill, make_example
+from siglip2_jax.data.example import as_captions, fill, make_example, naming
 from siglip2_jax.data.sources import Examples
+from siglip2_jax.data.text import plain_text
 
 
 @dataclass(frozen=True)
@@ -109,22 +110,23 @@ class _TfdsExamples:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         source = self._source
         name = f"{source.name}:{source.split}[{index}]"
-        try:
-            row = self._data[index]
-        except RuntimeError as error:
-            raise ValueError(f"{name}: the record cannot be read ({error}).") from error
-        row.update({key: row[key].decode() for key in self._texts})
-        image = row.pop(source.image)
-        if not isinstance(image, bytes):
-            raise ValueError(
-                f"{name}: {source.image} is {type(image).__name__}, expected encoded bytes."
-            )
-        if source.template:
-            named = {key: names[row[key]] for key, names in self._classes.items() if row[key] >= 0}
-            captions = (fill(source.template, row | named, name),)
-        else:
-            captions = as_captions(_at(row, source.captions, name), name)
-        return make_example(image, captions, name, row)
+        with naming(name):
+            try:
+                row = self._data[index]
+            except RuntimeError as error:
+                raise ValueError(f"the record cannot be read ({error}).") from error
+            row.update({key: plain_text(row[key]) for key in self._texts})
+            image = row.pop(source.image)
+            if not isinstance(image, bytes):
+                raise ValueError(
+                    f"{source.image} is {type(image).__name__}, expected encoded bytes."
+                )
+            if source.template:
+                classes = {key: x[row[key]] for key, x in self._classes.items() if row[key] >= 0}
+                captions = (fill(source.template, row | classes, name),)
+            else:
+                captions = as_captions(_at(row, source.captions, name), name)
+            return make_example(image, captions, name, row)
 
 
 def _at(row: dict[str, Any], path: str, name: str) -> Any:

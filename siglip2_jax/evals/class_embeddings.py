@@ -62,8 +62,7 @@ def class_embeddings(
     if cache is None or jax.process_count() > 1:
         return embed_labels(model, names, templates, canonical=canonical)
     prompts = fill_prompts(names, templates, canonical=canonical)
-    options = [getattr(model, option, None) for option in ("text_norm", "dtype")]
-    digest = fingerprint([cache.model, *options, prompts])
+    digest = fingerprint([cache.model, prompts])
     path = epath.Path(cache.directory) / f"classes-{digest}.npy"
     with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
         return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)

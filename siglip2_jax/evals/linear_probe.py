@@ -81,15 +81,17 @@ def linear_probe(
             f"linear probe got {len(np.unique(y))} classes among {len(y)} readable training rows "
             f"and {len(test_y)} test rows; expected two classes or more and a test row"
         )
-    classes, moments = int(y.max()) + 1, _moments(x)
-    rows = Rows.place(x, y, classes, **moments)
+    classes, (mean, std) = int(y.max()) + 1, _moments(x)
+    rows = Rows.place(x, y, classes, mean=mean, std=std)
     penalties = sorted(l2, reverse=True)  # each fit starts from the one before
     held = _held_out(y, held_out, seed) if len(l2) > 1 else np.zeros(len(y), bool)
     trials = _sweep(rows, classes, y, held, penalties) if held.any() else ()
     chosen = penalties[int(np.argmax(trials))] if trials else penalties[0]
     model, right = rows.fit(classes, chosen), 0
     if len(seen_y):
-        right = np.sum(Rows.place(seen_x, seen_y, classes, **moments).predict(model) == seen_y)
+        right = np.sum(
+            Rows.place(seen_x, seen_y, classes, mean=mean, std=std).predict(model) == seen_y
+        )
     order = [penalties.index(penalty) for penalty in l2] if trials else []
     return ProbeResult(float(right / len(test_y)), float(chosen), tuple(trials[i] for i in order))
 
@@ -102,12 +104,14 @@ def _readable(
     return (x, y) if good.all() else (x[good], y[good])
 
 
-def _moments(x: Float[np.ndarray, "n D"]) -> dict[str, Float[np.ndarray, " D"]]:
+def _moments(
+    x: Float[np.ndarray, "n D"],
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Mean and deviation in float64, without a copy in float64."""
     mean = x.mean(axis=0, dtype=np.float64)
     blocks = np.array_split(x, max(1, len(x) // 2**14))
     variance = sum(np.sum((block - mean) ** 2, axis=0) for block in blocks) / len(x)
-    return {"mean": mean, "std": np.sqrt(variance) + STD_FLOOR}
+    return mean, np.sqrt(variance) + STD_FLOOR
 
 
 def _held_out(y: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:

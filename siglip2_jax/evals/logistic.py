@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from siglip2_jax.sharding import Device
+from siglip2_jax.types import ArrayLike
 
 MAX_ITERATIONS = 1000
 MEMORY = 20
@@ -38,8 +39,8 @@ class Logistic(NamedTuple):
       bias: of each class.
     """
 
-    weights: Float32[Array, "D K"]
-    bias: Float32[Array, " K"]
+    weights: Float32[ArrayLike, "D K"]
+    bias: Float32[ArrayLike, " K"]
 
 
 class Rows(NamedTuple):
@@ -49,11 +50,13 @@ class Rows(NamedTuple):
       x: inputs; zeros fill the last part up.
       y: classes.
       count: n, the number of examples.
+      mesh: the devices.
     """
 
     x: Float32[Array, "P R D"]
     y: Int32[Array, "P R"]
     count: int
+    mesh: Mesh
 
     @classmethod
     def place(
@@ -85,7 +88,7 @@ class Rows(NamedTuple):
             part = slice(start, start + _HOST_ROWS)
             inputs[:count][part] = (x[part].astype(np.float64) - mean) / std
         placed = jax.device_put(inputs.reshape(-1, size, width), _dealt(mesh))
-        return cls(placed, _deal(y.astype(np.int32), placed), count)
+        return cls(placed, _deal(y.astype(np.int32), placed.shape[:2], mesh), count, mesh)
 
     def fit(
         self,
@@ -106,18 +109,17 @@ class Rows(NamedTuple):
           start: where to begin; None begins with zeros. The minimum does not depend on it.
         """
         used = np.ones(self.count) if used is None else used
-        share = _deal((used / used.sum()).astype(np.float32), self.x)
-        mesh = self.x.sharding.mesh
+        share = _deal((used / used.sum()).astype(np.float32), self.y.shape, self.mesh)
         if start is None:
             zeros = np.zeros((self.x.shape[2] + 1, num_classes), np.float32)
-            everywhere = NamedSharding(mesh, PartitionSpec())
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
             start = jax.device_put(Logistic(zeros[:-1], zeros[-1]), everywhere)
-        with jax.set_mesh(mesh):  # that of a training run may be in force
+        with jax.set_mesh(self.mesh):  # that of a training run may be in force
             return minimise(start, self.x, self.y, share, np.float32(l2))
 
     def predict(self, model: Logistic) -> Int32[np.ndarray, " n"]:
         """Class with the highest score of each example."""
-        with jax.set_mesh(self.x.sharding.mesh):
+        with jax.set_mesh(self.mesh):
             return np.asarray(_predict(model, self.x)).reshape(-1)[: self.count]
 
 
@@ -184,8 +186,8 @@ def _dealt(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, "data"))
 
 
-def _deal(values: np.ndarray, x: Float32[Array, "P R D"]) -> Array:
-    """A number of each example beside its inputs; zeros fill the last part up."""
-    whole = np.zeros(x.shape[:2], values.dtype)
+def _deal(values: np.ndarray, shape: tuple[int, ...], mesh: Mesh) -> Array:
+    """A number of each example where its inputs are; zeros fill the last part up."""
+    whole = np.zeros(shape, values.dtype)
     whole.reshape(-1)[: len(values)] = values
-    return jax.device_put(whole, _dealt(x.sharding.mesh))
+    return jax.device_put(whole, _dealt(mesh))

@@ -24,10 +24,10 @@ from PIL import (  # the plugins register themselves in Image.OPEN
 from siglip2_jax import git_lfs
 from siglip2_jax.preprocess.metadata import without_metadata
 
+Stream = io.BytesIO | io.BufferedReader
+
 # From the height and width of an image as it is stored to the least that is needed of both.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
-
-Stream = io.BytesIO | io.BufferedReader
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -103,10 +103,10 @@ def check_towers(saved: Container[str], shapes: Shapes, source: str) -> None:
         raise ValueError(f"{source} lacks {missing[0]}; its model has other towers")
 
 
-def check_teacher(program: Program, params: Container[str]) -> None:
-    """Raises ValueError where parameters lack some of the teacher that curates."""
-    if missing := sorted(path for path in program.selector.shapes if path not in params):
+def check_teacher(stage: str, shapes: Iterable[str], params: Container[str]) -> None:
+    """Raises ValueError where parameters lack some of the teacher that curates a stage."""
+    if missing := sorted(path for path in shapes if path not in params):
         raise ValueError(
-            f"the teacher that curates stage {program.stage.name!r} lacks {missing[0]}; give one "
+            f"the teacher that curates stage {stage!r} lacks {missing[0]}; give one "
             "with both towers"
         )

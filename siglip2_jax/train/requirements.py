@@ -47,10 +47,10 @@ def check_stage(
         for source in _sources(evaluator):
             source.open()[0]
     _saved(program, stage.start, program.shapes, config, workdir)
-    if stage.curation is not None:
-        teacher = stage.curation.teacher
-        saved = _saved(program, teacher, program.selector.shapes, config, workdir)
-        check_teacher(program, saved)
+    if stage.curation is not None and program.selector is not None:
+        shapes = program.selector.shapes
+        saved = _saved(program, stage.curation.teacher, shapes, config, workdir)
+        check_teacher(stage.name, shapes, saved)
 
 
 def _saved(

@@ -125,7 +125,7 @@ def load_teacher_params(
             checkpoints = open_run(teacher.workdir or workdir)
             step = whole_step(teacher, program, config, checkpoints)
             params = _continued(shapes, checkpoints, step, mesh)
-    check_teacher(program, params)
+    check_teacher(program.stage.name, shapes, params)
     return unflatten({path: params[path] for path in shapes})
 
 

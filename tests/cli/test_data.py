@@ -59,15 +59,30 @@ def test_packs_a_folder_and_says_what_it_left_out(siglip2, folder, tmp_path):
     assert again.code == 0 and "5 examples in 2 shards" in again.out
 
 
-def test_indexes_tars(siglip2, tmp_path):
+def test_indexes_tars(siglip2, tmp_path, caplog):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("1.jpg", picture(1)), ("1.txt", b"one"), ("2.jpg", picture(2))):
+        for name, data in (
+            *(("1.jpg", picture(1)), ("1.txt", b"one"), ("1.cls", b"7")),
+            *(("2.jpg", picture(2)), ("3.txt", b"three")),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     result = siglip2("data", "index", tmp_path / "*.tar", "--json")
-    assert json.loads(result.out)["tars"] == 1
-    assert (tmp_path / "a.tar.idx.json").exists()
+    assert json.loads(result.out) == {
+        "tars": 1,
+        "damaged": 0,
+        "samples": 2,
+        "left_out": 1,
+        "remarks": {"no_image": 1, "other": 1},
+    }
+    assert (tmp_path / "a.tar.idx.npz").exists()
+    assert "a.tar leaves out samples without an image beside their caption (1, the" in caplog.text
+    packed = siglip2("data", "pack", "--tars", tmp_path / "*.tar", "--out", tmp_path / "out")
+    assert "1 examples in 1 shards" in packed.out and "1 were bad" in packed.out
+    assert "1 in the files are no samples that can be used" in packed.out
+    (line,) = (tmp_path / "out" / "examples.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["name"] == f"{tmp_path}/a.tar:2"
 
 
 def test_draws_a_batch_at_every_length(siglip2, folder, tmp_path):

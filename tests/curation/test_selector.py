@@ -83,7 +83,7 @@ def updated(program: Program, batch: Batch, *, devices: int = 1, step: int = 0):
         state = jax.jit(program.init_state)(known(SQUARE, program.shapes))
         state = dataclasses.replace(state, step=state.step + step)
         if program.selector is not None:
-            state = dataclasses.replace(state, reference=known(FINER, program.selector.shapes))
+            state = dataclasses.replace(state, teacher_params=known(FINER, program.selector.shapes))
         update = jax.jit(program.step, compiler_options=QUICK)
         state, metrics = update(state, put_batch(batch, mesh))
         return numbers(state.params), {k: float(x) for k, x in metrics.items()}
@@ -197,10 +197,10 @@ def test_teacher_of_the_same_run(tmp_path):
     like = abstract_state(program, mesh)
     for path, x in by_path(state.teacher_params).items():
         np.testing.assert_array_equal(x, by_path(saved[5].params)[path], err_msg=path)
-        assert x.sharding == by_path(like.reference)[path].sharding
+        assert x.sharding == by_path(like.teacher_params)[path].sharding
     checkpoints = RunCheckpoints(tmp_path)
-    assert not checkpoints.shapes(12, "reference")
-    assert checkpoints.restore(12, like).reference is None
+    assert not checkpoints.shapes(12, "teacher_params")
+    assert checkpoints.restore(12, like).teacher_params is None
     again = load_teacher_params(program, made, mesh, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again, state.teacher_params)
 

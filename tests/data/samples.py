@@ -1,6 +1,7 @@
 """Small pictures, examples and preparations that several tests share."""
 
 import io
+import tarfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,16 @@ def picture(seed: int, width: int = 40, height: int = 28, kind: str = "JPEG") ->
     stream = io.BytesIO()
     image.save(stream, kind)
     return stream.getvalue()
+
+
+def write_tar(path, members, format: int = tarfile.PAX_FORMAT) -> None:
+    """A tar of names and their data; data that are a `TarInfo` are a member by themselves."""
+    with tarfile.open(path, "w", format=format, errors="surrogateescape") as tar:
+        for name, data in members:
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.name = name
+            info.size = len(data) if isinstance(data, bytes) else 0
+            tar.addfile(info, io.BytesIO(data) if info.size else None)
 
 
 def example(i: int) -> dict:

@@ -57,7 +57,7 @@ def test_every_suffix_is_of_a_format_that_is_read(tmp_path):
 
 
 def test_shards(tmp_path):
-    for name in ("b.tar", "a.tar", "a.tar.idx.json", "x[1].tar"):
+    for name in ("b.tar", "a.tar", "a.tar.idx.npz", "x[1].tar"):
         (tmp_path / name).touch()
     names = [path.rpartition("/")[2] for path in find_shards(str(tmp_path), ".tar")]
     assert names == ["a.tar", "b.tar", "x[1].tar"]
@@ -126,7 +126,7 @@ def test_linked_folders_are_read_once(tmp_path):
 
 
 def test_shards_beside_other_files(tmp_path, caplog):
-    for name in ("a.tar", "a.tar.idx.json", "._a.tar", "b.tar.gz", "deep/c.tar"):
+    for name in ("a.tar", "a.tar.idx.npz", "._a.tar", "b.tar.gz", "deep/c.tar"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()

@@ -8,11 +8,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from data.samples import Stamp, example, preparation
+from data.samples import Stamp, example, picture, preparation, write_tar
 
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Folder, Memory, Mixture
+from siglip2_jax.data.tars import Tars
 
 LENGTHS = Lengths((12, 30), batch_scale=((30, 0.5),))
 EXAMPLES = tuple(example(i) for i in range(50))
@@ -158,7 +159,19 @@ def test_missing_files_are_bad_examples(tmp_path):
     batches = read(pipeline, Lengths((12,)).reading(0, 5, 4))
     assert sum(loaded.bad for loaded in batches) >= 1
     problems = [problem for loaded in batches for problem in loaded.problems]
-    assert all("19.jpg" in problem for problem in problems)
+    path = tmp_path / "images" / "19.jpg"
+    assert set(problems) == {f"{path}: there is no such file"}
+
+
+def test_broken_sample_is_named_by_its_tar_and_key(tmp_path):
+    samples = [((f"{i}.jpg", picture(i)), (f"{i}.txt", b"a text")) for i in range(9)]
+    samples.append((("x.jpg", picture(9)), ("x.json", b'{"caption": ')))
+    write_tar(tmp_path / "a.tar", [member for sample in samples for member in sample])
+    pipeline = Pipeline(Tars(str(tmp_path)), preparation(), 0)
+    batches = read(pipeline, Lengths((12,)).reading(0, 5, 4))
+    problems = {problem for loaded in batches for problem in loaded.problems}
+    (problem,) = problems
+    assert problem.startswith(f"{tmp_path}/a.tar:x: its .json is not JSON (")
 
 
 def test_mixtures_keep_their_weights():

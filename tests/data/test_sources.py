@@ -6,7 +6,7 @@ import pickle
 import pytest
 from data.samples import example, picture
 
-from siglip2_jax.data.example import as_captions
+from siglip2_jax.data.example import ExampleError, as_captions
 from siglip2_jax.data.sources import Folder, Memory, Mixture
 
 
@@ -79,7 +79,7 @@ def test_missing_image_is_an_error_of_its_example(tmp_path):
     make_folder(tmp_path, ROWS)
     (tmp_path / "images" / "c.jpg").unlink()
     examples = Folder(str(tmp_path)).open()
-    with pytest.raises(OSError, match=r"c\.jpg"):
+    with pytest.raises(ExampleError, match=r"images/c\.jpg: there is no such file$"):
         examples[2]
     assert examples[1]["captions"] == ("three",)
 
@@ -104,6 +104,7 @@ def test_development_folders(shared):
         ("  ", ()),
         ("a", ("a",)),
         (["é".encode(), "b", "é"], ("é", "b")),
+        (["a\n", "a", b"\xef\xbb\xbfa\r\n", "\ufeff\n"], ("a",)),
         (("a", None), ("a",)),
     ],
 )

@@ -1,6 +1,5 @@
 """Tars against the standard library's reader, whole, damaged, changed and in odd shapes."""
 
-import io
 import json
 import logging
 import os
@@ -9,19 +8,12 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from data.samples import picture
+from data.samples import picture, write_tar
 
 from siglip2_jax.data import tar_index
+from siglip2_jax.data.example import ExampleError
 from siglip2_jax.data.tar_index import index_file, index_tar
 from siglip2_jax.data.tars import Tars, index_tars
-
-
-def write_tar(path, members, format=tarfile.PAX_FORMAT):
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def members(keys, kind="jpg"):
@@ -61,12 +53,11 @@ def test_odd_members(tmp_path):
         ("d.jpg", picture(3)),
         ("d.json", b"[1]"),
         ("ümlaut.jpg", picture(4)),
-        ("a.txt", b"late"),  # not beside its image
     ]
     write_tar(tmp_path / "a.tar", odd)
     examples = Tars(str(tmp_path / "*.tar")).open()
     assert len(examples) == 4
-    assert examples[0]["captions"] == ("late",) and examples[0]["image"] == odd[1][1]
+    assert examples[0]["captions"] == () and examples[0]["image"] == odd[1][1]
     assert examples[1]["captions"] == ("x", "y")
     with pytest.raises(ValueError, match=r"a.tar:d: its .json holds list"):
         examples[2]
@@ -77,8 +68,8 @@ def test_index_is_kept_and_renewed(tmp_path, monkeypatch):
     path = str(tmp_path / "a.tar")
     write_tar(path, members(["a", "b"]))
     walks = []
-    walk = tar_index._walk
-    monkeypatch.setattr(tar_index, "_walk", lambda *args: walks.append(args) or walk(*args))
+    walk = tar_index.read_members
+    monkeypatch.setattr(tar_index, "read_members", lambda path: walks.append(path) or walk(path))
     done = []
     assert len(index_tars(path, lambda *counts: done.append(counts))[0]) == 2
     assert done == [(1, 1)] and len(walks) == 1 and index_file(path).exists()
@@ -89,6 +80,8 @@ def test_index_is_kept_and_renewed(tmp_path, monkeypatch):
     assert len(index_tar(path)) == 3 and len(walks) == 3
     os.utime(path, ns=(1, 1))  # other content of the same size
     assert len(index_tar(path)) == 3 and len(walks) == 4
+    monkeypatch.setitem(tar_index._FORMAT, "images", [".jpg"])  # a version that reads others
+    assert len(index_tar(path)) == 3 and len(walks) == 5
 
 
 def test_index_that_cannot_be_kept(tmp_path, monkeypatch, caplog):
@@ -105,14 +98,13 @@ def test_truncated_tar_gives_what_is_whole(tmp_path, caplog, cut):
     whole = list(members(["a", "b", "c", "d", "e"]))
     write_tar(tmp_path / "whole.tar", whole)
     data = (tmp_path / "whole.tar").read_bytes()
-    ends = []
     with tarfile.open(tmp_path / "whole.tar") as tar:
-        for member in tar:
-            ends.append((member.name, member.offset_data + member.size))
-    cut = min(cut, ends[-1][1] + 200)  # within the padding after the last member
+        spans = {x.name: (x.offset_data, x.offset_data + x.size) for x in tar}
+    cut = min(cut, spans["e.json"][1] + 200)  # within the padding after the last member
     (tmp_path / "cut.tar").write_bytes(data[:cut])
-    complete = {name for name, end in ends if end <= cut}
-    expected = [key for key in "abcde" if {f"{key}.jpg", f"{key}.txt"} <= complete]
+    complete = {name for name, (_, end) in spans.items() if end <= cut}
+    torn = {name[0] for name, (start, end) in spans.items() if start <= cut < end}
+    expected = [key for key in "abcde" if f"{key}.jpg" in complete and key not in torn]
     assert expected
     for _ in range(2):  # found by reading, then by the index
         caplog.clear()
@@ -120,7 +112,8 @@ def test_truncated_tar_gives_what_is_whole(tmp_path, caplog, cut):
         assert "cut.tar is damaged" in caplog.text
         names = [examples[i]["name"].rpartition(":")[2] for i in range(len(examples))]
         assert names == expected
-        assert all(examples[i]["captions"] for i in range(len(examples)))
+        for i, key in enumerate(expected):
+            assert bool(examples[i]["captions"]) == (f"{key}.txt" in complete)
 
 
 def test_no_tar(tmp_path):
@@ -132,7 +125,7 @@ def test_no_tar(tmp_path):
     with pytest.raises(ValueError, match=r"zipped.tar is not an uncompressed tar"):
         Tars(str(tmp_path / "zipped.tar")).open()
     write_tar(tmp_path / "empty.tar", [("a.txt", b"text")])
-    with pytest.raises(ValueError, match="no image in 1 tar file; expected webdataset samples"):
+    with pytest.raises(ValueError, match="no sample to use in 1 tar file; expected members"):
         Tars(str(tmp_path / "empty.tar")).open()
     with pytest.raises(ValueError, match="matches no file"):
         Tars(str(tmp_path / "absent-*.tar")).open()
@@ -153,3 +146,44 @@ def test_threads(tmp_path):
     alone = [examples[i] for i in range(60)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(examples.__getitem__, list(range(60)) * 5)) == alone * 5
+
+
+def test_half_broken_samples_give_their_other_half(tmp_path, caplog):
+    latin = "Müll".encode("latin-1")
+    deep = b"[" * 100_000
+    members = [
+        *(("a.jpg", picture(0)), ("a.txt", b"good a"), ("a.json", b'{"caption": ')),
+        *(("b.jpg", picture(1)), ("b.txt", latin), ("b.json", b'{"caption": "good b", "id": 7}')),
+        *(("c.jpg", picture(2)), ("c.txt", b"good c"), ("c.json", deep)),
+        *(("d.jpg", picture(3)), ("d.txt", latin), ("d.json", b'{"caption": 5}')),
+        *(("e.jpg", picture(4)), ("e.json", b"\xff")),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    examples = Tars(str(tmp_path)).open()
+    with caplog.at_level(logging.WARNING):
+        halves = [examples[i] for i in (0, 1, 2, 0)]
+    assert [half["captions"] for half in halves[:3]] == [("good a",), ("good b",), ("good c",)]
+    assert halves[1]["id"] == 7
+    (record,) = caplog.records  # one for a tar
+    assert f"{tmp_path}/a.tar:a: its .json is not JSON (" in record.getMessage()
+    for i, reasons in ((3, ("not text in UTF-8", "a caption is int 5")), (4, ("not JSON",))):
+        with pytest.raises(ExampleError) as caught:
+            examples[i]
+        assert caught.value.name == f"{tmp_path}/a.tar:{'abcde'[i]}"
+        assert all(f"{caught.value.name}: " in str(caught.value) for _ in reasons)
+        assert all(reason in str(caught.value) for reason in reasons)
+
+
+def test_one_caption_in_two_files_is_one(tmp_path):
+    texts = (b"a red car", b"a red car\n", b"\xef\xbb\xbfa red car\r\n")
+    row = json.dumps({"caption": "a red car"}).encode()
+    for i, text in enumerate(texts):
+        write_tar(tmp_path / f"{i}.tar", [("a.jpg", picture(0)), ("a.txt", text), ("a.json", row)])
+    examples = Tars(str(tmp_path)).open()
+    assert [examples[i]["captions"] for i in range(3)] == [("a red car",)] * 3
+
+
+def test_braces_are_no_glob(tmp_path):
+    write_tar(tmp_path / "0.tar", members(["a"]))
+    with pytest.raises(ValueError, match=r"braces are not expanded, write the glob .*/\*\.tar$"):
+        Tars(str(tmp_path / "{0..1}.tar")).open()

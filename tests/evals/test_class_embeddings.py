@@ -25,23 +25,19 @@ def test_read_again_without_the_model(tmp_path):
 
 
 def test_whatever_differs_has_its_own_file(tmp_path):
-    def files(model=None, names=NAMES, templates=TEMPLATES, canonical=False, of="release 1"):
+    def files(names=NAMES, templates=TEMPLATES, canonical=False, of="release 1"):
         options = {"canonical": canonical, "cache": ClassCache(str(tmp_path), of)}
-        found = class_embeddings(model or Hashing(), names, templates, **options)
+        found = class_embeddings(Hashing(), names, templates, **options)
         np.testing.assert_array_equal(
             found, embed_labels(Hashing(), names, templates, canonical=canonical)
         )
         return len(list(tmp_path.iterdir()))
 
-    bfloat16, lower = Hashing(), Hashing()
-    bfloat16.dtype, lower.text_norm = "bfloat16", "unicode_lower"
     assert files() == files() == 1
     assert files(of="release 2") == 2
     assert files(canonical=True) == 3
     assert files(names=NAMES[::-1]) == 4
     assert files(templates=TEMPLATES[::-1]) == 5
-    assert files(model=bfloat16) == 6
-    assert files(model=lower) == 7
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off", b"something else"])

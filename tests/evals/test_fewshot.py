@@ -180,7 +180,7 @@ class Labelled:
 
 
 def test_only_the_examples_of_big_vision_are_read():
-    """Of twelve numbered classes, whose order is not that of their names, and of the first rows."""
+    """First rows of twelve numbered classes, whose order is not that of their names."""
     (x, y), (test_x, test_y) = rows(400, classes=12, width=30), rows(60, 30, 12, seed=1)
     among, seeds, shots = 300, (0, 1, 2), 4
     chosen, accuracies = [], []

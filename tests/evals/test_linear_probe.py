@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evals.test_logistic import examples, in_float64, newton
+from evals.logistic_in_float64 import examples, in_float64, newton
 
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.evals.linear_probe import SWEEP, LinearProbe, linear_probe

@@ -201,9 +201,7 @@ def lowered(index: int, **objectives: Objective) -> str:
     """The step of a stage, before XLA, with the numbers it reports."""
     made = program(objectives, index)
     params = jax.eval_shape(made.init_params, jax.random.key(0))
-    state = jax.eval_shape(made.init_state, params)
-    if made.selector:
-        state = dataclasses.replace(state, reference=params)
+    state = jax.eval_shape(made.init_state, params, params if made.selector else None)
     batch = abstract_batch(made.stage, PATCHES, made.stage.read_size)
     return jax.jit(made.step).lower(state, batch).as_text()
 

@@ -21,6 +21,7 @@ STOPPED = 143
 LONG = "stages.main.steps=100", "checkpoints.every=10"  # of two sequence lengths
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_the_steps_that_were_not_saved(tmp_path):
     """Numbers that were logged before the kill are logged again, bit by bit."""
     workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=40")

@@ -11,19 +11,20 @@ import jax
 
 from siglip2_jax.benchmarks.gather import gather_texts
 from siglip2_jax.benchmarks.measured import Counter, Measuring, own_share
-from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.inference import Answer, Captioner, GenerationConfig
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.inference.queries import Group
-from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 BATCHES_PER_PART = 8  # writing is slow; whole batches give the same numbers after an interruption
 
 
 class MeasuredCaptioner(Measuring):
-    """Wraps a captioner for one evaluation, which shares its work among hosts."""
+    """Wraps a captioner for one evaluation, which shares its work among hosts.
+
+    Attributes:
+      config, tokenizer, boxes: those of the captioner.
+    """
 
     def __init__(
         self,
@@ -41,21 +42,8 @@ class MeasuredCaptioner(Measuring):
           batch_size: images, and queries, per program call.
         """
         super().__init__(captioner, directory, batch_size)
-
-    @property
-    def config(self) -> DecoderConfig:
-        """Sizes of the decoder."""
-        return self._model.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Texts to ids and back."""
-        return self._model.tokenizer
-
-    @property
-    def boxes(self) -> BoxText:
-        """Form in which the decoder writes boxes."""
-        return self._model.boxes
+        self.config, self.tokenizer = captioner.config, captioner.tokenizer
+        self.boxes = captioner.boxes
 
     def answer(
         self, groups: Iterable[Group], generation: GenerationConfig, max_num_patches: int

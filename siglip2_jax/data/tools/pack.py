@@ -10,9 +10,10 @@ from typing import Any
 
 from etils import epath
 
+from siglip2_jax.data.example import with_name
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.records import SUFFIX, encode_example
-from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.data.sources import Examples, Incomplete, Source
 from siglip2_jax.fingerprint import fingerprint
 from siglip2_jax.outputs import replacing
 from siglip2_jax.preprocess.decode import decode
@@ -31,6 +32,7 @@ class Summary:
       shards: number of files.
       written: number of files written in this run; 0 where the pack was finished before.
       bytes: size of all files.
+      left_out: samples in the files of the source that the source itself left out.
     """
 
     examples: int
@@ -38,6 +40,7 @@ class Summary:
     shards: int
     written: int
     bytes: int
+    left_out: int = 0
 
 
 def pack(
@@ -100,6 +103,7 @@ def pack(
         shards=len(shards),
         written=len(todo),
         bytes=sum((destination / shard).stat().st_size for shard in shards),
+        left_out=examples.left_out if isinstance(examples, Incomplete) else 0,
     )
 
 
@@ -132,7 +136,7 @@ def _write(
 
 def _record(examples: Examples, index: int) -> bytes | dict[str, Any]:
     """The record of an example, or what is wrong with it."""
-    name = None
+    name = f"example {index}"
     try:
         example = examples[index]
         name = example["name"]
@@ -141,4 +145,5 @@ def _record(examples: Examples, index: int) -> bytes | dict[str, Any]:
         decode(example["image"], name=name)
         return encode_example(example)
     except (ValueError, OSError) as error:
-        return {"name": name, "error": str(error)}
+        problem = with_name(error, name)
+        return {"name": problem.name, "error": str(problem)}

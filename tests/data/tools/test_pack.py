@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from data.samples import example, picture
+from data.samples import example, picture, write_tar
 
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Memory
+from siglip2_jax.data.tars import Tars
 from siglip2_jax.data.tools import pack as pack_module
 from siglip2_jax.data.tools.pack import Summary, pack
 
@@ -84,6 +85,54 @@ def test_another_source_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"made with shard_size 4 \(now 5\)"):
         pack(SOURCE, tmp_path, shard_size=5)
     assert pack(Memory(tuple(GOOD)), tmp_path, shard_size=4, name="other").skipped == 0
+
+
+def test_every_bad_sample_has_its_name(tmp_path):
+    """Also where it is the reading that fails, in every kind of source."""
+    latin = "Müll".encode("latin-1")
+    members = [("1.jpg", picture(1)), ("1.json", b"{"), ("2.jpg", picture(2)), ("2.txt", latin)]
+    write_tar(tmp_path / "a.tar", [*members, ("3.jpg", picture(3)), ("3.txt", b"good")])
+    assert pack(Tars(str(tmp_path)), tmp_path / "tars").skipped == 2
+    rows = errors(tmp_path / "tars")
+    assert [row["name"] for row in rows] == [f"{tmp_path}/a.tar:{key}" for key in (1, 2)]
+    assert all(row["error"].startswith(row["name"] + ": ") for row in rows)
+    assert "its .json is not JSON" in rows[0]["error"] and "UTF-8" in rows[1]["error"]
+
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.jpg").write_bytes(picture(0))
+    captions = [{"file": name, "caption": "x"} for name in ("a.jpg", "absent.jpg")]
+    captions.append({"file": "a.jpg", "caption": 5})
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    assert pack(Folder(str(tmp_path)), tmp_path / "folder").skipped == 2
+    assert [row["name"] for row in errors(tmp_path / "folder")] == [
+        f"{images}/absent.jpg",
+        f"{images}/a.jpg#2",
+    ]
+    assert pack(Unnamed(), tmp_path / "unnamed").skipped == 1
+    (row,) = errors(tmp_path / "unnamed")
+    assert (row["name"], row["error"]) == ("example 1", "example 1: broken")
+
+
+def test_what_the_source_left_out_is_counted(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.jpg", picture(1)), ("1.txt", b"x"), ("2.txt", b"y")])
+    summary = pack(Tars(str(tmp_path)), tmp_path / "out")
+    assert (summary.examples, summary.skipped, summary.left_out) == (1, 0, 1)
+
+
+class Unnamed:
+    """A source of a user's own, whose errors do not say which example it was."""
+
+    def open(self):
+        return self
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise ValueError("broken")
+        return GOOD[0]
 
 
 def test_nothing_to_pack(tmp_path):
