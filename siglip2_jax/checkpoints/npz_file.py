@@ -6,11 +6,11 @@ The format is a zip archive of `.npy` members (numpy.org/doc/stable, `numpy.lib.
 from __future__ import annotations
 
 import functools
-import io
 import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +67,7 @@ def write(path: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
                 npy.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
 
 
-def _header(file: io.BufferedIOBase) -> tuple[Shape, np.dtype]:
+def _header(file: Any) -> tuple[Shape, np.dtype]:
     version = npy.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = npy.read_array_header_1_0(file)
