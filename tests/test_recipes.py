@@ -177,7 +177,8 @@ def test_referring_expressions_have_six_layers_on_a_frozen_tower():
     (objective,) = stage.objectives.values()
     assert (objective.depth, objective.parallel) == (6, 0.0)
     (targets,) = stage.data.transforms
-    assert targets.tasks == ("refer",) and targets.tokenizer_path == str(TOKENIZER)
+    assert (targets.tasks, targets.refer_loss) == (("refer",), "box")
+    assert targets.tokenizer_path == str(TOKENIZER)
     program = Program(stage)
     assert {path.split("/")[0] for path in program.trainable} == {"heads"}
     towers = vision_flops(made.model.vision, 576)  # forward; the text tower does not run

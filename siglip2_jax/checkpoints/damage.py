@@ -49,6 +49,21 @@ def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     return None
 
 
+def read_record(step: epath.Path) -> dict[str, Any]:
+    """Record that a run saved beside the arrays of a checkpoint; opens none of them.
+
+    Raises:
+      ValueError: it is missing or damaged.
+    """
+    try:
+        record = _read_json(step, RECORD).get("custom_metadata")
+    except _Damaged as damage:
+        raise ValueError(f"{step} is damaged ({damage})") from None
+    if not record:
+        raise ValueError(f"{step} is damaged (it has no record)")
+    return record
+
+
 def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
     """Reads what belongs to a tree of a checkpoint."""
     for pattern in DETAILS:

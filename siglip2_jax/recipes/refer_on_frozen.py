@@ -6,9 +6,10 @@
 
 Table 5 of the paper (arXiv 2502.14786): a decoder of six layers reads the patch tokens of a frozen
 tower and is trained from scratch on RefCOCO, RefCOCO+ and RefCOCOg together, without the images
-that any of them validates or tests on. `rows` has one line for each expression: an image and a
-region whose phrase is the expression; docs/recipe.md makes it of the published files. Batch, steps
-and learning rate are unpublished: the ones here pass about 20 times over the expressions.
+that any of them validates or tests on. The phrase is given and its box learned. `rows` has one line
+for each expression: an image and a region whose phrase is the expression; docs/recipe.md makes it
+of the published files. Batch, steps and learning rate are unpublished: the ones here pass about 20
+times over the expressions.
 """
 
 from dataclasses import replace
@@ -38,7 +39,7 @@ def config(
     """
     base = decoder_on_frozen.config(source, tokenizer=tokenizer)
     (stage,) = base.stages
-    targets = DecoderTargets(tokenizer, tasks=("refer",))
+    targets = DecoderTargets(tokenizer, tasks=("refer",), refer_loss="box")
     folder = Folder(data, captions=rows, images=images)
     schedule = Schedule(warmup=0.05)
     stage = replace(

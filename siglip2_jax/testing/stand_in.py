@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.decode import NamedImage
+from siglip2_jax.preprocess.decode import ImageSource, NamedImage
 
 
 class StandInEmbedder(Embedder):
-    """Looks images (bytes) and texts up in tables.
+    """Looks images (bytes or paths) and texts up in tables.
 
     Attributes:
       image_rows: the row of each image.
@@ -21,13 +21,13 @@ class StandInEmbedder(Embedder):
       budgets: the `max_num_patches` of every call so far, in order.
     """
 
-    def __init__(self, images: Mapping[bytes, np.ndarray], texts: Mapping[str, np.ndarray]):
+    def __init__(self, images: Mapping[Any, np.ndarray], texts: Mapping[str, np.ndarray]):
         self.image_rows, self.text_rows = images, texts
         self.budgets: list[int] = []
 
     def embed_images(
         self,
-        images: Iterable[bytes | NamedImage],
+        images: Iterable[ImageSource],
         *,
         max_num_patches: int = 256,
         batch_size: int = 32,

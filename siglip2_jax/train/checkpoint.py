@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
-from siglip2_jax.checkpoints.damage import find_damage
+from siglip2_jax.checkpoints.damage import find_damage, read_record
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
@@ -115,10 +115,7 @@ class RunCheckpoints:
         Raises:
           ValueError: there is none.
         """
-        record = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        if not record:
-            raise ValueError(f"{self.directory / str(step)} is damaged (it has no record)")
-        return cast(dict[str, Any], record)  # as `save` was given it
+        return read_record(self.directory / str(step))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """A whole state.

@@ -225,7 +225,7 @@ class StageRun:
         return self._bad_before + total(self._bad)
 
     def _progress(self, position: int) -> dict[str, Any]:
-        """What a checkpoint records of the stage's data; every process asks at once."""
+        """The record of the stage's data in a checkpoint; every process asks at once."""
         bad = self._bad_in_all()
         return {"position": position, "bad_examples": bad, "examples": self._pipeline.sizes}
 

@@ -73,7 +73,7 @@ def stored(tmp_path_factory):
             "20 examples in a row could not be used.*/nowhere/",
         ),
         (wrong(evals=(Retrieval(source=Folder("/gone"), name="x"),)), "/gone/captions.jsonl: no"),
-        (wrong(evals=(Retrieval(source=NO_IMAGES, name="x"),)), "No such file"),
+        (wrong(evals=(Retrieval(source=NO_IMAGES, name="x"),)), "no such file"),
         (wrong(model=WIDE), "^text/encoder.* in stage 'good' and .*take the sizes of the model"),
         (starting(Pretrained(source="/gone/model.npz")), "there is no file or directory '/gone/"),
         (starting(Pretrained(source="{}/model.npz", parts=("vison/.*",))), "match none of the"),

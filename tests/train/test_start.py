@@ -15,11 +15,12 @@ from siglip2_jax.config import Continue, Group, Optim, Pretrained
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten
+from siglip2_jax.objectives.self_distill import SelfDistill
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.testing import random_params
-from siglip2_jax.train.checkpoint import by_path
+from siglip2_jax.train.checkpoint import RunCheckpoints, by_path
 from siglip2_jax.train.start import abstract_state, initialize_stage
 from siglip2_jax.train.step import Program
 
@@ -209,6 +210,25 @@ def test_continue_with_a_fresh_average(workdir, saved, tmp_path):
         params = numbers(state.params)
         for path, x in numbers(state.ema_params).items():
             np.testing.assert_array_equal(x, params[path], err_msg=path)
+
+
+def test_continue_the_average_of_what_teaches(tmp_path):
+    """It is restored as it is; a stage that averages the whole model starts the rest anew."""
+    silc = {"silc": SelfDistill(weight=1.0, prototypes=4, hidden=4, bottleneck=4)}
+    config = run(stage("first", objectives=silc), stage("second", start=Continue(average=True)))
+    before = numbers(save_run(tmp_path, config, [10], MESH)[10].ema_params)
+    assert {path.split("/")[0] for path in before} == {"vision", "heads"}
+    checkpoints = RunCheckpoints(tmp_path)
+    like = abstract_state(Sevens(config.resolved[0]), MESH)
+    restored = numbers(checkpoints.restore(10, like).ema_params)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, before)
+    state = start(config, 1, tmp_path)
+    params, average = numbers(state.params), numbers(state.ema_params)
+    assert average.keys() == params.keys() and any(path.startswith("text/") for path in average)
+    for path, x in average.items():
+        wanted = before[path] if path.startswith("vision/") else params[path]
+        np.testing.assert_array_equal(x, wanted, err_msg=path)
 
 
 def test_continue_with_a_fresh_optimizer(workdir, saved):

@@ -126,13 +126,15 @@ def test_resuming_with_other_versions_warns(tmp_path, caplog):
     def opened(versions) -> tuple[Run, list[str]]:
         caplog.clear()
         made = Run(CONFIG, epath.Path(tmp_path), versions)
+        made.begin()
         assert json.loads((tmp_path / "config.json").read_text())["versions"] == versions
         return made, [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
 
     first, lines = opened(OLD)
     assert lines == []
     (stage,) = CONFIG.resolved
-    first.save(random_state(Sevens(stage), first.mesh, 4), 4, 32, 0, stage)
+    data = {"position": 32, "bad_examples": 0}
+    first.save(random_state(Sevens(stage), first.mesh, 4), 4, stage, data)
     first.close()
     assert convert.read(str(tmp_path)).config == CONFIG.model
     for versions, message in (
@@ -153,7 +155,9 @@ def test_resuming_with_other_versions_warns(tmp_path, caplog):
 
 def test_a_checkpoint_of_an_early_release_is_resumed_silently(tmp_path, caplog):
     early = Run(CONFIG, epath.Path(tmp_path), OLD)
+    early.begin()
     record = convert.orbax.describe(CONFIG.model, CONFIG.preprocessing) | {"stage": "main"}
+    record |= {"step": 4, "stages": [["main", 0, 10]], "position": 32, "bad_examples": 0}
     early.checkpoints.save(random_state(Sevens(CONFIG.resolved[0]), early.mesh, 4), 4, record)
     early.close()
     Run(CONFIG, epath.Path(tmp_path), NEW).close()

@@ -109,13 +109,13 @@ def test_income_groups(dollar_street):
 
 def test_unreadable_photos_and_equal_names(dollar_street):
     model = Answers([(0,), (1,), (2,), (3,), (1,), (0,), (2,), (1,)], "abcd")
-    model._images[b"0.jpg"] = np.full(4, np.nan)
+    model.image_rows[b"0.jpg"] = np.full(4, np.nan)
     evaluator = IncomeZeroShot(
         source=DollarStreet(str(dollar_street)), classes=("a", "b", "a, x", "d"), templates=("{}",)
     )
     # The third class has the embedding of the first, which photos of 2 and 6 are not like.
     assert evaluator(model)["top1"] == 5 / 8
-    model._images[b"2.jpg"] = np.eye(4)[0]
+    model.image_rows[b"2.jpg"] = np.eye(4)[0]
     assert evaluator(model)["top1"] == 5 / 8  # a tie goes to the first class, and 2 is not 0
     wrong = IncomeZeroShot(
         source=DollarStreet(str(dollar_street)), classes=("a", "b"), templates=("{}",)
