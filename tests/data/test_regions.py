@@ -75,7 +75,7 @@ def test_boxes_of_coco():
         (coco({"category": "dog"}), "a.jpg: box 0 must have a category and a bbox of four numbers"),
         (coco({"category": 3, "bbox": [0, 0, 1, 1]}), "a.jpg: box 0 must have a category"),
         (coco({"category": "x", "bbox": [0, 0, 1, 1]}, width=None), "found (None, 100)"),
-        (coco({"category": "x", "bbox": [0, 0, 1, 1]}, height=0), "picture's width and height"),
+        (coco({"category": "x", "bbox": [0, 0, 1, 1]}, height=0), "image's width and height"),
     ],
 )
 def test_malformed_boxes_of_coco(row, message):
