@@ -35,6 +35,7 @@ def run_blocks(path: Path) -> dict[str, object]:
     return namespace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["use_the_parts", "extend"])
 def test_pages(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
