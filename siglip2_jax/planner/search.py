@@ -78,7 +78,7 @@ class Trial:
         return float("inf") if self.plan is None else self.plan.seconds / self.plan.batch_size
 
     @property
-    def peak(self) -> float:
+    def peak(self) -> int | float:
         """Peak of a chip's memory, in bytes; infinite without a plan."""
         return float("inf") if self.plan is None else self.plan.memory["peak"]
 
@@ -162,5 +162,5 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def _cost(trial: Trial) -> tuple[float, float]:
+def _cost(trial: Trial) -> tuple[float, int | float]:
     return trial.example_seconds, trial.peak

@@ -213,8 +213,10 @@ def test_exif_orientation_has_a_switch(model, saved):
 
 def unseen(hidden: int) -> ModelConfig:
     """Sizes that no other test has, so that nothing is compiled yet."""
-    vision, text = (dataclasses.replace(x, mlp_dim=hidden) for x in (TINY.vision, TINY.text))
-    return ModelConfig(vision=vision, text=text)
+    return ModelConfig(
+        vision=dataclasses.replace(TINY.vision, mlp_dim=hidden),
+        text=dataclasses.replace(TINY.text, mlp_dim=hidden),
+    )
 
 
 def test_hundreds_of_shapes_compile_a_handful_of_programs():
