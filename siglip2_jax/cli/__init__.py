@@ -94,4 +94,6 @@ def _sentence(error: Exception) -> str:
     """Formats an error as one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    notes = [x for x in getattr(error, "__notes__", ()) if "JAX has removed" not in x]
+    places = "".join(f" ({note})" for note in notes)
+    return (" ".join(str(error).split()) or type(error).__name__) + places

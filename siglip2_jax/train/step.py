@@ -234,7 +234,12 @@ class Program:
         found = {}
         for name, objective in objectives.items():
             head = self._head(name, params)
-            found[name] = (*objective.loss(head, view(name)), _buffers(head))
+            try:
+                loss, report = objective.loss(head, view(name))
+            except Exception as error:
+                error.add_note(f"in the loss of the objective {name!r}")
+                raise
+            found[name] = (loss, report, _buffers(head))
         return found
 
     def _view(

@@ -34,6 +34,20 @@ def test_help_has_an_example_that_parses(capsys, name):
     assert callable(parser().parse_args(example[1:]).run)
 
 
+def test_an_error_says_where_it_happened(siglip2, monkeypatch):
+    error = ValueError("the shape is (8,)")
+    error.add_note("in the loss of the objective 'light'")
+    error.add_note("JAX has removed its internal frames")
+
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("siglip2_jax.cli.configs.run", run)
+    result = siglip2("configs")
+    message = "siglip2: error: the shape is (8,) (in the loss of the objective 'light')\n"
+    assert result.code == 2 and result.err == message
+
+
 def test_without_a_command(siglip2):
     result = siglip2()
     assert result.code == 2 and all(name in result.out for name in NAMES)

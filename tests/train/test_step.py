@@ -353,6 +353,18 @@ def test_randomness_does_not_depend_on_other_objectives():
     assert (more["also"]["kernel"] != more["colour"]["kernel"]).any()
 
 
+def test_an_objective_that_fails_is_named():
+    class Broken(Colour):
+        def loss(self, head, view):
+            raise ValueError("too small")
+
+    program = Program(config(colour=Broken()).resolved[0])
+    state = jax.eval_shape(program.init_state, program.init_params(jax.random.key(0)))
+    with pytest.raises(ValueError, match="too small") as raised:
+        jax.eval_shape(program.step, state, batches()[0])
+    assert "in the loss of the objective 'colour'" in raised.value.__notes__
+
+
 def test_embeddings_keep_their_order():
     program = Program(config(accumulate=2).resolved[0])
     params, batch = jax.tree.map(jnp.asarray, (random_params(TINY), batches()[0]))
