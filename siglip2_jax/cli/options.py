@@ -174,7 +174,7 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the processes of a run find each other."""
-    hosts = parser.add_argument_group("hosts that cannot find each other automatically")
+    hosts = parser.add_argument_group("hosts that do not find each other by themselves")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="network address of process 0")
     hosts.add_argument("--num-processes", type=int, help="number of processes of the run")
     hosts.add_argument("--process-id", type=int, help="number of this process, from 0")
