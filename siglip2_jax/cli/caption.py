@@ -20,26 +20,31 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "caption",
         help="write captions of images, boxes for phrases, phrases for boxes",
-        description="SOURCE is the workdir of a run that has trained a decoder, or one of its "
-        "checkpoints; released checkpoints have none. Boxes are left, top, right, bottom in pixels "
-        "of the upright image.",
+        description="Writes captions of images with a trained decoder. SOURCE is the workdir of a "
+        "run that trained one, or one of its checkpoints; released checkpoints have no decoder. "
+        "Boxes are left, top, right, bottom in pixels of the upright image.",
         epilog='example: siglip2 caption WORKDIR dog.jpg --locate "a red dog" --draw found.png',
     )
     add_model_options(parser)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image files, directories or globs"
     )
-    parser.add_argument("--head", help="name of the decoder's objective, for a run with several")
+    parser.add_argument(
+        "--head", help="name of the decoder's objective, for a run with several decoders"
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--locate", metavar="PHRASE", help="find the box of a phrase")
+    what.add_argument("--locate", metavar="PHRASE", help="phrase to find the box of")
     what.add_argument(
-        "--describe", metavar="BOX", type=box, help="describe the box LEFT,TOP,RIGHT,BOTTOM"
+        "--describe",
+        metavar="BOX",
+        type=box,
+        help="box to describe, as LEFT,TOP,RIGHT,BOTTOM in pixels",
     )
     parser.add_argument(
         "--method",
         choices=("greedy", "beam", "sample"),
         default="greedy",
-        help="decoding: the likeliest token each time, beam search, or sampling (default: greedy)",
+        help="decoding by the likeliest token, beam search, or sampling (default: greedy)",
     )
     parser.add_argument(
         "--beams", type=positive, help="number of beams of --method beam (default: 4)"
@@ -54,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--draw",
         metavar="OUT.png",
         type=output_file,
-        help="file for the image with its box drawn; one image",
+        help="file to write the image with its box to; needs a single IMAGE",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

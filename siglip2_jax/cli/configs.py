@@ -11,8 +11,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "configs",
         help="list the configs that ship with the package",
-        description="Lists the recipes: configs that ship with the package, which every command "
-        "that takes a CONFIG finds by name.",
+        description="Lists the recipes, the configs that ship with the package. Every command that "
+        "takes a CONFIG finds them by name.",
         epilog="example: siglip2 configs --json",
     )
     parser.add_argument("--json", action="store_true", help="print a list of objects as JSON")

@@ -25,7 +25,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--to", choices=("orbax", "hf", "npz"), required=True, help="format to write"
     )
     parser.add_argument(
-        "--tokenizer", help="tokenizer to put beside the model; default: the one beside SOURCE"
+        "--tokenizer",
+        help="tokenizer to write beside the model (default: the tokenizer beside SOURCE)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it exists")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")

@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand with its own four."""
     parser = commands.add_parser(
         "data",
-        help="index, pack, annotate and look at training data",
+        help="index, pack, annotate and inspect training data",
         epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
@@ -33,12 +33,13 @@ def _add_index(jobs: argparse._SubParsersAction) -> None:
     parser = jobs.add_parser(
         "index",
         help="write TAR.idx.npz beside webdataset tars",
-        description="Notes where each sample lies, so that training reads it at once. Tars that "
-        "have a fresh index are passed over. Samples that cannot be used are counted.",
+        description="Writes TAR.idx.npz with the position of each sample, so that training reads "
+        "it directly. Tars with an index that is up to date are skipped. Samples that cannot be "
+        "used are counted.",
         epilog="example: siglip2 data index '/data/train/*.tar'",
     )
     parser.add_argument(
-        "pattern", metavar="PATTERN", type=local_path, help="a tar or a glob of tars"
+        "pattern", metavar="PATTERN", type=local_path, help="webdataset tar, or glob of tars"
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=index)
@@ -48,9 +49,9 @@ def _add_pack(jobs: argparse._SubParsersAction) -> None:
     parser = jobs.add_parser(
         "pack",
         help="turn tars, a folder or a TFDS data set into ArrayRecord files",
-        description="Writes shards of ArrayRecord, which are read at random without an index. An "
-        "interrupted job continues; items without a readable image or a caption are left out and "
-        "listed in a file of errors.",
+        description="Writes ArrayRecord shards, which are read at random positions without an "
+        "index. An interrupted job continues. Items without a readable image or a caption are "
+        "left out and listed in a file of errors.",
         epilog="example: siglip2 data pack --tars '/data/cc/*.tar' --out /data/cc_records",
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -58,16 +59,18 @@ def _add_pack(jobs: argparse._SubParsersAction) -> None:
         "--tars",
         metavar="PATTERN",
         type=local_path,
-        help="glob of webdataset tars, as img2dataset writes",
+        help="glob of webdataset tars, as img2dataset writes them",
     )
     source.add_argument("--folder", metavar="DIR", help="folder with captions.jsonl and images/")
     source.add_argument("--tfds", metavar="NAME", help="name of a prepared TFDS data set")
     parser.add_argument(
         "--captions",
         type=local_path,
-        help="the folder's .jsonl of captions, or the TFDS feature that holds them",
+        help="name of the folder's .jsonl of captions, or of the TFDS feature with captions",
     )
-    parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
+    parser.add_argument(
+        "--template", help='template of captions made from fields, such as "a photo of a {name}"'
+    )
     parser.add_argument(
         "--split", default="train", help="split of the TFDS data set (default: train)"
     )
@@ -88,10 +91,9 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
     parser = jobs.add_parser(
         "inspect",
         help="draw a real batch of a config as a page of images",
-        description="Draws the first examples of a stage as the model sees them: patches put back "
-        "together with their grid, crops, and texts decoded from their ids, for each sequence "
-        "length, with the statistics of lengths. The boxes of a captioning decoder's targets are "
-        "drawn.",
+        description="Draws the first examples of a stage as the model sees them, for each sequence "
+        "length: the image of all patches with its grid, crops, boxes of a captioning decoder's "
+        "targets, texts decoded from their ids, and statistics of lengths.",
         epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     add_config_options(parser)

@@ -18,9 +18,9 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         "regions",
         help="add boxes with phrases to the rows of a folder, for the captioning decoder",
         description="Writes the rows of a folder's .jsonl with `regions` added: annotated boxes, "
-        "or what a detector finds of the n-grams of the captions or of a list of categories. "
-        "Beside images/, the file is read by Folder(DIR, captions=FILE). An interrupted job "
-        "continues; rows without a readable image are left out and listed in a file of errors.",
+        "or boxes of a detector for the n-grams of the captions or for a list of categories. Put "
+        "the file beside images/ and read it with Folder(DIR, captions=FILE). An interrupted job "
+        "continues. Rows without a readable image are left out and listed in a file of errors.",
         epilog="example: siglip2 data regions --folder /data/pairs --detector owlv2 "
         "--out /data/pairs/regions.jsonl",
     )
@@ -32,9 +32,11 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         metavar="NAME",
         type=local_path,
         default="captions.jsonl",
-        help="the folder's .jsonl of captions",
+        help="name of the folder's .jsonl of captions (default: captions.jsonl)",
     )
-    parser.add_argument("--template", help='make captions of fields: "a photo of a {name}"')
+    parser.add_argument(
+        "--template", help='template of captions made from fields, such as "a photo of a {name}"'
+    )
     parser.add_argument(
         "--out",
         metavar="FILE.jsonl",
@@ -46,7 +48,7 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
     kind.add_argument(
         "--annotations",
         action="store_true",
-        help="take the boxes annotated in the rows, in COCO's form",
+        help="use the annotated boxes of the rows, in the format of COCO",
     )
     kind.add_argument(
         "--detector", choices=("owlv2",), help="detector of boxes; needs the extra `regions`"
@@ -61,17 +63,17 @@ def add_parser(jobs: argparse._SubParsersAction) -> None:
         "--categories",
         metavar="FILE",
         type=local_path,
-        help="text file with one object category per line, which the detector looks for in every "
-        "image in place of the n-grams of its captions",
+        help="text file with one object category per line, for the detector to find in every image "
+        "instead of the n-grams of its captions",
     )
     parser.add_argument(
-        "--device", help="device of the detector (default: cuda if there is one, or cpu)"
+        "--device", help="device of the detector (default: cuda if available, else cpu)"
     )
     parser.add_argument(
         "--min-score",
         type=_share,
         default=0.1,
-        help="score below which regions are dropped, 0 to 1 (default: 0.1)",
+        help="smallest score of a region to keep, 0 to 1 (default: 0.1)",
     )
     parser.add_argument(
         "--max-per-image",

@@ -27,9 +27,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "demo",
         help="train a tiny model on the images that ship with the package; about a minute",
         description="Trains a model of about a million parameters on the shipped images and their "
-        "captions, loads the checkpoint, and says how often an image finds its caption before and "
-        "after. The model learns these images by heart: the demo shows the path, not "
-        "understanding.",
+        "captions, loads the checkpoint, and prints how often an image finds its caption before "
+        "and after training. The model memorises these images: the demo shows that all parts work, "
+        "not quality.",
         epilog="example: siglip2 demo --out sheet.html",
     )
     parser.add_argument(

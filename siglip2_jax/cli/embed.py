@@ -22,10 +22,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "embed",
         help="write the embeddings of many images or texts to a file",
-        description="Writes a NumPy file of embeddings, float32, with the names of their items and "
-        "the settings, which siglip2_jax.inference.read_embeddings reads. An interrupted run "
-        "continues where it stopped. Unreadable images are left out and listed in "
-        "OUT.errors.jsonl.",
+        description="Writes a NumPy file of float32 embeddings with the names of their items and "
+        "the settings; siglip2_jax.inference.read_embeddings reads it. The same command continues "
+        "an interrupted run. Unreadable images are left out and listed in OUT.errors.jsonl.",
         epilog="example: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz",
     )
     add_model_options(parser)
@@ -38,7 +37,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=any_path, required=True, help=".npz file to write")
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
-    parser.add_argument("--overwrite", action="store_true", help="start anew, replacing OUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start from the beginning and replace OUT"
+    )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     parser.set_defaults(run=run)
 

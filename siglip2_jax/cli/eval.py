@@ -26,21 +26,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure a model on benchmarks, beside the published numbers",
-        description="Measures a model on one or several benchmarks. With --out, results are kept, "
-        "a report is written, and the same command goes on where it was stopped. On a slice, run "
+        description="Measures a model on one or several benchmarks. With --out, results and "
+        "a report are written, and the same command continues an interrupted run. On a slice, run "
         "it on every host with the same data.",
         epilog="example: siglip2 eval siglip2_b16_naflex.npz --task imagenet,coco --data /data "
         "--budgets 64,256 --out results",
     )
     add_model_options(parser)
     parser.add_argument(
-        "--task", default="", help="names of tasks, separated by commas; `list` lists all"
+        "--task", default="", help="names of tasks, separated by commas; `list` prints all tasks"
     )
     parser.add_argument("--suite", help="Python file with a suite(), instead of --task")
     parser.add_argument(
         "--data",
         type=local_path,
-        help="directory with a directory for each data set, or one of these",
+        help="directory with one subdirectory for each data set, or the directory of one data set",
     )
     parser.add_argument(
         "--budgets",
@@ -49,16 +49,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N,N",
         help="token budgets for NaFlex models (default: --max-num-patches)",
     )
-    add_template_option(parser, "each task's, most often clip_paper")
-    parser.add_argument("--out", type=any_path, help="directory for the report and for resuming")
+    add_template_option(parser, "those of each task, mostly clip_paper")
+    parser.add_argument(
+        "--out", type=any_path, help="directory for results and report; resumes there"
+    )
     parser.add_argument(
         "--json", type=output_file, metavar="FILE", help="file to write the results to, as JSON"
     )
     parser.add_argument(
         "--transformers",
         action="store_true",
-        help="run a Hugging Face SOURCE with transformers and torch, to tell a difference of "
-        "protocol from one of the model",
+        help="run a Hugging Face SOURCE with transformers and torch; if both agree, a difference "
+        "to a published number comes from the protocol",
     )
     add_host_options(parser)
     parser.set_defaults(run=run)

@@ -19,8 +19,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "info",
         help="describe a checkpoint: variant, sizes, tokenizer, preprocessing",
-        description="Describes a checkpoint without reading its weights. Of a run's workdir, this "
-        "is the newest one, and all of them are listed with their stages, steps and sizes.",
+        description="Describes a checkpoint without reading its weights. For the workdir of a "
+        "run, describes the newest checkpoint and lists all with their stages, steps and sizes.",
         epilog="example: siglip2 info siglip2_b16_naflex.npz",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from siglip2_jax.inference.embedder import Embedder
 
 SOURCE_HELP = (
-    "official .npz, Hugging Face directory or repository id, or a checkpoint of ours; "
-    "local or gs://"
+    "official .npz, Hugging Face directory or repository id, checkpoint of this package, or "
+    "workdir of a run; local or gs://"
 )
 
 
@@ -75,8 +75,8 @@ def add_template_option(parser: argparse.ArgumentParser, default: str) -> None:
         type=_templates,
         action="extend",
         metavar="NAME|PROMPT",
-        help="prompts to put each label in and average over: openai (80), clip_paper (these and "
-        'the bare label), or one such as "a photo of a {}"; may be repeated '
+        help="prompts of each label, averaged as embeddings: openai (80 prompts), clip_paper "
+        '(openai and the bare label), or a prompt such as "a photo of a {}"; may be repeated '
         f"(default: {default})",
     )
 
@@ -86,8 +86,8 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stage",
         metavar="NAME",
-        help="stage of a run's workdir whose newest checkpoint is taken "
-        "(default: the newest of all)",
+        help="stage of a run whose newest checkpoint is read, if SOURCE is a workdir "
+        "(default: the newest checkpoint of all stages)",
     )
 
 
@@ -96,7 +96,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     add_stage_option(parser)
     parser.add_argument(
-        "--tokenizer", help="tokenizer.model, tokenizer.json or a directory; default: beside SOURCE"
+        "--tokenizer",
+        help="tokenizer.model, tokenizer.json or a directory (default: beside SOURCE)",
     )
     parser.add_argument(
         "--dtype",
@@ -107,13 +108,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preproc",
         choices=("reference", "hf"),
-        help="image preprocessing: as the official code, or as transformers "
-        "(default: what the checkpoint records, else reference)",
+        help="image preprocessing, like the official code (reference) or like transformers (hf) "
+        "(default: recorded in the checkpoint, else reference)",
     )
     parser.add_argument(
         "--text-norm",
         choices=("reference", "unicode_lower", "canonicalize", "none"),
-        help="text normalisation (default: what the checkpoint records, else reference)",
+        help="text normalisation (default: recorded in the checkpoint, else reference)",
     )
     parser.add_argument(
         "--max-num-patches",
@@ -130,7 +131,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-exif",
         action="store_true",
-        help="leave images as stored, not turned upright by their EXIF tag",
+        help="do not turn images upright by their EXIF tag",
     )
 
 
@@ -174,11 +175,11 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
 def add_host_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the processes of a run find each other."""
     hosts = parser.add_argument_group("hosts that do not find each other by themselves")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="network address of process 0")
     hosts.add_argument("--num-processes", type=int, help="number of processes of the run")
     hosts.add_argument("--process-id", type=int, help="number of this process, from 0")
     hosts.add_argument(
-        "--no-distributed", action="store_true", help="run this process alone, even within a slice"
+        "--no-distributed", action="store_true", help="run this process alone, even on a slice"
     )
 
 

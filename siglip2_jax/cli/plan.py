@@ -26,9 +26,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "plan",
         help="compile a config for a TPU slice: memory, time, traffic; no TPU needed",
         description="Compiles every stage's step, for each of its sequence lengths, with the real "
-        "TPU compiler (extra `tpu`, Linux x86) and prints its needs per chip. Takes minutes "
-        "per program. Times are the compiler's estimates: good for comparing programs with each "
-        "other.",
+        "TPU compiler (extra `tpu`, Linux x86), and prints memory, time and traffic per chip. Each "
+        "program takes minutes. Times are estimates of the compiler; use them only to compare "
+        "programs.",
         epilog="example: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256",
     )
     add_config_options(parser)
@@ -38,11 +38,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--slices", type=positive, default=1, help="number of TPU slices (default: 1)"
     )
-    parser.add_argument("--stage", help="name of the only stage to plan (default: every stage)")
+    parser.add_argument("--stage", help="name of the stage to plan (default: every stage)")
     parser.add_argument(
         "--budget",
         type=positive,
-        help="only sequence length to plan, in patches (default: every one)",
+        help="sequence length to plan, in patches (default: every length of the config)",
     )
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find the largest batch that fits"
@@ -51,30 +51,31 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--images-per-core-second",
         type=positive,
         metavar="N",
-        help="images that one CPU core prepares per second, for the number of cores per host; see "
-        f"scripts/bench_input.py (default: {IMAGES_PER_CORE_SECOND:g}: 1024x768 JPEGs, no views)",
+        help="number of images that one CPU core prepares per second, to compute cores per host; "
+        "scripts/bench_input.py measures it "
+        f"(default: {IMAGES_PER_CORE_SECOND:g}, for 1024x768 JPEGs without views)",
     )
     search = parser.add_argument_group(
         "search",
         "Tries settings for one stage and sequence length. Ctrl-C ends the search after the "
-        "program that is being compiled and prints the results so far.",
+        "program in compilation and prints the results so far.",
     )
     search.add_argument(
-        "--search", action="store_true", help="try compute settings: time against memory"
+        "--search", action="store_true", help="compare compute settings by time and memory"
     )
     search.add_argument(
-        "--batches", help="batch sizes to try, such as 8192,32768 (default: the config's)"
+        "--batches", help="batch sizes to try, such as 8192,32768 (default: that of the config)"
     )
     search.add_argument(
         "--remats",
         help="remat policies to try (activations saved for the backward pass), such as "
-        "none,full,dots,attn_out+x_mid (default: seven)",
+        "none,full,dots,attn_out+x_mid (default: seven policies)",
     )
     search.add_argument(
         "--scan",
         choices=("both", "scan", "unrolled"),
         default="both",
-        help="layers run in a loop, unrolled, or each in turn (default: both)",
+        help="execution of the layers: in a loop (scan), unrolled, or both in turn (default: both)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)

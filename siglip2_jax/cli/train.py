@@ -14,8 +14,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "train",
         help="train a model as a config says; resumes a workdir that holds a checkpoint",
         description="Runs all stages of a config. Run the same command on every host of a slice. "
-        "After SIGTERM (preemption) all hosts save the same step and exit with 143; where a "
-        "process is lost, the others exit with 144; the same command then goes on from there.",
+        "After SIGTERM (preemption) all hosts save the same step and exit with 143. After a lost "
+        "process the others exit with 144. The same command then resumes from the newest "
+        "undamaged checkpoint.",
         epilog="example: siglip2 train tiny --workdir /tmp/tiny --set stages.main.steps=100",
     )
     add_config_options(parser)

@@ -27,8 +27,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "verify",
         help="check a checkpoint: structure, finite values, published logits",
         description="With a released NaFlex checkpoint and a tokenizer, compares 21 logits with "
-        "the published ones; with any other, checks structure and finiteness. Exit code 1 if a "
-        "check fails.",
+        "the published ones. With any other checkpoint, checks structure and finite values. The "
+        "exit code is 1 if a check fails.",
         epilog="example: siglip2 verify siglip2_b16_naflex.npz --tokenizer tokenizer.model",
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--no-golden",
         action="store_true",
-        help="skip the published logits: for weights trained further from a release",
+        help="skip the comparison with published logits, for weights trained from a release",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
