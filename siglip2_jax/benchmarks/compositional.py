@@ -79,18 +79,20 @@ class SugarCrepe:
             category: read_choices(os.path.join(self.path, f"{category}.json"))
             for category in self.categories
         }
-        files = dict.fromkeys(choice.filename for own in choices.values() for choice in own)
+        files = dict.fromkeys(
+            choice.filename for questions in choices.values() for choice in questions
+        )
         place = {file: i for i, file in enumerate(files)}
         paths = [os.path.join(self.images, file) for file in files]
         embedded = embed_files(model, paths, self.max_num_patches)
-        each = {}
-        for category, own in choices.items():
-            captions = [text for choice in own for text in (choice.caption, choice.negative)]
-            texts = embed_captions(model, captions, self.full_stop).reshape(len(own), 2, -1)
-            images = embedded[[place[choice.filename] for choice in own]]
+        accuracies = {}
+        for category, questions in choices.items():
+            captions = [text for choice in questions for text in (choice.caption, choice.negative)]
+            texts = embed_captions(model, captions, self.full_stop).reshape(len(questions), 2, -1)
+            images = embedded[[place[choice.filename] for choice in questions]]
             scores = np.einsum("ne,nce->nc", images, texts, dtype=np.float64)
-            each[category] = float(np.mean(scores[:, 0] > scores[:, 1]))
-        return {"mean": float(np.mean(list(each.values())))} | each
+            accuracies[category] = float(np.mean(scores[:, 0] > scores[:, 1]))
+        return {"mean": float(np.mean(list(accuracies.values())))} | accuracies
 
 
 def read_choices(path: str) -> list[Choice]:
@@ -102,14 +104,14 @@ def read_choices(path: str) -> list[Choice]:
     Raises:
       ValueError: the file is missing, malformed or empty.
     """
-    found = read_json(path)
-    if not isinstance(found, dict) or not found:
+    questions = read_json(path)
+    if not isinstance(questions, dict) or not questions:
         raise ValueError(
             f"{path}: expected an object of questions by id, as SugarCrepe publishes, found "
-            f"{found!r:.60}"
+            f"{questions!r:.60}"
         )
     choices = []
-    for key, entry in found.items():
+    for key, entry in questions.items():
         fields = ("filename", "caption", "negative_caption")
         values = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
         texts = [text for text in values if isinstance(text, str)]

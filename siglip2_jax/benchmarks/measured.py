@@ -124,11 +124,11 @@ class Measured(Measuring):
     ) -> Float[np.ndarray, "n E"]:
         """Embeds images; rows of unreadable images are NaN, without a warning each."""
         rows = self._begin(self._model.config.vision.width)
-        seen = Counter(images)
+        counter = Counter(images)
         size = batch_size or self._batch_size
-        own = islice(own_share(seen, size), len(rows), None)
+        remaining = islice(own_share(counter, size), len(rows), None)
         with self._timed():
-            for row in self._model.stream_images(own, max_num_patches, size, normalize):
+            for row in self._model.stream_images(remaining, max_num_patches, size, normalize):
                 if isinstance(row, ImageError):
                     if on_error == "raise":
                         raise row
@@ -137,9 +137,9 @@ class Measured(Measuring):
                     rows.add(row)
                 self._count(len(rows), self._expected)
             rows.save()
-        self.images += seen.count
+        self.images += counter.count
         self.failed += gather_texts(rows.texts())
-        return gather_blocks(rows.rows(), seen.count, size)
+        return gather_blocks(rows.rows(), counter.count, size)
 
     def image_features(self, *args: Any, **kwargs: Any) -> Any:
         """Features as the model gives them; every host does the whole work."""
@@ -173,7 +173,7 @@ def own_share(items: Iterable[T], size: int, process: int | None = None) -> Iter
       size: items of a block.
       process: whose share; None means this process's.
     """
-    first = jax.process_index() if process is None else process
+    process = jax.process_index() if process is None else process
     for i, block in enumerate(batched(items, size)):
-        if i % jax.process_count() == first:
+        if i % jax.process_count() == process:
             yield from block

@@ -175,7 +175,7 @@ def _about(task: Task, model: Embedder, pretrained: str) -> dict[str, Any]:
 def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[str, Any]:
     """Settings that a number depends on besides weights and data, in the report's words."""
     resolution = model.config.vision.image_size
-    found = {
+    settings = {
         "num_patches": budget if resolution is None else model.config.vision.num_patches,
         "resolution": resolution,
         "preproc": model.preprocess.mode,
@@ -184,17 +184,17 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
     }
     for name in ("canonical", "ties", "border", "crop", "full_stop", "shots", "among"):
         if hasattr(evaluator, name):
-            found[name] = getattr(evaluator, name)
+            settings[name] = getattr(evaluator, name)
     if (templates := getattr(evaluator, "templates", None)) is not None:
-        found["templates"] = name_templates(templates)
+        settings["templates"] = name_templates(templates)
     if (decoder := getattr(evaluator, "decoder", None)) is not None:
-        found["decoder"] = repr(decoder)
-    return found
+        settings["decoder"] = repr(decoder)
+    return settings
 
 
-def _agreed(done: bool) -> bool:
+def _agreed(is_done: bool) -> bool:
     """Verdict of process 0 for all: disks of others may hold less, and all must go the same way."""
-    return done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(done)))
+    return is_done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(is_done)))
 
 
 def parse_entries(tasks: str, budgets: Sequence[int]) -> Suite:

@@ -157,8 +157,10 @@ def _print(result) -> None:
         return
     numbers = []
     for row in rows(result):
-        ours, theirs, _ = row.texts()
-        numbers.append(f"{row.metric} {ours}" + (f" (published {theirs})" if row.theirs else ""))
+        number, published, _ = row.texts()
+        numbers.append(
+            f"{row.metric} {number}" + (f" (published {published})" if row.theirs else "")
+        )
     print(
         f"{place}: {', '.join(numbers)}; {result.images} images, {result.images_per_s:.1f}/s, "
         f"data wait {result.data_wait:.0%}",
@@ -173,11 +175,11 @@ def _compare_templates(source: str, results: list) -> None:
     from siglip2_jax.evals.prompts import name_templates
     from siglip2_jax.evals.trained import trained_templates
 
-    used = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
-    trained = [name_templates(x) for x in trained_templates(source)] if used else []
-    if trained and (others := [x for x in used if x not in trained]):
+    templates = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
+    trained = [name_templates(x) for x in trained_templates(source)] if templates else []
+    if trained and (unseen := [x for x in templates if x not in trained]):
         print(
-            f"siglip2: measured with the prompts {', '.join(others)}, but the run's evaluators "
+            f"siglip2: measured with the prompts {', '.join(unseen)}, but the run's evaluators "
             f"used {', '.join(trained)}; see --templates",
             file=sys.stderr,
         )

@@ -109,9 +109,9 @@ def _golden(model: Embedder) -> Check:
         return Check(name, None, f"none are published for this model, only for {', '.join(LOGITS)}")
     if model.tokenizer is None:
         return Check(name, None, "need the Gemma tokenizer; pass --tokenizer")
-    found = golden_logits(model)
-    error = float(np.max(np.abs(found - expected)))
-    if np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
+    logits = golden_logits(model)
+    error = float(np.max(np.abs(logits - expected)))
+    if np.allclose(logits, expected, atol=TOLERANCE, rtol=TOLERANCE):
         return Check(name, True, f"21 logits agree, off by {error:.1e} at most")
     return Check(
         name,

@@ -188,6 +188,6 @@ def _dealt(mesh: Mesh) -> NamedSharding:
 
 def _deal(values: np.ndarray, shape: tuple[int, ...], mesh: Mesh) -> Array:
     """A number of each example where its inputs are; zeros fill the last part up."""
-    whole = np.zeros(shape, values.dtype)
-    whole.reshape(-1)[: len(values)] = values
-    return jax.device_put(whole, _dealt(mesh))
+    padded = np.zeros(shape, values.dtype)
+    padded.reshape(-1)[: len(values)] = values
+    return jax.device_put(padded, _dealt(mesh))

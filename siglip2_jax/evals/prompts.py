@@ -123,8 +123,8 @@ def choose_templates(word: str) -> tuple[str, ...]:
 
 def name_templates(templates: Sequence[str]) -> str:
     """A name for templates, in results: theirs, or a few in full, or how many and the first."""
-    for name, known in NAMED.items():
-        if tuple(templates) == known:
+    for name, preset in NAMED.items():
+        if tuple(templates) == preset:
             return name
     if len(templates) <= _SPELT_OUT:
         return " / ".join(templates)

@@ -99,9 +99,9 @@ def recall_ranks(
         jax.local_devices() if devices is None else devices,
     )
     n, m = len(images), len(texts)
-    nobody = np.full(n, np.inf, np.float32), np.full(m, np.inf, np.float32)
-    none, everyone = (np.zeros(n, int), np.zeros(m, int)), (np.full(n, m), np.full(m, n))
-    partner, _, _ = blocks.sweep(nobody, none, partners_only=True)
+    inf_bars = np.full(n, np.inf, np.float32), np.full(m, np.inf, np.float32)
+    no_turns, all_turns = (np.zeros(n, int), np.zeros(m, int)), (np.full(n, m), np.full(m, n))
+    partner, _, _ = blocks.sweep(inf_bars, no_turns, partners_only=True)
 
     best = np.full(n, -np.inf, np.float32)
     np.fmax.at(best, owner, partner)  # passes over NaN
@@ -111,11 +111,11 @@ def recall_ranks(
         np.minimum.at(earliest, owner[tops], tops)
         _, by_image, by_text = blocks.sweep((best, partner), (earliest, owner))
     else:
-        _, by_image, by_text = blocks.sweep((best, partner), everyone)
+        _, by_image, by_text = blocks.sweep((best, partner), all_turns)
         # This counts partners too; those that tie for the best are taken off again.
         by_image, by_text = by_image - np.bincount(owner[tops], minlength=n), by_text - 1
     if ties == "half":
-        _, higher_image, higher_text = blocks.sweep((best, partner), none)
+        _, higher_image, higher_text = blocks.sweep((best, partner), no_turns)
         by_image, by_text = (by_image + higher_image) // 2, (by_text + higher_text) // 2
     return Ranks(
         np.where(np.isfinite(best), by_image, NEVER),
@@ -239,7 +239,7 @@ class _Blocks(NamedTuple):
         bar = _cut(bars[1], start, columns)
         owner = _cut(self.owner, start, columns, fill=-1).astype(np.int32)
         turn = _cut(turns[1], start, columns, fill=0).astype(np.int32)
-        found = []
+        results = []
         # The mesh of a training run may be in force; a block is on one device.
         with jax.set_mesh(Mesh(np.array([device]), ("one",))):
             for top, block in zip(self._tops, images, strict=True):
@@ -250,8 +250,8 @@ class _Blocks(NamedTuple):
                     parts = compare(
                         block, texts, owner - top, image_bar, bar, image_turn, turn - top
                     )
-                    found.append((top, parts))
-        return found
+                    results.append((top, parts))
+        return results
 
 
 def _cut(x: np.ndarray, start: int, size: int, fill: int | float = np.nan) -> np.ndarray:

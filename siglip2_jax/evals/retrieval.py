@@ -118,11 +118,11 @@ def retrieval_metrics(
       `image_to_text@k` and `text_to_image@k`, from 0 to 1.
     """
     ranks = recall_ranks(images, texts, owner, ties=ties)
-    found = {}
+    metrics = {}
     for k in KS:
-        found[f"image_to_text@{k}"] = float(np.mean(ranks.image_to_text < k))
-        found[f"text_to_image@{k}"] = float(np.mean(ranks.text_to_image < k))
-    return found
+        metrics[f"image_to_text@{k}"] = float(np.mean(ranks.image_to_text < k))
+        metrics[f"text_to_image@{k}"] = float(np.mean(ranks.text_to_image < k))
+    return metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

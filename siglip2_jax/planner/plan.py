@@ -121,11 +121,11 @@ class StepPlan:
         names += "fits compute_seconds hbm_seconds ici_seconds seconds mfu".split()
         names += "examples_per_second days".split()
         operations = {
-            what: [op.to_json() for op in top(self.operations, amount, _MOST)]
-            for what, amount in AMOUNTS.items()
+            kind: [op.to_json() for op in top(self.operations, amount, _MOST)]
+            for kind, amount in AMOUNTS.items()
         }
-        found = {name: getattr(self, name) for name in names}
-        return found | {"chip": self.chip.name, "operations": operations}
+        values = {name: getattr(self, name) for name in names}
+        return values | {"chip": self.chip.name, "operations": operations}
 
 
 def plan_step(
@@ -162,16 +162,16 @@ def plan_step(
         ) from error
     chip = chip_of(mesh)
     analysis = analyse(compiled.as_text() or "", chip, cycles_of)
-    used = memory(compiled)
+    sizes = memory(compiled)
     parts = {
         "parameters": local_bytes(state.params),
         "optimizer": local_bytes(state.optimizer),
         "average": local_bytes(state.ema_params),
         "reference": local_bytes(state.teacher_params),
         "inputs": local_bytes(batch),
-        "activations": used["temporaries"],
-        "code": used["code"],
-        "peak": used["peak"],
+        "activations": sizes["temporaries"],
+        "code": sizes["code"],
+        "peak": sizes["peak"],
     }
     return StepPlan(
         stage=stage.name,
@@ -200,10 +200,10 @@ def chip_of(mesh: Mesh) -> Chip:
       ValueError: its peak rates are not known.
     """
     kind = mesh.devices.flat[0].device_kind
-    found = [chip for chip in CHIPS if kind in chip.device_kinds]
-    if not found:
+    chips = [chip for chip in CHIPS if kind in chip.device_kinds]
+    if not chips:
         raise ValueError(f"the rates of a {kind} are not known; add it to siglip2_jax.train.chips")
-    return found[0]
+    return chips[0]
 
 
 def local_bytes(tree: Any) -> int:

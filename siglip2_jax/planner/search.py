@@ -85,8 +85,8 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines; `plan` as `StepPlan.to_json`, or None."""
         plan = None if self.plan is None else self.plan.to_json()
-        found = dataclasses.asdict(self.candidate) | {"fits": self.fits, "plan": plan}
-        return found | {"example_seconds": self.example_seconds if plan else None}
+        fields = dataclasses.asdict(self.candidate) | {"fits": self.fits, "plan": plan}
+        return fields | {"example_seconds": self.example_seconds if plan else None}
 
 
 def remat_of(text: str) -> Remat:
@@ -112,8 +112,8 @@ def candidates(
     remats: Sequence[Remat] = REMATS,
 ) -> list[Candidate]:
     """Every combination, those that compile fast first, each once."""
-    found = itertools.product(scans, batch_sizes, remats)
-    return list(dict.fromkeys(Candidate(batch, scan, remat) for scan, batch, remat in found))
+    combinations = itertools.product(scans, batch_sizes, remats)
+    return list(dict.fromkeys(Candidate(batch, scan, remat) for scan, batch, remat in combinations))
 
 
 def with_compute(stage: ResolvedStage, candidate: Candidate) -> ResolvedStage:
@@ -139,10 +139,10 @@ def search(
     """
     for candidate in tried:
         try:
-            found = plan(with_compute(stage, candidate), candidate.batch_size)
+            step_plan = plan(with_compute(stage, candidate), candidate.batch_size)
         except DoesNotFit:
-            found = None
-        yield Trial(candidate, found)
+            step_plan = None
+        yield Trial(candidate, step_plan)
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:

@@ -138,12 +138,12 @@ class TransformersModel(Embedder):
                 f"{side} pixels; take the preprocessor_config.json of this model"
             )
         images = TransformersImages(vision.patch_size, side, "hf", exif=exif, processor=processor)
-        ours = tokenizer if isinstance(tokenizer, Tokenizer) else None
-        if ours is not None:
-            ours.check(config.text.vocab_size)
+        our_tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        if our_tokenizer is not None:
+            our_tokenizer.check(config.text.vocab_size)
         scalars = {"t": model.logit_scale.item(), "b": model.logit_bias.item()}
-        super().__init__(config, scalars, images, ours, text_norm=text_norm)
-        self._model, self._texts = model, cast(Any, None if ours else tokenizer)
+        super().__init__(config, scalars, images, our_tokenizer, text_norm=text_norm)
+        self._model, self._texts = model, cast(Any, None if our_tokenizer else tokenizer)
         self._encode_image = lambda _, image: self._features(image)
         self._embed_image = self._rows_of_images
         self._embed_text = self._rows_of_texts
@@ -185,13 +185,13 @@ class TransformersModel(Embedder):
         else:
             inputs["pixel_values"] = to_images(pixels, self.config.vision.patch_size)
         with torch.inference_mode():
-            found = self._model.vision_model(
+            outputs = self._model.vision_model(
                 **{name: torch.tensor(x).to(self._model.device) for name, x in inputs.items()}
             )
-            pooled = found.pooler_output
+            pooled = outputs.pooler_output
             rows = torch.nn.functional.normalize(pooled, dim=-1)
             tokens, pooled, rows = (
-                x.cpu().numpy() for x in (found.last_hidden_state, pooled, rows)
+                x.cpu().numpy() for x in (outputs.last_hidden_state, pooled, rows)
             )
         return Features(tokens=tokens, pooled=pooled, image=rows, valid=valid, grid=grid)
 
@@ -205,5 +205,5 @@ class TransformersModel(Embedder):
         import torch
 
         with torch.inference_mode():
-            found = self._model.text_model(input_ids=torch.tensor(ids).to(self._model.device))
-            return torch.nn.functional.normalize(found.pooler_output, dim=-1).cpu().numpy()
+            outputs = self._model.text_model(input_ids=torch.tensor(ids).to(self._model.device))
+            return torch.nn.functional.normalize(outputs.pooler_output, dim=-1).cpu().numpy()

@@ -73,13 +73,13 @@ class IncomeZeroShot:
         def sources() -> Iterator[NamedImage]:
             for i in range(len(opened)):
                 example = opened[i]
-                found, income = label_values(example.get("classes")), example.get("income")
-                if not found or not isinstance(income, int | float):
+                numbers, income = label_values(example.get("classes")), example.get("income")
+                if not numbers or not isinstance(income, int | float):
                     raise ValueError(
-                        f"evaluator {self.name!r}: {example['name']} has the classes {found} and "
+                        f"evaluator {self.name!r}: {example['name']} has the classes {numbers} and "
                         f"the income {income}; expected numbers"
                     )
-                labels.append(classes.positions(found))
+                labels.append(classes.positions(numbers))
                 incomes.append(income)
                 yield NamedImage(example["image"], example["name"])
 
@@ -88,15 +88,15 @@ class IncomeZeroShot:
             model, self.classes, self.templates, canonical=self.canonical, cache=self.cache
         )
         # Classes with the same prompts must tie to the last bit.
-        different, place = np.unique(rows, axis=0, return_inverse=True)
-        scores = (images @ different.T)[:, place.reshape(-1)]
+        unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+        scores = (images @ unique.T)[:, inverse.reshape(-1)]
         ranks = label_ranks(scores, labels, ties=self.ties)
         bounds = np.quantile(incomes, np.arange(1, self.groups) / self.groups)
         groups = np.searchsorted(bounds, incomes) + 1
-        found = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
-        found["income_disparity"] = income_disparity(ranks < 1, groups)
+        metrics = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
+        metrics["income_disparity"] = income_disparity(ranks < 1, groups)
         by_group = accuracy_by_group(ranks < 1, groups)
-        return found | {f"top1_income_{group}": value for group, value in by_group.items()}
+        return metrics | {f"top1_income_{group}": value for group, value in by_group.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

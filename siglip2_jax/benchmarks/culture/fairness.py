@@ -39,12 +39,12 @@ def income_disparity(correct: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray,
     Raises:
       ValueError: there are fewer than two groups.
     """
-    found = accuracy_by_group(correct, groups)
-    if len(found) < 2:
+    accuracies = accuracy_by_group(correct, groups)
+    if len(accuracies) < 2:
         raise ValueError(
-            f"income disparity got the group {next(iter(found))!r} only; expected two or more"
+            f"income disparity got the group {next(iter(accuracies))!r} only; expected two or more"
         )
-    return max(found.values()) - min(found.values())
+    return max(accuracies.values()) - min(accuracies.values())
 
 
 def first_share(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:

@@ -29,13 +29,13 @@ def read_table(path: str | PathLike[str], columns: tuple[str, ...]) -> list[dict
         )
     try:
         reader = csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
-        found = reader.fieldnames or ()
+        header = reader.fieldnames or ()
         rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV table in UTF-8 ({error})") from error
-    if missing := [name for name in columns if name not in found]:
+    if missing := [name for name in columns if name not in header]:
         raise ValueError(
-            f"{path}: there is no column {missing[0]!r}, found {', '.join(found) or 'nothing'}"
+            f"{path}: there is no column {missing[0]!r}, found {', '.join(header) or 'nothing'}"
         )
     for i, row in enumerate(rows, 1):
         if any(row[name] is None for name in columns):

@@ -32,20 +32,20 @@ def bleu_4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> floa
       ValueError: as `cider.check_references`.
     """
     check_references(captions, references)
-    found, possible = np.zeros(LONGEST), np.zeros(LONGEST)
+    matches, totals = np.zeros(LONGEST), np.zeros(LONGEST)
     length = nearest = 0
-    for caption, own in zip(captions, references, strict=True):
+    for caption, texts in zip(captions, references, strict=True):
         words = caption_words(caption)
-        wanted = [caption_words(text) for text in own]
+        reference_words = [caption_words(text) for text in texts]
         length += len(words)
-        nearest += min((len(x) for x in wanted), key=lambda n: (abs(n - len(words)), n))
+        nearest += min((len(x) for x in reference_words), key=lambda n: (abs(n - len(words)), n))
         for n in range(1, LONGEST + 1):
-            counts, most = ngram_counts(words, n), Counter()
-            for reference in wanted:
-                most |= ngram_counts(reference, n)
-            found[n - 1] += (counts & most).total()
-            possible[n - 1] += counts.total()
-    if not found.all():
+            counts, max_counts = ngram_counts(words, n), Counter()
+            for reference in reference_words:
+                max_counts |= ngram_counts(reference, n)
+            matches[n - 1] += (counts & max_counts).total()
+            totals[n - 1] += counts.total()
+    if not matches.all():
         return 0.0
     penalty = math.exp(min(0.0, 1 - nearest / length))
-    return penalty * float(np.exp(np.mean(np.log(found / possible))))
+    return penalty * float(np.exp(np.mean(np.log(matches / totals))))

@@ -97,8 +97,8 @@ class ExpressionFile:
             if self.split is None or row.get("split") == self.split
         ]
         if not rows:
-            wanted = "s" if self.split is None else f" has split={self.split!r}"
-            raise ValueError(f"{self.path}: no row{wanted}")
+            condition = "s" if self.split is None else f" has split={self.split!r}"
+            raise ValueError(f"{self.path}: no row{condition}")
         return [_expression(row, self.images, label) for label, row in rows]
 
     def held_out(self) -> set[int | str]:

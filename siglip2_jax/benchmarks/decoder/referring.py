@@ -53,22 +53,22 @@ class Referring:
         """
         expressions = self.source.open()
         truth = np.array([x.box for x in expressions], np.float64)
-        found, unreadable = np.full_like(truth, np.nan), 0
+        boxes, unreadable = np.full_like(truth, np.nan), 0
         groups = _groups(model, expressions)
         answers = model.answer(groups, self.generation, self.max_num_patches)
-        for group, own in zip(groups, answers, strict=True):
-            if own is None:
+        for group, group_answers in zip(groups, answers, strict=True):
+            if group_answers is None:
                 unreadable += len(group)
                 continue
-            for (index, _), answer in zip(group, own, strict=True):
+            for (index, _), answer in zip(group, group_answers, strict=True):
                 if answer.box is not None:
                     (left, top, right, bottom), (width, height) = answer.box, answer.size
-                    found[index] = top / height, left / width, bottom / height, right / width
-        overlap = box_ious(found, truth)
+                    boxes[index] = top / height, left / width, bottom / height, right / width
+        overlap = box_ious(boxes, truth)
         return {
             "acc@0.5": float(np.mean(overlap >= ENOUGH)),
             "mean_iou": float(np.mean(overlap)),
-            "unparsed": float(np.isnan(found[:, 0]).sum() - unreadable),
+            "unparsed": float(np.isnan(boxes[:, 0]).sum() - unreadable),
             "unreadable": float(unreadable),
         }
 

@@ -73,8 +73,8 @@ def _program(
     @jax.jit
     def program(params: Params, image: Patches) -> tuple[Features, ...]:
         with jax.default_matmul_precision("highest"):
-            found = _run(nnx.merge(graphdef, params), image, count)
-            return jax.tree.map(replicate, found)
+            features = _run(nnx.merge(graphdef, params), image, count)
+            return jax.tree.map(replicate, features)
 
     return program
 
@@ -90,12 +90,14 @@ def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]
     last = tuple((k + 1) * depth // count - 1 for k in range(count))
 
     def layer(carry: Carry, item: tuple[Array, Block]) -> tuple[Carry, None]:
-        (x, kept), (i, block) = carry, item
+        (x, outputs), (i, block) = carry, item
         x = gather(block, tower.dtype)(x, valid)
         # By selection rather than by index: no part of what is split over devices moves.
-        return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, kept, strict=True))), None
+        return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, outputs, strict=True))), None
 
-    (x, kept), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
+    (x, outputs), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
     pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), valid)
     grid, row = grid_size(yx, valid), normalize(pooled)
-    return tuple(Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in kept)
+    return tuple(
+        Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in outputs
+    )

@@ -104,12 +104,12 @@ class ClassHead:
             maps = self.maps(scores[None], grid[None], size[None], (height, width))[0]
             maps -= jax.lax.stop_gradient(maps.max(axis=-1, keepdims=True))
             # By comparison: a choice by index has a slope that is scattered, value by value.
-            right = truth[..., None] == jnp.arange(self.channels)
-            losses = jnp.log(jnp.exp(maps).sum(-1)) - jnp.where(right, maps, 0).sum(-1)
+            one_hot = truth[..., None] == jnp.arange(self.channels)
+            losses = jnp.log(jnp.exp(maps).sum(-1)) - jnp.where(one_hot, maps, 0).sum(-1)
             return jnp.sum(losses, where=self.known(truth))
 
-        found: Any = total_of_images(total, scores, (grid, size, truth))
-        return found / jnp.maximum(self.known(truth).sum(), 1)
+        loss_sum: Any = total_of_images(total, scores, (grid, size, truth))
+        return loss_sum / jnp.maximum(self.known(truth).sum(), 1)
 
     def answer(self, maps: Float[Array, "B h w K"]) -> Int[Array, "B h w"]:
         """The class with the highest score."""

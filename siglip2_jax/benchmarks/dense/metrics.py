@@ -17,9 +17,9 @@ def confusion(
     before taking `mean_iou`.
     """
     known = truth >= 0
-    said = np.where(predicted < 0, num_classes, predicted)[known]
+    classes = np.where(predicted < 0, num_classes, predicted)[known]
     shape = num_classes, num_classes + 1
-    cells = truth[known].astype(np.int64) * shape[1] + said
+    cells = truth[known].astype(np.int64) * shape[1] + classes
     return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
 
 
@@ -61,8 +61,8 @@ def mean_over_images(values: Sequence[float]) -> float:
     Raises:
       ValueError: nothing is left.
     """
-    found = np.array(values, np.float64)
-    found = found[~np.isnan(found)]
-    if not len(found):
+    errors = np.array(values, np.float64)
+    errors = errors[~np.isnan(errors)]
+    if not len(errors):
         raise ValueError(f"none of {len(values)} test images has a labelled pixel")
-    return float(found.mean())
+    return float(errors.mean())

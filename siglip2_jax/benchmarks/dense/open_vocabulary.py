@@ -163,8 +163,8 @@ class OpenVocabulary:
             images = images._replace(features=(features,))
             labels = [read_class_map(path, len(self.classes), self.void) for _, path in pairs]
             # One at a time: with many classes the map of an image is large.
-            drawn = draw_maps(Linear(), head, weights, images, labels, 1)
-            for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
+            maps = draw_maps(Linear(), head, weights, images, labels, 1)
+            for i, (predicted, truth) in enumerate(zip(maps, labels, strict=True)):
                 if i in images.read:
                     self._write(start + i, truth, predicted)
                 yield predicted, truth

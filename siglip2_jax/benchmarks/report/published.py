@@ -82,12 +82,12 @@ def published_curve(variant: str, dataset: str, metric: str) -> dict[int, float]
     """
     sizes = {v.name: v.config.vision.num_patches for v in RELEASES + SIGLIP1_RELEASES}
     fixed = {name: tokens for name, tokens in sizes.items() if tokens is not None}
-    found = {
+    points = {
         budget or fixed[name]: fact.value
-        for (name, budget, *rest), fact in _index().items()
-        if (name, *rest) == (variant, dataset, metric)
+        for (name, budget, *key), fact in _index().items()
+        if (name, *key) == (variant, dataset, metric)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(points.items()))
 
 
 def in_units(metric: str, value: float) -> float:
@@ -102,15 +102,15 @@ def in_units(metric: str, value: float) -> float:
 
 @cache
 def _index() -> dict[tuple[str, int | None, str, str], Published]:
-    found: dict[tuple[str, int | None, str, str], Published] = {}
+    numbers: dict[tuple[str, int | None, str, str], Published] = {}
     for table in TABLES:
         for variant, budget, dataset, metric, value in table.cells():
             note = _note(variant, dataset, metric)
             # Table 7 repeats figures of table 1, which goes first.
-            found.setdefault(
+            numbers.setdefault(
                 (variant, budget, dataset, metric), Published(value, table.source, note)
             )
-    return found
+    return numbers
 
 
 def _note(variant: str, dataset: str, metric: str) -> str:

@@ -133,12 +133,12 @@ class Result:
         Raises:
           ValueError: `data` was not written by `to_json`.
         """
-        own = data.get(_SECTION)
+        section = data.get(_SECTION)
         fields = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(own, Mapping) or own.keys() != fields:
-            found = sorted(own) if isinstance(own, Mapping) else own
+        if not isinstance(section, Mapping) or section.keys() != fields:
+            content = sorted(section) if isinstance(section, Mapping) else section
             raise ValueError(
-                f"a result's {_SECTION!r} is {found!r:.80}; expected the fields that "
+                f"a result's {_SECTION!r} is {content!r:.80}; expected the fields that "
                 "`siglip2 eval` writes there, so measure again with it"
             )
-        return cls(**{**own, "failed": tuple(own["failed"])})
+        return cls(**{**section, "failed": tuple(section["failed"])})

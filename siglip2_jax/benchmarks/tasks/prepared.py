@@ -68,13 +68,13 @@ class Prepared:
         import tensorflow_datasets as tfds
 
         fields, kind = self._info.features, tfds.features.ClassLabel
-        found = sorted(key for key, feature in fields.items() if isinstance(feature, kind))
-        if len(found) != 1 and "label" not in found:
+        label_fields = sorted(key for key, feature in fields.items() if isinstance(feature, kind))
+        if len(label_fields) != 1 and "label" not in label_fields:
             raise ValueError(
-                f"{self.root}: its class labels are {', '.join(found) or 'none'}, among the fields "
-                f"{', '.join(sorted(fields))}; expected one, or one called label"
+                f"{self.root}: its class labels are {', '.join(label_fields) or 'none'}, among the "
+                f"fields {', '.join(sorted(fields))}; expected one, or one called label"
             )
-        label = "label" if "label" in found else found[0]
+        label = "label" if "label" in label_fields else label_fields[0]
         return label, tuple(fields[label].names)
 
     def labelled(self, splits: tuple[str, ...]) -> Tfds:
@@ -114,13 +114,13 @@ class Prepared:
         path = f"{field}/text" if isinstance(item, tfds.features.FeaturesDict) else field
         return Tfds(self._info.name, self._splits(splits)[0], str(self.root), captions=path)
 
-    def _splits(self, wanted: tuple[str, ...]) -> list[str]:
-        there = self._info.splits
-        if found := [split for split in wanted if split in there]:
-            return found
+    def _splits(self, names: tuple[str, ...]) -> list[str]:
+        splits = self._info.splits
+        if available := [split for split in names if split in splits]:
+            return available
         raise ValueError(
-            f"{self.root}: its splits are {', '.join(there) or 'none'}; expected "
-            f"{' or '.join(wanted)} among them"
+            f"{self.root}: its splits are {', '.join(splits) or 'none'}; expected "
+            f"{' or '.join(names)} among them"
         )
 
     @cached_property

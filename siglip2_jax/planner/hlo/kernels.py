@@ -50,9 +50,9 @@ def kernel_of(x: Instruction, where: Computation) -> Kernel | None:
     config: dict[str, Any] = {}
     if start >= 0:
         config = json.JSONDecoder().raw_decode(x.attributes, start + len(key))[0]
-    kept = {name: config[name] for name in _COMPILED_FROM if name in config}
+    code = {name: config[name] for name in _COMPILED_FROM if name in config}
     operands = (shape for name in x.operands for shape in where.instructions[name].shapes)
-    return Kernel(json.dumps(kept, sort_keys=True), _arrays(operands), _arrays(x.shapes))
+    return Kernel(json.dumps(code, sort_keys=True), _arrays(operands), _arrays(x.shapes))
 
 
 def _arrays(shapes: Iterable[Shape]) -> Arrays:
