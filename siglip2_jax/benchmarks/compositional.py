@@ -1,4 +1,4 @@
-"""SugarCrepe: does a model prefer a caption to a false one made of nearly the same words?
+"""SugarCrepe: choice between a caption and a false one made of nearly the same words.
 
 Hsieh et al. 2023 (arXiv 2306.14610, RAIVNLab/sugar-crepe): images of COCO val2017, and a file per
 kind of change, `{id: {"filename", "caption", "negative_caption"}}`.
@@ -28,7 +28,7 @@ CATEGORIES: tuple[str, ...] = (
 
 
 class Choice(NamedTuple):
-    """One question: which of two captions is that of an image.
+    """One question: the image and its two captions, of which one is false.
 
     Attributes:
       filename: of the image.
@@ -70,7 +70,7 @@ class SugarCrepe:
     def __call__(self, model: Model) -> dict[str, float]:
         """`mean` over the categories, and the accuracy in each, from 0 to 1.
 
-        A tie is wrong, and so is an image that cannot be read. Each image is embedded once.
+        Ties and unreadable images count as wrong. Each image is embedded once.
 
         Raises:
           ValueError: see `read_choices`; or there are no images in the directory.

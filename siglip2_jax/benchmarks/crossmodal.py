@@ -99,7 +99,7 @@ def read_captions(
 
     Args:
       path: the file, local or `gs://`.
-      languages: which ones are wanted; other keys of a line are passed over.
+      languages: which to read; other keys of a line are ignored.
 
     Returns:
       The images' keys, and for each language the captions of each image in the same order.
@@ -136,7 +136,7 @@ def read_captions(
 
 
 def _language_captions(row: dict, language: str, place: str) -> tuple[str, ...]:
-    """An image's captions in a language: none where the line does not speak of it."""
+    """An image's captions in a language; empty where the line has no such key."""
     entry = row.get(language, {"caption": []})
     texts = entry.get("caption") if isinstance(entry, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -14,11 +14,11 @@ from jaxtyping import Float
 def gather_blocks(
     rows: Float[np.ndarray, "k E"], total: int, size: int
 ) -> Float[np.ndarray, "n E"]:
-    """The rows of all processes in order, where process p of P has made blocks p, p + P, ...
+    """The rows of all processes in order, where process p of P computes blocks p, p + P, ...
 
     Args:
       rows: rows of this process; every process has some part of the same call.
-      total: n, the number of rows of all; what fills up the last round is cut off.
+      total: n, the number of rows of all; padding after them is cut off.
       size: rows of a block.
     """
     processes = jax.process_count()

@@ -1,4 +1,4 @@
-"""COCO and Flickr30k in Karpathy's splits, which published retrieval numbers are about.
+"""COCO and Flickr30k in Karpathy's splits, on which published retrieval numbers are measured.
 
 `dataset_coco.json` and `dataset_flickr30k.json` of Karpathy & Fei-Fei 2015 (arXiv 1412.2306,
 `caption_datasets.zip`): `{"images": [{"split", "filename", "filepath" (COCO only), "sentences":

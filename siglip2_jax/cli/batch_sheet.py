@@ -1,4 +1,4 @@
-"""Batches as images: what the model is shown, drawn back from the patches, as one HTML page."""
+"""Batches as one HTML page: the images that the model gets, drawn from their patches."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a line a result; exit code 1 if no data was found.
+    """Prints a line for each result; exit code 1 if no data was found.
 
     Raises:
       ValueError: neither or both of --task and --suite, or no --data.
@@ -118,7 +118,7 @@ def _open_model(args: argparse.Namespace):
                 f"--transformers reads no gs:// paths, got {args.source}; copy it here"
             )
         if args.stage is not None:
-            raise ValueError("--stage is of a run's workdir; leave it out with --transformers")
+            raise ValueError("--stage names a stage of a run; leave it out with --transformers")
         from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
@@ -171,7 +171,7 @@ def _print(result) -> None:
 
 
 def _compare_templates(source: str, results: list) -> None:
-    """Says so where a run's evaluators, in training, used prompts that were not measured with."""
+    """Warns if the evaluators of a training run used other prompts."""
     from siglip2_jax.evals.prompts import name_templates
     from siglip2_jax.evals.trained import trained_templates
 

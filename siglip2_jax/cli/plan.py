@@ -1,4 +1,4 @@
-"""`siglip2 plan`: what a config needs on a TPU slice, found without one."""
+"""`siglip2 plan`: needs of a config on a TPU slice, computed without one."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _search(
 
     if len(work) > 1:
         raise ValueError(
-            f"a search is of one program and {len(work)} are chosen; add --stage and --budget"
+            f"--search plans one program and {len(work)} are selected; add --stage and --budget"
         )
     ((stage, budget),) = work
     tried = _candidates(stage, budget, mesh, args)

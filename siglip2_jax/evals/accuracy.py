@@ -1,6 +1,6 @@
 """Accuracies of a classifier from its scores: top 1, top 5, mean per class, one label or several.
 
-Plain NumPy. An image with several labels counts as right where any of them is found: the "ReaL"
+Plain NumPy. An image with several labels counts as right if any of them is predicted: the "ReaL"
 accuracy of Beyer et al. 2020 (arXiv 2006.07159, section 3.1), as big_vision's
 `discriminative_classifier.py` counts. Images without a label do not count at all.
 """
@@ -50,21 +50,21 @@ def label_sets(labels: Labels, count: int) -> list[tuple[int, ...]]:
 def label_ranks(
     scores: Float[np.ndarray, "n C"], labels: Labels, *, ties: Ties = "wrong"
 ) -> Int[np.ndarray, " n"]:
-    """Number of classes not an image's own that come before the best of its own.
+    """Rank of each image's best label: the number of other classes that come before it.
 
     Args:
       scores: of every image with every class; NaN where the image could not be read.
       labels: as for `label_sets`, at least one an image.
       ties: "wrong" puts classes with the same score before the image's own, so that a model that
-        knows nothing finds nothing; "first" puts those with a lower number first, as argmax does
-        in published numbers. Two classes of ImageNet share the name "sunglasses" and two
-        "missile": with "wrong" all of their images are lost.
+        gives all classes one score gets 0; "first" puts those with a lower number first, as
+        argmax does in published numbers. Two classes of ImageNet share the name "sunglasses" and
+        two "missile": with "wrong" all of their images are lost.
 
     Returns:
       From 0 (found first) to C - 1; `UNREADABLE` in rows with NaN.
 
     Raises:
-      ValueError: an image has no label, or one that is no class; or `ties` is neither.
+      ValueError: an image has no label or an unknown one, or `ties` is unknown.
     """
     if ties not in get_args(Ties):
         raise ValueError(f"ties is {ties!r}; expected 'wrong' or 'first'")
@@ -144,7 +144,7 @@ def embedding_metrics(
 
 def _summary(ranks: Int[np.ndarray, " n"], labels: Sequence[tuple[int, ...]]) -> dict[str, float]:
     if not len(ranks):
-        raise ValueError("no image has a label; expected at least one that has")
+        raise ValueError("no image has a label; expected at least one with a label")
     metrics = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
     if all(len(label_set) == 1 for label_set in labels):
         classes = np.array([label_set[0] for label_set in labels])

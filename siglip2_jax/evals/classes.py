@@ -22,7 +22,7 @@ from siglip2_jax.data.text import read_lines
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes to choose between, where their names are not what the data calls them.
+    """The classes to choose between, where labels of the data differ from their names.
 
     Attributes:
       names: what prompts are made of.
@@ -59,7 +59,7 @@ class Classes:
             positions = self._index.get(label, ())
         if not positions and self.labels is None:
             raise ValueError(
-                f"the label {label!r} is none of its {len(self.names)} classes; add it to classes"
+                f"the label {label!r} is not one of the {len(self.names)} classes; add it to them"
             )
         return positions
 

@@ -131,7 +131,7 @@ def choose_examples(
 
     Args:
       train_y: class of each training example, from 0.
-      good: false for examples that are passed over.
+      good: false for examples that are left out.
       test_y: classes that must be learned.
       shots: examples of each class.
       seeds: of the random orders.

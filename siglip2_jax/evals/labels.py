@@ -91,7 +91,7 @@ class ReaL:
     path: str
 
     def open(self) -> Examples:
-        """Opens both.
+        """Opens the images and the labels.
 
         Raises:
           ValueError: the file of labels is missing or malformed; or as the source.
@@ -139,9 +139,9 @@ def objectnet_classes(
 
     Args:
       mappings: the directory of that name in ObjectNet's archive.
-      imagenet_names: of ImageNet's 1,000 classes, to choose between those ImageNet classes that are
-        part of an ObjectNet class, and be right with any of one's; None chooses between
-        ObjectNet's own names, as CLIP Benchmark does.
+      imagenet_names: of ImageNet's 1,000 classes. The choice is then between the ImageNet classes
+        that are part of an ObjectNet class, any of which is right. None chooses between
+        ObjectNet's names, as CLIP Benchmark does.
 
     Raises:
       ValueError: a file is missing or malformed, or they do not fit together.

@@ -2,7 +2,7 @@
 
 The scores of 100,000 images with 500,000 texts would be 200 GB; here one block of them exists at a
 time. Two passes over the blocks: the first finds the score of every pair that belongs together, the
-second counts who comes before it.
+second counts the scores that come before it.
 
 All passes run one compiled program, which makes a block's scores once (float32 products in full
 precision) and reads all it returns from them. Blocks have the same shape and borders whatever the
@@ -28,7 +28,7 @@ from siglip2_jax.sharding import Device
 Ties = Literal["against", "half", "first"]
 
 NEVER = np.iinfo(np.int64).max
-"""The rank of what has no partner, or whose score with it is not a number."""
+"""The rank of an image or text without a partner, or whose score with it is NaN."""
 
 IMAGE_BLOCK, TEXT_BLOCK = 2048, 8192
 SMALLEST_BLOCK = 128
@@ -62,7 +62,7 @@ def recall_ranks(
     the same where ties come before it. Equal captions of two images are two texts, which tie.
 
     Rows of NaN are images that failed to decode: the rank of such an image and of its texts is
-    `NEVER`, and it stands in nobody's way. So is the rank of an image without texts.
+    `NEVER`, and it does not count in other ranks. An image without texts also has the rank `NEVER`.
 
     Args:
       images: embeddings of unit length.
@@ -72,8 +72,8 @@ def recall_ranks(
       text_block: texts of a block.
       ties: which others with exactly the partner's score come before it. "against": all, so that a
         model that gives everything the same score finds nothing. "half": half of them, rounded
-        down. "first": those with a lower index, as in a stable sort; a model that knows nothing
-        then finds what stands first.
+        down. "first": those with a lower index, as in a stable sort; a model that gives
+        everything the same score then finds the first.
       devices: text blocks are dealt to these, each of which holds all images; None means all of
         this process. On several hosts each process does the whole work.
 

@@ -34,7 +34,7 @@ _SENTENCE_ENDS = _FULL_STOPS + "!?…！？؟"
 
 
 def end_sentence(text: str, full_stop: FullStop) -> str:
-    """A caption with its final full stop as wanted.
+    """A caption with its final full stop kept, added or removed.
 
     Args:
       text: the caption.
@@ -88,7 +88,7 @@ def embed_files(
       Rows of unit length; rows of NaN for images that cannot be read, with a warning for each.
 
     Raises:
-      ValueError: there is no first image: the directory is probably not the right one.
+      ValueError: the first image does not exist: the directory is probably the wrong one.
     """
     if not epath.Path(paths[0]).is_file():
         raise ValueError(

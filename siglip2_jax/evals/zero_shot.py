@@ -67,15 +67,15 @@ class ZeroShot:
     def __post_init__(self) -> None:
         if self.label in RESERVED:
             raise ValueError(
-                f"ZeroShot.label is {self.label!r}, which no source's field can be called; take "
-                "another field, or None and a source whose caption is the name of the class"
+                f"ZeroShot.label is {self.label!r}, a reserved name; expected another field, or "
+                "None and a source whose caption is the name of the class"
             )
         if self.border < 0:
             raise ValueError(f"ZeroShot.border is {self.border} pixels; expected 0 or more")
         check_share("ZeroShot", self.crop)
         if self.ties not in get_args(Ties):
             raise ValueError(f"ZeroShot.ties is {self.ties!r}; expected 'wrong' or 'first'")
-        # Nobody should wait for all images to learn that there is no prompt.
+        # Wrong prompts fail here, before any image is read.
         names = self.classes.names if isinstance(self.classes, Classes) else self.classes
         fill_prompts(("x",) if names is None else names, self.templates, canonical=self.canonical)
 
@@ -86,10 +86,11 @@ class ZeroShot:
 
         Args:
           model: embeds images and prompts.
-          show: told how many images have been read, of how many.
+          show: gets how many images have been read, and of how many.
 
         Raises:
-          ValueError: an example has no label, or one that is not among `classes`; or none has one.
+          ValueError: an example has no label or one that is not among `classes`, or no example
+            has a label that means a class.
         """
         opened = self.source.open()
         classes = Classes(self.classes) if isinstance(self.classes, tuple) else self.classes
@@ -117,7 +118,7 @@ class ZeroShot:
         labels: list[tuple[Any, ...]],
         show: Update | None,
     ) -> Iterator[ImageSource]:
-        """Images that have a label; appends what `_read` finds to `labels`."""
+        """Images that have a label; appends the labels to `labels`."""
         read_example = partial(self._read, opened, classes)
         for done, (label_set, image) in enumerate(
             thread_map(read_example, range(len(opened)), READ_AHEAD), 1

@@ -1,4 +1,4 @@
-"""Plan of a step on TPUs that are not there: memory, time and communication, from the compiler.
+"""Plan of a step on absent TPUs: memory, time and communication, from the compiler.
 
 Each stage's step is compiled for a real topology with libtpu and read off its schedule. Times are
 the compiler's own static estimates, and for kernels their length in instructions: good for
@@ -52,10 +52,10 @@ class StepPlan:
       flops: of matrix products in the program, and of kernels by their own cost estimates.
       hbm_bytes: read and written.
       collectives: bytes sent, by kind.
-      scheduled: seconds in the schedule, without collectives and what nobody can tell.
+      scheduled: seconds in the schedule, without collectives and operations with no estimate.
       operations: all of the program, in the order in which they are scheduled.
       untimed: how many operations the schedule has no time for.
-      uncounted: how many kernels do not say their FLOPs.
+      uncounted: how many kernels have no FLOP estimate.
     """
 
     stage: str
@@ -137,10 +137,10 @@ def plan_step(
       stage: what to plan a step of.
       budget: patches an image may have, one of the stage's lengths.
       mesh: of the topology's chips.
-      batch_size: examples that the step reads; None takes what the stage says for this budget.
+      batch_size: examples that the step reads; None takes the stage's for this budget.
 
     Raises:
-      DoesNotFit: the compiler finds no room for the program, not even in its own reckoning.
+      DoesNotFit: the program needs so much memory that the compiler refuses it.
       ValueError: the topology's chips are unknown.
     """
     program, lengths = Program(stage), stage.lengths

@@ -51,7 +51,7 @@ def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
         f"{plan.model_flops / 1e12:.2f} T",
     ]
     if plan.uncounted:
-        lines.append(f"               ({plan.uncounted} kernels do not say theirs)")
+        lines.append(f"               ({plan.uncounted} kernels have no FLOP estimate)")
     lines += [
         f"  HBM          {plan.hbm_bytes / 1e9:.1f} GB",
         f"  collectives  MB: {traffic or 'none'}",

@@ -17,7 +17,7 @@ from siglip2_jax.models.layers import Remat
 from siglip2_jax.planner.plan import DoesNotFit, StepPlan
 
 ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
-"""What `Compute.remat` can keep by name."""
+"""Activations that `Compute.remat` can save by name."""
 
 REMATS: tuple[Remat, ...] = (
     "none",
@@ -28,7 +28,7 @@ REMATS: tuple[Remat, ...] = (
     ("attn_out", "x_mid"),
     ("mlp_pre",),
 )
-"""What a search tries unless told otherwise."""
+"""Remat policies that a search tries by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A candidate and what became of it.
+    """A candidate and its plan.
 
     Attributes:
       candidate: what was tried.
@@ -90,7 +90,7 @@ class Trial:
 
 
 def remat_of(text: str) -> Remat:
-    """Reads what a user types: "none", "full", "dots", or activations joined by "+".
+    """Reads a remat policy: "none", "full", "dots", or activations joined by "+".
 
     Raises:
       ValueError: it is something else.
@@ -135,7 +135,7 @@ def search(
       plan: plans a step of a stage that reads so many examples, as `plan_step` does.
 
     Yields:
-      Each as it is done, so that who stops early keeps what there is.
+      Each trial when it is done, so that a stopped search has the results so far.
     """
     for candidate in tried:
         try:

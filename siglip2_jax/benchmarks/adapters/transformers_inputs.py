@@ -43,14 +43,14 @@ class TransformersImages(ImagePreprocessor):
 def to_images(
     patches: Float32[np.ndarray, "n N P"], patch_size: int
 ) -> Float32[np.ndarray, "n 3 h w"]:
-    """Patches put together again; the edge that fills no patch, which no model reads, is gone."""
+    """Joins patches to images, without the edge that fills no patch and that no model reads."""
     count, side, p = len(patches), isqrt(patches.shape[1]), patch_size
     cells = patches.reshape(count, side, side, p, p, 3).transpose(0, 5, 1, 3, 2, 4)
     return cells.reshape(count, 3, side * p, side * p)
 
 
 def read_sizes(config: Any) -> ModelConfig:
-    """Our sizes of a `SiglipConfig` or `Siglip2Config`.
+    """Reads our sizes from a `SiglipConfig` or `Siglip2Config`.
 
     Raises:
       ValueError: no model has such sizes.

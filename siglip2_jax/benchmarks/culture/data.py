@@ -33,7 +33,7 @@ class DollarStreet:
     Attributes:
       path: the directory `dataset_dollarstreet`, local or `gs://`.
       tables: its files to read. SigLIP 2's zero-shot numbers are on 21,000 images of 96 topics,
-        which may not be just those of both.
+        which may differ from the images of both tables.
     """
 
     path: str
@@ -92,8 +92,8 @@ class GeoDE:
 
     Attributes:
       path: the directory, local or `gs://`.
-      part: "train" is every third image, chosen by a hash of its path, "test" the others; the parts
-        that published 10-shot numbers used are not known.
+      part: "train" is a third of the images, chosen by a hash of the path, "test" the rest; the
+        parts that published 10-shot numbers used are not known.
       least: leaves out, from every part, countries with fewer images than this in "train": some
         have a handful.
     """

@@ -26,7 +26,8 @@ from siglip2_jax.preprocess.decode import NamedImage
 class IncomeZeroShot:
     """Zero-shot accuracy on Dollar Street, and how it differs over the homes' incomes.
 
-    All of ImageNet's classes are to choose between; an answer is right if it is any of the image's.
+    The choice is between all of ImageNet's classes; an answer is right if it is any class of the
+    image.
 
     Attributes:
       source: examples with the fields `classes`, numbers of ImageNet's classes, and `income`:
@@ -64,7 +65,7 @@ class IncomeZeroShot:
         Images that cannot be read count as wrong.
 
         Raises:
-          ValueError: an example lacks a field or has a class that is none; or all incomes are one.
+          ValueError: an example lacks a field or has an unknown class, or all incomes are equal.
         """
         opened, classes = self.source.open(), Classes(self.classes)
         labels: list[tuple[int, ...]] = []
@@ -103,7 +104,7 @@ class IncomeZeroShot:
 class RepresentationBias:
     """Association bias: preference of object images for one of two prompts about people.
 
-    Which objects and prompts the paper took is unpublished.
+    The objects and prompts of the paper are unpublished.
 
     Attributes:
       source: images of objects without people, such as `GeoDE`.
@@ -120,7 +121,7 @@ class RepresentationBias:
     max_num_patches: int = 256
 
     def __call__(self, model: Model) -> dict[str, float]:
-        """`representation_bias`, 0 to 1/2, and `first_share`, 0 to 1, that of the first prompt.
+        """`representation_bias`, 0 to 1/2, and `first_share`, 0 to 1, the first prompt's share.
 
         Raises:
           ValueError: no image can be read.

@@ -1,4 +1,4 @@
-"""Fairness of zero-shot answers: differences over income, and whom objects are matched to.
+"""Fairness of zero-shot answers: accuracy by income, and association of objects with people.
 
 SigLIP 2 (arXiv 2502.14786, section 3.5 and table 9) gives both in per cent; here they are shares.
 """
@@ -70,8 +70,8 @@ def first_share(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"])
 def representation_bias(men: Float[np.ndarray, " n"], women: Float[np.ndarray, " n"]) -> float:
     """`|first_share(men, women) - 1/2|`: 0 is no preference, 1/2 always the same.
 
-    Table 9's "representation bias" is this times 100: 35.5 says that a random object is matched to
-    "men" 85.5 % of the time. Which objects and prompts were used is unpublished.
+    Table 9's "representation bias" is this times 100: 35.5 means that a random object is matched to
+    "men" 85.5 % of the time. The objects and prompts are unpublished.
 
     Args:
       men: cosine or logit of images of random objects with the prompt for men.

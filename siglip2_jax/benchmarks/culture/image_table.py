@@ -47,17 +47,17 @@ class TableImages:
     """Opened examples: images in files, read one by one, with the fields of each."""
 
     def __init__(self, rows: list[tuple[epath.Path, dict[str, Any]]], table: epath.Path) -> None:
-        """Takes what a table says.
+        """Takes the rows of a table.
 
         Args:
           rows: each image's path and fields.
-          table: where this is from, for errors.
+          table: path of the table, for errors.
 
         Raises:
           ValueError: there is no row, or the first image is not there.
         """
         if not rows:
-            raise ValueError(f"{table}: no row is to be used; expected one for each image")
+            raise ValueError(f"{table}: no row is selected; expected one for each image")
         if not rows[0][0].is_file():
             raise ValueError(
                 f"{rows[0][0]}: no such image, the first of {len(rows)} in {table}; unpack the "

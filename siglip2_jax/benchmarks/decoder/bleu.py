@@ -1,4 +1,4 @@
-"""BLEU-4: how many word n-grams of captions occur in those that people wrote."""
+"""BLEU-4: share of the word n-grams of captions that occur in captions that people wrote."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ LONGEST = 4
 def bleu_4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU with n-grams of one to four words, of a whole set (Papineni et al., ACL 2002).
 
-    The geometric mean of the shares of n-grams found in a reference, times a penalty where the
-    captions are shorter than their references: of each image the one nearest in length, the shorter
-    of two. Words are `caption_words`. It is not smoothed: 0 where no n-gram of a length is found.
+    The geometric mean of the shares of n-grams that occur in a reference, times a penalty if the
+    captions are shorter than their references. Of each image the reference nearest in length
+    counts, of two equally near ones the shorter. Words are `caption_words`. There is no smoothing:
+    the score is 0 where no n-gram of a length occurs in a reference.
 
     Args:
       captions: one for each image.

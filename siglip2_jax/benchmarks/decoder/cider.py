@@ -61,7 +61,7 @@ def check_references(captions: Sequence[str], references: Sequence[Sequence[str]
     """Refuses lists of different lengths, and images without a reference.
 
     Raises:
-      ValueError: they are such.
+      ValueError: the lengths differ, or an image has no reference.
     """
     if len(captions) != len(references):
         raise ValueError(

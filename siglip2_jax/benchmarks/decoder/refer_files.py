@@ -29,7 +29,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Refer:
-    """One split of one set.
+    """One split of one data set.
 
     Attributes:
       folder: holds `refs(<split_by>).p` and `instances.json`, local or `gs://`.
@@ -105,7 +105,7 @@ class Refer:
         return [Expression(file, ref["image_id"], x["sent"], box) for x in ref["sentences"]]
 
     def _named(self, expressions: list[Expression]) -> list[Expression]:
-        """With paths: `COCO_train2014_000000000009.jpg` is `000000000009.jpg` since 2017."""
+        """Adds paths: `COCO_train2014_000000000009.jpg` is `000000000009.jpg` since 2017."""
         full = [x.image for x in expressions]
         short = [name.rpartition("_")[2] for name in full]
         for names in (full, short):

@@ -1,9 +1,9 @@
-"""Referring expressions: how often a decoder finds the box of what a phrase describes.
+"""Referring expressions: share of phrases whose box a decoder finds.
 
 SigLIP 2's table 5 (arXiv 2502.14786, section 3.4.1): RefCOCO, RefCOCO+ and RefCOCOg, the share of
 expressions whose box has an intersection over union of at least 0.5 with the true one, by a decoder
 on the frozen encoder that was trained on all three sets together, as LocCa's (arXiv 2403.19596).
-`expressions.held_out_images` says which images must then be left out of training;
+`expressions.held_out_images` lists the images that must then be left out of training;
 `refer_files.published_splits` gives the table's columns.
 """
 
@@ -42,7 +42,7 @@ class Referring:
     generation: GenerationConfig = GenerationConfig()
 
     def __call__(self, model: Captioner | MeasuredCaptioner) -> dict[str, float]:
-        """`acc@0.5` and `mean_iou`, from 0 to 1, and how many expressions have no box, and why.
+        """`acc@0.5` and `mean_iou`, from 0 to 1, and counts of expressions without a box.
 
         `unreadable` counts those whose image cannot be read; `unparsed` those for which no box was
         written, among them the ones too long for the decoder. Both are wrong, with an intersection
@@ -74,7 +74,7 @@ class Referring:
 
 
 def _groups(model: Captioner | MeasuredCaptioner, expressions: Sequence[Expression]) -> list[Group]:
-    """Groups the queries that can be asked by image, with the expressions' numbers."""
+    """Groups valid queries by image, with the expressions' numbers."""
     images: dict[str, list[tuple[int, Query]]] = {}
     for index, expression in enumerate(expressions):
         query = Query(expression.image, phrase=expression.text)

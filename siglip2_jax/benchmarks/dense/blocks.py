@@ -38,26 +38,28 @@ class BlocksModel(OpenModel, Protocol):
 def block_features(model: BlocksModel, image: Patches, count: int) -> tuple[Features, ...]:
     """Tokens after blocks `depth / count`, `2 * depth / count`, … `depth`, rounded down.
 
-    They are the residual stream as it is, before any further LayerNorm, as Probe3D (arXiv
+    They are the residual stream before any further LayerNorm, as Probe3D (arXiv
     2404.08636) and DPT (arXiv 2103.13413) read them. The pooled vector, the embedding and the grid
     beside them are those of the whole tower.
 
     Args:
-      model: shows its parameters.
+      model: exposes its parameters.
       image: any number of images, at least one.
       count: how many blocks.
 
     Raises:
-      ValueError: the model does not show its parameters, or has fewer blocks.
+      ValueError: the model does not expose its parameters, or has fewer blocks.
     """
     if "vision" not in model.params:
         raise ValueError(
-            "a DPT decoder reads blocks of the tower, whose parameters this model keeps to itself; "
+            "a DPT decoder reads blocks of the tower, whose parameters this model does not expose; "
             "load it without --transformers"
         )
     config = model.config.vision
     if not 1 <= count <= config.depth:
-        raise ValueError(f"{count} blocks were asked of a tower that has {config.depth}")
+        raise ValueError(
+            f"{count} blocks of a tower are requested; expected 1 to {config.depth}, its depth"
+        )
     program = partial(_program(config, model.dtype, count), model.params["vision"])
     return run_rows(model.mesh, program, image, DEFAULT_BATCH_SIZE)
 

@@ -76,7 +76,9 @@ class DPT:
             elif factor < 1:
                 yield f"{k}/resize", (3, 3, size, size), size
             yield f"{k}/level", (3, 3, size, fused), fused
-            for unit in ("skip", "join")[k == len(FACTORS) - 1 :]:  # the coarsest joins nothing
+            for unit in ("skip", "join")[
+                k == len(FACTORS) - 1 :
+            ]:  # no coarser map joins the coarsest
                 for i in range(2):
                     yield f"{k}/{unit}/{i}", (3, 3, fused, fused), fused
             yield f"{k}/merge", (fused, fused), fused
@@ -161,6 +163,6 @@ def _doubled(image: Map) -> Map:
 
 
 def _resized(image: Map, like: Map) -> Map:
-    """Resizes a map to another's; an odd side of a grid is a little smaller than what comes up."""
+    """Resizes a map to the size of another, which is a little larger where a side is odd."""
     _, height, width, _ = like.x.shape
     return Map(bilinear(image.x, image.size, like.size, (height, width)), like.size)

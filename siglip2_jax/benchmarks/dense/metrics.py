@@ -56,10 +56,10 @@ def angular_rmse(predicted: Float[np.ndarray, "H W 3"], truth: Float[np.ndarray,
 
 
 def mean_over_images(values: Sequence[float]) -> float:
-    """The mean of what is not NaN: images without a label do not count.
+    """Mean of the values that are not NaN: images without a label do not count.
 
     Raises:
-      ValueError: nothing is left.
+      ValueError: all values are NaN.
     """
     errors = np.array(values, np.float64)
     errors = errors[~np.isnan(errors)]

@@ -1,4 +1,4 @@
-"""Dense probes: what a decoder trained on frozen patch tokens knows of every pixel.
+"""Dense probes: decoders trained on frozen patch tokens, measured at every pixel.
 
 SigLIP 2's table 2 (arXiv 2502.14786, section 3.3.1) follows TIPS (arXiv 2410.16512, section 4.1):
 a frozen encoder, the pooled vector beside every patch token, linear heads for segmentation and
@@ -7,8 +7,8 @@ crops or flips; recipes are scaled down from the public ones, and `recipe` bring
 segmentation 40,000 steps of 16 (DINOv3), NYUv2 depth 38,400 at 1e-4 (DINOv2), normals and NAVI 10
 epochs at 5e-4 (Probe3D).
 
-Training images that cannot be read are left out, test images count as wrong as can be; the model
-lists both (`Measured.failed`), or warns of them. Labels must be readable.
+Training images that cannot be read are left out, and such test images get the worst possible
+answer; the model lists both (`Measured.failed`), or warns of them. Labels must be readable.
 """
 
 from __future__ import annotations
@@ -223,11 +223,11 @@ class DepthProbe(DenseProbe):
 class NormalsProbe(DenseProbe):
     """Error of surface normals.
 
-    Labels are as `data.read_normals` says. Every pixel of a test image that cannot be read counts
-    as off by 180 degrees.
+    Labels are as `data.read_normals` describes. Every pixel of an unreadable test image counts as
+    off by 180 degrees.
 
     Attributes:
-      head: how normals are made of scores and trained.
+      head: makes normals of scores, and their loss.
     """
 
     head: NormalsHead = UncertainNormalsHead()

@@ -85,7 +85,7 @@ def train_head(
       features: whitened, of all training images, for each block that the decoder reads.
       truth: each image's label, of any size.
       recipe: how to train.
-      label: what is shown while it trains.
+      label: of the progress bar.
 
     Raises:
       ValueError: no pixel has a label.
@@ -129,10 +129,10 @@ def draw_maps(
     """Predicts each image's map with a trained decoder, at its label's rows and columns.
 
     Args:
-      decoder: as it was trained.
-      head: likewise.
-      weights: the result.
-      images: features of those images that can be read; of others comes the head's worst answer.
+      decoder: the trained decoder.
+      head: the head that it was trained with.
+      weights: of the decoder.
+      images: features of the readable images; other images get the head's worst answer.
       truth: each image's label.
       batch_size: images per program call.
     """

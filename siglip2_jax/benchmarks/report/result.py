@@ -2,8 +2,8 @@
 
 LAION-AI/CLIP_benchmark (`clip_benchmark/cli.py`) writes an object of `dataset`, `model`,
 `pretrained`, `task`, `metrics` and `language`, from which its `build` makes tables. Ours has the
-same, with its names for data sets and numbers where it has any, and everything in our own words
-under `siglip2_jax`, from which alone a result is read back.
+same, with its names for data sets and numbers where it has any, and all fields under our names in
+`siglip2_jax`, which is the part that is read back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLIP_DATASETS: dict[str, str] = {
     "flickr30k": "flickr30k",
     "xm3600": "crossmodal3600",
 }
-"""Names of CLIP Benchmark for data sets that it calls otherwise or that papers report."""
+"""Names of CLIP Benchmark for data sets that papers report; other data sets keep our names."""
 
 CLIP_METRICS: dict[str, dict[str, str]] = {
     "zeroshot_classification": {
@@ -60,7 +60,7 @@ class Result:
     """One data set, measured once with one model and one protocol.
 
     Attributes:
-      dataset: such as "imagenet"; `published.published` says which it knows.
+      dataset: such as "imagenet"; `published.published` lists those with published numbers.
       task: what was measured.
       model: name of the released variant, such as "B/16 256", or "custom".
       pretrained: where the weights come from, as the user gave it.

@@ -50,13 +50,13 @@ SUMMARY = (
 )
 
 NEAR = 0.3
-"""Points or degrees from the published number within which nothing needs a look."""
+"""Difference from the published number, in points or degrees, that counts as near."""
 NEAR_RMSE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A number, and what is published of it.
+    """A number beside the published one.
 
     Attributes:
       metric: its name.
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Ours less theirs, in per cent points or the unit."""
+        """Our number minus the published one, in percentage points or the unit."""
         return None if self.theirs is None else self.value - self.theirs.value
 
     @property
@@ -83,7 +83,7 @@ class Row:
         return "better" if lower == (self.metric in LOWER_IS_BETTER) else "worse"
 
     def texts(self) -> tuple[str, str, str]:
-        """Ours, theirs and the difference, as they are shown; a dash where there is none."""
+        """Our number, the published one and the difference, as texts; a dash for none."""
         digits = DIGITS_IN_UNITS.get(self.metric, 2)
         number = f"{self.value:.{digits}f}"
         if self.theirs is None or self.difference is None:
@@ -143,7 +143,7 @@ def setting(result: Result) -> str:
 
 
 def protocol(result: Result) -> str:
-    """The rest of what a number depends on, on a line."""
+    """The other settings of a number, on one line."""
     return ", ".join(
         f"{name} {str(value).lower() if isinstance(value, bool) else value}"
         for name, value in result.protocol.items()

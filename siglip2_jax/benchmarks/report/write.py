@@ -94,7 +94,7 @@ def _markdown(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _lines(result: Result) -> Iterator[str]:
-    """Rows of the table; what holds for all of a result's numbers is in the first."""
+    """Rows of the table; the first has the cells that hold for all of a result's numbers."""
     dataset = dataset_name(result)
     if result.missing is not None:
         empty = ("–",) * (len(COLUMNS) - 3)

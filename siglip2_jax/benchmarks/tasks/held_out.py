@@ -13,7 +13,7 @@ def held_out(path: Path) -> tuple[tuple[str, str], ...]:
     """The condition on rows, for `Folder.where`: the test split, else validation, else none.
 
     Raises:
-      ValueError: a row is not JSON, or rows have splits, but none of these.
+      ValueError: a row is not JSON, or no row is of these splits although rows have splits.
     """
     splits: set[str] = set()
     for _, row in read_rows(path):

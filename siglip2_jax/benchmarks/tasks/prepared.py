@@ -14,19 +14,19 @@ from siglip2_jax.data.tfds import Tfds
 from siglip2_jax.evals.labels import ClassFolders
 
 INFO = "dataset_info.json"
-"""What tells the directory of a dataset's version."""
+"""File that marks the directory of a dataset's version."""
 
 IMAGENET = "imagenet2012"
 IMAGENET_V2 = "imagenet_v2/matched-frequency"
 
 
 def or_prepared(folder: str, dataset: str) -> tuple[str, str]:
-    """A need: the folder, or a version of the dataset beside it."""
+    """Required files: the folder, or a version of the dataset beside it."""
     return folder, f"{dataset}/[0-9]*/{INFO}"
 
 
 def how_prepared(dataset: str) -> str:
-    """Sentence on the other way to meet the need of `or_prepared`."""
+    """Sentence on the alternative of `or_prepared`."""
     return f"or put TFDS's {dataset} there instead (file_format='array_record')"
 
 
@@ -63,7 +63,7 @@ class Prepared:
         That is the one class label among the fields, or of several the one called `label`.
 
         Raises:
-          ValueError: it cannot be told, or the dataset cannot be opened.
+          ValueError: no field or several may be the class, or the dataset cannot be opened.
         """
         import tensorflow_datasets as tfds
 
@@ -78,10 +78,10 @@ class Prepared:
         return label, tuple(fields[label].names)
 
     def labelled(self, splits: tuple[str, ...]) -> Tfds:
-        """The first of the splits that is there and has labels: those of many tests are held back.
+        """The first of the splits that exists and has labels: many test splits come without.
 
         Raises:
-          ValueError: none is there, or the class's field cannot be told.
+          ValueError: no such split exists, or as `labels`.
         """
         label, _ = self.labels
         for split in self._splits(splits):
@@ -94,7 +94,7 @@ class Prepared:
         )
 
     def captioned(self, splits: tuple[str, ...]) -> Tfds:
-        """The first of the splits that is there, with its captions.
+        """The first of the splits that exists, with its captions.
 
         They are in `captions`, `caption` or `text`, or, as in coco_captions, in a `text` in it.
 

@@ -177,7 +177,7 @@ def collectives(x: Instruction, where: Computation, module: Module) -> dict[str,
 
     Counted as by a ring of n chips: all-gather (n - 1) times the shard, reduce-scatter and
     all-to-all (n - 1) / n of the operand, all-reduce twice that, and a permutation its operand.
-    "dcn" is what is handed to the host to travel between slices.
+    "dcn" counts the bytes that go to the host for other slices.
     """
     if x.opcode != "fusion":
         return _sent(x, where, module)

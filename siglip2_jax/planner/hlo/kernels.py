@@ -1,8 +1,8 @@
 """Pallas kernels in a compiled TPU program.
 
-XLA knows nothing of what a kernel does: its FLOPs are what the author said in `pallas_call`'s
-`cost_estimate`, its HBM traffic counts as that of any call, each operand read and each result
-written once, and its time is found in `kernel_time`.
+XLA does not look into a kernel: its FLOPs are those of the author's `cost_estimate` in
+`pallas_call`, its HBM traffic counts as that of any call, each operand read and each result written
+once, and its time is found in `kernel_time`.
 """
 
 from __future__ import annotations
