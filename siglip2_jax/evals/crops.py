@@ -24,7 +24,7 @@ def check_share(name: str, share: float) -> None:
     """Refuses a share that is not above 0 and at most 1.
 
     Raises:
-      ValueError: it is such.
+      ValueError: it is outside that range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"{name}.crop is {share}; expected a share above 0 and at most 1")

@@ -140,8 +140,8 @@ def objectnet_classes(
     Args:
       mappings: the directory of that name in ObjectNet's archive.
       imagenet_names: of ImageNet's 1,000 classes. The choice is then between the ImageNet classes
-        that are part of an ObjectNet class, any of which is right. None chooses between
-        ObjectNet's names, as CLIP Benchmark does.
+        that are part of an ObjectNet class, and every part of the image's class is right. None
+        chooses between ObjectNet's names, as CLIP Benchmark does.
 
     Raises:
       ValueError: a file is missing or malformed, or they do not fit together.

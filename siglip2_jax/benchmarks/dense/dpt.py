@@ -76,9 +76,8 @@ class DPT:
             elif factor < 1:
                 yield f"{k}/resize", (3, 3, size, size), size
             yield f"{k}/level", (3, 3, size, fused), fused
-            for unit in ("skip", "join")[
-                k == len(FACTORS) - 1 :
-            ]:  # no coarser map joins the coarsest
+            # Nothing coarser joins the coarsest map.
+            for unit in ("skip", "join")[k == len(FACTORS) - 1 :]:
                 for i in range(2):
                     yield f"{k}/{unit}/{i}", (3, 3, fused, fused), fused
             yield f"{k}/merge", (fused, fused), fused

@@ -61,7 +61,7 @@ class Task:
     reads: tuple[str, ...] = ("*",)
 
     def find(self, data: Path) -> Path | None:
-        """The task's directory: within the data directory, or that itself; None if files lack."""
+        """The task's directory: within the data directory or itself; None if files are missing."""
         return next((root for root in self._roots(data) if not self._gone(root)), None)
 
     def missing(self, data: Path) -> str:
