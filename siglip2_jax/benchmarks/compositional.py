@@ -1,4 +1,4 @@
-"""SugarCrepe: does a model prefer a caption to a false one made of nearly the same words?
+"""SugarCrepe: choice between a caption and a false one made of nearly the same words.
 
 Hsieh et al. 2023 (arXiv 2306.14610, RAIVNLab/sugar-crepe): images of COCO val2017, and a file per
 kind of change, `{id: {"filename", "caption", "negative_caption"}}`.
@@ -28,7 +28,7 @@ CATEGORIES: tuple[str, ...] = (
 
 
 class Choice(NamedTuple):
-    """One question: which of two captions is that of an image.
+    """One question: the image and its two captions, of which one is false.
 
     Attributes:
       filename: of the image.
@@ -70,7 +70,7 @@ class SugarCrepe:
     def __call__(self, model: Model) -> dict[str, float]:
         """`mean` over the categories, and the accuracy in each, from 0 to 1.
 
-        A tie is wrong, and so is an image that cannot be read. Each image is embedded once.
+        Ties and unreadable images count as wrong. Each image is embedded once.
 
         Raises:
           ValueError: see `read_choices`; or there are no images in the directory.
@@ -79,18 +79,20 @@ class SugarCrepe:
             category: read_choices(os.path.join(self.path, f"{category}.json"))
             for category in self.categories
         }
-        files = dict.fromkeys(choice.filename for own in choices.values() for choice in own)
+        files = dict.fromkeys(
+            choice.filename for questions in choices.values() for choice in questions
+        )
         place = {file: i for i, file in enumerate(files)}
         paths = [os.path.join(self.images, file) for file in files]
         embedded = embed_files(model, paths, self.max_num_patches)
-        each = {}
-        for category, own in choices.items():
-            captions = [text for choice in own for text in (choice.caption, choice.negative)]
-            texts = embed_captions(model, captions, self.full_stop).reshape(len(own), 2, -1)
-            images = embedded[[place[choice.filename] for choice in own]]
+        accuracies = {}
+        for category, questions in choices.items():
+            captions = [text for choice in questions for text in (choice.caption, choice.negative)]
+            texts = embed_captions(model, captions, self.full_stop).reshape(len(questions), 2, -1)
+            images = embedded[[place[choice.filename] for choice in questions]]
             scores = np.einsum("ne,nce->nc", images, texts, dtype=np.float64)
-            each[category] = float(np.mean(scores[:, 0] > scores[:, 1]))
-        return {"mean": float(np.mean(list(each.values())))} | each
+            accuracies[category] = float(np.mean(scores[:, 0] > scores[:, 1]))
+        return {"mean": float(np.mean(list(accuracies.values())))} | accuracies
 
 
 def read_choices(path: str) -> list[Choice]:
@@ -102,14 +104,14 @@ def read_choices(path: str) -> list[Choice]:
     Raises:
       ValueError: the file is missing, malformed or empty.
     """
-    found = read_json(path)
-    if not isinstance(found, dict) or not found:
+    questions = read_json(path)
+    if not isinstance(questions, dict) or not questions:
         raise ValueError(
             f"{path}: expected an object of questions by id, as SugarCrepe publishes, found "
-            f"{found!r:.60}"
+            f"{questions!r:.60}"
         )
     choices = []
-    for key, entry in found.items():
+    for key, entry in questions.items():
         fields = ("filename", "caption", "negative_caption")
         values = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
         texts = [text for text in values if isinstance(text, str)]

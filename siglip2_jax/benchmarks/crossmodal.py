@@ -73,18 +73,22 @@ class CrossModal:
         keys, captions = read_captions(os.path.join(self.path, self.captions), self.languages)
         paths = [os.path.join(self.path, self.images, f"{key}.jpg") for key in keys]
         images = embed_files(model, paths, self.max_num_patches)
-        each = {}
+        metrics = {}
         for language, lists in captions.items():
-            texts = [text for own in lists for text in own]
-            owner = np.repeat(np.arange(len(keys)), [len(own) for own in lists])
+            texts = [text for image_captions in lists for text in image_captions]
+            owner = np.repeat(
+                np.arange(len(keys)), [len(image_captions) for image_captions in lists]
+            )
             rows = embed_captions(model, texts, self.full_stop)
-            each[language] = retrieval_metrics(images, rows, owner, ties=self.ties)
-        first = next(iter(each.values()))
-        mean = {key: float(np.mean([found[key] for found in each.values()])) for key in first}
+            metrics[language] = retrieval_metrics(images, rows, owner, ties=self.ties)
+        names = next(iter(metrics.values()))
+        mean = {
+            key: float(np.mean([recalls[key] for recalls in metrics.values()])) for key in names
+        }
         return mean | {
             f"{language}/{key}": value
-            for language, found in each.items()
-            for key, value in found.items()
+            for language, recalls in metrics.items()
+            for key, value in recalls.items()
         }
 
 
@@ -95,7 +99,7 @@ def read_captions(
 
     Args:
       path: the file, local or `gs://`.
-      languages: which ones are wanted; other keys of a line are passed over.
+      languages: which to read; other keys of a line are ignored.
 
     Returns:
       The images' keys, and for each language the captions of each image in the same order.
@@ -132,7 +136,7 @@ def read_captions(
 
 
 def _language_captions(row: dict, language: str, place: str) -> tuple[str, ...]:
-    """An image's captions in a language: none where the line does not speak of it."""
+    """An image's captions in a language; empty where the line has no such key."""
     entry = row.get(language, {"caption": []})
     texts = entry.get("caption") if isinstance(entry, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -11,31 +11,33 @@ from jax.experimental.multihost_utils import process_allgather
 from jaxtyping import Float
 
 
-def gather_blocks(own: Float[np.ndarray, "k E"], total: int, size: int) -> Float[np.ndarray, "n E"]:
-    """The rows of all processes in order, where process p of P has made blocks p, p + P, ...
+def gather_blocks(
+    rows: Float[np.ndarray, "k E"], total: int, size: int
+) -> Float[np.ndarray, "n E"]:
+    """The rows of all processes in order, where process p of P computes blocks p, p + P, ...
 
     Args:
-      own: rows of this process; every process has some part of the same call.
-      total: n, the number of rows of all; what fills up the last round is cut off.
+      rows: rows of this process; every process has some part of the same call.
+      total: n, the number of rows of all; padding after them is cut off.
       size: rows of a block.
     """
     processes = jax.process_count()
     if processes == 1 or not total:
-        return own
+        return rows
     rounds = -(-total // (size * processes))
-    filled = np.full((rounds * size, own.shape[1]), np.nan, np.float32)
-    filled[: len(own)] = own
-    everyone = process_allgather(filled).reshape(processes, rounds, size, -1)
-    return everyone.transpose(1, 0, 2, 3).reshape(-1, own.shape[1])[:total]
+    filled = np.full((rounds * size, rows.shape[1]), np.nan, np.float32)
+    filled[: len(rows)] = rows
+    all_rows = process_allgather(filled).reshape(processes, rounds, size, -1)
+    return all_rows.transpose(1, 0, 2, 3).reshape(-1, rows.shape[1])[:total]
 
 
-def gather_texts(own: Sequence[str]) -> list[str]:
+def gather_texts(texts: Sequence[str]) -> list[str]:
     """The texts of all processes, process by process."""
     if jax.process_count() == 1:
-        return list(own)
-    data = np.frombuffer(json.dumps(list(own)).encode(), np.uint8)
+        return list(texts)
+    data = np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
     lengths = process_allgather(np.array(len(data))).reshape(-1)
     filled = np.pad(data, (0, int(lengths.max()) - len(data)))
-    everyone = process_allgather(filled).reshape(len(lengths), -1)
-    parts = (row[:n].tobytes() for row, n in zip(everyone, lengths, strict=True))
+    all_data = process_allgather(filled).reshape(len(lengths), -1)
+    parts = (row[:n].tobytes() for row, n in zip(all_data, lengths, strict=True))
     return [text for part in parts for text in json.loads(part)]

@@ -1,4 +1,4 @@
-"""COCO and Flickr30k in Karpathy's splits, which published retrieval numbers are about.
+"""COCO and Flickr30k in Karpathy's splits, on which published retrieval numbers are measured.
 
 `dataset_coco.json` and `dataset_flickr30k.json` of Karpathy & Fei-Fei 2015 (arXiv 1412.2306,
 `caption_datasets.zip`): `{"images": [{"split", "filename", "filepath" (COCO only), "sentences":
@@ -58,24 +58,24 @@ def read_karpathy(
     Raises:
       ValueError: the file is missing or malformed, or has no image in this split.
     """
-    found = read_json(path)
-    entries = found.get("images") if isinstance(found, dict) else None
+    dataset = read_json(path)
+    entries = dataset.get("images") if isinstance(dataset, dict) else None
     if not isinstance(entries, list):
         raise ValueError(
             f'{path}: expected an object with a list "images", as in Karpathy\'s '
-            f"dataset_coco.json, found {found!r:.60}"
+            f"dataset_coco.json, found {dataset!r:.60}"
         )
     paths, captions, splits = [], [], set()
     for i, entry in enumerate(entries):
         try:
-            own_split, file, texts = _read_entry(entry)
+            entry_split, file, texts = _read_entry(entry)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f'{path}: image {i} has no texts "split", "filename" and "sentences" with a "raw" '
                 f"each ({type(error).__name__}: {error}), found {entry!r:.60}"
             ) from error
-        splits.add(own_split)
-        if own_split == split:
+        splits.add(entry_split)
+        if entry_split == split:
             paths.append(os.path.join(images, file))
             captions.append(texts)
     if not paths:

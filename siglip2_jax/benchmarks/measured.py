@@ -1,4 +1,4 @@
-"""A model as `siglip2 eval` gives it to evaluators: it shares work among hosts, and keeps notes."""
+"""Model as `siglip2 eval` gives it to evaluators: shares work among hosts, and keeps counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Measuring:
-    """Notes on one evaluation, and the work that each process does of it.
+    """Counts of one evaluation, and the share of its work that each process does.
 
     Each process works on every n-th block of the images, on its own devices, and all get all
     answers: evaluators on several hosts see what they see on one. Answers are saved in parts, so
@@ -32,8 +32,8 @@ class Measuring:
 
     Attributes:
       failed: a sentence for each image that could not be read, in no particular order.
-      images: how many images have been asked for, also those answered before an interruption.
-      embedded: how many this process has embedded itself.
+      images: number of images of all calls, also those answered before an interruption.
+      embedded: number of images that this process has embedded itself.
       seconds: what that took.
       data_wait: seconds of them that the device waited for decoded images.
     """
@@ -58,11 +58,11 @@ class Measuring:
         self.seconds = self.data_wait = 0.0
 
     def report_to(self, show: Update, expected: int = 0) -> None:
-        """Has `show` told how many images are done, of how many, where that is known."""
+        """Reports to `show` how many images are done, and of how many where that is known."""
         self._show, self._expected = show, expected
 
     def _begin(self, width: int) -> Rows:
-        """Rows of this process of the next call, with what an interrupted evaluation has left."""
+        """Rows of this process for the next call, with those of an interrupted evaluation."""
         self._calls += 1
         prefix = f"{jax.process_index():05d}-{self._calls - 1:03d}-"
         return Rows(self._directory, width, prefix=prefix)
@@ -75,7 +75,7 @@ class Measuring:
         self.data_wait += getattr(self._model, "data_wait", 0.0) - waited
 
     def _count(self, done: int, expected: int) -> None:
-        """Notes one more image; this call has `done` by now, of all of them `expected`."""
+        """Counts one more image; this call has `done` by now, of `expected` in all."""
         self.embedded += 1
         if self._show is not None:
             done = self.images + done * jax.process_count()  # as if all were as fast
@@ -124,11 +124,11 @@ class Measured(Measuring):
     ) -> Float[np.ndarray, "n E"]:
         """Embeds images; rows of unreadable images are NaN, without a warning each."""
         rows = self._begin(self._model.config.vision.width)
-        seen = Counter(images)
+        counter = Counter(images)
         size = batch_size or self._batch_size
-        own = islice(own_share(seen, size), len(rows), None)
+        remaining = islice(own_share(counter, size), len(rows), None)
         with self._timed():
-            for row in self._model.stream_images(own, max_num_patches, size, normalize):
+            for row in self._model.stream_images(remaining, max_num_patches, size, normalize):
                 if isinstance(row, ImageError):
                     if on_error == "raise":
                         raise row
@@ -137,9 +137,9 @@ class Measured(Measuring):
                     rows.add(row)
                 self._count(len(rows), self._expected)
             rows.save()
-        self.images += seen.count
+        self.images += counter.count
         self.failed += gather_texts(rows.texts())
-        return gather_blocks(rows.rows(), seen.count, size)
+        return gather_blocks(rows.rows(), counter.count, size)
 
     def image_features(self, *args: Any, **kwargs: Any) -> Any:
         """Features as the model gives them; every host does the whole work."""
@@ -166,14 +166,14 @@ class Counter(Generic[T]):
 
 
 def own_share(items: Iterable[T], size: int, process: int | None = None) -> Iterator[T]:
-    """Items of every n-th block of a size, where n is the number of processes; all are taken.
+    """Items of every n-th block, where n is the number of processes; reads all items.
 
     Args:
       items: of all processes.
       size: items of a block.
       process: whose share; None means this process's.
     """
-    first = jax.process_index() if process is None else process
+    process = jax.process_index() if process is None else process
     for i, block in enumerate(batched(items, size)):
-        if i % jax.process_count() == first:
+        if i % jax.process_count() == process:
             yield from block

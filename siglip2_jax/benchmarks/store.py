@@ -22,7 +22,7 @@ from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.outputs import write_whole
 
 _PLACES = "cache", "figures"
-"""Fields of evaluators that say where things are kept, and decide no number."""
+"""Fields of evaluators that hold directories, and change no number."""
 
 
 class Store:
@@ -70,7 +70,7 @@ class Store:
         return fingerprint([self._identify(model), self._list(root, task.reads), *parts])
 
     def load(self, key: str) -> Result | None:
-        """The result of an earlier run; None where there is none, or a damaged one."""
+        """The result of an earlier run; None where it is missing or damaged."""
         path = self.path("results", f"{key}.json")
         if path is None or not path.is_file():
             return None

@@ -1,4 +1,4 @@
-"""Several benchmarks in one go: measured one after the other, resumed where they were stopped."""
+"""Several benchmarks measured one after the other, resumed where they were stopped."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
     templates: Sequence[str] = (),
     decoder: Callable[[], Captioner] | None = None,
 ) -> Iterator[Result]:
-    """Measures a model; a result as soon as it is there, or a result that says what is missing.
+    """Measures a model and yields each result at once; one without data says what is missing.
 
     On several hosts every process calls it, with the same arguments and data.
 
@@ -74,14 +74,14 @@ def evaluate(
       model: embeds on local devices.
       suite: what to measure.
       data: the directory with a directory for each data set, or the one data set itself.
-      out: a directory, local or `gs://`, for results, and for what is needed to go on after an
-        interruption; a result that is there is not made again while the model, the settings, the
-        data and this package are the same. None keeps nothing.
+      out: a directory, local or `gs://`, for results, and for parts from which an interrupted
+        evaluation goes on; a saved result is not measured again while the model, the settings,
+        the data and this package are the same. None keeps nothing.
       pretrained: where the model is from, for the report.
       batch_size: images per program call.
       templates: prompts with one `{}` for the name of a class; none means each task's.
       decoder: loads the model with its decoder, for tasks that need one; raises ValueError where it
-        has none, which is then what the result says.
+        has none, whose message is then in the result.
 
     Raises:
       ValueError: data is malformed.
@@ -110,7 +110,7 @@ def evaluate(
             result = store.load(key)
             if not _agreed(result is not None):
                 name = f"{task.name}, {budget} patches" if native else task.name
-                # Who embeds which images follows from these two.
+                # These two decide which process embeds which images.
                 parts = store.path("parts", key, f"{jax.process_count()}-{batch_size}")
                 if writer is None:
                     measured = Measured(model, parts, batch_size=batch_size)
@@ -173,9 +173,9 @@ def _about(task: Task, model: Embedder, pretrained: str) -> dict[str, Any]:
 
 
 def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[str, Any]:
-    """Settings that a number depends on besides weights and data, in the report's words."""
+    """Settings that a number depends on besides weights and data, by their names in reports."""
     resolution = model.config.vision.image_size
-    found = {
+    settings = {
         "num_patches": budget if resolution is None else model.config.vision.num_patches,
         "resolution": resolution,
         "preproc": model.preprocess.mode,
@@ -184,17 +184,17 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
     }
     for name in ("canonical", "ties", "border", "crop", "full_stop", "shots", "among"):
         if hasattr(evaluator, name):
-            found[name] = getattr(evaluator, name)
+            settings[name] = getattr(evaluator, name)
     if (templates := getattr(evaluator, "templates", None)) is not None:
-        found["templates"] = name_templates(templates)
+        settings["templates"] = name_templates(templates)
     if (decoder := getattr(evaluator, "decoder", None)) is not None:
-        found["decoder"] = repr(decoder)
-    return found
+        settings["decoder"] = repr(decoder)
+    return settings
 
 
-def _agreed(done: bool) -> bool:
-    """Verdict of process 0 for all: disks of others may hold less, and all must go the same way."""
-    return done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(done)))
+def _agreed(is_done: bool) -> bool:
+    """The value of process 0 for all processes, whose disks may differ and which must agree."""
+    return is_done if jax.process_count() == 1 else bool(broadcast_one_to_all(np.array(is_done)))
 
 
 def parse_entries(tasks: str, budgets: Sequence[int]) -> Suite:

@@ -1,4 +1,4 @@
-"""Batches as images: what the model is shown, drawn back from the patches, as one HTML page."""
+"""Batches as one HTML page: the images that the model gets, drawn from their patches."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def batch_sheet(
     table = "".join(f"<th>{name}</th>" for name in heads)
     parts = [f"<table><tr>{table}</tr>{rows}</table>"]
     for budget, batch in batches.items():
-        found = (targets or {}).get(budget) or [()] * len(texts[budget])
+        example_targets = (targets or {}).get(budget) or [()] * len(texts[budget])
         figures = "".join(
             _figure(batch, i, text, parsed)
-            for i, (text, parsed) in enumerate(zip(texts[budget], found, strict=True))
+            for i, (text, parsed) in enumerate(zip(texts[budget], example_targets, strict=True))
         )
         parts.append(f"<h2>{budget} patches</h2>\n<section>{figures}</section>")
     return _PAGE.substitute(title=html.escape(title), body="\n".join(parts))

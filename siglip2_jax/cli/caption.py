@@ -109,11 +109,11 @@ def _generation(args: argparse.Namespace) -> GenerationConfig:
     from siglip2_jax.inference import GenerationConfig
 
     belongs = {"beams": "beam", "temperature": "sample", "seed": "sample"}
-    given = {name: value for name in belongs if (value := getattr(args, name)) is not None}
-    for name in given:
+    options = {name: value for name in belongs if (value := getattr(args, name)) is not None}
+    for name in options:
         if belongs[name] != args.method:
             raise ValueError(f"--{name} has no effect without --method {belongs[name]}")
-    return GenerationConfig(method=args.method, **given)
+    return GenerationConfig(method=args.method, **options)
 
 
 def _check_drawing(args: argparse.Namespace, count: int) -> None:

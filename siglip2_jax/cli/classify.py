@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def read_labels(args: argparse.Namespace) -> list[str]:
-    """The labels asked for, in order, without repetitions.
+    """The labels of the options, in order, without repetitions.
 
     Raises:
       ValueError: there are none.

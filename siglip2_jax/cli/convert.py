@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             progress=lambda name, done, total: update(done, total),
         )
-    found = args.tokenizer or checkpoint.tokenizer
+    tokenizer_path = args.tokenizer or checkpoint.tokenizer
     summary = {
         "source": args.source,
         "destination": args.destination,
         "format": args.to,
         "tensors": len(checkpoint.params),
-        "tokenizer": str(found) if found and args.to != "npz" else None,
+        "tokenizer": str(tokenizer_path) if tokenizer_path and args.to != "npz" else None,
     }
     if args.json:
         print_json(summary)

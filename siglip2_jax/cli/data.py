@@ -141,12 +141,12 @@ def pack(args: argparse.Namespace) -> int:
     from siglip2_jax.progress import progress
 
     with progress("packing") as show:
-        done = write(_source(args), args.out, shard_size=args.shard_size, progress=show)
+        result = write(_source(args), args.out, shard_size=args.shard_size, progress=show)
     text = "{examples} examples in {shards} shards ({bytes} bytes); {skipped} were bad"
-    if done.left_out:
+    if result.left_out:
         text += ", {left_out} in the files are no samples that can be used"
-    _print(dataclasses.asdict(done), args.json, text)
-    return 0 if done.examples else 1
+    _print(dataclasses.asdict(result), args.json, text)
+    return 0 if result.examples else 1
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -166,11 +166,11 @@ def inspect(args: argparse.Namespace) -> None:
     title = f"{args.config}, stage {stage.name}"
     targets = _targets(stage, batches)
     write_whole(args.out, batch_sheet(batches, texts, pad_id, title, targets))
-    found = {str(budget): lengths(batch, pad_id) for budget, batch in batches.items()}
+    statistics = {str(budget): lengths(batch, pad_id) for budget, batch in batches.items()}
     if args.json:
-        print_json({"sheet": str(args.out), "lengths": found})
+        print_json({"sheet": str(args.out), "lengths": statistics})
         return
-    for budget, numbers in found.items():
+    for budget, numbers in statistics.items():
         print(
             f"{budget} patches: images use {numbers['patches']:.1f} "
             f"({numbers['patches_used']:.0%}), texts {numbers['text_tokens']:.1f} tokens, "

@@ -95,15 +95,15 @@ def run(args: argparse.Namespace) -> int:
 
     source = Folder(args.folder, captions=args.captions, template=args.template)
     limits = Limits(args.min_score, args.max_per_image)
-    source.open()  # what is missing there is said before a detector is loaded
+    source.open()  # missing files are reported before a detector is loaded
     with progress("regions") as show:
-        done = annotate(source, args.out, _annotator(args), limits, progress=show)
+        result = annotate(source, args.out, _annotator(args), limits, progress=show)
     if args.json:
-        print_json(dataclasses.asdict(done))
+        print_json(dataclasses.asdict(result))
     else:
-        left_out = f", {done.skipped} left out" if done.skipped else ""
-        print(f"{args.out}: {done.rows} rows with {done.regions} regions{left_out}")
-    return 0 if done.rows else 1
+        left_out = f", {result.skipped} left out" if result.skipped else ""
+        print(f"{args.out}: {result.rows} rows with {result.regions} regions{left_out}")
+    return 0 if result.rows else 1
 
 
 def _annotator(args: argparse.Namespace) -> Annotator:

@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
     items, model = _items(args), load_model(args)
 
-    def embed(left: Sequence[str]) -> Iterator[np.ndarray | ImageError]:
-        done = len(items) - len(left)
-        with progress("embedding", done) as update:
-            for i, row in enumerate(_rows(model, left, args), done + 1):
+    def embed(remaining: Sequence[str]) -> Iterator[np.ndarray | ImageError]:
+        start = len(items) - len(remaining)
+        with progress("embedding", start) as update:
+            for i, row in enumerate(_rows(model, remaining, args), start + 1):
                 if isinstance(row, Exception):
                     if args.strict:
                         raise row

@@ -71,7 +71,7 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a line a result; exit code 1 if no data was found.
+    """Prints a line for each result; exit code 1 if no data was found.
 
     Raises:
       ValueError: neither or both of --task and --suite, or no --data.
@@ -120,7 +120,7 @@ def _open_model(args: argparse.Namespace):
                 f"--transformers reads no gs:// paths, got {args.source}; copy it here"
             )
         if args.stage is not None:
-            raise ValueError("--stage is of a run's workdir; leave it out with --transformers")
+            raise ValueError("--stage names a stage of a run; leave it out with --transformers")
         from siglip2_jax.benchmarks.adapters.transformers_model import open_transformers
         from siglip2_jax.preprocess.tokenizer import Tokenizer
 
@@ -159,8 +159,10 @@ def _print(result) -> None:
         return
     numbers = []
     for row in rows(result):
-        ours, theirs, _ = row.texts()
-        numbers.append(f"{row.metric} {ours}" + (f" (published {theirs})" if row.theirs else ""))
+        number, published, _ = row.texts()
+        numbers.append(
+            f"{row.metric} {number}" + (f" (published {published})" if row.theirs else "")
+        )
     print(
         f"{place}: {', '.join(numbers)}; {result.images} images, {result.images_per_s:.1f}/s, "
         f"data wait {result.data_wait:.0%}",
@@ -171,15 +173,15 @@ def _print(result) -> None:
 
 
 def _compare_templates(source: str, results: list) -> None:
-    """Says so where a run's evaluators, in training, used prompts that were not measured with."""
+    """Warns if the evaluators of a training run used other prompts."""
     from siglip2_jax.evals.prompts import name_templates
     from siglip2_jax.evals.trained import trained_templates
 
-    used = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
-    trained = [name_templates(x) for x in trained_templates(source)] if used else []
-    if trained and (others := [x for x in used if x not in trained]):
+    templates = dict.fromkeys(x.protocol["templates"] for x in results if "templates" in x.protocol)
+    trained = [name_templates(x) for x in trained_templates(source)] if templates else []
+    if trained and (unseen := [x for x in templates if x not in trained]):
         print(
-            f"siglip2: measured with the prompts {', '.join(others)}, but the run's evaluators "
+            f"siglip2: measured with the prompts {', '.join(unseen)}, but the run's evaluators "
             f"used {', '.join(trained)}; see --templates",
             file=sys.stderr,
         )

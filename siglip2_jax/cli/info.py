@@ -1,4 +1,4 @@
-"""`siglip2 info`: what a checkpoint is, without loading its weights."""
+"""`siglip2 info`: describes a checkpoint without loading its weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(source: str, stage: str | None = None) -> dict[str, Any]:
-    """Everything known of a checkpoint, as plain JSON values."""
+    """Description of a checkpoint, as plain JSON values."""
     from siglip2_jax import checkpoints
     from siglip2_jax.checkpoints import run_layout
     from siglip2_jax.checkpoints.source import resolve

@@ -1,4 +1,4 @@
-"""Options that several commands share, and loading a model as they say."""
+"""Options that several commands share, and loading a model by them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def add_template_option(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_stage_option(parser: argparse.ArgumentParser) -> None:
-    """Adds which stage's checkpoint of a workdir is meant."""
+    """Adds the option that selects a stage's checkpoint of a workdir."""
     parser.add_argument(
         "--stage",
         metavar="NAME",
@@ -173,7 +173,7 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how the processes of a run find each other."""
+    """Adds the options by which the processes of a run connect."""
     hosts = parser.add_argument_group("hosts that do not find each other by themselves")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="network address of process 0")
     hosts.add_argument("--num-processes", type=int, help="number of processes of the run")

@@ -1,4 +1,4 @@
-"""`siglip2 plan`: what a config needs on a TPU slice, found without one."""
+"""`siglip2 plan`: needs of a config on a TPU slice, computed without one."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     check_batches(config, mesh.size)
     work = _chosen(config, args)
     where = f"{args.slices} x {args.topology}" if args.slices > 1 else args.topology
-    found = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
+    summary = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
     act = _search if args.search else _plan
-    code, more, text = act(work, mesh, where, args)
+    code, details, text = act(work, mesh, where, args)
     if args.json:
-        print_json(found | more)
+        print_json(summary | details)
     else:
         print(text)
     return code
@@ -128,8 +128,8 @@ def _plan(
             if args.largest_batch:
                 largest.append(largest_batch(stage, budget, mesh))
             show(i + 1, len(work))
-    found: dict[str, object] = {"steps": [plan.to_json() for plan in plans]}
-    found |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
+    summary: dict[str, object] = {"steps": [plan.to_json() for plan in plans]}
+    summary |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
     rate = args.images_per_core_second or IMAGES_PER_CORE_SECOND
     lines = [report(plans, where, rate)]
     lines += [
@@ -137,7 +137,7 @@ def _plan(
         f"({plan.memory['peak'] / GIB:.1f} GiB, {plan.seconds * 1e3:.0f} ms)"
         for plan in largest
     ]
-    return 0 if all(plan.fits for plan in plans) else 1, found, "\n".join(lines)
+    return 0 if all(plan.fits for plan in plans) else 1, summary, "\n".join(lines)
 
 
 def _search(
@@ -154,7 +154,7 @@ def _search(
 
     if len(work) > 1:
         raise ValueError(
-            f"a search is of one program and {len(work)} are chosen; add --stage and --budget"
+            f"--search plans one program and {len(work)} are selected; add --stage and --budget"
         )
     ((stage, budget),) = work
     tried = _candidates(stage, budget, mesh, args)
@@ -176,10 +176,10 @@ def _search(
     if stopped:
         title += f", stopped after {len(trials)} of {len(tried)}"
     best = pareto(trials)
-    found = {"stage": stage.name, "budget": budget, "stopped": stopped}
-    found |= {"trials": [trial.to_json() | {"pareto": trial in best} for trial in trials]}
+    summary = {"stage": stage.name, "budget": budget, "stopped": stopped}
+    summary |= {"trials": [trial.to_json() | {"pareto": trial in best} for trial in trials]}
     code = INTERRUPTED if stopped else 0 if best else 1
-    return code, found, search_table(trials, title)
+    return code, summary, search_table(trials, title)
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -216,13 +216,13 @@ def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[Resolve
     names = [stage.name for stage in config.stages]
     if args.stage is not None and args.stage not in names:
         raise ValueError(f"there is no stage {args.stage!r}; the config has {', '.join(names)}")
-    found = [
+    programs = [
         (stage, budget)
         for stage in config.resolved
         if args.stage in (None, stage.name)
         for budget in stage.lengths.budgets
         if args.budget in (None, budget)
     ]
-    if not found:
+    if not programs:
         raise ValueError(f"no stage trains with {args.budget} patches")
-    return found
+    return programs

@@ -1,4 +1,4 @@
-"""Printing that no name and no script can stop: what a terminal does not know comes escaped."""
+"""Printing of any text: characters that a terminal cannot show are escaped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def escape_unprintable() -> None:
-    """Has what the terminal's encoding lacks, and bytes that are no UTF-8, printed as escapes."""
+    """Prints characters outside the terminal's encoding, and bytes that are not UTF-8, escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(value: Any) -> None:
-    """Prints JSON: as it reads best where all of it can be printed, else in ASCII."""
+    """Prints JSON, in ASCII where the terminal cannot show all of it."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")

@@ -30,10 +30,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 class Messages(logging.Formatter):
-    """Messages alone: libraries log errors of their threads with tracebacks, and raise them too."""
+    """Log messages without tracebacks: libraries log errors of threads that they also raise."""
 
     def formatException(self, ei) -> str:
-        """Nothing."""
+        """Empty text."""
         return ""
 
 
@@ -56,4 +56,4 @@ def run(args: argparse.Namespace) -> int:
     try:
         return 0 if train(config, args.workdir, origin) else PREEMPTED
     except StoreError as error:
-        leave(str(error))  # threads that save try again for a quarter of an hour
+        leave(str(error))  # threads that save retry for a quarter of an hour

@@ -1,4 +1,4 @@
-"""`siglip2 verify`: is a checkpoint whole, and does it give the published numbers?"""
+"""`siglip2 verify`: checks that a checkpoint is complete and gives the published logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Check(NamedTuple):
-    """One finding: `passed` is None where a check does not apply."""
+    """Result of a check: `passed` is None where it does not apply."""
 
     name: str
     passed: bool | None
@@ -47,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints each finding; exit code 1 if one is bad."""
+    """Prints each check; exit code 1 if one fails."""
     checks = []
     for check in find(args.source, args.tokenizer, args.stage, golden=not args.no_golden):
         checks.append(check)
@@ -82,7 +82,7 @@ def find(
         f"exp(t) = {model.temperature:.4g}, b = {model.bias:.4g}",
     )
     yield _forward(model)
-    yield _golden(model) if golden else Check("published logits", None, "not asked for")
+    yield _golden(model) if golden else Check("published logits", None, "skipped by --no-golden")
 
 
 def _forward(model: Embedder) -> Check:
@@ -109,9 +109,9 @@ def _golden(model: Embedder) -> Check:
         return Check(name, None, f"none are published for this model, only for {', '.join(LOGITS)}")
     if model.tokenizer is None:
         return Check(name, None, "need the Gemma tokenizer; pass --tokenizer")
-    found = golden_logits(model)
-    error = float(np.max(np.abs(found - expected)))
-    if np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
+    logits = golden_logits(model)
+    error = float(np.max(np.abs(logits - expected)))
+    if np.allclose(logits, expected, atol=TOLERANCE, rtol=TOLERANCE):
         return Check(name, True, f"21 logits agree, off by {error:.1e} at most")
     return Check(
         name,

@@ -1,6 +1,6 @@
 """Accuracies of a classifier from its scores: top 1, top 5, mean per class, one label or several.
 
-Plain NumPy. An image with several labels counts as right where any of them is found: the "ReaL"
+Plain NumPy. An image with several labels counts as right if any of them is predicted: the "ReaL"
 accuracy of Beyer et al. 2020 (arXiv 2006.07159, section 3.1), as big_vision's
 `discriminative_classifier.py` counts. Images without a label do not count at all.
 """
@@ -36,12 +36,12 @@ def label_sets(labels: Labels, count: int) -> list[tuple[int, ...]]:
         labels = [np.flatnonzero(row).tolist() for row in labels]
     elif array:
         labels = labels[:, None].tolist()
-    sets = [tuple(sorted({int(x) for x in found})) for found in labels]
-    for i, found in enumerate(sets):
-        if found and not 0 <= found[0] <= found[-1] < count:
-            wrong = found[0] if found[0] < 0 else found[-1]
+    sets = [tuple(sorted({int(x) for x in label_set})) for label_set in labels]
+    for i, label_set in enumerate(sets):
+        if label_set and not 0 <= label_set[0] <= label_set[-1] < count:
+            label = label_set[0] if label_set[0] < 0 else label_set[-1]
             raise ValueError(
-                f"image {i} has the label {wrong}; expected numbers from 0 to {count - 1}, one for "
+                f"image {i} has the label {label}; expected numbers from 0 to {count - 1}, one for "
                 "each class"
             )
     return sets
@@ -50,35 +50,35 @@ def label_sets(labels: Labels, count: int) -> list[tuple[int, ...]]:
 def label_ranks(
     scores: Float[np.ndarray, "n C"], labels: Labels, *, ties: Ties = "wrong"
 ) -> Int[np.ndarray, " n"]:
-    """Number of classes not an image's own that come before the best of its own.
+    """Rank of each image's best label: the number of other classes that come before it.
 
     Args:
       scores: of every image with every class; NaN where the image could not be read.
       labels: as for `label_sets`, at least one an image.
       ties: "wrong" puts classes with the same score before the image's own, so that a model that
-        knows nothing finds nothing; "first" puts those with a lower number first, as argmax does
-        in published numbers. Two classes of ImageNet share the name "sunglasses" and two
-        "missile": with "wrong" all of their images are lost.
+        gives all classes one score gets 0; "first" puts those with a lower number first, as
+        argmax does in published numbers. Two classes of ImageNet share the name "sunglasses" and
+        two "missile": with "wrong" all of their images are lost.
 
     Returns:
       From 0 (found first) to C - 1; `UNREADABLE` in rows with NaN.
 
     Raises:
-      ValueError: an image has no label, or one that is no class; or `ties` is neither.
+      ValueError: an image has no label or an unknown one, or `ties` is unknown.
     """
     if ties not in get_args(Ties):
         raise ValueError(f"ties is {ties!r}; expected 'wrong' or 'first'")
-    own = np.zeros(scores.shape, bool)
-    for i, found in enumerate(label_sets(labels, scores.shape[1])):
-        if not found:
+    is_label = np.zeros(scores.shape, bool)
+    for i, label_set in enumerate(label_sets(labels, scores.shape[1])):
+        if not label_set:
             raise ValueError(f"image {i} has no label; leave such images out")
-        own[i, list(found)] = True
-    mine = np.where(own, scores, -np.inf)
-    best = mine.max(axis=1, keepdims=True)
+        is_label[i, list(label_set)] = True
+    label_scores = np.where(is_label, scores, -np.inf)
+    best = label_scores.max(axis=1, keepdims=True)
     tied = scores == best
     if ties == "first":
-        tied &= np.arange(scores.shape[1]) < mine.argmax(axis=1)[:, None]
-    ranks = ((tied | (scores > best)) & ~own).sum(axis=1)
+        tied &= np.arange(scores.shape[1]) < label_scores.argmax(axis=1)[:, None]
+    ranks = ((tied | (scores > best)) & ~is_label).sum(axis=1)
     ranks[np.isnan(scores).any(axis=1)] = UNREADABLE
     return ranks
 
@@ -102,9 +102,9 @@ def classification_metrics(
       ValueError: a label is no class, or no image has a label.
     """
     sets = label_sets(labels, scores.shape[1])
-    used = [i for i, found in enumerate(sets) if found]
-    sets = [sets[i] for i in used]
-    return _summary(label_ranks(scores[used], sets, ties=ties), sets)
+    indices = [i for i, label_set in enumerate(sets) if label_set]
+    sets = [sets[i] for i in indices]
+    return _summary(label_ranks(scores[indices], sets, ties=ties), sets)
 
 
 def embedding_metrics(
@@ -132,22 +132,22 @@ def embedding_metrics(
       ValueError: a label is no class, or no image has a label.
     """
     sets = label_sets(labels, len(classes))
-    used = np.array([i for i, found in enumerate(sets) if found], np.int64)
-    different, place = np.unique(classes, axis=0, return_inverse=True)
+    indices = np.array([i for i, label_set in enumerate(sets) if label_set], np.int64)
+    unique, inverse = np.unique(classes, axis=0, return_inverse=True)
     ranks = [np.zeros(0, np.int64)]
-    for start in range(0, len(used), IMAGES_AT_ONCE):
-        rows = used[start : start + IMAGES_AT_ONCE]
-        scores = (images[rows] @ different.T)[:, place.reshape(-1)]
+    for start in range(0, len(indices), IMAGES_AT_ONCE):
+        rows = indices[start : start + IMAGES_AT_ONCE]
+        scores = (images[rows] @ unique.T)[:, inverse.reshape(-1)]
         ranks.append(label_ranks(scores, [sets[i] for i in rows], ties=ties))
-    return _summary(np.concatenate(ranks), [sets[i] for i in used])
+    return _summary(np.concatenate(ranks), [sets[i] for i in indices])
 
 
 def _summary(ranks: Int[np.ndarray, " n"], labels: Sequence[tuple[int, ...]]) -> dict[str, float]:
     if not len(ranks):
-        raise ValueError("no image has a label; expected at least one that has")
-    found = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
-    if all(len(own) == 1 for own in labels):
-        only = np.array([own[0] for own in labels])
-        right, total = np.bincount(only, weights=ranks < 1), np.bincount(only)
-        found["mean_per_class"] = float(np.mean(right[total > 0] / total[total > 0]))
-    return found
+        raise ValueError("no image has a label; expected at least one with a label")
+    metrics = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
+    if all(len(label_set) == 1 for label_set in labels):
+        classes = np.array([label_set[0] for label_set in labels])
+        hits, total = np.bincount(classes, weights=ranks < 1), np.bincount(classes)
+        metrics["mean_per_class"] = float(np.mean(hits[total > 0] / total[total > 0]))
+    return metrics

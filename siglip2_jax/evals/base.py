@@ -1,4 +1,4 @@
-"""Interface of evaluators: one sees a model as a user does, and gives numbers."""
+"""Interface of evaluators, which use a model as a user does, and return numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class OpenModel(Model, Protocol):
-    """One whose parameters can be looked at, too."""
+    """Model that also exposes its parameters."""
 
     @property
     def config(self) -> ModelConfig:
@@ -72,6 +72,6 @@ class Evaluator(Protocol):
         """Measures; on several hosts every process calls it with the same model.
 
         Args:
-          model: a `Model`, or what else the evaluator asks for, such as an `OpenModel`.
+          model: a `Model`, or another interface that the evaluator needs, such as an `OpenModel`.
         """
         ...

@@ -21,12 +21,11 @@ from siglip2_jax.outputs import open_output
 
 @dataclasses.dataclass(frozen=True)
 class ClassCache:
-    """Cache of class embeddings: its directory, and the model that they are of.
+    """Cache of the class embeddings of one model.
 
     Attributes:
       directory: of the files, one for each model, set of prompts and settings; local or `gs://`.
-      model: what tells the model from all others, its tokenizer included: `fingerprint` of its
-        `identity()`. Nothing else does.
+      model: key of the model and its tokenizer: `fingerprint` of its `identity()`.
     """
 
     directory: str

@@ -22,7 +22,7 @@ from siglip2_jax.data.text import read_lines
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes to choose between, where their names are not what the data calls them.
+    """The classes to choose between, where labels of the data differ from their names.
 
     Attributes:
       names: what prompts are made of.
@@ -49,19 +49,19 @@ class Classes:
         Raises:
           ValueError: `self.labels` is None and a label is no class.
         """
-        found = {i for label in labels for i in self._positions_of(label)}
-        return tuple(sorted(found))
+        classes = {i for label in labels for i in self._positions_of(label)}
+        return tuple(sorted(classes))
 
     def _positions_of(self, label: int | str) -> tuple[int, ...]:
         if self.labels is None and isinstance(label, int):
-            known = (label,) if 0 <= label < len(self.names) else ()
+            positions = (label,) if 0 <= label < len(self.names) else ()
         else:
-            known = self._index.get(label, ())
-        if not known and self.labels is None:
+            positions = self._index.get(label, ())
+        if not positions and self.labels is None:
             raise ValueError(
-                f"the label {label!r} is none of its {len(self.names)} classes; add it to classes"
+                f"the label {label!r} is not one of the {len(self.names)} classes; add it to them"
             )
-        return known
+        return positions
 
     @cached_property
     def _index(self) -> dict[int | str, tuple[int, ...]]:
@@ -75,8 +75,8 @@ def label_values(field: Any) -> tuple[int | str, ...] | None:
     """The labels in an example's field: a text, a number or several; None if it holds others."""
     value = field.tolist() if isinstance(field, np.ndarray | np.generic) else field
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    good = all(isinstance(x, str | int) and not isinstance(x, bool) for x in values)
-    return values if good else None
+    valid = all(isinstance(x, str | int) and not isinstance(x, bool) for x in values)
+    return values if valid else None
 
 
 def read_class_names(path: str | PathLike[str], dataset: str | None = None) -> tuple[str, ...]:
@@ -94,12 +94,12 @@ def read_class_names(path: str | PathLike[str], dataset: str | None = None) -> t
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; expected a class name a line")
         return tuple(line.strip() for line in read_lines(Path(path)))
-    found = read_json(path)
-    if isinstance(found, dict):
-        found = _entry(found, dataset, path)
-    if not _is_list_of(found, str) or not found:
-        raise ValueError(f"{path}: expected a list of texts, found {json.dumps(found)[:60]}")
-    return tuple(found)
+    names = read_json(path)
+    if isinstance(names, dict):
+        names = _entry(names, dataset, path)
+    if not _is_list_of(names, str) or not names:
+        raise ValueError(f"{path}: expected a list of texts, found {json.dumps(names)[:60]}")
+    return tuple(names)
 
 
 def read_templates(path: str | PathLike[str], dataset: str | None = None) -> tuple[str, ...]:
@@ -132,10 +132,10 @@ def read_babel(path: str | PathLike[str], language: str) -> Classes:
     Raises:
       ValueError: the file is missing or malformed, or lacks the language.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
+    languages = read_json(path)
+    if not isinstance(languages, dict):
         raise ValueError(f"{path}: expected an object with a key for each language")
-    entry = _entry(found, language, path)
+    entry = _entry(languages, language, path)
     pair = isinstance(entry, list) and len(entry) == 2
     if not (pair and _is_list_of(entry[0], int) and _is_list_of(entry[1], str)):
         raise ValueError(
@@ -166,13 +166,13 @@ def read_json(path: str | PathLike[str]) -> Any:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _entry(found: dict[str, Any], key: str | None, path: str | PathLike[str]) -> Any:
-    if key is None and len(found) == 1:
-        return next(iter(found.values()))
-    if key not in found:
-        wanted = "it holds several lists" if key is None else f"there is no {key!r}"
-        raise ValueError(f"{path}: {wanted}; choose one of {', '.join(sorted(found))}")
-    return found[key]
+def _entry(lists: dict[str, Any], key: str | None, path: str | PathLike[str]) -> Any:
+    if key is None and len(lists) == 1:
+        return next(iter(lists.values()))
+    if key not in lists:
+        problem = "it holds several lists" if key is None else f"there is no {key!r}"
+        raise ValueError(f"{path}: {problem}; choose one of {', '.join(sorted(lists))}")
+    return lists[key]
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

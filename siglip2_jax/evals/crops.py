@@ -9,7 +9,7 @@ from PIL import Image
 
 from siglip2_jax.preprocess.decode import ImageError, ImageSource, decode
 
-Given = TypeVar("Given", bound=ImageSource)
+Source = TypeVar("Source", bound=ImageSource)
 
 CENTRE = 0.875
 """Share of each side that big_vision's classification and few-shot evaluators keep.
@@ -21,34 +21,34 @@ cut out here before it is resized, at whole pixels, so that any resolution can h
 
 
 def check_share(name: str, share: float) -> None:
-    """Refuses a share of the sides that is none.
+    """Refuses a share that is not above 0 and at most 1.
 
     Raises:
-      ValueError: it is not above 0 and at most 1.
+      ValueError: it is outside that range.
     """
     if not 0 < share <= 1:
         raise ValueError(f"{name}.crop is {share}; expected a share above 0 and at most 1")
 
 
-def cut_border(image: Given, pixels: int) -> Given | Image.Image:
+def cut_border(image: Source, pixels: int) -> Source | Image.Image:
     """The image without `pixels` rows and columns at each side.
 
-    An image that cannot be read, or of which nothing would be left, is given back as it is.
+    An image that is unreadable, or too small for the cut, is returned unchanged.
     """
     return _cut(image, lambda side: pixels) if pixels else image
 
 
-def cut_centre(image: Given, share: float) -> Given | Image.Image:
+def cut_centre(image: Source, share: float) -> Source | Image.Image:
     """The central part of the image, with this share of its height and of its width.
 
-    An image that cannot be read is given back as it is.
+    An unreadable image is returned unchanged.
     """
     return _cut(image, lambda side: round(side * (1 - share) / 2)) if share < 1 else image
 
 
-def _cut(image: Given, margin: Callable[[int], int]) -> Given | Image.Image:
+def _cut(image: Source, margin: Callable[[int], int]) -> Source | Image.Image:
     try:
-        # Not turned upright here: whoever decodes it next does, and sides are cut all alike.
+        # Not turned upright: the next decode does that, and all sides are cut alike.
         decoded = decode(image, exif=False)
     except ImageError:
         return image

@@ -114,9 +114,9 @@ def fewshot_accuracy(
         range.
     """
     _check_numbers(shots, l2, seeds)
-    good = readable(train_x)
-    chosen = choose_examples(train_y, good, test_y, shots, seeds)
-    accuracies = [_accuracies(train_x[rows], train_y[rows], test_x, test_y, l2) for rows in chosen]
+    is_readable = readable(train_x)
+    choices = choose_examples(train_y, is_readable, test_y, shots, seeds)
+    accuracies = [_accuracies(train_x[rows], train_y[rows], test_x, test_y, l2) for rows in choices]
     return np.array(accuracies)
 
 
@@ -131,7 +131,7 @@ def choose_examples(
 
     Args:
       train_y: class of each training example, from 0.
-      good: false for examples that are passed over.
+      good: false for examples that are left out.
       test_y: classes that must be learned.
       shots: examples of each class.
       seeds: of the random orders.
@@ -142,12 +142,12 @@ def choose_examples(
     counts = _checked_counts(train_y[good], test_y, shots)
     ends = np.cumsum(np.bincount(train_y, minlength=len(counts)))
     classes = np.split(np.argsort(train_y, kind="stable"), ends[:-1])
-    chosen = []
+    choices = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
         orders = [rng.permutation(rows) for rows in classes]
-        chosen.append(np.concatenate([order[good[order]][:shots] for order in orders]))
-    return np.stack(chosen)
+        choices.append(np.concatenate([order[good[order]][:shots] for order in orders]))
+    return np.stack(choices)
 
 
 def _accuracies(
@@ -158,9 +158,12 @@ def _accuracies(
     l2: Sequence[float],
 ) -> list[float]:
     """Accuracy for each penalty, of one choice of training rows."""
-    ridge, seen = Ridge.fit(x, y, int(y.max()) + 1), readable(test_x)
-    right = (ridge.scores(test_x[seen], penalty).argmax(1) == test_y[seen] for penalty in l2)
-    return [float(x.sum() / len(test_y)) for x in right]
+    ridge, is_readable = Ridge.fit(x, y, int(y.max()) + 1), readable(test_x)
+    hits = (
+        ridge.scores(test_x[is_readable], penalty).argmax(1) == test_y[is_readable]
+        for penalty in l2
+    )
+    return [float(x.sum() / len(test_y)) for x in hits]
 
 
 def _check_numbers(shots: int, l2: Sequence[float], seeds: Sequence[int]) -> None:
@@ -181,10 +184,10 @@ def _checked_counts(
     if both.min() < 0:
         raise ValueError(f"few-shot got the class {both.min()}; expected numbers from 0")
     counts = np.bincount(train_y, minlength=both.max() + 1)
-    used = np.unique(both)
-    if len(used) < 2:
-        raise ValueError(f"few-shot got the class {used[0]} only; expected two classes or more")
-    worst = used[counts[used].argmin()]
+    classes = np.unique(both)
+    if len(classes) < 2:
+        raise ValueError(f"few-shot got the class {classes[0]} only; expected two classes or more")
+    worst = classes[counts[classes].argmin()]
     if counts[worst] < shots:
         raise ValueError(
             f"few-shot: class {worst} has {counts[worst]} readable training examples, and "
@@ -244,18 +247,18 @@ class FewShot:
         names = read_labels(train, self.label, count)
         test_x, test_names = labelled_features(model, self.test.open(), self.label, **images)
         train_y, test_y = shared_classes(names, test_names)
-        good, features = np.ones(len(train_y), bool), {}
+        is_readable, features = np.ones(len(train_y), bool), {}
         while True:
-            chosen = choose_examples(train_y, good, test_y, self.shots, self.seeds)
-            new = sorted({*chosen.ravel().tolist()} - features.keys())
+            choices = choose_examples(train_y, is_readable, test_y, self.shots, self.seeds)
+            new = sorted({*choices.ravel().tolist()} - features.keys())
             if not new:
                 break
             x = chosen_features(model, train, new, **images)
-            good[new] = readable(x)
+            is_readable[new] = readable(x)
             features |= zip(new, x, strict=True)
         accuracies = [
             _accuracies(np.stack([features[i] for i in rows]), y, test_x, test_y, self.l2)
-            for rows, y in zip(chosen, train_y[chosen], strict=True)
+            for rows, y in zip(choices, train_y[choices], strict=True)
         ]
         mean = np.mean(accuracies, axis=0)
         key = f"{self.shots}shot"

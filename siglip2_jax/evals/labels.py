@@ -47,8 +47,8 @@ class ClassFolders:
             raise ValueError(f"{root}: no such directory (mount gs:// with gcsfuse)")
         folders = sorted(x.name for x in root.iterdir() if x.is_dir() and not is_hidden(x.name))
         if not folders or self.count not in (None, len(folders)):
-            wanted = "one for each class" if self.count is None else f"{self.count}"
-            raise ValueError(f"{root}: found {len(folders)} folders, expected {wanted}")
+            expected = "one for each class" if self.count is None else f"{self.count}"
+            raise ValueError(f"{root}: found {len(folders)} folders, expected {expected}")
         numbered = all(name.isascii() and name.isdecimal() for name in folders)
         labels = {name: int(name) if numbered else i for i, name in enumerate(folders)}
         files = [(x, Path(x).relative_to(root).parts[0]) for x in find_images([str(root)])]
@@ -91,7 +91,7 @@ class ReaL:
     path: str
 
     def open(self) -> Examples:
-        """Opens both.
+        """Opens the images and the labels.
 
         Raises:
           ValueError: the file of labels is missing or malformed; or as the source.
@@ -118,12 +118,12 @@ class _ReaL:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         example = self._examples[index]
         name = str(example.get("file_name", example["name"]))
-        if not (found := _VALIDATION.search(name)):
+        if not (match := _VALIDATION.search(name)):
             raise ValueError(
                 f"{name}: there is no ILSVRC2012_val_NNNNNNNN in its name, by which "
                 f"{self._path} gives labels; keep the names of ImageNet's files"
             )
-        number = int(found[1])
+        number = int(match[1])
         if not 1 <= number <= len(self._labels):
             raise ValueError(f"{name}: {self._path} has labels for 1 to {len(self._labels)} only")
         return example | {"real": self._labels[number - 1]}
@@ -139,9 +139,9 @@ def objectnet_classes(
 
     Args:
       mappings: the directory of that name in ObjectNet's archive.
-      imagenet_names: of ImageNet's 1,000 classes, to choose between those ImageNet classes that are
-        part of an ObjectNet class, and be right with any of one's; None chooses between
-        ObjectNet's own names, as CLIP Benchmark does.
+      imagenet_names: of ImageNet's 1,000 classes. The choice is then between the ImageNet classes
+        that are part of an ObjectNet class, and every part of the image's class is right. None
+        chooses between ObjectNet's names, as CLIP Benchmark does.
 
     Raises:
       ValueError: a file is missing or malformed, or they do not fit together.
@@ -176,8 +176,8 @@ def objectnet_classes(
 
 
 def _texts(path: Path, kind: type) -> dict[str, Any]:
-    found = read_json(path)
-    if not (isinstance(found, dict) and all(type(x) is kind for x in found.values())):
-        wanted = "texts" if kind is str else "numbers"
-        raise ValueError(f"{path}: expected an object whose values are {wanted}")
-    return found
+    texts = read_json(path)
+    if not (isinstance(texts, dict) and all(type(x) is kind for x in texts.values())):
+        kinds = "texts" if kind is str else "numbers"
+        raise ValueError(f"{path}: expected an object whose values are {kinds}")
+    return texts

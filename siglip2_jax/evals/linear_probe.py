@@ -75,7 +75,7 @@ def linear_probe(
             "and a share above 0 and at most 0.5"
         )
     x, y = _readable(train_x, train_y)
-    seen_x, seen_y = _readable(test_x, test_y)
+    readable_x, readable_y = _readable(test_x, test_y)
     if len(np.unique(y)) < 2 or not len(test_y):
         raise ValueError(
             f"linear probe got {len(np.unique(y))} classes among {len(y)} readable training rows "
@@ -84,24 +84,25 @@ def linear_probe(
     classes, (mean, std) = int(y.max()) + 1, _moments(x)
     rows = Rows.place(x, y, classes, mean=mean, std=std)
     penalties = sorted(l2, reverse=True)  # each fit starts from the one before
-    held = _held_out(y, held_out, seed) if len(l2) > 1 else np.zeros(len(y), bool)
-    trials = _sweep(rows, classes, y, held, penalties) if held.any() else ()
-    chosen = penalties[int(np.argmax(trials))] if trials else penalties[0]
-    model, right = rows.fit(classes, chosen), 0
-    if len(seen_y):
-        right = np.sum(
-            Rows.place(seen_x, seen_y, classes, mean=mean, std=std).predict(model) == seen_y
+    mask = _held_out(y, held_out, seed) if len(l2) > 1 else np.zeros(len(y), bool)
+    trials = _sweep(rows, classes, y, mask, penalties) if mask.any() else ()
+    best = penalties[int(np.argmax(trials))] if trials else penalties[0]
+    model, hits = rows.fit(classes, best), 0
+    if len(readable_y):
+        hits = np.sum(
+            Rows.place(readable_x, readable_y, classes, mean=mean, std=std).predict(model)
+            == readable_y
         )
     order = [penalties.index(penalty) for penalty in l2] if trials else []
-    return ProbeResult(float(right / len(test_y)), float(chosen), tuple(trials[i] for i in order))
+    return ProbeResult(float(hits / len(test_y)), float(best), tuple(trials[i] for i in order))
 
 
 def _readable(
     x: Float[np.ndarray, "n D"], y: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "k D"], Int[np.ndarray, " k"]]:
     """The rows that are finite; without a copy where all are."""
-    good = readable(x)
-    return (x, y) if good.all() else (x[good], y[good])
+    mask = readable(x)
+    return (x, y) if mask.all() else (x[mask], y[mask])
 
 
 def _moments(
@@ -118,25 +119,25 @@ def _held_out(y: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndar
     """Every `1 / share`-th row of the rows in order of their class and else at random."""
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
-    held = np.zeros(len(y), bool)
+    mask = np.zeros(len(y), bool)
     step = round(1 / share)
-    held[order[step - 1 :: step]] = True
-    return held
+    mask[order[step - 1 :: step]] = True
+    return mask
 
 
 def _sweep(
     rows: Rows,
     classes: int,
     y: Int[np.ndarray, " n"],
-    held: Bool[np.ndarray, " n"],
+    mask: Bool[np.ndarray, " n"],
     penalties: Sequence[float],
 ) -> tuple[float, ...]:
     """Accuracy on the held-out part for each penalty."""
     accuracies: list[float] = []
     model: Logistic | None = None
     for penalty in penalties:
-        model = rows.fit(classes, penalty, used=1.0 - held, start=model)
-        accuracies.append(float(np.mean(rows.predict(model)[held] == y[held])))
+        model = rows.fit(classes, penalty, used=1.0 - mask, start=model)
+        accuracies.append(float(np.mean(rows.predict(model)[mask] == y[mask])))
     return tuple(accuracies)
 
 
@@ -171,5 +172,5 @@ class LinearProbe:
             for source in (self.train, self.test)
         )
         train_y, test_y = shared_classes(train_names, test_names)
-        found = linear_probe(train_x, train_y, test_x, test_y, l2=self.l2)
-        return {"top1": found.top1, "l2": found.l2}
+        result = linear_probe(train_x, train_y, test_x, test_y, l2=self.l2)
+        return {"top1": result.top1, "l2": result.l2}

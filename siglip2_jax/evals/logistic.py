@@ -98,7 +98,7 @@ class Rows(NamedTuple):
         used: Float[np.ndarray, " n"] | None = None,
         start: Logistic | None = None,
     ) -> Logistic:
-        """Minimises `mean cross-entropy + l2 / 2 * |weights|^2`; the bias goes free.
+        """Minimises `mean cross-entropy + l2 / 2 * |weights|^2`; the bias has no penalty.
 
         scikit-learn's `LogisticRegression(C=1 / (n * l2))` has the same minimum.
 
@@ -178,7 +178,7 @@ def _predict(model: Logistic, x: Float32[Array, "P R D"]) -> Int32[Array, "P R"]
 
 
 def _scores(model: Logistic, x: Float32[Array, "R D"]) -> Float32[Array, "R K"]:
-    """Scores in float32, which on TPU products are only if they are told to."""
+    """Scores in float32, which products on TPU use only at the highest precision."""
     return jnp.matmul(x, model.weights, precision=jax.lax.Precision.HIGHEST) + model.bias
 
 
@@ -188,6 +188,6 @@ def _dealt(mesh: Mesh) -> NamedSharding:
 
 def _deal(values: np.ndarray, shape: tuple[int, ...], mesh: Mesh) -> Array:
     """A number of each example where its inputs are; zeros fill the last part up."""
-    whole = np.zeros(shape, values.dtype)
-    whole.reshape(-1)[: len(values)] = values
-    return jax.device_put(whole, _dealt(mesh))
+    padded = np.zeros(shape, values.dtype)
+    padded.reshape(-1)[: len(values)] = values
+    return jax.device_put(padded, _dealt(mesh))

@@ -56,7 +56,7 @@ def chosen_features(
     max_num_patches: int = 256,
     crop: float = 1.0,
 ) -> Float[np.ndarray, "n D"]:
-    """`labelled_features` of some examples only, the only ones that are read."""
+    """`labelled_features` of some examples; no other example is read."""
     return _embed(model, (examples[i] for i in rows), max_num_patches, crop)
 
 

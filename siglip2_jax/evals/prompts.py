@@ -115,16 +115,16 @@ def choose_templates(word: str) -> tuple[str, ...]:
     """
     if word not in NAMED and word.count("{}") != 1:
         raise ValueError(
-            f"{word!r} is no name of templates; expected {', '.join(NAMED)}, or a prompt with one "
-            '{}, such as "a photo of a {}"'
+            f"{word!r} is not the name of templates; expected {', '.join(NAMED)}, or a prompt with "
+            'one {}, such as "a photo of a {}"'
         )
     return NAMED.get(word, (word,))
 
 
 def name_templates(templates: Sequence[str]) -> str:
-    """A name for templates, in results: theirs, or a few in full, or how many and the first."""
-    for name, known in NAMED.items():
-        if tuple(templates) == known:
+    """Name of templates in results: the preset's, or a few in full, or the count and the first."""
+    for name, preset in NAMED.items():
+        if tuple(templates) == preset:
             return name
     if len(templates) <= _SPELT_OUT:
         return " / ".join(templates)

@@ -2,7 +2,7 @@
 
 The scores of 100,000 images with 500,000 texts would be 200 GB; here one block of them exists at a
 time. Two passes over the blocks: the first finds the score of every pair that belongs together, the
-second counts who comes before it.
+second counts the scores that come before it.
 
 All passes run one compiled program, which makes a block's scores once (float32 products in full
 precision) and reads all it returns from them. Blocks have the same shape and borders whatever the
@@ -28,7 +28,7 @@ from siglip2_jax.sharding import Device
 Ties = Literal["against", "half", "first"]
 
 NEVER = np.iinfo(np.int64).max
-"""The rank of what has no partner, or whose score with it is not a number."""
+"""The rank of an image or text without a partner, or whose score with it is NaN."""
 
 IMAGE_BLOCK, TEXT_BLOCK = 2048, 8192
 SMALLEST_BLOCK = 128
@@ -62,7 +62,7 @@ def recall_ranks(
     the same where ties come before it. Equal captions of two images are two texts, which tie.
 
     Rows of NaN are images that failed to decode: the rank of such an image and of its texts is
-    `NEVER`, and it stands in nobody's way. So is the rank of an image without texts.
+    `NEVER`, and it does not count in other ranks. An image without texts also has the rank `NEVER`.
 
     Args:
       images: embeddings of unit length.
@@ -72,8 +72,8 @@ def recall_ranks(
       text_block: texts of a block.
       ties: which others with exactly the partner's score come before it. "against": all, so that a
         model that gives everything the same score finds nothing. "half": half of them, rounded
-        down. "first": those with a lower index, as in a stable sort; a model that knows nothing
-        then finds what stands first.
+        down. "first": those with a lower index, as in a stable sort; a model that gives
+        everything the same score then finds the first.
       devices: text blocks are dealt to these, each of which holds all images; None means all of
         this process. On several hosts each process does the whole work.
 
@@ -99,9 +99,9 @@ def recall_ranks(
         jax.local_devices() if devices is None else devices,
     )
     n, m = len(images), len(texts)
-    nobody = np.full(n, np.inf, np.float32), np.full(m, np.inf, np.float32)
-    none, everyone = (np.zeros(n, int), np.zeros(m, int)), (np.full(n, m), np.full(m, n))
-    partner, _, _ = blocks.sweep(nobody, none, partners_only=True)
+    inf_bars = np.full(n, np.inf, np.float32), np.full(m, np.inf, np.float32)
+    no_turns, all_turns = (np.zeros(n, int), np.zeros(m, int)), (np.full(n, m), np.full(m, n))
+    partner, _, _ = blocks.sweep(inf_bars, no_turns, partners_only=True)
 
     best = np.full(n, -np.inf, np.float32)
     np.fmax.at(best, owner, partner)  # passes over NaN
@@ -111,11 +111,11 @@ def recall_ranks(
         np.minimum.at(earliest, owner[tops], tops)
         _, by_image, by_text = blocks.sweep((best, partner), (earliest, owner))
     else:
-        _, by_image, by_text = blocks.sweep((best, partner), everyone)
+        _, by_image, by_text = blocks.sweep((best, partner), all_turns)
         # This counts partners too; those that tie for the best are taken off again.
         by_image, by_text = by_image - np.bincount(owner[tops], minlength=n), by_text - 1
     if ties == "half":
-        _, higher_image, higher_text = blocks.sweep((best, partner), none)
+        _, higher_image, higher_text = blocks.sweep((best, partner), no_turns)
         by_image, by_text = (by_image + higher_image) // 2, (by_text + higher_text) // 2
     return Ranks(
         np.where(np.isfinite(best), by_image, NEVER),
@@ -239,7 +239,7 @@ class _Blocks(NamedTuple):
         bar = _cut(bars[1], start, columns)
         owner = _cut(self.owner, start, columns, fill=-1).astype(np.int32)
         turn = _cut(turns[1], start, columns, fill=0).astype(np.int32)
-        found = []
+        results = []
         # The mesh of a training run may be in force; a block is on one device.
         with jax.set_mesh(Mesh(np.array([device]), ("one",))):
             for top, block in zip(self._tops, images, strict=True):
@@ -250,8 +250,8 @@ class _Blocks(NamedTuple):
                     parts = compare(
                         block, texts, owner - top, image_bar, bar, image_turn, turn - top
                     )
-                    found.append((top, parts))
-        return found
+                    results.append((top, parts))
+        return results
 
 
 def _cut(x: np.ndarray, start: int, size: int, fill: int | float = np.nan) -> np.ndarray:

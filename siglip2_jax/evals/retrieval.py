@@ -34,7 +34,7 @@ _SENTENCE_ENDS = _FULL_STOPS + "!?…！？؟"
 
 
 def end_sentence(text: str, full_stop: FullStop) -> str:
-    """A caption with its final full stop as wanted.
+    """A caption with its final full stop kept, added or removed.
 
     Args:
       text: the caption.
@@ -88,7 +88,7 @@ def embed_files(
       Rows of unit length; rows of NaN for images that cannot be read, with a warning for each.
 
     Raises:
-      ValueError: there is no first image: the directory is probably not the right one.
+      ValueError: the first image does not exist: the directory is probably the wrong one.
     """
     if not epath.Path(paths[0]).is_file():
         raise ValueError(
@@ -118,11 +118,11 @@ def retrieval_metrics(
       `image_to_text@k` and `text_to_image@k`, from 0 to 1.
     """
     ranks = recall_ranks(images, texts, owner, ties=ties)
-    found = {}
+    metrics = {}
     for k in KS:
-        found[f"image_to_text@{k}"] = float(np.mean(ranks.image_to_text < k))
-        found[f"text_to_image@{k}"] = float(np.mean(ranks.text_to_image < k))
-    return found
+        metrics[f"image_to_text@{k}"] = float(np.mean(ranks.image_to_text < k))
+        metrics[f"text_to_image@{k}"] = float(np.mean(ranks.text_to_image < k))
+    return metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,15 +67,15 @@ class ZeroShot:
     def __post_init__(self) -> None:
         if self.label in RESERVED:
             raise ValueError(
-                f"ZeroShot.label is {self.label!r}, which no source's field can be called; take "
-                "another field, or None and a source whose caption is the name of the class"
+                f"ZeroShot.label is {self.label!r}, a reserved name; expected another field, or "
+                "None and a source whose caption is the name of the class"
             )
         if self.border < 0:
             raise ValueError(f"ZeroShot.border is {self.border} pixels; expected 0 or more")
         check_share("ZeroShot", self.crop)
         if self.ties not in get_args(Ties):
             raise ValueError(f"ZeroShot.ties is {self.ties!r}; expected 'wrong' or 'first'")
-        # Nobody should wait for all images to learn that there is no prompt.
+        # Wrong prompts fail here, before any image is read.
         names = self.classes.names if isinstance(self.classes, Classes) else self.classes
         fill_prompts(("x",) if names is None else names, self.templates, canonical=self.canonical)
 
@@ -86,10 +86,11 @@ class ZeroShot:
 
         Args:
           model: embeds images and prompts.
-          show: told how many images have been read, of how many.
+          show: gets how many images have been read, and of how many.
 
         Raises:
-          ValueError: an example has no label, or one that is not among `classes`; or none has one.
+          ValueError: an example has no label or one that is not among `classes`, or no example
+            has a label that means a class.
         """
         opened = self.source.open()
         classes = Classes(self.classes) if isinstance(self.classes, tuple) else self.classes
@@ -103,8 +104,8 @@ class ZeroShot:
                 f"means one of its classes; check label={self.label!r} and classes"
             )
         if classes is None:
-            classes = Classes(tuple(sorted({x for found in labels for x in found})))
-            labels = [classes.positions(found) for found in labels]
+            classes = Classes(tuple(sorted({x for label_set in labels for x in label_set})))
+            labels = [classes.positions(label_set) for label_set in labels]
         rows = class_embeddings(
             model, classes.names, self.templates, canonical=self.canonical, cache=self.cache
         )
@@ -117,13 +118,15 @@ class ZeroShot:
         labels: list[tuple[Any, ...]],
         show: Update | None,
     ) -> Iterator[ImageSource]:
-        """Images that have a label; appends what `_read` finds to `labels`."""
-        read = partial(self._read, opened, classes)
-        for done, (found, image) in enumerate(thread_map(read, range(len(opened)), READ_AHEAD), 1):
+        """Images that have a label; appends the labels to `labels`."""
+        read_example = partial(self._read, opened, classes)
+        for done, (label_set, image) in enumerate(
+            thread_map(read_example, range(len(opened)), READ_AHEAD), 1
+        ):
             if show is not None:
                 show(done, len(opened))
-            if found:
-                labels.append(found)
+            if label_set:
+                labels.append(label_set)
                 yield image
 
     def _read(
@@ -131,32 +134,32 @@ class ZeroShot:
     ) -> tuple[tuple[Any, ...], ImageSource]:
         """An example's classes, by number or, where these are not known yet, by name; its image."""
         example = opened[index]
-        found = self._labels(example)
+        label_set = self._labels(example)
         if classes is not None:
             try:
-                found = classes.positions(found)
+                label_set = classes.positions(label_set)
             except ValueError as error:
                 raise ValueError(f"evaluator {self.name!r}: {error}") from error
-        elif not all(isinstance(x, str) for x in found):
+        elif not all(isinstance(x, str) for x in label_set):
             raise ValueError(
                 f"evaluator {self.name!r}: the label of {example['name']} is a number; give "
                 "classes, the names in the order of numbers"
             )
         image = example["image"]
-        if found:
+        if label_set:
             image = cut_centre(cut_border(image, self.border), self.crop)
-        return found, NamedImage(image, example["name"])
+        return label_set, NamedImage(image, example["name"])
 
     def _labels(self, example: dict[str, Any]) -> tuple[int | str, ...]:
         if self.label is not None:
-            found = label_values(example.get(self.label))
+            values = label_values(example.get(self.label))
         else:
-            found = example["captions"] if len(example["captions"]) == 1 else None
-        if found is None:
+            values = example["captions"] if len(example["captions"]) == 1 else None
+        if values is None:
             place = "captions" if self.label is None else self.label
             raise ValueError(
                 f"evaluator {self.name!r}: {example['name']} has {example.get(place)!r} as its "
                 f"{place}; expected one text, the name of its class, or (not in captions) a "
                 "number or a list"
             )
-        return tuple(found)
+        return tuple(values)

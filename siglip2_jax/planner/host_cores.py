@@ -32,11 +32,11 @@ def host_cores_needed(
     Raises:
       ValueError: an argument is out of its range.
     """
-    given = {
+    rates = {
         "examples_per_second": examples_per_second,
         "images_per_core_second": images_per_core_second,
     }
-    for name, rate in given.items():
+    for name, rate in rates.items():
         if not (rate > 0 and isfinite(rate)):
             raise ValueError(f"{name} must be a finite rate above 0, got {rate}")
     if chips < 1:

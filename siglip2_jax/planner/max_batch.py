@@ -43,8 +43,8 @@ def largest_batch(stage: ResolvedStage, budget: int, mesh: Mesh) -> StepPlan:
         if guess in tried or abs(guess - best.batch_size) < 0.01 * best.batch_size:
             break
         tried.add(guess)
-        found = plan_step(stage, budget, mesh, guess)
-        high = (guess, found.memory["peak"])
-        if found.fits and guess > best.batch_size:
-            best = found
+        plan = plan_step(stage, budget, mesh, guess)
+        high = (guess, plan.memory["peak"])
+        if plan.fits and guess > best.batch_size:
+            best = plan
     return best

@@ -1,4 +1,4 @@
-"""Plan of a step on TPUs that are not there: memory, time and communication, from the compiler.
+"""Plan of a step on absent TPUs: memory, time and communication, from the compiler.
 
 Each stage's step is compiled for a real topology with libtpu and read off its schedule. Times are
 the compiler's own static estimates, and for kernels their length in instructions: good for
@@ -52,10 +52,10 @@ class StepPlan:
       flops: of matrix products in the program, and of kernels by their own cost estimates.
       hbm_bytes: read and written.
       collectives: bytes sent, by kind.
-      scheduled: seconds in the schedule, without collectives and what nobody can tell.
+      scheduled: seconds in the schedule, without collectives and operations with no estimate.
       operations: all of the program, in the order in which they are scheduled.
       untimed: how many operations the schedule has no time for.
-      uncounted: how many kernels do not say their FLOPs.
+      uncounted: how many kernels have no FLOP estimate.
     """
 
     stage: str
@@ -121,11 +121,11 @@ class StepPlan:
         names += "fits compute_seconds hbm_seconds ici_seconds seconds mfu".split()
         names += "examples_per_second days".split()
         operations = {
-            what: [op.to_json() for op in top(self.operations, amount, _MOST)]
-            for what, amount in AMOUNTS.items()
+            kind: [op.to_json() for op in top(self.operations, amount, _MOST)]
+            for kind, amount in AMOUNTS.items()
         }
-        found = {name: getattr(self, name) for name in names}
-        return found | {"chip": self.chip.name, "operations": operations}
+        values = {name: getattr(self, name) for name in names}
+        return values | {"chip": self.chip.name, "operations": operations}
 
 
 def plan_step(
@@ -137,10 +137,10 @@ def plan_step(
       stage: what to plan a step of.
       budget: patches an image may have, one of the stage's lengths.
       mesh: of the topology's chips.
-      batch_size: examples that the step reads; None takes what the stage says for this budget.
+      batch_size: examples that the step reads; None takes the stage's for this budget.
 
     Raises:
-      DoesNotFit: the compiler finds no room for the program, not even in its own reckoning.
+      DoesNotFit: the program needs so much memory that the compiler refuses it.
       ValueError: the topology's chips are unknown.
     """
     program, lengths = Program(stage), stage.lengths
@@ -162,16 +162,16 @@ def plan_step(
         ) from error
     chip = chip_of(mesh)
     analysis = analyse(compiled.as_text() or "", chip, cycles_of)
-    used = memory(compiled)
+    sizes = memory(compiled)
     parts = {
         "parameters": local_bytes(state.params),
         "optimizer": local_bytes(state.optimizer),
         "average": local_bytes(state.ema_params),
         "reference": local_bytes(state.teacher_params),
         "inputs": local_bytes(batch),
-        "activations": used["temporaries"],
-        "code": used["code"],
-        "peak": used["peak"],
+        "activations": sizes["temporaries"],
+        "code": sizes["code"],
+        "peak": sizes["peak"],
     }
     return StepPlan(
         stage=stage.name,
@@ -200,10 +200,10 @@ def chip_of(mesh: Mesh) -> Chip:
       ValueError: its peak rates are not known.
     """
     kind = mesh.devices.flat[0].device_kind
-    found = [chip for chip in CHIPS if kind in chip.device_kinds]
-    if not found:
+    chips = [chip for chip in CHIPS if kind in chip.device_kinds]
+    if not chips:
         raise ValueError(f"the rates of a {kind} are not known; add it to siglip2_jax.train.chips")
-    return found[0]
+    return chips[0]
 
 
 def local_bytes(tree: Any) -> int:

@@ -36,22 +36,22 @@ def report(
 
 
 def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
-    used, chip = plan.memory, plan.chip
+    sizes, chip = plan.memory, plan.chip
     fits = "fits" if plan.fits else "DOES NOT FIT"
     parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
-    where = ", ".join(f"{name} {used[name] / GIB:.2f}" for name in parts if used[name])
+    where = ", ".join(f"{name} {sizes[name] / GIB:.2f}" for name in parts if sizes[name])
     traffic = ", ".join(f"{kind} {count / 1e6:.0f}" for kind, count in plan.collectives.items())
     ratio = plan.flops / plan.model_flops
     lines = [
         f"stage {plan.stage}, {plan.budget} patches, batch {plan.batch_size:,} on {topology} "
         f"({plan.chips:,} chips)",
-        f"  memory       {used['peak'] / GIB:.2f} of {chip.hbm_bytes / GIB:.0f} GiB: {fits} "
+        f"  memory       {sizes['peak'] / GIB:.2f} of {chip.hbm_bytes / GIB:.0f} GiB: {fits} "
         f"(GiB: {where})",
         f"  FLOPs        {plan.flops / 1e12:.2f} T, {ratio:.2f} x the model's "
         f"{plan.model_flops / 1e12:.2f} T",
     ]
     if plan.uncounted:
-        lines.append(f"               ({plan.uncounted} kernels do not say theirs)")
+        lines.append(f"               ({plan.uncounted} kernels have no FLOP estimate)")
     lines += [
         f"  HBM          {plan.hbm_bytes / 1e9:.1f} GB",
         f"  collectives  MB: {traffic or 'none'}",
@@ -79,10 +79,10 @@ def _largest(plan: StepPlan) -> list[str]:
         "collectives": lambda op: f"{op.collective_bytes / 1e6:8.1f} MB",
     }
     lines = []
-    for what, amount in AMOUNTS.items():
-        found = top(operations, amount, _SHOWN)
-        lines += [f"  {_TITLES[what]}"] if found else []
-        lines += [f"  {units[what](op)}  x{op.trips:<5} {_name(op)}" for op in found]
+    for kind, amount in AMOUNTS.items():
+        largest = top(operations, amount, _SHOWN)
+        lines += [f"  {_TITLES[kind]}"] if largest else []
+        lines += [f"  {units[kind](op)}  x{op.trips:<5} {_name(op)}" for op in largest]
     return lines
 
 

@@ -17,7 +17,7 @@ from siglip2_jax.models.layers import Remat
 from siglip2_jax.planner.plan import DoesNotFit, StepPlan
 
 ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
-"""What `Compute.remat` can keep by name."""
+"""Activations that `Compute.remat` can save by name."""
 
 REMATS: tuple[Remat, ...] = (
     "none",
@@ -28,7 +28,7 @@ REMATS: tuple[Remat, ...] = (
     ("attn_out", "x_mid"),
     ("mlp_pre",),
 )
-"""What a search tries unless told otherwise."""
+"""Remat policies that a search tries by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A candidate and what became of it.
+    """A candidate and its plan.
 
     Attributes:
       candidate: what was tried.
@@ -85,12 +85,12 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines; `plan` as `StepPlan.to_json`, or None."""
         plan = None if self.plan is None else self.plan.to_json()
-        found = dataclasses.asdict(self.candidate) | {"fits": self.fits, "plan": plan}
-        return found | {"example_seconds": self.example_seconds if plan else None}
+        fields = dataclasses.asdict(self.candidate) | {"fits": self.fits, "plan": plan}
+        return fields | {"example_seconds": self.example_seconds if plan else None}
 
 
 def remat_of(text: str) -> Remat:
-    """Reads what a user types: "none", "full", "dots", or activations joined by "+".
+    """Reads a remat policy: "none", "full", "dots", or activations joined by "+".
 
     Raises:
       ValueError: it is something else.
@@ -112,8 +112,8 @@ def candidates(
     remats: Sequence[Remat] = REMATS,
 ) -> list[Candidate]:
     """Every combination, those that compile fast first, each once."""
-    found = itertools.product(scans, batch_sizes, remats)
-    return list(dict.fromkeys(Candidate(batch, scan, remat) for scan, batch, remat in found))
+    combinations = itertools.product(scans, batch_sizes, remats)
+    return list(dict.fromkeys(Candidate(batch, scan, remat) for scan, batch, remat in combinations))
 
 
 def with_compute(stage: ResolvedStage, candidate: Candidate) -> ResolvedStage:
@@ -135,14 +135,14 @@ def search(
       plan: plans a step of a stage that reads so many examples, as `plan_step` does.
 
     Yields:
-      Each as it is done, so that who stops early keeps what there is.
+      Each trial when it is done, so that a stopped search has the results so far.
     """
     for candidate in tried:
         try:
-            found = plan(with_compute(stage, candidate), candidate.batch_size)
+            step_plan = plan(with_compute(stage, candidate), candidate.batch_size)
         except DoesNotFit:
-            found = None
-        yield Trial(candidate, found)
+            step_plan = None
+        yield Trial(candidate, step_plan)
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""Meshes of TPUs that are not there, to compile for: one CPU machine plans for a pod.
+"""Meshes of absent TPUs to compile for: one CPU machine plans for a pod.
 
 libtpu holds the whole TPU compiler and can describe any slice by name. Programs lowered for a mesh
 of such devices compile to exactly what the slice would run, memory and schedule included; they
@@ -96,7 +96,7 @@ def topology_mesh(name: str = "v5e:16x16", slices: int = 1, replica: int | None 
 
 
 def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a program for chips that are not there.
+    """Compiles a program for absent chips.
 
     As `lowered.compile()`, but leaves nothing in JAX's persistent compilation cache, which writes
     such programs and then fails, with a warning, to read them.

@@ -106,7 +106,7 @@ def test_labels_of_the_data_mean_classes():
     assert classes.positions(["ant"]) == (0, 2) and classes.positions([1, "bee"]) == (1,)
     assert classes.positions([]) == ()
     for label in ("wasp", 3, -1):
-        with pytest.raises(ValueError, match=f"the label {label!r} is none of its 3 classes"):
+        with pytest.raises(ValueError, match=f"the label {label!r} is not one of the 3 classes"):
             classes.positions([label])
     folders = Classes(("analog clock", "digital clock", "axe"), ("clock", "clock", "axe"))
     assert folders.positions(["clock"]) == (0, 1)

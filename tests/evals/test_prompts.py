@@ -136,7 +136,9 @@ def test_templates_have_names():
     assert choose_templates("clip_paper") == (*OPENAI_TEMPLATES, "{}")
     assert choose_templates("a photo of a {}") == ("a photo of a {}",)
     for word in ("clip", "a photo", "{} or {}"):
-        with pytest.raises(ValueError, match="is no name of templates; expected openai, clip_pape"):
+        with pytest.raises(
+            ValueError, match="is not the name of templates; expected openai, clip_pape"
+        ):
             choose_templates(word)
     assert name_templates(list(CLIP_PAPER)) == "clip_paper"
     assert name_templates(("a {}", "{}")) == "a {} / {}"

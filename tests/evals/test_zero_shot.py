@@ -111,9 +111,9 @@ def test_labels_must_be_there_and_known():
     model = StandInEmbedder({bytes([i]): np.ones(2) for i in range(4)}, {})
     with pytest.raises(ValueError, match="no 0 has None as its class; expected one text"):
         ZeroShot(source=labelled(CLASSES), label="class")(model)
-    with pytest.raises(ValueError, match="the label 'bee' is none of its 1 classes"):
+    with pytest.raises(ValueError, match="the label 'bee' is not one of the 1 classes"):
         ZeroShot(source=labelled(CLASSES[:2]), label="name_of_class", classes=("ant",))(model)
-    with pytest.raises(ValueError, match="ZeroShot.label is 'name', which no source's field"):
+    with pytest.raises(ValueError, match="ZeroShot.label is 'name', a reserved name"):
         ZeroShot(source=labelled(CLASSES), label="name")
 
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_measured():
         ZeroShot(source=source, label="label", classes=Classes(("a",), ("x",)))(Empty({}, {}))
     with pytest.raises(ValueError, match="the label of no 0 is a number; give classes"):
         ZeroShot(source=source, label="label")(Empty({}, {}))
-    with pytest.raises(ValueError, match="'zero_shot': the label 1 is none of its 1 classes"):
+    with pytest.raises(ValueError, match="'zero_shot': the label 1 is not one of the 1 classes"):
         ZeroShot(source=source, label="label", classes=("a",))(StandInEmbedder(looking_at(0), {}))
     for wrong, message in (
         ({"border": -1}, "ZeroShot.border is -1 pixels"),

@@ -137,7 +137,7 @@ def test_a_search_for_machines(command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "a search is of one program and 2 are chosen; add --stage and --budget"),
+        ([], "--search plans one program and 2 are selected; add --stage and --budget"),
         (["--budget", "64", "--batches", "32,30"], "multiples of 4"),
         (["--budget", "64", "--batches", "x"], "multiples of 4"),
         (["--budget", "64", "--remats", "all"], "expected none, full, dots"),

@@ -30,30 +30,32 @@ class TransformersImages(ImagePreprocessor):
     ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
         """Preprocesses an image as `ImagePreprocessor.to_patches` does, with the processor."""
         if self.image_size is not None:
-            found = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
+            pixels = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
             side = self.image_size // self.patch_size
-            return patchify(np.moveaxis(found, 0, -1), self.patch_size), (side, side)
-        found = self.processor(images=[image], max_num_patches=max_num_patches, return_tensors="np")
-        rows, columns = found["spatial_shapes"][0].tolist()
-        return found["pixel_values"][0][: rows * columns], (rows, columns)
+            return patchify(np.moveaxis(pixels, 0, -1), self.patch_size), (side, side)
+        inputs = self.processor(
+            images=[image], max_num_patches=max_num_patches, return_tensors="np"
+        )
+        rows, columns = inputs["spatial_shapes"][0].tolist()
+        return inputs["pixel_values"][0][: rows * columns], (rows, columns)
 
 
 def to_images(
     patches: Float32[np.ndarray, "n N P"], patch_size: int
 ) -> Float32[np.ndarray, "n 3 h w"]:
-    """Patches put together again; the edge that fills no patch, which no model reads, is gone."""
+    """Joins patches to images, without the edge that fills no patch and that no model reads."""
     count, side, p = len(patches), isqrt(patches.shape[1]), patch_size
     cells = patches.reshape(count, side, side, p, p, 3).transpose(0, 5, 1, 3, 2, 4)
     return cells.reshape(count, 3, side * p, side * p)
 
 
-def read_sizes(found: Any) -> ModelConfig:
-    """Our sizes of a `SiglipConfig` or `Siglip2Config`.
+def read_sizes(config: Any) -> ModelConfig:
+    """Reads our sizes from a `SiglipConfig` or `Siglip2Config`.
 
     Raises:
       ValueError: no model has such sizes.
     """
-    towers = found.vision_config, found.text_config
+    towers = config.vision_config, config.text_config
     vision, text = (
         {
             "width": tower.hidden_size,
@@ -64,14 +66,14 @@ def read_sizes(found: Any) -> ModelConfig:
         for tower in towers
     )
     patch_size = towers[0].patch_size
-    if found.model_type == "siglip2":
-        size = {"grid": isqrt(towers[0].num_patches), "image_size": None}
+    if config.model_type == "siglip2":
+        vision_size = {"grid": isqrt(towers[0].num_patches), "image_size": None}
     else:
         side = towers[0].image_size
-        size = {"grid": side // patch_size, "image_size": side}
-    words = {
+        vision_size = {"grid": side // patch_size, "image_size": side}
+    text_size = {
         "vocab_size": towers[1].vocab_size,
         "embed_dim": towers[1].projection_size,
         "length": towers[1].max_position_embeddings,
     }
-    return model_config(vision | size | {"patch_size": patch_size}, text | words)
+    return model_config(vision | vision_size | {"patch_size": patch_size}, text | text_size)

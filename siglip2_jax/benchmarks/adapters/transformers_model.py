@@ -1,8 +1,8 @@
 """Any SigLIP or SigLIP 2 model of transformers under our evaluators, with torch as its engine.
 
-Weights, towers, image processor and tokenizer are transformers' own. Where its number differs from
-that of `load(path, preproc="hf")`, the two models differ; where both are the same and a published
-one is another, the protocol does.
+Weights, towers, image processor and tokenizer are those of transformers. If a number differs from
+that of `load(path, preproc="hf")`, the models differ. If the two agree and the published number
+differs, the protocol differs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def open_transformers(
 
     Args:
       path: of a `SiglipModel` (fixed resolution) or `Siglip2Model` (NaFlex).
-      tokenizer: one of ours; None takes the directory's, and leaves the model without one if it
-        has none that knows letters.
-      text_norm: what is done to texts before the directory's tokenizer, which may do more itself;
+      tokenizer: one of ours; None takes the directory's. A model whose directory has no
+        tokenizer that knows letters has none.
+      text_norm: normalisation of texts before the directory's tokenizer, which may do more itself;
         a tokenizer of ours has its own. Released models were trained on lower case, and older
-        tokenizer files do not see to it.
+        tokenizer files do not lower-case.
       device: where to run; None takes a GPU if there is one.
       exif: turn images upright by their EXIF orientation, which transformers' processor does not.
 
@@ -89,7 +89,7 @@ def open_transformers(
 
 
 def _own_tokenizer(place: str) -> Any:
-    """The directory's tokenizer, or None if there is none or it knows nothing."""
+    """The directory's tokenizer, or None if there is none or it has no vocabulary."""
     from transformers import AutoTokenizer
 
     try:
@@ -117,7 +117,7 @@ class TransformersModel(Embedder):
         text_norm: TextNorm = "unicode_lower",
         exif: bool = True,
     ):
-        """Wraps what transformers has opened.
+        """Wraps a model that transformers has opened.
 
         Args:
           model: a `SiglipModel` or `Siglip2Model`, in float32.
@@ -127,7 +127,8 @@ class TransformersModel(Embedder):
           exif: likewise.
 
         Raises:
-          ValueError: the sizes of the model are none of SigLIP's, or not those of the processor.
+          ValueError: the model's sizes are not those of a SigLIP model, or differ from the
+            processor's.
         """
         config = read_sizes(model.config)
         vision = config.vision
@@ -138,18 +139,18 @@ class TransformersModel(Embedder):
                 f"{side} pixels; take the preprocessor_config.json of this model"
             )
         images = TransformersImages(vision.patch_size, side, "hf", exif=exif, processor=processor)
-        ours = tokenizer if isinstance(tokenizer, Tokenizer) else None
-        if ours is not None:
-            ours.check(config.text.vocab_size)
+        our_tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        if our_tokenizer is not None:
+            our_tokenizer.check(config.text.vocab_size)
         scalars = {"t": model.logit_scale.item(), "b": model.logit_bias.item()}
-        super().__init__(config, scalars, images, ours, text_norm=text_norm)
-        self._model, self._texts = model, cast(Any, None if ours else tokenizer)
+        super().__init__(config, scalars, images, our_tokenizer, text_norm=text_norm)
+        self._model, self._texts = model, cast(Any, None if our_tokenizer else tokenizer)
         self._encode_image = lambda _, image: self._features(image)
         self._embed_image = self._rows_of_images
         self._embed_text = self._rows_of_texts
 
     def identity(self) -> dict[str, Any]:
-        """Everything that its outputs depend on, by content."""
+        """All that the model's outputs depend on, by content."""
         weights = {name: x.cpu().numpy() for name, x in self._model.state_dict().items()}
         tokenizer = self._texts and [repr(self._texts), sorted(self._texts.get_vocab().items())]
         return {
@@ -185,13 +186,13 @@ class TransformersModel(Embedder):
         else:
             inputs["pixel_values"] = to_images(pixels, self.config.vision.patch_size)
         with torch.inference_mode():
-            found = self._model.vision_model(
+            outputs = self._model.vision_model(
                 **{name: torch.tensor(x).to(self._model.device) for name, x in inputs.items()}
             )
-            pooled = found.pooler_output
+            pooled = outputs.pooler_output
             rows = torch.nn.functional.normalize(pooled, dim=-1)
             tokens, pooled, rows = (
-                x.cpu().numpy() for x in (found.last_hidden_state, pooled, rows)
+                x.cpu().numpy() for x in (outputs.last_hidden_state, pooled, rows)
             )
         return Features(tokens=tokens, pooled=pooled, image=rows, valid=valid, grid=grid)
 
@@ -205,5 +206,5 @@ class TransformersModel(Embedder):
         import torch
 
         with torch.inference_mode():
-            found = self._model.text_model(input_ids=torch.tensor(ids).to(self._model.device))
-            return torch.nn.functional.normalize(found.pooler_output, dim=-1).cpu().numpy()
+            outputs = self._model.text_model(input_ids=torch.tensor(ids).to(self._model.device))
+            return torch.nn.functional.normalize(outputs.pooler_output, dim=-1).cpu().numpy()

@@ -33,7 +33,7 @@ class DollarStreet:
     Attributes:
       path: the directory `dataset_dollarstreet`, local or `gs://`.
       tables: its files to read. SigLIP 2's zero-shot numbers are on 21,000 images of 96 topics,
-        which may not be just those of both.
+        which may differ from the images of both tables.
     """
 
     path: str
@@ -62,14 +62,14 @@ class DollarStreet:
 
 def _class_numbers(text: str, where: str) -> list[int]:
     try:
-        found = ast.literal_eval(text)
+        numbers = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        found = None
-    if not (isinstance(found, list) and found and all(type(x) is int for x in found)):
+        numbers = None
+    if not (isinstance(numbers, list) and numbers and all(type(x) is int for x in numbers)):
         raise ValueError(
             f"{where}: imagenet_sysnet_id is {text!r:.60}; expected numbers of classes, as in [904]"
         )
-    return found
+    return numbers
 
 
 def _income(text: str, where: str) -> float:
@@ -92,8 +92,8 @@ class GeoDE:
 
     Attributes:
       path: the directory, local or `gs://`.
-      part: "train" is every third image, chosen by a hash of its path, "test" the others; the parts
-        that published 10-shot numbers used are not known.
+      part: "train" is a third of the images, chosen by a hash of the path, "test" the rest; the
+        parts that published 10-shot numbers used are not known.
       least: leaves out, from every part, countries with fewer images than this in "train": some
         have a handful.
     """
@@ -117,17 +117,17 @@ class GeoDE:
         country = "country" if table and "country" in table[0] else "ip_country"
         if table and table[0].get(country) is None:
             raise ValueError(f"{root / 'index.csv'}: there is no column 'country' or 'ip_country'")
-        rows, seen = [], dict.fromkeys((row[country] for row in table), 0)
+        rows, train_counts = [], dict.fromkeys((row[country] for row in table), 0)
         for row in table:
             digest = hashlib.sha256(row["file_path"].encode()).digest()
             part = "test" if int.from_bytes(digest[:8], "big") % _TRAIN_SHARE else "train"
-            seen[row[country]] += part == "train"
+            train_counts[row[country]] += part == "train"
             if self.part in ("all", part):
                 kind = row["object"].replace("_", " ")
                 fields = {"object": kind, "region": row["region"], "country": row[country]}
                 rows.append((root / "images" / row["file_path"], fields))
-        kept = [row for row in rows if seen[row[1]["country"]] >= self.least]
-        return TableImages(kept, root / "index.csv")
+        rows = [row for row in rows if train_counts[row[1]["country"]] >= self.least]
+        return TableImages(rows, root / "index.csv")
 
 
 @dataclass(frozen=True)

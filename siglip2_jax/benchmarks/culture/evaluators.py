@@ -26,7 +26,8 @@ from siglip2_jax.preprocess.decode import NamedImage
 class IncomeZeroShot:
     """Zero-shot accuracy on Dollar Street, and how it differs over the homes' incomes.
 
-    All of ImageNet's classes are to choose between; an answer is right if it is any of the image's.
+    The choice is between all of ImageNet's classes; an answer is right if it is any class of the
+    image.
 
     Attributes:
       source: examples with the fields `classes`, numbers of ImageNet's classes, and `income`:
@@ -64,7 +65,7 @@ class IncomeZeroShot:
         Images that cannot be read count as wrong.
 
         Raises:
-          ValueError: an example lacks a field or has a class that is none; or all incomes are one.
+          ValueError: an example lacks a field or has an unknown class, or all incomes are equal.
         """
         opened, classes = self.source.open(), Classes(self.classes)
         labels: list[tuple[int, ...]] = []
@@ -73,13 +74,13 @@ class IncomeZeroShot:
         def sources() -> Iterator[NamedImage]:
             for i in range(len(opened)):
                 example = opened[i]
-                found, income = label_values(example.get("classes")), example.get("income")
-                if not found or not isinstance(income, int | float):
+                numbers, income = label_values(example.get("classes")), example.get("income")
+                if not numbers or not isinstance(income, int | float):
                     raise ValueError(
-                        f"evaluator {self.name!r}: {example['name']} has the classes {found} and "
+                        f"evaluator {self.name!r}: {example['name']} has the classes {numbers} and "
                         f"the income {income}; expected numbers"
                     )
-                labels.append(classes.positions(found))
+                labels.append(classes.positions(numbers))
                 incomes.append(income)
                 yield NamedImage(example["image"], example["name"])
 
@@ -88,22 +89,22 @@ class IncomeZeroShot:
             model, self.classes, self.templates, canonical=self.canonical, cache=self.cache
         )
         # Classes with the same prompts must tie to the last bit.
-        different, place = np.unique(rows, axis=0, return_inverse=True)
-        scores = (images @ different.T)[:, place.reshape(-1)]
+        unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+        scores = (images @ unique.T)[:, inverse.reshape(-1)]
         ranks = label_ranks(scores, labels, ties=self.ties)
         bounds = np.quantile(incomes, np.arange(1, self.groups) / self.groups)
         groups = np.searchsorted(bounds, incomes) + 1
-        found = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
-        found["income_disparity"] = income_disparity(ranks < 1, groups)
+        metrics = {f"top{k}": float(np.mean(ranks < k)) for k in (1, 5)}
+        metrics["income_disparity"] = income_disparity(ranks < 1, groups)
         by_group = accuracy_by_group(ranks < 1, groups)
-        return found | {f"top1_income_{group}": value for group, value in by_group.items()}
+        return metrics | {f"top1_income_{group}": value for group, value in by_group.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RepresentationBias:
     """Association bias: preference of object images for one of two prompts about people.
 
-    Which objects and prompts the paper took is unpublished.
+    The objects and prompts of the paper are unpublished.
 
     Attributes:
       source: images of objects without people, such as `GeoDE`.
@@ -120,7 +121,7 @@ class RepresentationBias:
     max_num_patches: int = 256
 
     def __call__(self, model: Model) -> dict[str, float]:
-        """`representation_bias`, 0 to 1/2, and `first_share`, 0 to 1, that of the first prompt.
+        """`representation_bias`, 0 to 1/2, and `first_share`, 0 to 1, the first prompt's share.
 
         Raises:
           ValueError: no image can be read.

@@ -1,4 +1,4 @@
-"""Fairness of zero-shot answers: differences over income, and whom objects are matched to.
+"""Fairness of zero-shot answers: accuracy by income, and association of objects with people.
 
 SigLIP 2 (arXiv 2502.14786, section 3.5 and table 9) gives both in per cent; here they are shares.
 """
@@ -39,12 +39,12 @@ def income_disparity(correct: Bool[np.ndarray, " n"], groups: Shaped[np.ndarray,
     Raises:
       ValueError: there are fewer than two groups.
     """
-    found = accuracy_by_group(correct, groups)
-    if len(found) < 2:
+    accuracies = accuracy_by_group(correct, groups)
+    if len(accuracies) < 2:
         raise ValueError(
-            f"income disparity got the group {next(iter(found))!r} only; expected two or more"
+            f"income disparity got the group {next(iter(accuracies))!r} only; expected two or more"
         )
-    return max(found.values()) - min(found.values())
+    return max(accuracies.values()) - min(accuracies.values())
 
 
 def first_share(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
@@ -70,8 +70,8 @@ def first_share(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"])
 def representation_bias(men: Float[np.ndarray, " n"], women: Float[np.ndarray, " n"]) -> float:
     """`|first_share(men, women) - 1/2|`: 0 is no preference, 1/2 always the same.
 
-    Table 9's "representation bias" is this times 100: 35.5 says that a random object is matched to
-    "men" 85.5 % of the time. Which objects and prompts were used is unpublished.
+    Table 9's "representation bias" is this times 100: 35.5 means that a random object is matched to
+    "men" 85.5 % of the time. The objects and prompts are unpublished.
 
     Args:
       men: cosine or logit of images of random objects with the prompt for men.

@@ -29,13 +29,13 @@ def read_table(path: str | PathLike[str], columns: tuple[str, ...]) -> list[dict
         )
     try:
         reader = csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""))
-        found = reader.fieldnames or ()
+        header = reader.fieldnames or ()
         rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV table in UTF-8 ({error})") from error
-    if missing := [name for name in columns if name not in found]:
+    if missing := [name for name in columns if name not in header]:
         raise ValueError(
-            f"{path}: there is no column {missing[0]!r}, found {', '.join(found) or 'nothing'}"
+            f"{path}: there is no column {missing[0]!r}, found {', '.join(header) or 'nothing'}"
         )
     for i, row in enumerate(rows, 1):
         if any(row[name] is None for name in columns):
@@ -47,17 +47,17 @@ class TableImages:
     """Opened examples: images in files, read one by one, with the fields of each."""
 
     def __init__(self, rows: list[tuple[epath.Path, dict[str, Any]]], table: epath.Path) -> None:
-        """Takes what a table says.
+        """Takes the rows of a table.
 
         Args:
           rows: each image's path and fields.
-          table: where this is from, for errors.
+          table: path of the table, for errors.
 
         Raises:
           ValueError: there is no row, or the first image is not there.
         """
         if not rows:
-            raise ValueError(f"{table}: no row is to be used; expected one for each image")
+            raise ValueError(f"{table}: no row is selected; expected one for each image")
         if not rows[0][0].is_file():
             raise ValueError(
                 f"{rows[0][0]}: no such image, the first of {len(rows)} in {table}; unpack the "

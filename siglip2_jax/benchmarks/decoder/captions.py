@@ -56,16 +56,16 @@ class CaptionQuality:
         references: list[tuple[str, ...]] = []
         groups = self._groups(self.source.open(), references)
         answers = model.answer(groups, self.generation, self.max_num_patches)
-        written = ["" if own is None else own[0].text for own in answers]
+        captions = ["" if group is None else group[0].text for group in answers]
         if len(references) < 2:
             raise ValueError(
                 f"evaluator {self.name!r}: {len(references)} of its examples have a caption to "
                 "compare with; CIDEr-D needs at least 2"
             )
         return {
-            "cider_d": float(np.mean(cider_d(written, references))),
-            "bleu_4": bleu_4(written, references),
-            "empty": float(sum(not text.strip() for text in written)),
+            "cider_d": float(np.mean(cider_d(captions, references))),
+            "bleu_4": bleu_4(captions, references),
+            "empty": float(sum(not text.strip() for text in captions)),
         }
 
     def _groups(self, examples: Examples, references: list[tuple[str, ...]]) -> Iterator[Group]:

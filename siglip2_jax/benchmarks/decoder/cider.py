@@ -1,4 +1,4 @@
-"""CIDEr-D: how well captions agree with those that people wrote.
+"""CIDEr-D: agreement of captions with those that people wrote.
 
 Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation" (arXiv 1411.5726), sections
 3 and 6: n-grams of one to four words, weighted by how rare they are among the references, compared
@@ -49,9 +49,11 @@ def cider_d(
             f"CIDEr-D got {len(captions)} image; it weighs words by how few images they occur in, "
             "which needs at least 2"
         )
-    said = [caption_words(caption) for caption in captions]
-    wanted = [[caption_words(text) for text in own] for own in references]
-    total = sum(_agreement(said, wanted, length) for length in range(1, LONGEST + 1))
+    caption_tokens = [caption_words(caption) for caption in captions]
+    reference_tokens = [[caption_words(text) for text in texts] for texts in references]
+    total = sum(
+        _agreement(caption_tokens, reference_tokens, length) for length in range(1, LONGEST + 1)
+    )
     return np.asarray(10 * total / LONGEST)
 
 
@@ -59,43 +61,41 @@ def check_references(captions: Sequence[str], references: Sequence[Sequence[str]
     """Refuses lists of different lengths, and images without a reference.
 
     Raises:
-      ValueError: they are such.
+      ValueError: the lengths differ, or an image has no reference.
     """
     if len(captions) != len(references):
         raise ValueError(
             f"there are {len(captions)} captions and references for {len(references)} images; give "
             "one caption for each image"
         )
-    without = next((i for i, own in enumerate(references) if not own), None)
-    if without is not None:
-        raise ValueError(
-            f"image {without} has no reference caption; leave out images that have none"
-        )
+    index = next((i for i, texts in enumerate(references) if not texts), None)
+    if index is not None:
+        raise ValueError(f"image {index} has no reference caption; leave out images that have none")
 
 
 def _agreement(
-    said: list[Words], wanted: list[list[Words]], length: int
+    captions: list[Words], references: list[list[Words]], length: int
 ) -> Float[np.ndarray, " n"]:
     """Mean CIDEr-D similarity to an image's references, by n-grams of one length; 0 to 1."""
-    counts = [[ngram_counts(words, length) for words in own] for own in wanted]
-    images = Counter(ngram for own in counts for ngram in set().union(*own))
-    rarity = {ngram: math.log(len(wanted) / number) for ngram, number in images.items()}
-    never = math.log(len(wanted))
-    found = []
-    for words, own, own_counts in zip(said, wanted, counts, strict=True):
-        mine = ngram_counts(words, length)
-        norm = _norm(mine, rarity, never)
+    counts = [[ngram_counts(words, length) for words in texts] for texts in references]
+    images = Counter(ngram for image in counts for ngram in set().union(*image))
+    rarity = {ngram: math.log(len(references) / number) for ngram, number in images.items()}
+    never = math.log(len(references))
+    similarities = []
+    for words, texts, text_counts in zip(captions, references, counts, strict=True):
+        caption_counts = ngram_counts(words, length)
+        norm = _norm(caption_counts, rarity, never)
         similarity = 0.0
-        for reference, theirs in zip(own, own_counts, strict=True):
-            both = sum(
-                min(mine[ngram], count) * count * rarity[ngram] ** 2
-                for ngram, count in theirs.items()
+        for text, ngrams in zip(texts, text_counts, strict=True):
+            product = sum(
+                min(caption_counts[ngram], count) * count * rarity[ngram] ** 2
+                for ngram, count in ngrams.items()
             )
-            if both:
-                other = math.exp(-((len(words) - len(reference)) ** 2) / (2 * SIGMA**2))
-                similarity += other * both / (norm * _norm(theirs, rarity, never))
-        found.append(similarity / len(own))
-    return np.array(found)
+            if product:
+                penalty = math.exp(-((len(words) - len(text)) ** 2) / (2 * SIGMA**2))
+                similarity += penalty * product / (norm * _norm(ngrams, rarity, never))
+        similarities.append(similarity / len(texts))
+    return np.array(similarities)
 
 
 def _norm(counts: Counter, rarity: dict[tuple[str, ...], float], never: float) -> float:

@@ -1,4 +1,4 @@
-"""Expressions that refer to a thing in an image, each with its box: JSON lines, and what is shared.
+"""Referring expressions of an image, each with its box, and their reader from JSON lines.
 
 `refer_files.Refer` reads RefCOCO, RefCOCO+ and RefCOCOg as they are published.
 """
@@ -40,7 +40,7 @@ class Expressions(Protocol):
         """Reads the expressions; images are read later.
 
         Raises:
-          ValueError or OSError: something is missing or malformed; one sentence.
+          ValueError or OSError: a file is missing or malformed.
         """
         ...
 
@@ -50,7 +50,7 @@ class Expressions(Protocol):
 
 
 def held_out_images(sources: Iterable[Expressions]) -> set[int | str]:
-    """Images that must not be trained on, as the "clean" numbers of LocCa and SigLIP 2 have it.
+    """Images to leave out of training, for the "clean" numbers of LocCa and SigLIP 2.
 
     LocCa (arXiv 2403.19596) trains on RefCOCO, RefCOCO+ and RefCOCOg together. They share images,
     and what is for validation or testing in one is for training in another: of all their training
@@ -97,8 +97,8 @@ class ExpressionFile:
             if self.split is None or row.get("split") == self.split
         ]
         if not rows:
-            wanted = "s" if self.split is None else f" has split={self.split!r}"
-            raise ValueError(f"{self.path}: no row{wanted}")
+            condition = "s" if self.split is None else f" has split={self.split!r}"
+            raise ValueError(f"{self.path}: no row{condition}")
         return [_expression(row, self.images, label) for label, row in rows]
 
     def held_out(self) -> set[int | str]:
@@ -110,7 +110,7 @@ class ExpressionFile:
         return {row["file"] for _, row in self._rows() if row.get("split") != "train"}
 
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
-        """Rows with what to call them in errors."""
+        """Rows, each with its name in errors."""
         path = epath.Path(self.path)
         if not path.is_file():
             raise ValueError(f"{path}: no such file; expected JSON lines, a row an expression")
@@ -143,7 +143,7 @@ def box_of_pixels(bbox: Any, width: Any, height: Any, label: str) -> Box:
       bbox: x, y, width and height in pixels.
       width: of the image.
       height: of the image.
-      label: what to call it in errors.
+      label: its name in errors.
 
     Raises:
       ValueError: it is malformed, or has no area in the image.
@@ -151,5 +151,5 @@ def box_of_pixels(bbox: Any, width: Any, height: Any, label: str) -> Box:
     boxes = [{"category": "expression", "bbox": bbox}]
     regions = from_coco({"name": label, "boxes": boxes, "width": width, "height": height})
     if not regions:
-        raise ValueError(f"{label}: the bbox {bbox} has no area in a photo of {width} x {height}")
+        raise ValueError(f"{label}: the bbox {bbox} has no area in an image of {width} x {height}")
     return regions[0].box

@@ -1,4 +1,4 @@
-"""A model with a decoder as `siglip2 eval` gives it to evaluators; `evals.measured` has others."""
+"""Captioner as `siglip2 eval` gives it to evaluators; embedders are in `benchmarks.measured`."""
 
 from __future__ import annotations
 
@@ -51,19 +51,21 @@ class MeasuredCaptioner(Measuring):
         """Answers as `Captioner.answer` does; None and no warning for unreadable images."""
         rows = self._begin(0)
         expected = len(groups) if isinstance(groups, Sized) else self._expected
-        seen, size = Counter(groups), self._batch_size
-        own = islice(own_share(seen, size), len(rows), None)
+        counter, size = Counter(groups), self._batch_size
+        remaining = islice(own_share(counter, size), len(rows), None)
         with self._timed():
-            for found in self._model.stream_groups(own, generation, max_num_patches, size):
-                rows.add(None, json.dumps(str(found) if isinstance(found, ImageError) else found))
+            for result in self._model.stream_groups(remaining, generation, max_num_patches, size):
+                rows.add(
+                    None, json.dumps(str(result) if isinstance(result, ImageError) else result)
+                )
                 self._count(len(rows), expected)
                 if len(rows) % (BATCHES_PER_PART * size) == 0:
                     rows.save()
             rows.save()
-        self.images += seen.count
-        found = [json.loads(note) for note in in_order(gather_texts(rows.texts()), size)]
-        self.failed += [x for x in found if isinstance(x, str)]
-        return [None if isinstance(x, str) else [_answer(*row) for row in x] for x in found]
+        self.images += counter.count
+        results = [json.loads(text) for text in in_order(gather_texts(rows.texts()), size)]
+        self.failed += [x for x in results if isinstance(x, str)]
+        return [None if isinstance(x, str) else [_answer(*row) for row in x] for x in results]
 
 
 def in_order(texts: list[str], size: int) -> list[str]:

@@ -29,7 +29,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Refer:
-    """One split of one set.
+    """One split of one data set.
 
     Attributes:
       folder: holds `refs(<split_by>).p` and `instances.json`, local or `gs://`.
@@ -51,17 +51,19 @@ class Refer:
             in `images`.
         """
         refs = self._refs()
-        chosen = [ref for ref in refs if ref["split"] == self.split]
-        if not chosen:
+        split_refs = [ref for ref in refs if ref["split"] == self.split]
+        if not split_refs:
             splits = ", ".join(sorted({repr(ref["split"]) for ref in refs}))
             raise ValueError(f"{self._path}: no split {self.split!r}; it has {splits or 'none'}")
         instances = os.path.join(self.folder, "instances.json")
-        found = read_json(instances)
+        coco = read_json(instances)
         try:
-            boxes = {x["id"]: x["bbox"] for x in found["annotations"]}
-            images = {x["id"]: (x["file_name"], x["width"], x["height"]) for x in found["images"]}
+            boxes = {x["id"]: x["bbox"] for x in coco["annotations"]}
+            images = {x["id"]: (x["file_name"], x["width"], x["height"]) for x in coco["images"]}
             expressions = [
-                expression for ref in chosen for expression in self._expressions(ref, boxes, images)
+                expression
+                for ref in split_refs
+                for expression in self._expressions(ref, boxes, images)
             ]
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -103,7 +105,7 @@ class Refer:
         return [Expression(file, ref["image_id"], x["sent"], box) for x in ref["sentences"]]
 
     def _named(self, expressions: list[Expression]) -> list[Expression]:
-        """With paths: `COCO_train2014_000000000009.jpg` is `000000000009.jpg` since 2017."""
+        """Adds paths: `COCO_train2014_000000000009.jpg` is `000000000009.jpg` since 2017."""
         full = [x.image for x in expressions]
         short = [name.rpartition("_")[2] for name in full]
         for names in (full, short):

@@ -1,9 +1,9 @@
-"""Referring expressions: how often a decoder finds the box of what a phrase describes.
+"""Referring expressions: share of phrases whose box a decoder finds.
 
 SigLIP 2's table 5 (arXiv 2502.14786, section 3.4.1): RefCOCO, RefCOCO+ and RefCOCOg, the share of
 expressions whose box has an intersection over union of at least 0.5 with the true one, by a decoder
 on the frozen encoder that was trained on all three sets together, as LocCa's (arXiv 2403.19596).
-`expressions.held_out_images` says which images must then be left out of training;
+`expressions.held_out_images` lists the images that must then be left out of training;
 `refer_files.published_splits` gives the table's columns.
 """
 
@@ -42,7 +42,7 @@ class Referring:
     generation: GenerationConfig = GenerationConfig()
 
     def __call__(self, model: Captioner | MeasuredCaptioner) -> dict[str, float]:
-        """`acc@0.5` and `mean_iou`, from 0 to 1, and how many expressions have no box, and why.
+        """`acc@0.5` and `mean_iou`, from 0 to 1, and counts of expressions without a box.
 
         `unreadable` counts those whose image cannot be read; `unparsed` those for which no box was
         written, among them the ones too long for the decoder. Both are wrong, with an intersection
@@ -53,28 +53,28 @@ class Referring:
         """
         expressions = self.source.open()
         truth = np.array([x.box for x in expressions], np.float64)
-        found, unreadable = np.full_like(truth, np.nan), 0
+        boxes, unreadable = np.full_like(truth, np.nan), 0
         groups = _groups(model, expressions)
         answers = model.answer(groups, self.generation, self.max_num_patches)
-        for group, own in zip(groups, answers, strict=True):
-            if own is None:
+        for group, group_answers in zip(groups, answers, strict=True):
+            if group_answers is None:
                 unreadable += len(group)
                 continue
-            for (index, _), answer in zip(group, own, strict=True):
+            for (index, _), answer in zip(group, group_answers, strict=True):
                 if answer.box is not None:
                     (left, top, right, bottom), (width, height) = answer.box, answer.size
-                    found[index] = top / height, left / width, bottom / height, right / width
-        overlap = box_ious(found, truth)
+                    boxes[index] = top / height, left / width, bottom / height, right / width
+        overlap = box_ious(boxes, truth)
         return {
             "acc@0.5": float(np.mean(overlap >= ENOUGH)),
             "mean_iou": float(np.mean(overlap)),
-            "unparsed": float(np.isnan(found[:, 0]).sum() - unreadable),
+            "unparsed": float(np.isnan(boxes[:, 0]).sum() - unreadable),
             "unreadable": float(unreadable),
         }
 
 
 def _groups(model: Captioner | MeasuredCaptioner, expressions: Sequence[Expression]) -> list[Group]:
-    """Groups the queries that can be asked by image, with the expressions' numbers."""
+    """Groups valid queries by image, with the expressions' numbers."""
     images: dict[str, list[tuple[int, Query]]] = {}
     for index, expression in enumerate(expressions):
         query = Query(expression.image, phrase=expression.text)

@@ -25,7 +25,7 @@ def caption_words(text: str) -> list[str]:
 
     Contractions are two words (`it 's`, `do n't`); numbers (`10:30`), initials (`u.s.`) and what
     hyphens, slashes or full stops join (`black-and-white`) are one. Brackets and signs such as `$`
-    are words. Languages that put no spaces between words need a tokenizer of their own first.
+    are words. Languages without spaces between words need another tokenizer first.
     """
     spaced = _CONTRACTED.sub(r" \1\2 \3", text.lower().translate(_PLAIN).replace("…", "..."))
     return [word for word in _WORD.findall(spaced) if word.strip(_PUNCTUATION)]

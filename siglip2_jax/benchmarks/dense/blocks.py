@@ -38,26 +38,28 @@ class BlocksModel(OpenModel, Protocol):
 def block_features(model: BlocksModel, image: Patches, count: int) -> tuple[Features, ...]:
     """Tokens after blocks `depth / count`, `2 * depth / count`, … `depth`, rounded down.
 
-    They are the residual stream as it is, before any further LayerNorm, as Probe3D (arXiv
+    They are the residual stream before any further LayerNorm, as Probe3D (arXiv
     2404.08636) and DPT (arXiv 2103.13413) read them. The pooled vector, the embedding and the grid
     beside them are those of the whole tower.
 
     Args:
-      model: shows its parameters.
+      model: exposes its parameters.
       image: any number of images, at least one.
       count: how many blocks.
 
     Raises:
-      ValueError: the model does not show its parameters, or has fewer blocks.
+      ValueError: the model does not expose its parameters, or has fewer blocks.
     """
     if "vision" not in model.params:
         raise ValueError(
-            "a DPT decoder reads blocks of the tower, whose parameters this model keeps to itself; "
+            "a DPT decoder reads blocks of the tower, whose parameters this model does not expose; "
             "load it without --transformers"
         )
     config = model.config.vision
     if not 1 <= count <= config.depth:
-        raise ValueError(f"{count} blocks were asked of a tower that has {config.depth}")
+        raise ValueError(
+            f"{count} blocks of a tower are requested; expected 1 to {config.depth}, its depth"
+        )
     program = partial(_program(config, model.dtype, count), model.params["vision"])
     return run_rows(model.mesh, program, image, DEFAULT_BATCH_SIZE)
 
@@ -73,8 +75,8 @@ def _program(
     @jax.jit
     def program(params: Params, image: Patches) -> tuple[Features, ...]:
         with jax.default_matmul_precision("highest"):
-            found = _run(nnx.merge(graphdef, params), image, count)
-            return jax.tree.map(replicate, found)
+            features = _run(nnx.merge(graphdef, params), image, count)
+            return jax.tree.map(replicate, features)
 
     return program
 
@@ -90,12 +92,14 @@ def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]
     last = tuple((k + 1) * depth // count - 1 for k in range(count))
 
     def layer(carry: Carry, item: tuple[Array, Block]) -> tuple[Carry, None]:
-        (x, kept), (i, block) = carry, item
+        (x, outputs), (i, block) = carry, item
         x = gather(block, tower.dtype)(x, valid)
         # By selection rather than by index: no part of what is split over devices moves.
-        return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, kept, strict=True))), None
+        return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, outputs, strict=True))), None
 
-    (x, kept), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
+    (x, outputs), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
     pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), valid)
     grid, row = grid_size(yx, valid), normalize(pooled)
-    return tuple(Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in kept)
+    return tuple(
+        Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in outputs
+    )

@@ -17,7 +17,7 @@ from PIL import Image
 from siglip2_jax.data.text import read_rows
 
 VOID = -1
-"""What a class map holds where there is no label."""
+"""Value of a class map where there is no label."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ def read_index(
     """Reads a file of JSON lines: `{"image": path, "label": path, "split": name}`.
 
     Args:
-      path: the file; the paths in it are relative to its folder. Other keys are not looked at, and
-        rows of other splits left out.
+      path: the file; the paths in it are relative to its folder. Other keys, and rows of other
+        splits, are ignored.
       label: the key that holds the label's path, such as "depth".
       train: the split to train on.
       test: the split to measure on.
@@ -60,14 +60,14 @@ def read_index(
     pairs: dict[str, list[tuple[str, str]]] = {train: [], test: []}
     for number, row in read_rows(path):
         try:
-            found = [row[key] for key in ("image", label, "split")]
+            image, target, split = (row[key] for key in ("image", label, "split"))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}: expected a JSON object with the keys image, {label} and "
                 f"split ({error!r})"
             ) from error
-        if found[2] in pairs:
-            pairs[found[2]].append((os.path.join(folder, found[0]), os.path.join(folder, found[1])))
+        if split in pairs:
+            pairs[split].append((os.path.join(folder, image), os.path.join(folder, target)))
     for split, rows in pairs.items():
         if not rows:
             raise ValueError(f"{path}: no row has split={split!r}")
@@ -94,8 +94,8 @@ def read_legend(path: str | os.PathLike[str]) -> Legend:
       OSError: there is no such file.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        names, void = tuple(map(str, found["names"])), int(found["void"])
+        legend = json.loads(Path(path).read_text(encoding="utf-8"))
+        names, void = tuple(map(str, legend["names"])), int(legend["void"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path}: expected a JSON object {{"names": [...], "void": value}} ({error!r})'
@@ -156,7 +156,8 @@ def read_depth(path: str, unit: float = 1e-3) -> Float32[np.ndarray, "H W"]:
 def relative_depth(depth: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
     """Depth from 0.01 for the nearest pixel to 1 for the farthest; 0 stays unknown.
 
-    As Probe3D makes it of NAVI (arXiv 2404.08636); where all is within a centimetre, that is 1.
+    As Probe3D does for NAVI (arXiv 2404.08636). A range of less than a centimetre is scaled as if
+    it were one centimetre.
 
     Args:
       depth: in metres.

@@ -76,7 +76,8 @@ class DPT:
             elif factor < 1:
                 yield f"{k}/resize", (3, 3, size, size), size
             yield f"{k}/level", (3, 3, size, fused), fused
-            for unit in ("skip", "join")[k == len(FACTORS) - 1 :]:  # the coarsest joins nothing
+            # Nothing coarser joins the coarsest map.
+            for unit in ("skip", "join")[k == len(FACTORS) - 1 :]:
                 for i in range(2):
                     yield f"{k}/{unit}/{i}", (3, 3, fused, fused), fused
             yield f"{k}/merge", (fused, fused), fused
@@ -94,9 +95,9 @@ class DPT:
             for k in reversed(range(len(levels) - 1)):
                 level = _residual(weights, f"{k}/skip", _resized(levels[k], fused))
                 fused = _fused(weights, k, Map(fused.x + level.x, fused.size))
-            found = _doubled(_convolved(weights, "head/0", fused))
-            found = _convolved(weights, "head/1", found)
-            return _dense(weights, "head/2", jax.nn.relu(found.x)), found.size
+            output = _doubled(_convolved(weights, "head/0", fused))
+            output = _convolved(weights, "head/1", output)
+            return _dense(weights, "head/2", jax.nn.relu(output.x)), output.size
 
 
 def _fused(weights: Weights, k: int, level: Map) -> Map:
@@ -112,12 +113,12 @@ def _level(weights: Weights, k: int, block: Features, side: tuple[int, int]) -> 
     tokens = jnp.asarray(block.tokens) @ readout[:width] + per_image[:, None]
     tokens = _dense(weights, f"{k}/project", jax.nn.gelu(tokens, approximate=False))
     grid = jnp.asarray(block.grid)
-    found, factor = Map(on_grid(tokens, grid, side), grid), FACTORS[k]
+    level, factor = Map(on_grid(tokens, grid, side), grid), FACTORS[k]
     if factor > 1:
-        found = _enlarged(weights, f"{k}/resize", found, int(factor))
+        level = _enlarged(weights, f"{k}/resize", level, int(factor))
     elif factor < 1:
-        found = _convolved(weights, f"{k}/resize", found, stride=round(1 / factor))
-    return _convolved(weights, f"{k}/level", found)
+        level = _convolved(weights, f"{k}/resize", level, stride=round(1 / factor))
+    return _convolved(weights, f"{k}/level", level)
 
 
 def _dense(weights: Weights, path: str, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
@@ -148,10 +149,10 @@ def _enlarged(weights: Weights, path: str, image: Map, factor: int) -> Map:
 
 def _residual(weights: Weights, path: str, image: Map) -> Map:
     """Two convolutions, each behind a ReLU, beside the identity."""
-    found = image
+    residual = image
     for i in range(2):
-        found = _convolved(weights, f"{path}/{i}", Map(jax.nn.relu(found.x), found.size))
-    return Map(image.x + found.x, image.size)
+        residual = _convolved(weights, f"{path}/{i}", Map(jax.nn.relu(residual.x), residual.size))
+    return Map(image.x + residual.x, image.size)
 
 
 def _doubled(image: Map) -> Map:
@@ -161,6 +162,6 @@ def _doubled(image: Map) -> Map:
 
 
 def _resized(image: Map, like: Map) -> Map:
-    """Resizes a map to another's; an odd side of a grid is a little smaller than what comes up."""
+    """Resizes a map to the size of another, which is a little larger where a side is odd."""
     _, height, width, _ = like.x.shape
     return Map(bilinear(image.x, image.size, like.size, (height, width)), like.size)

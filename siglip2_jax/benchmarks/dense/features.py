@@ -27,8 +27,8 @@ from siglip2_jax.types import Features
 IMAGES_AT_ONCE = 256
 """Of all hosts together: what they exchange at once, about 1 GB for four blocks of So400m."""
 
-Found = tuple[Bool[np.ndarray, " _"], tuple[Features, ...]]
-"""Which images could be read, and a row for each, meaningless where it could not."""
+Encoded = tuple[Bool[np.ndarray, " _"], tuple[Features, ...]]
+"""True for readable images, and a row for each image, meaningless for an unreadable one."""
 
 
 @runtime_checkable
@@ -42,11 +42,11 @@ class ImageModel(Model, Protocol):
 
 
 class ImageFeatures(NamedTuple):
-    """Features of those images that can be read.
+    """Features of the readable images.
 
     Attributes:
-      features: of each block that was asked for, NumPy arrays.
-      read: which images they are of, in order.
+      features: of each block, NumPy arrays.
+      read: index of each readable image, in order.
     """
 
     features: tuple[Features, ...]
@@ -66,35 +66,36 @@ def read_features(
       model: gives features.
       images: paths, at least one; all of them may be unreadable.
       max_num_patches: token budget at native resolution.
-      blocks: of how many evenly spaced blocks; 0 means the tokens after the last LayerNorm.
-      label: what is shown meanwhile.
+      blocks: number of evenly spaced blocks; 0 means the tokens after the last LayerNorm.
+      label: of the progress bar.
 
     Raises:
-      ValueError: the model has no such blocks, or does not show them.
+      ValueError: the model has fewer blocks, or does not expose its parameters.
     """
     shared = isinstance(model, Measured)
     processes = jax.process_count() if shared else 1
     size = max(1, IMAGES_AT_ONCE // processes)
-    own = list(own_share(images, size) if shared else images)
-    items, rounds = _prepared(model.preprocess, own, max_num_patches), []
-    with progress(label) as show, _noted(model, len(images), len(own)) as notes:
+    paths = list(own_share(images, size) if shared else images)
+    items, rounds = _prepared(model.preprocess, paths, max_num_patches), []
+    with progress(label) as show, _noted(model, len(images), len(paths)) as notes:
         for start in range(0, len(images), size * processes):
             before = time.perf_counter()
-            some = list(islice(items, size))
+            batch = list(islice(items, size))
             notes.waited += time.perf_counter() - before
-            notes.failed += [str(item) for item in some if isinstance(item, ImageError)]
-            rows = size if processes > 1 else len(some)
-            found = _encoded(model, some, rows, max_num_patches, blocks)
-            done = min(start + size * processes, len(images))
-            rounds.append(_gathered(found, done - start) if processes > 1 else found)
-            show(done, len(images))
-    good = np.concatenate([good for good, _ in rounds])
-    parts = [jax.tree.map(lambda x, good=good: x[good], found) for good, found in rounds]
-    return ImageFeatures(jax.tree.map(lambda *x: np.concatenate(x), *parts), good.nonzero()[0])
+            notes.failed += [str(item) for item in batch if isinstance(item, ImageError)]
+            rows = size if processes > 1 else len(batch)
+            encoded = _encoded(model, batch, rows, max_num_patches, blocks)
+            end = min(start + size * processes, len(images))
+            rounds.append(_gathered(encoded, end - start) if processes > 1 else encoded)
+            show(end, len(images))
+    readable = np.concatenate([mask for mask, _ in rounds])
+    parts = [jax.tree.map(lambda x, mask=mask: x[mask], features) for mask, features in rounds]
+    features = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return ImageFeatures(features, readable.nonzero()[0])
 
 
 def _prepared(preprocess: Any, images: Sequence[str], budget: int) -> Iterator[Any]:
-    """Patches and grid of each image, or why there are none."""
+    """Patches and grid of each image, or the error of an unreadable one."""
 
     def prepare(image: str) -> Any:
         try:
@@ -105,26 +106,25 @@ def _prepared(preprocess: Any, images: Sequence[str], budget: int) -> Iterator[A
     return thread_map(prepare, images, IMAGES_AT_ONCE)
 
 
-def _encoded(model: Any, items: list[Any], rows: int, budget: int, blocks: int) -> Found:
-    """Features of some images, filled up to a number of rows by images without any patch.
+def _encoded(model: Any, items: list[Any], rows: int, budget: int, blocks: int) -> Encoded:
+    """Features of a batch of images, padded to a number of rows by images without patches.
 
     `model` is an `ImageModel` and, where `blocks` are read, a `BlocksModel` too.
     """
     preprocess = model.preprocess
-    nothing = np.zeros((0, 3 * preprocess.patch_size**2), np.float32), (0, 0)
-    good = [not isinstance(item, ImageError) for item in items]
-    filled = [item if ok else nothing for item, ok in zip(items, good, strict=True)]
-    missing = rows - len(items)
-    filled, good = filled + [nothing] * missing, good + [False] * missing
-    image = pad_and_stack(filled, preprocess.num_tokens(budget))
-    found = block_features(model, image, blocks) if blocks else (model.image_features(image),)
-    return np.array(good), found
+    empty = np.zeros((0, 3 * preprocess.patch_size**2), np.float32), (0, 0)
+    padded = items + [None] * (rows - len(items))
+    readable = [not (item is None or isinstance(item, ImageError)) for item in padded]
+    patches = [item if ok else empty for item, ok in zip(padded, readable, strict=True)]
+    image = pad_and_stack(patches, preprocess.num_tokens(budget))
+    features = block_features(model, image, blocks) if blocks else (model.image_features(image),)
+    return np.array(readable), features
 
 
-def _gathered(found: Found, total: int) -> Found:
-    """The rows of all processes, in order; what fills up the last ones is cut off."""
-    everyone = process_allgather(found)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:total], everyone)
+def _gathered(encoded: Encoded, total: int) -> Encoded:
+    """The rows of all processes, in order, without the padding at the end."""
+    all_rows = process_allgather(encoded)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:total], all_rows)
 
 
 class _Notes:
@@ -135,15 +135,18 @@ class _Notes:
 
 
 @contextmanager
-def _noted(model: ImageModel, count: int, own: int) -> Iterator[_Notes]:
-    """Has a `Measured` model's notes say what was done, or warns of images."""
+def _noted(model: ImageModel, count: int, share: int) -> Iterator[_Notes]:
+    """Updates the counts of a `Measured` model, or warns of unreadable images of any other.
+
+    `count` images are read by all processes, `share` of them by this one.
+    """
     notes, start = _Notes(), time.perf_counter()
     if not isinstance(model, Measured):
         yield notes
         for problem in notes.failed:
             warnings.warn(f"{problem}; the probe goes on without it", stacklevel=4)
         return
-    images, embedded = model.images + count, model.embedded + own
+    images, embedded = model.images + count, model.embedded + share
     seconds, data_wait = model.seconds, model.data_wait
     yield notes
     model.images, model.embedded = images, embedded

@@ -1,4 +1,4 @@
-"""Images of what a dense probe says: image, truth and prediction side by side."""
+"""Figures of a dense probe: image, truth and prediction side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEAR_TO_FAR = np.array([[252, 253, 191], [252, 137, 97], [183, 55, 121], [81, 1
 
 def class_colours(classes: Int[np.ndarray, "H W"]) -> Colours:
     """A colour for each class, far from those of its neighbours in number; void is black."""
-    # Steps of the golden ratio around the circle of hues never come back to a used one.
+    # Steps of the golden ratio around the circle of hues never repeat a hue.
     hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, 0.95) for i in range(classes.max() + 1)]
     palette = np.array([(0, 0, 0), *hues])
     return (palette[np.maximum(classes, -1) + 1] * 255).round().astype(np.uint8)

@@ -24,8 +24,8 @@ def on_grid(
     rows = jnp.minimum(jnp.arange(side[0]), height - 1)
     columns = jnp.minimum(jnp.arange(side[1]), width - 1)
     index = (rows * width)[:, :, None] + columns[:, None, :]
-    found = jnp.take_along_axis(tokens, index.reshape(len(index), -1, 1), axis=1)
-    return found.reshape(len(index), *side, -1)
+    cells = jnp.take_along_axis(tokens, index.reshape(len(index), -1, 1), axis=1)
+    return cells.reshape(len(index), *side, -1)
 
 
 def bilinear(
@@ -99,8 +99,8 @@ def total_of_images(
 
 
 def _with_slopes(loss: Callable, values: Array, rows: tuple[Array, ...]) -> tuple[Array, Array]:
-    found, slopes = jax.lax.map(lambda row: jax.value_and_grad(loss)(*row), (values, *rows))
-    return found.sum(), slopes
+    losses, slopes = jax.lax.map(lambda row: jax.value_and_grad(loss)(*row), (values, *rows))
+    return losses.sum(), slopes
 
 
 def _times_slopes(loss: Callable, slopes: Array, outer: Array) -> tuple[Array, None]:

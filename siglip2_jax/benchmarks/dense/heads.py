@@ -1,7 +1,7 @@
 """Heads of dense probes: scores to maps at label resolution, and their losses.
 
 A head gets the scores of a decoder. Grids and labels differ in size from image to image; both are
-padded to one shape, and `grid` and `size` say what is real. Heads for normals are in `normals`.
+padded to one shape, and `grid` and `size` are their true sizes. Heads for normals are in `normals`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Head(Protocol):
     """A kind of map that a decoder can be trained to draw; hashable.
 
     Attributes:
-      void: what labels are padded with; `known` is false of it.
+      void: padding of labels, for which `known` is false.
     """
 
     void: ClassVar[int]
@@ -60,7 +60,7 @@ class Head(Protocol):
         ...
 
     def worst(self, truth: np.ndarray) -> np.ndarray:
-        """The answer that is as wrong as can be: of an image that cannot be read."""
+        """The worst possible answer, for an image that cannot be read."""
         ...
 
     def known(self, truth: ArrayLike) -> ArrayLike:
@@ -103,20 +103,20 @@ class ClassHead:
             height, width = truth.shape
             maps = self.maps(scores[None], grid[None], size[None], (height, width))[0]
             maps -= jax.lax.stop_gradient(maps.max(axis=-1, keepdims=True))
-            # By comparison: a choice by index has a slope that is scattered, value by value.
-            right = truth[..., None] == jnp.arange(self.channels)
-            losses = jnp.log(jnp.exp(maps).sum(-1)) - jnp.where(right, maps, 0).sum(-1)
+            # By comparison: the gradient of a choice by index is a slow scatter.
+            one_hot = truth[..., None] == jnp.arange(self.channels)
+            losses = jnp.log(jnp.exp(maps).sum(-1)) - jnp.where(one_hot, maps, 0).sum(-1)
             return jnp.sum(losses, where=self.known(truth))
 
-        found: Any = total_of_images(total, scores, (grid, size, truth))
-        return found / jnp.maximum(self.known(truth).sum(), 1)
+        loss_sum: Any = total_of_images(total, scores, (grid, size, truth))
+        return loss_sum / jnp.maximum(self.known(truth).sum(), 1)
 
     def answer(self, maps: Float[Array, "B h w K"]) -> Int[Array, "B h w"]:
         """The class with the highest score."""
         return maps.argmax(axis=-1)
 
     def worst(self, truth: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-        """No class at all."""
+        """Class -1, which is none."""
         return np.full_like(truth, -1)
 
     def known(self, truth: Int[ArrayLike, "*B h w"]) -> Bool[ArrayLike, "*B h w"]:
@@ -159,7 +159,7 @@ class DepthHead:
         """Depth in metres."""
         finer = self.finer
 
-        def one(scores: Array, grid: Array, size: Array) -> Array:
+        def image_map(scores: Array, grid: Array, size: Array) -> Array:
             scores, grid, size = scores[None], grid[None], size[None]
             if finer > 1:
                 side = finer * scores.shape[1], finer * scores.shape[2]
@@ -167,7 +167,7 @@ class DepthHead:
             depth = self.depth(scores)[..., None]
             return bilinear(depth, finer * grid, size, shape)[0, ..., 0]
 
-        return each_image(one, scores, grid, size)
+        return each_image(image_map, scores, grid, size)
 
     def depth(self, scores: Float[Array, "*B C"]) -> Float[Array, "*B"]:
         """The mean of the bins."""

@@ -45,9 +45,9 @@ def gradient_loss(predicted: Float[Array, "B h w"], truth: Float[Array, "B h w"]
         ratio = jnp.where(known, jnp.log(p + SMALL_DEPTH) - jnp.log(t + SMALL_DEPTH), 0)
         down = jnp.abs(ratio[:, :-2] - ratio[:, 2:])
         across = jnp.abs(ratio[:, :, :-2] - ratio[:, :, 2:])
-        found = jnp.sum(down, where=known[:, :-2] & known[:, 2:])
-        found += jnp.sum(across, where=known[:, :, :-2] & known[:, :, 2:])
-        total += found / jnp.maximum(known.sum(), 1)
+        differences = jnp.sum(down, where=known[:, :-2] & known[:, 2:])
+        differences += jnp.sum(across, where=known[:, :, :-2] & known[:, :, 2:])
+        total += differences / jnp.maximum(known.sum(), 1)
     return total
 
 

@@ -17,9 +17,9 @@ def confusion(
     before taking `mean_iou`.
     """
     known = truth >= 0
-    said = np.where(predicted < 0, num_classes, predicted)[known]
+    classes = np.where(predicted < 0, num_classes, predicted)[known]
     shape = num_classes, num_classes + 1
-    cells = truth[known].astype(np.int64) * shape[1] + said
+    cells = truth[known].astype(np.int64) * shape[1] + classes
     return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
 
 
@@ -56,13 +56,13 @@ def angular_rmse(predicted: Float[np.ndarray, "H W 3"], truth: Float[np.ndarray,
 
 
 def mean_over_images(values: Sequence[float]) -> float:
-    """The mean of what is not NaN: images without a label do not count.
+    """Mean of the values that are not NaN: images without a label do not count.
 
     Raises:
-      ValueError: nothing is left.
+      ValueError: all values are NaN.
     """
-    found = np.array(values, np.float64)
-    found = found[~np.isnan(found)]
-    if not len(found):
+    errors = np.array(values, np.float64)
+    errors = errors[~np.isnan(errors)]
+    if not len(errors):
         raise ValueError(f"none of {len(values)} test images has a labelled pixel")
-    return float(found.mean())
+    return float(errors.mean())

@@ -1,4 +1,4 @@
-"""Heads that draw the normals of surfaces: a plain one, and one that knows how sure it is."""
+"""Heads that draw the normals of surfaces: without and with an uncertainty."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NormalsHead:
         return maps
 
     def worst(self, truth: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-        """The other way: off by 180 degrees."""
+        """The opposite direction: off by 180 degrees."""
         return -truth
 
     def known(self, truth: Float[ArrayLike, "*B h w 3"]) -> Bool[ArrayLike, "*B h w"]:

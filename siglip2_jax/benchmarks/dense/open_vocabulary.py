@@ -1,6 +1,6 @@
 """Open-vocabulary segmentation without training: each patch against the names of the classes.
 
-A smoke test of what patches know of words, not a published number: SigLIP 2's table 3 (arXiv
+A smoke test of how well patches match texts, not a published number: SigLIP 2's table 3 (arXiv
 2502.14786, section 3.3.2) trains Cat-Seg on top.
 
 Patch tokens are not in the space of texts: between the two lies the pooling head, which only pooled
@@ -54,16 +54,16 @@ def patch_embeddings(model: OpenModel, features: Features) -> Float[np.ndarray, 
     """Unit-norm embedding of each patch, pooled on its own (0 for padding).
 
     Args:
-      model: has the head, and gave the features.
+      model: has the head, and has computed the features.
       features: of any images.
 
     Raises:
-      ValueError: the model does not show its parameters.
+      ValueError: the model does not expose its parameters.
     """
     if "vision" not in model.params:
         raise ValueError(
             "open-vocabulary segmentation needs the pooling head's parameters, which this model "
-            "keeps to itself; load it without --transformers"
+            "does not expose; load it without --transformers"
         )
     valid = np.asarray(features.valid)
     result = np.zeros((*valid.shape, model.config.vision.width), np.float32)
@@ -163,8 +163,8 @@ class OpenVocabulary:
             images = images._replace(features=(features,))
             labels = [read_class_map(path, len(self.classes), self.void) for _, path in pairs]
             # One at a time: with many classes the map of an image is large.
-            drawn = draw_maps(Linear(), head, weights, images, labels, 1)
-            for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
+            maps = draw_maps(Linear(), head, weights, images, labels, 1)
+            for i, (predicted, truth) in enumerate(zip(maps, labels, strict=True)):
                 if i in images.read:
                     self._write(start + i, truth, predicted)
                 yield predicted, truth

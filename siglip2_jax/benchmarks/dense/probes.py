@@ -1,4 +1,4 @@
-"""Dense probes: what a decoder trained on frozen patch tokens knows of every pixel.
+"""Dense probes: decoders trained on frozen patch tokens, measured at every pixel.
 
 SigLIP 2's table 2 (arXiv 2502.14786, section 3.3.1) follows TIPS (arXiv 2410.16512, section 4.1):
 a frozen encoder, the pooled vector beside every patch token, linear heads for segmentation and
@@ -7,8 +7,8 @@ crops or flips; recipes are scaled down from the public ones, and `recipe` bring
 segmentation 40,000 steps of 16 (DINOv3), NYUv2 depth 38,400 at 1e-4 (DINOv2), normals and NAVI 10
 epochs at 5e-4 (Probe3D).
 
-Training images that cannot be read are left out, test images count as wrong as can be; the model
-lists both (`Measured.failed`), or warns of them. Labels must be readable.
+Training images that cannot be read are left out, and such test images get the worst possible
+answer; the model lists both (`Measured.failed`), or warns of them. Labels must be readable.
 """
 
 from __future__ import annotations
@@ -99,24 +99,24 @@ class DenseProbe:
         self,
         model: ImageModel,
         head: Head,
-        read: Callable[[str], np.ndarray],
+        read_label: Callable[[str], np.ndarray],
         colours: Callable[[np.ndarray], np.ndarray],
     ) -> Iterator[Drawn]:
         """Trains the decoder, then draws every test image."""
         train, test = self._features(model)
-        labels = [read(self.data.train[i][1]) for i in train.read]
+        labels = [read_label(self.data.train[i][1]) for i in train.read]
         weights = train_head(
             self.decoder, head, train.features, labels, self.recipe, f"probe {self.name}"
         )
-        labels = [read(label) for _, label in self.data.test]
-        drawn = draw_maps(self.decoder, head, weights, test, labels, self.recipe.batch_size)
-        for i, (predicted, truth) in enumerate(zip(drawn, labels, strict=True)):
-            found = Drawn(self.data.test[i][0], predicted, truth)
-            shown = i < self.num_figures and i in test.read
-            if self.figures and shown and jax.process_index() == 0:
-                path = epath.Path(self.figures) / f"{i:03d}_{Path(found.image).stem}.png"
-                write_figure(path, found.image, colours(truth), colours(predicted))
-            yield found
+        labels = [read_label(label) for _, label in self.data.test]
+        maps = draw_maps(self.decoder, head, weights, test, labels, self.recipe.batch_size)
+        for i, (predicted, truth) in enumerate(zip(maps, labels, strict=True)):
+            test_map = Drawn(self.data.test[i][0], predicted, truth)
+            in_figures = i < self.num_figures and i in test.read
+            if self.figures and in_figures and jax.process_index() == 0:
+                path = epath.Path(self.figures) / f"{i:03d}_{Path(test_map.image).stem}.png"
+                write_figure(path, test_map.image, colours(truth), colours(predicted))
+            yield test_map
 
     def _features(self, model: ImageModel) -> tuple[ImageFeatures, ImageFeatures]:
         """Reads the features of the training and the test images, whitened alike."""
@@ -165,10 +165,10 @@ class SegmentationProbe(DenseProbe):
           ValueError: no training image or a label cannot be used, or no pixel has a label.
         """
         count = len(self.classes)
-        read = partial(read_class_map, num_classes=count, void=self.void)
+        read_label = partial(read_class_map, num_classes=count, void=self.void)
         total = np.zeros((count, count + 1), np.int64)
-        for found in self._trained(model, ClassHead(count), read, class_colours):
-            total += confusion(found.predicted, found.truth, count)
+        for test_map in self._trained(model, ClassHead(count), read_label, class_colours):
+            total += confusion(test_map.predicted, test_map.truth, count)
         return {"miou": mean_iou(total), "pixel_accuracy": float(np.trace(total) / total.sum())}
 
 
@@ -202,14 +202,14 @@ class DepthProbe(DenseProbe):
         """
         colours = partial(depth_colours, far=self.head.high)
         errors = []
-        for found in self._trained(model, self.head, self._read, colours):
-            truth = found.truth
+        for test_map in self._trained(model, self.head, self._read, colours):
+            truth = test_map.truth
             if self.crop is not None:
                 top, bottom, left, right = self.crop
                 inside = np.zeros(truth.shape, bool)
                 inside[top:bottom, left:right] = True
                 truth = np.where(inside, truth, 0)
-            errors.append(depth_rmse(found.predicted, truth))
+            errors.append(depth_rmse(test_map.predicted, truth))
         return {"rmse": mean_over_images(errors)}
 
     def _read(self, path: str) -> np.ndarray:
@@ -223,11 +223,11 @@ class DepthProbe(DenseProbe):
 class NormalsProbe(DenseProbe):
     """Error of surface normals.
 
-    Labels are as `data.read_normals` says. Every pixel of a test image that cannot be read counts
-    as off by 180 degrees.
+    Labels are as `data.read_normals` describes. Every pixel of an unreadable test image counts as
+    off by 180 degrees.
 
     Attributes:
-      head: how normals are made of scores and trained.
+      head: makes normals of scores, and their loss.
     """
 
     head: NormalsHead = UncertainNormalsHead()
@@ -241,6 +241,6 @@ class NormalsProbe(DenseProbe):
         Raises:
           ValueError: no training image or a label cannot be used, or no pixel has a label.
         """
-        drawn = self._trained(model, self.head, read_normals, normal_colours)
-        errors = [angular_rmse(found.predicted, found.truth) for found in drawn]
+        maps = self._trained(model, self.head, read_normals, normal_colours)
+        errors = [angular_rmse(test_map.predicted, test_map.truth) for test_map in maps]
         return {"angular_rmse": mean_over_images(errors)}

@@ -35,10 +35,10 @@ def run_rows(mesh: Mesh | None, program: Callable[[T], Any], rows: T, size: int)
     for start in range(0, total, size):
         batch = jax.tree.map(lambda x, s=start: fill(np.asarray(x)[s : s + size]), rows)
         if mesh is None:
-            found = program(batch)
+            outputs = program(batch)
         else:
             with jax.set_mesh(mesh):
                 split = partial(device_put_global, sharding=NamedSharding(mesh, BATCH))
-                found = program(jax.tree.map(split, batch))
-        parts.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], found))
+                outputs = program(jax.tree.map(split, batch))
+        parts.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], outputs))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

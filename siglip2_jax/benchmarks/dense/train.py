@@ -85,7 +85,7 @@ def train_head(
       features: whitened, of all training images, for each block that the decoder reads.
       truth: each image's label, of any size.
       recipe: how to train.
-      label: what is shown while it trains.
+      label: of the progress bar.
 
     Raises:
       ValueError: no pixel has a label.
@@ -110,9 +110,9 @@ def train_head(
     weights = decoder.initial(features[0].pooled.shape[-1], head.channels, recipe.seed)
     state = optimizer.init(weights)
     with progress(label) as show:
-        for step, chosen in enumerate(_order(len(truth), recipe)):
-            labels, size = _padded([truth[i] for i in chosen], shape, head.void)
-            batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], list(features))
+        for step, indices in enumerate(_order(len(truth), recipe)):
+            labels, size = _padded([truth[i] for i in indices], shape, head.void)
+            batch = jax.tree.map(lambda x, indices=indices: x[indices], list(features))
             weights, state = update(weights, state, batch, labels, size, np.int32(step))
             show(step + 1, recipe.steps)
     return weights
@@ -129,18 +129,18 @@ def draw_maps(
     """Predicts each image's map with a trained decoder, at its label's rows and columns.
 
     Args:
-      decoder: as it was trained.
-      head: likewise.
-      weights: the result.
-      images: features of those images that can be read; of others comes the head's worst answer.
+      decoder: the trained decoder.
+      head: the head that it was trained with.
+      weights: of the decoder.
+      images: features of the readable images; other images get the head's worst answer.
       truth: each image's label.
       batch_size: images per program call.
     """
-    read = set(images.read.tolist())
+    readable = set(images.read.tolist())
     sizes = np.array([truth[i].shape[:2] for i in images.read], np.int32).reshape(-1, 2)
-    drawn = _drawn(decoder, head, weights, images.features, sizes, batch_size)
+    maps = _drawn(decoder, head, weights, images.features, sizes, batch_size)
     for i, label in enumerate(truth):
-        yield next(drawn) if i in read else head.worst(label)
+        yield next(maps) if i in readable else head.worst(label)
 
 
 def _drawn(
@@ -163,23 +163,23 @@ def _drawn(
 
     for start in range(0, len(sizes), batch_size):
         # The last batch is filled up with its last image: one program for all.
-        chosen = np.minimum(np.arange(start, start + batch_size), len(sizes) - 1)
-        batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], list(features))
-        drawn = np.asarray(draw(weights, batch, sizes[chosen]))
-        for found, (height, width) in zip(drawn, sizes[start : start + batch_size], strict=False):
-            yield found[:height, :width]
+        indices = np.minimum(np.arange(start, start + batch_size), len(sizes) - 1)
+        batch = jax.tree.map(lambda x, indices=indices: x[indices], list(features))
+        maps = np.asarray(draw(weights, batch, sizes[indices]))
+        for answer, (height, width) in zip(maps, sizes[start : start + batch_size], strict=False):
+            yield answer[:height, :width]
 
 
 def _order(count: int, recipe: Recipe) -> Iterator[np.ndarray]:
     """Indices of each step's images: every image once before any is seen again."""
     rng = np.random.default_rng(recipe.seed)
     size = min(recipe.batch_size, count)
-    left = np.zeros(0, np.int64)
+    queue = np.zeros(0, np.int64)
     for _ in range(recipe.steps):
-        if len(left) < size:
-            left = np.concatenate([left, rng.permutation(count)])
-        yield left[:size]
-        left = left[size:]
+        if len(queue) < size:
+            queue = np.concatenate([queue, rng.permutation(count)])
+        yield queue[:size]
+        queue = queue[size:]
 
 
 def _padded(

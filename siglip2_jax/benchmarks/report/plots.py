@@ -57,11 +57,11 @@ def report_series(results: Sequence[Result]) -> dict[str, list[Series]]:
     """Data of the plots of `report_plots`, by title."""
     plots = {}
     for name in dict.fromkeys(map(dataset_name, results)):
-        own = [result for result in results if dataset_name(result) == name]
+        dataset_results = [result for result in results if dataset_name(result) == name]
         for metric in HEADLINES:
-            ours = list(_measured(own, metric))
-            series = [*_published(own, metric), *ours]
-            if ours and sum(len(one.points) for one in series) > 1:
+            measured = list(_measured(dataset_results, metric))
+            series = [*_published(dataset_results, metric), *measured]
+            if measured and sum(len(line.points) for line in series) > 1:
                 plots[f"{name} {metric}"] = series
     return plots
 
@@ -79,9 +79,9 @@ def draw(title: str, series: Sequence[Series]) -> str:
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, parse_math=False)
-    for one in series:
-        axes.plot(list(one.points), list(one.points.values()), label=one.name, **one.style)
-    budgets = sorted({tokens for one in series for tokens in one.points})
+    for line in series:
+        axes.plot(list(line.points), list(line.points.values()), label=line.name, **line.style)
+    budgets = sorted({tokens for line in series for tokens in line.points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(budgets, [str(tokens) for tokens in budgets], rotation=60, fontsize="small")
     axes.set_xlabel("tokens of an image")
@@ -95,8 +95,8 @@ def draw(title: str, series: Sequence[Series]) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _measured(own: Sequence[Result], metric: str) -> Iterator[Series]:
-    models = by_model(own)
+def _measured(dataset_results: Sequence[Result], metric: str) -> Iterator[Series]:
+    models = by_model(dataset_results)
     count = Counter(model for model, _ in models)
     for (model, pretrained), results in models.items():
         points = {
@@ -111,10 +111,10 @@ def _measured(own: Sequence[Result], metric: str) -> Iterator[Series]:
             yield Series(f"ours, {model}{weights}", dict(sorted(points.items())), _MEASURED)
 
 
-def _published(own: Sequence[Result], metric: str) -> Iterator[Series]:
+def _published(dataset_results: Sequence[Result], metric: str) -> Iterator[Series]:
     """For every size measured, such as B/16: native resolution as a line, fixed ones as marks."""
-    dataset = own[0].dataset
-    sizes = [result.model.rpartition(" ")[0] for result in own if comparable(result)]
+    dataset = dataset_results[0].dataset
+    sizes = [result.model.rpartition(" ")[0] for result in dataset_results if comparable(result)]
     for size in dict.fromkeys(sizes):
         native, fixed = {}, {}
         for variant in RELEASES + SIGLIP1_RELEASES:

@@ -9,7 +9,7 @@ from siglip2_jax.benchmarks.report.tables import TABLES
 from siglip2_jax.models.config import RELEASES, SIGLIP1_RELEASES
 
 DIGITS_IN_UNITS: dict[str, int] = {"rmse": 3, "angular_rmse": 2, "l2": 5}
-"""Metrics that are no shares (metres or relative depth, degrees, a penalty): digits to show."""
+"""Digits to show of metrics that are not shares: depths, angles in degrees, a penalty."""
 
 LOWER_IS_BETTER: frozenset[str] = frozenset(
     {"rmse", "angular_rmse", "income_disparity", "representation_bias"}
@@ -55,7 +55,7 @@ class Published:
 def published(
     variant: str, dataset: str, metric: str, num_patches: int | None = None
 ) -> Published | None:
-    """The number of a paper, or None where there is none.
+    """The published number, or None where there is none.
 
     Args:
       variant: name of a release, such as "B/16 NaFlex" or "SigLIP B/16 256".
@@ -65,7 +65,7 @@ def published(
         "refcocog_<val|test>", "dollar_street", "geode", "geode_country", "geode_region", "gldv2" or
         "bias".
       metric: our evaluators' name of the number, such as "top1" or "text_to_image@1".
-      num_patches: token budget; says which row at native resolution, and nothing at fixed.
+      num_patches: token budget, which selects the row at native resolution; ignored at fixed.
     """
     budget = num_patches if variant.endswith(" NaFlex") else None
     return _index().get((variant, budget, dataset, metric))
@@ -82,12 +82,12 @@ def published_curve(variant: str, dataset: str, metric: str) -> dict[int, float]
     """
     sizes = {v.name: v.config.vision.num_patches for v in RELEASES + SIGLIP1_RELEASES}
     fixed = {name: tokens for name, tokens in sizes.items() if tokens is not None}
-    found = {
+    points = {
         budget or fixed[name]: fact.value
-        for (name, budget, *rest), fact in _index().items()
-        if (name, *rest) == (variant, dataset, metric)
+        for (name, budget, *key), fact in _index().items()
+        if (name, *key) == (variant, dataset, metric)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(points.items()))
 
 
 def in_units(metric: str, value: float) -> float:
@@ -102,15 +102,15 @@ def in_units(metric: str, value: float) -> float:
 
 @cache
 def _index() -> dict[tuple[str, int | None, str, str], Published]:
-    found: dict[tuple[str, int | None, str, str], Published] = {}
+    numbers: dict[tuple[str, int | None, str, str], Published] = {}
     for table in TABLES:
         for variant, budget, dataset, metric, value in table.cells():
             note = _note(variant, dataset, metric)
             # Table 7 repeats figures of table 1, which goes first.
-            found.setdefault(
+            numbers.setdefault(
                 (variant, budget, dataset, metric), Published(value, table.source, note)
             )
-    return found
+    return numbers
 
 
 def _note(variant: str, dataset: str, metric: str) -> str:

@@ -2,8 +2,8 @@
 
 LAION-AI/CLIP_benchmark (`clip_benchmark/cli.py`) writes an object of `dataset`, `model`,
 `pretrained`, `task`, `metrics` and `language`, from which its `build` makes tables. Ours has the
-same, with its names for data sets and numbers where it has any, and everything in our own words
-under `siglip2_jax`, from which alone a result is read back.
+same, with its names for data sets and numbers where it has any, and all fields under our names in
+`siglip2_jax`, which is the part that is read back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLIP_DATASETS: dict[str, str] = {
     "flickr30k": "flickr30k",
     "xm3600": "crossmodal3600",
 }
-"""Names of CLIP Benchmark for data sets that it calls otherwise or that papers report."""
+"""Names of CLIP Benchmark for data sets that papers report; other data sets keep our names."""
 
 CLIP_METRICS: dict[str, dict[str, str]] = {
     "zeroshot_classification": {
@@ -60,7 +60,7 @@ class Result:
     """One data set, measured once with one model and one protocol.
 
     Attributes:
-      dataset: such as "imagenet"; `published.published` says which it knows.
+      dataset: such as "imagenet"; `published.published` lists those with published numbers.
       task: what was measured.
       model: name of the released variant, such as "B/16 256", or "custom".
       pretrained: where the weights come from, as the user gave it.
@@ -133,12 +133,12 @@ class Result:
         Raises:
           ValueError: `data` was not written by `to_json`.
         """
-        own = data.get(_SECTION)
+        section = data.get(_SECTION)
         fields = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(own, Mapping) or own.keys() != fields:
-            found = sorted(own) if isinstance(own, Mapping) else own
+        if not isinstance(section, Mapping) or section.keys() != fields:
+            content = sorted(section) if isinstance(section, Mapping) else section
             raise ValueError(
-                f"a result's {_SECTION!r} is {found!r:.80}; expected the fields that "
+                f"a result's {_SECTION!r} is {content!r:.80}; expected the fields that "
                 "`siglip2 eval` writes there, so measure again with it"
             )
-        return cls(**{**own, "failed": tuple(own["failed"])})
+        return cls(**{**section, "failed": tuple(section["failed"])})

@@ -50,13 +50,13 @@ SUMMARY = (
 )
 
 NEAR = 0.3
-"""Points or degrees from the published number within which nothing needs a look."""
+"""Difference from the published number, in points or degrees, that counts as near."""
 NEAR_RMSE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A number, and what is published of it.
+    """A number beside the published one.
 
     Attributes:
       metric: its name.
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Ours less theirs, in per cent points or the unit."""
+        """Our number minus the published one, in percentage points or the unit."""
         return None if self.theirs is None else self.value - self.theirs.value
 
     @property
@@ -83,14 +83,18 @@ class Row:
         return "better" if lower == (self.metric in LOWER_IS_BETTER) else "worse"
 
     def texts(self) -> tuple[str, str, str]:
-        """Ours, theirs and the difference, as they are shown; a dash where there is none."""
+        """Our number, the published one and the difference, as texts; a dash for none."""
         digits = DIGITS_IN_UNITS.get(self.metric, 2)
-        ours = f"{self.value:.{digits}f}"
+        number = f"{self.value:.{digits}f}"
         if self.theirs is None or self.difference is None:
-            return ours, "–", "–"
+            return number, "–", "–"
         value = self.theirs.value
-        given = digits if digits == 3 or round(value, 1) != value else 1
-        return ours, f"{value:.{given}f}", f"{self.difference:+.{digits}f}".replace("-", "−")
+        published_digits = digits if digits == 3 or round(value, 1) != value else 1
+        return (
+            number,
+            f"{value:.{published_digits}f}",
+            f"{self.difference:+.{digits}f}".replace("-", "−"),
+        )
 
 
 def comparable(result: Result) -> bool:
@@ -121,13 +125,13 @@ def parts(result: Result) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     Returns:
       The metrics, and for each part a text for each metric: in per cent or its unit, or a dash.
     """
-    found: dict[str, dict[str, str]] = {}
+    by_part: dict[str, dict[str, str]] = {}
     for name, value in result.metrics.items():
         part, _, metric = name.rpartition("/")
         if part:
-            found.setdefault(part, {})[metric] = f"{in_units(metric, value):.2f}"
-    names = tuple(dict.fromkeys(name for texts in found.values() for name in texts))
-    return names, {part: [texts.get(x, "–") for x in names] for part, texts in found.items()}
+            by_part.setdefault(part, {})[metric] = f"{in_units(metric, value):.2f}"
+    names = tuple(dict.fromkeys(name for texts in by_part.values() for name in texts))
+    return names, {part: [texts.get(x, "–") for x in names] for part, texts in by_part.items()}
 
 
 def setting(result: Result) -> str:
@@ -139,7 +143,7 @@ def setting(result: Result) -> str:
 
 
 def protocol(result: Result) -> str:
-    """The rest of what a number depends on, on a line."""
+    """The other settings of a number, on one line."""
     return ", ".join(
         f"{name} {str(value).lower() if isinstance(value, bool) else value}"
         for name, value in result.protocol.items()
@@ -159,7 +163,7 @@ def place(result: Result) -> str:
 
 def by_model(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     """Results by model and weights, in order."""
-    found: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        found.setdefault((result.model, result.pretrained), []).append(result)
-    return found
+        groups.setdefault((result.model, result.pretrained), []).append(result)
+    return groups

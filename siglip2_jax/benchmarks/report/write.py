@@ -82,19 +82,19 @@ def _data(results: Sequence[Result]) -> dict[str, Any]:
 
 def _markdown(results: Sequence[Result]) -> Iterator[str]:
     yield f"# Evaluation\n\n{SUMMARY}\n"
-    for (model, pretrained), own in by_model(results).items():
+    for (model, pretrained), model_results in by_model(results).items():
         yield f"## {model}\n\nWeights: `{pretrained}`\n"
         yield _line(*COLUMNS)
         yield _line(*("-" for _ in COLUMNS))
-        for result in own:
+        for result in model_results:
             yield from _lines(result)
         yield ""
-        for result in own:
+        for result in model_results:
             yield from _notes(result)
 
 
 def _lines(result: Result) -> Iterator[str]:
-    """Rows of the table; what holds for all of a result's numbers is in the first."""
+    """Rows of the table; the first has the cells that hold for all of a result's numbers."""
     dataset = dataset_name(result)
     if result.missing is not None:
         empty = ("–",) * (len(COLUMNS) - 3)
@@ -108,8 +108,8 @@ def _lines(result: Result) -> Iterator[str]:
         protocol(result),
     )
     for i, row in enumerate(rows(result)):
-        rest = ("",) * len(speed) if i else speed
-        yield _line(dataset, setting(result), row.metric, *row.texts(), *rest)
+        cells = ("",) * len(speed) if i else speed
+        yield _line(dataset, setting(result), row.metric, *row.texts(), *cells)
 
 
 def _notes(result: Result) -> Iterator[str]:
@@ -117,11 +117,11 @@ def _notes(result: Result) -> Iterator[str]:
     if result.failed:
         names = ", ".join(f"`{name}`" for name in result.failed)
         yield f"Images of {place(result)} that did not decode: {names}\n"
-    metrics, each = parts(result)
-    if each:
+    metrics, by_part = parts(result)
+    if by_part:
         yield _line(place(result), *metrics)
         yield _line("-", *("-" for _ in metrics))
-        yield from (_line(part, *texts) for part, texts in each.items())
+        yield from (_line(part, *texts) for part, texts in by_part.items())
         yield ""
 
 

@@ -61,11 +61,11 @@ class Task:
     reads: tuple[str, ...] = ("*",)
 
     def find(self, data: Path) -> Path | None:
-        """The task's directory: within the data directory, or that itself; None if not there."""
+        """The task's directory: within the data directory or itself; None if files are missing."""
         return next((root for root in self._roots(data) if not self._gone(root)), None)
 
     def missing(self, data: Path) -> str:
-        """A sentence on what is not there, where most of it is, and how to get it."""
+        """A sentence that lists the missing files and says how to get them."""
         root = min(self._roots(data), key=lambda root: len(self._gone(root)))
         missing = ", ".join(str(root / name) for name in self._gone(root))
         return f"{missing}: not there; {self.setup_hint}"

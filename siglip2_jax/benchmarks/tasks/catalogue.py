@@ -18,7 +18,7 @@ def choose_tasks(names: list[str]) -> list[Task]:
     Raises:
       ValueError: there is no such task.
     """
-    known = all_tasks()
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"there is no task {unknown[0]!r}; there are {', '.join(known)}")
-    return [known[name] for name in names]
+    tasks = all_tasks()
+    if unknown := [name for name in names if name not in tasks]:
+        raise ValueError(f"there is no task {unknown[0]!r}; there are {', '.join(tasks)}")
+    return [tasks[name] for name in names]

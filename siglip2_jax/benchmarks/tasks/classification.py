@@ -33,7 +33,7 @@ _NAMES_HOW = (
     "or as CLIP Benchmark's en_classnames.json"
 )
 _VAL = or_prepared("val", IMAGENET)
-_READS = "val", IMAGENET, "*.json"  # and not the 1.28 million photos of train
+_READS = "val", IMAGENET, "*.json"  # and not the 1.28 million images of train
 _V2 = "imagenetv2-matched-frequency-format-val"
 BABEL = "DE", "ES", "FR", "HI", "JA", "RU", "SW", "TH", "TR", "ZH"
 

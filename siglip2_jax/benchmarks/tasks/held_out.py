@@ -13,18 +13,18 @@ def held_out(path: Path) -> tuple[tuple[str, str], ...]:
     """The condition on rows, for `Folder.where`: the test split, else validation, else none.
 
     Raises:
-      ValueError: a row is not JSON, or rows have splits, but none of these.
+      ValueError: a row is not JSON, or no row is of these splits although rows have splits.
     """
-    found: set[str] = set()
+    splits: set[str] = set()
     for _, row in read_rows(path):
         if isinstance(row, dict) and isinstance(row.get("split"), str):
-            found.add(row["split"])
+            splits.add(row["split"])
     for split in SPLITS:
-        if split in found:
+        if split in splits:
             return (("split", split),)
-    if found:
+    if splits:
         raise ValueError(
-            f"{path}: its splits are {', '.join(sorted(found))}; expected {', '.join(SPLITS)} "
+            f"{path}: its splits are {', '.join(sorted(splits))}; expected {', '.join(SPLITS)} "
             "among them, or no splits"
         )
     return ()

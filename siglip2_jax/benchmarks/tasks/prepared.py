@@ -14,19 +14,19 @@ from siglip2_jax.data.tfds import Tfds
 from siglip2_jax.evals.labels import ClassFolders
 
 INFO = "dataset_info.json"
-"""What tells the directory of a dataset's version."""
+"""File that marks the directory of a dataset's version."""
 
 IMAGENET = "imagenet2012"
 IMAGENET_V2 = "imagenet_v2/matched-frequency"
 
 
 def or_prepared(folder: str, dataset: str) -> tuple[str, str]:
-    """A need: the folder, or a version of the dataset beside it."""
+    """Required files: the folder, or a version of the dataset beside it."""
     return folder, f"{dataset}/[0-9]*/{INFO}"
 
 
 def how_prepared(dataset: str) -> str:
-    """Sentence on the other way to meet the need of `or_prepared`."""
+    """Sentence on the alternative of `or_prepared`."""
     return f"or put TFDS's {dataset} there instead (file_format='array_record')"
 
 
@@ -63,25 +63,25 @@ class Prepared:
         That is the one class label among the fields, or of several the one called `label`.
 
         Raises:
-          ValueError: it cannot be told, or the dataset cannot be opened.
+          ValueError: no field or several may be the class, or the dataset cannot be opened.
         """
         import tensorflow_datasets as tfds
 
         fields, kind = self._info.features, tfds.features.ClassLabel
-        found = sorted(key for key, feature in fields.items() if isinstance(feature, kind))
-        if len(found) != 1 and "label" not in found:
+        label_fields = sorted(key for key, feature in fields.items() if isinstance(feature, kind))
+        if len(label_fields) != 1 and "label" not in label_fields:
             raise ValueError(
-                f"{self.root}: its class labels are {', '.join(found) or 'none'}, among the fields "
-                f"{', '.join(sorted(fields))}; expected one, or one called label"
+                f"{self.root}: its class labels are {', '.join(label_fields) or 'none'}, among the "
+                f"fields {', '.join(sorted(fields))}; expected one, or one called label"
             )
-        label = "label" if "label" in found else found[0]
+        label = "label" if "label" in label_fields else label_fields[0]
         return label, tuple(fields[label].names)
 
     def labelled(self, splits: tuple[str, ...]) -> Tfds:
-        """The first of the splits that is there and has labels: those of many tests are held back.
+        """The first of the splits that exists and has labels: many test splits come without.
 
         Raises:
-          ValueError: none is there, or the class's field cannot be told.
+          ValueError: no such split exists, or as `labels`.
         """
         label, _ = self.labels
         for split in self._splits(splits):
@@ -94,7 +94,7 @@ class Prepared:
         )
 
     def captioned(self, splits: tuple[str, ...]) -> Tfds:
-        """The first of the splits that is there, with its captions.
+        """The first of the splits that exists, with its captions.
 
         They are in `captions`, `caption` or `text`, or, as in coco_captions, in a `text` in it.
 
@@ -114,13 +114,13 @@ class Prepared:
         path = f"{field}/text" if isinstance(item, tfds.features.FeaturesDict) else field
         return Tfds(self._info.name, self._splits(splits)[0], str(self.root), captions=path)
 
-    def _splits(self, wanted: tuple[str, ...]) -> list[str]:
-        there = self._info.splits
-        if found := [split for split in wanted if split in there]:
-            return found
+    def _splits(self, names: tuple[str, ...]) -> list[str]:
+        splits = self._info.splits
+        if available := [split for split in names if split in splits]:
+            return available
         raise ValueError(
-            f"{self.root}: its splits are {', '.join(there) or 'none'}; expected "
-            f"{' or '.join(wanted)} among them"
+            f"{self.root}: its splits are {', '.join(splits) or 'none'}; expected "
+            f"{' or '.join(names)} among them"
         )
 
     @cached_property

@@ -47,12 +47,12 @@ _ROWS = (
 )
 
 
-def _rows(name: str, folder: str, what: str = "") -> Task:
+def _rows(name: str, folder: str, source: str = "") -> Task:
     return _recall(
         name=name,
         folder=folder,
         required_files=("captions.jsonl", "images"),
-        setup_hint=what + _ROWS,
+        setup_hint=source + _ROWS,
         make=_captions,
     )
 

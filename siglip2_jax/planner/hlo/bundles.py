@@ -69,11 +69,13 @@ def _scalars(text: str) -> Scalars:
     # A register that is spilled comes back under another name.
     spilled = dict(_STORE.findall(text))
     original = {name: spilled.get(slot, name) for name, slot in _LOAD.findall(text)}
-    found = {
+    scalars = {
         name: (kind, [original.get(part.strip(), part.strip()) for part in args.split(",")])
         for name, kind, args in _SCALAR.findall(text)
     }
-    return found | {name: found[first] for name, first in original.items() if first in found}
+    return scalars | {
+        name: scalars[source] for name, source in original.items() if source in scalars
+    }
 
 
 def _runs(counter: str, bound: str, scalars: Scalars) -> int | None:
@@ -81,7 +83,7 @@ def _runs(counter: str, bound: str, scalars: Scalars) -> int | None:
     added, (step, *old) = scalars.get(counter, ("", [""]))
     phi, (first, *_) = scalars.get(old[0] if old else "", ("", [""]))
     move, (start, *_) = scalars.get(first, ("", [""]))
-    known = step.isdecimal() and int(step) and start.isdecimal() and bound.isdecimal()
-    if (added, phi, move) != ("sadd.s32", "sphi", "smov") or not known:
+    is_constant = step.isdecimal() and int(step) and start.isdecimal() and bound.isdecimal()
+    if (added, phi, move) != ("sadd.s32", "sphi", "smov") or not is_constant:
         return None
     return max(0, -(-(int(bound) - int(start)) // int(step)))

@@ -38,9 +38,9 @@ def matrix_flops(x: Instruction, where: Computation, module: Module) -> int:
         fused = module.computations[x.calls()[0]]
         return sum(matrix_flops(y, fused, module) for y in fused.instructions.values())
     if x.opcode == "dot":
-        left = operand(x, 0, where)
+        lhs = operand(x, 0, where)
         contracted = x.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-        depth = math.prod(left.dims[int(dim)] for dim in contracted.split(",") if dim)
+        depth = math.prod(lhs.dims[int(dim)] for dim in contracted.split(",") if dim)
         return 2 * x.shapes[0].size * depth
     if x.opcode == "convolution":
         return _convolution_flops(x, operand(x, 0, where), operand(x, 1, where))
@@ -120,15 +120,15 @@ def _read(x: Instruction, index: int, where: Computation, module: Module) -> int
 
 def _read_anywhere(name: str, where: Computation, module: Module) -> int:
     """Bytes read of a value inside a fusion, by all its users."""
-    whole = where.instructions[name].shapes[0].padded_bytes
+    size = where.instructions[name].shapes[0].padded_bytes
     total = 0
     for user in where.users(name):
         if user.opcode in _RENAMING and user.name != where.root:
             total += _read_anywhere(user.name, where, module)
         else:
-            indices = [i for i, other in enumerate(user.operands) if other == name]
+            indices = [i for i, operand_name in enumerate(user.operands) if operand_name == name]
             total += sum(_read(user, i, where, module) for i in indices)
-    return min(whole, total)
+    return min(size, total)
 
 
 def _written(x: Instruction, where: Computation, module: Module) -> list[int]:
@@ -177,7 +177,7 @@ def collectives(x: Instruction, where: Computation, module: Module) -> dict[str,
 
     Counted as by a ring of n chips: all-gather (n - 1) times the shard, reduce-scatter and
     all-to-all (n - 1) / n of the operand, all-reduce twice that, and a permutation its operand.
-    "dcn" is what is handed to the host to travel between slices.
+    "dcn" counts the bytes that go to the host for other slices.
     """
     if x.opcode != "fusion":
         return _sent(x, where, module)

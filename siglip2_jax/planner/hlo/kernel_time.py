@@ -82,11 +82,11 @@ def _in_a_process(work: Path, jobs: dict[str, Any]) -> list[int | None]:
     flags = [f"--{name}={value.format(work / 'dump')}" for name, value in _FLAGS.items()]
     # A libtpu that no longer knows a flag is to ignore it rather than to exit.
     flags.insert(0, f"--undefok={','.join(_FLAGS)}")
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    user_flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     subprocess.run(
         [sys.executable, "-m", "siglip2_jax.planner.hlo.kernel_time", str(work)],
         env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": " ".join([given, *flags]).strip()},
+        | {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": " ".join([user_flags, *flags]).strip()},
         timeout=_SECONDS,
         check=True,
         capture_output=True,
@@ -99,8 +99,8 @@ def _main(work: Path) -> None:
     """Compiles, in a process of its own, the kernels that `jobs.json` lists."""
     jobs = json.loads((work / "jobs.json").read_text())
     device = tpu_topology(jobs["topology"])[0]
-    found = [_measure(Kernel(**kernel), device, work / "dump") for kernel in jobs["kernels"]]
-    (work / "cycles.json").write_text(json.dumps(found))
+    cycles = [_measure(Kernel(**kernel), device, work / "dump") for kernel in jobs["kernels"]]
+    (work / "cycles.json").write_text(json.dumps(cycles))
 
 
 def _measure(kernel: Kernel, device: Device, dump: Path) -> int | None:

@@ -1,8 +1,8 @@
 """Pallas kernels in a compiled TPU program.
 
-XLA knows nothing of what a kernel does: its FLOPs are what the author said in `pallas_call`'s
-`cost_estimate`, its HBM traffic counts as that of any call, each operand read and each result
-written once, and its time is found in `kernel_time`.
+XLA does not look into a kernel: its FLOPs are those of the author's `cost_estimate` in
+`pallas_call`, its HBM traffic counts as that of any call, each operand read and each result written
+once, and its time is found in `kernel_time`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def kernel_of(x: Instruction, where: Computation) -> Kernel | None:
     config: dict[str, Any] = {}
     if start >= 0:
         config = json.JSONDecoder().raw_decode(x.attributes, start + len(key))[0]
-    kept = {name: config[name] for name in _COMPILED_FROM if name in config}
+    code = {name: config[name] for name in _COMPILED_FROM if name in config}
     operands = (shape for name in x.operands for shape in where.instructions[name].shapes)
-    return Kernel(json.dumps(kept, sort_keys=True), _arrays(operands), _arrays(x.shapes))
+    return Kernel(json.dumps(code, sort_keys=True), _arrays(operands), _arrays(x.shapes))
 
 
 def _arrays(shapes: Iterable[Shape]) -> Arrays:

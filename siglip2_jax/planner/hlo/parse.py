@@ -91,8 +91,8 @@ class Instruction:
         keys = r"calls|body|branch_computations|true_computation|false_computation"
         if self.opcode == "call":
             keys += "|to_apply"  # elsewhere a function of two elements
-        found = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
-        return tuple(_NAME.findall(" ".join(found)))
+        matches = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
+        return tuple(_NAME.findall(" ".join(matches)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _frames(header: str) -> dict[int, str]:
         while number in frames:
             (file, line), number = frames[number]
             lines.append((file, f"{file}:{line}"))
-        ours = [line for file, line in lines if _PACKAGE.search(file)]
-        others = [line for file, line in lines if file and not _LIBRARY.search(file)]
-        return next(iter(ours + others), "")
+        package_lines = [line for file, line in lines if _PACKAGE.search(file)]
+        other_lines = [line for file, line in lines if file and not _LIBRARY.search(file)]
+        return next(iter(package_lines + other_lines), "")
 
     return {number: own_code(number) for number in frames}

@@ -29,7 +29,7 @@ AMOUNTS: dict[str, Amount] = {
     "hbm": lambda op: op.hbm_bytes,
     "collectives": lambda op: op.collective_bytes,
 }
-"""What there can be much of: cycles, bytes of HBM, bytes sent."""
+"""Amounts to rank operations by: cycles, bytes of HBM, bytes sent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Analysis:
 
     @property
     def flops(self) -> int:
-        """FLOPs of matrix products, and what kernels say of themselves."""
+        """FLOPs of matrix products, and of kernels by their own cost estimates."""
         return sum(op.flops for op in self.operations)
 
     @property
@@ -137,8 +137,8 @@ def analyse(text: str, chip: Chip, time_kernels: KernelTimer | None = None) -> A
       text: what `compiled.as_text()` returns for a TPU.
       chip: what it is compiled for.
       time_kernels: gives the cycles of one call of each of some kernels, None for those it cannot
-        tell, such as `kernel_time.cycles_of`; None asks nobody. A kernel takes at least what its
-        HBM traffic takes; one that nobody can tell counts by its own cost estimate, if it has one.
+        tell, such as `kernel_time.cycles_of`; None times no kernel. A kernel takes at least as
+        long as its HBM traffic; one without cycles counts by its own cost estimate, if it has one.
 
     Returns:
       All operations with what they cost.

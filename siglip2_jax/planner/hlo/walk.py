@@ -110,8 +110,8 @@ class Walk:
         if x.opcode == "fusion":
             fused = self._module.computations[x.calls()[0]]
             return is_call(fused.instructions[fused.root], "AsyncCollectiveDone")
-        done = x.opcode.endswith(("-done", "-update"))  # counted where it was started
-        return x.opcode in _FREE or done or any(is_call(x, target) for target in _FREE_CALLS)
+        is_done = x.opcode.endswith(("-done", "-update"))  # counted where it was started
+        return x.opcode in _FREE or is_done or any(is_call(x, target) for target in _FREE_CALLS)
 
     def _operation(self, x: Instruction, trips: int, where: Computation) -> Operation:
         cycles = x.attribute(r'"estimated_cycles":"(\d+)"')
@@ -135,8 +135,8 @@ class Walk:
 
     def _times(self, x: Instruction, scope: _Scope) -> int:
         """Trip count of a loop."""
-        if known := x.attribute(r'known_trip_count[^}]*"n":"(\d+)"'):
-            return int(known)
+        if trip_count := x.attribute(r'known_trip_count[^}]*"n":"(\d+)"'):
+            return int(trip_count)
         inner = _Scope(self._module.computations[_condition(x)], x.operands, scope)
         test = inner.computation.instructions[inner.computation.root]
         if test.opcode == "fusion":

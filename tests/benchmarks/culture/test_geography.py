@@ -120,7 +120,7 @@ def test_unreadable_photos_and_equal_names(dollar_street):
     wrong = IncomeZeroShot(
         source=DollarStreet(str(dollar_street)), classes=("a", "b"), templates=("{}",)
     )
-    with pytest.raises(ValueError, match="the label 3 is none of its 2 classes"):
+    with pytest.raises(ValueError, match="the label 3 is not one of the 2 classes"):
         wrong(model)
     with pytest.raises(ValueError, match="groups is 1; expected 2 or more"):
         IncomeZeroShot(source=wrong.source, classes=NAMES, groups=1)
@@ -251,7 +251,7 @@ def test_clear_errors(tmp_path, dollar_street, geode):
     object.__setattr__(source, "part", "val")  # the suite's type checks would refuse it first
     with pytest.raises(ValueError, match="GeoDE.part is 'val'; expected 'all', 'train' or 'test'"):
         source.__post_init__()
-    with pytest.raises(ValueError, match="index.csv: no row is to be used"):
+    with pytest.raises(ValueError, match="index.csv: no row is selected"):
         GeoDE(str(geode), least=1000).open()
     table(geode / "index.csv", "file_path object region", ["a", "b", "c"])
     with pytest.raises(ValueError, match="there is no column 'country' or 'ip_country'"):

@@ -73,7 +73,7 @@ def test_blocks_on_a_mesh_are_the_same(model):
 
 def test_blocks_need_a_tower_that_has_them(model):
     image = patches(GRIDS, budget=12)
-    with pytest.raises(ValueError, match="6 blocks were asked of a tower that has 5"):
+    with pytest.raises(ValueError, match="6 blocks of a tower are requested; expected 1 to 5"):
         block_features(model, image, 6)
     with pytest.raises(ValueError, match="load it without --transformers"):
         block_features(model_of({"t": np.zeros(()), "b": np.zeros(())}), image, 4)
