@@ -106,8 +106,8 @@ def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
     if not divisible:
         return PartitionSpec()
     wide = (i for i in divisible if shape[i] // fsdp >= ROWS)
-    chosen = next(wide, max(divisible, key=lambda i: shape[i]))
-    return PartitionSpec(*("fsdp" if i == chosen else None for i in range(len(shape))))
+    axis = next(wide, max(divisible, key=lambda i: shape[i]))
+    return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
 
 
 def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:

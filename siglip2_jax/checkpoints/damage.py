@@ -69,10 +69,10 @@ def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
     for pattern in DETAILS:
         for file in (step / tree).glob(pattern):
             _read_json(step, str(file.relative_to(step)))
-    listed = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
-    if not listed:
+    arrays = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
+    if not arrays:
         raise _Damaged(f"{tree}/ lists no arrays")
-    paths = ["/".join(key["key"] for key in array["key_metadata"]) for array in listed]
+    paths = ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
 
     def read(path: str) -> None:
         read_array(step / tree, path)

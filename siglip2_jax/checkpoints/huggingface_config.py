@@ -105,9 +105,9 @@ def read_config(directory: epath.Path) -> dict[str, dict[str, Any]]:
         problem = "there is no config.json beside the weights: the number of heads is only in there"
         raise ConversionError([problem], str(directory))
     data = read_json(path)
-    if (found := data.get("model_type")) not in MODEL_TYPES:
+    if (model_type := data.get("model_type")) not in MODEL_TYPES:
         raise ConversionError(
-            [f"config.json describes a {found!r} model, expected 'siglip' or 'siglip2'"],
+            [f"config.json describes a {model_type!r} model, expected 'siglip' or 'siglip2'"],
             str(directory),
         )
     config = {tower: defaults | (data.get(tower) or {}) for tower, defaults in DEFAULTS.items()}
@@ -175,8 +175,8 @@ def read_preprocessing(directory: epath.Path, config: ModelConfig) -> Preprocess
         data = read_json(directory / PROCESSOR).get("image_processor") or data
     default = RESAMPLE["bilinear" if config.native_resolution else "bicubic"]
     number = data.get("resample", default)
-    for name, known in RESAMPLE.items():
-        if number == known:
+    for name, code in RESAMPLE.items():
+        if number == code:
             return Preprocessing(resample=name, text_norm=default_text_norm(config))
     problem = f"{PREPROCESSOR} has resample {number!r}, expected 2 (bilinear) or 3 (bicubic)"
     raise ConversionError([problem], str(directory))

@@ -126,8 +126,8 @@ def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy
         if tree == HEADS:
             name, _, parameter = rest.partition("/")
             heads.setdefault(name, {})[parameter] = finite(tensor, path, str(saved.step))
-    found = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
-    return {name: (config, x) for name, (config, x) in found.items() if config is not None}
+    decoders = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
+    return {name: (config, x) for name, (config, x) in decoders.items() if config is not None}
 
 
 def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
@@ -157,14 +157,14 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
     if tree is None:
         problem = f"{saved.tree}/ is damaged (it lists no arrays)"
         raise ConversionError([problem], str(saved.step))
-    stored = flatten(tree)
+    leaves = flatten(tree)
     tensors = {
         path: Lazy(
             tuple(leaf.shape),
             np.dtype(leaf.dtype),
             functools.partial(_read, saved, path),
         )
-        for path, leaf in stored.items()
+        for path, leaf in leaves.items()
     }
     return metadata.custom_metadata, tensors
 

@@ -146,10 +146,10 @@ def their_shapes(rules: Sequence[Rule], shapes: Mapping[str, Shape]) -> dict[str
     result = {}
     for rule in rules:
         ours = shapes[rule.ours[0]]
-        theirs = rule.transform.shape(ours[1:] if rule.layered else ours)
+        shape = rule.transform.shape(ours[1:] if rule.layered else ours)
         if len(rule.ours) > 1:
-            theirs = (theirs[0] * len(rule.ours), *theirs[1:])
-        result |= dict.fromkeys(rule.names(ours), theirs)
+            shape = (shape[0] * len(rule.ours), *shape[1:])
+        result |= dict.fromkeys(rule.names(ours), shape)
     return result
 
 
@@ -193,22 +193,22 @@ def to_ours(
     params = {}
     for rule in rules:
         for part, path in enumerate(rule.ours):
-            theirs = [tensors[name] for name in rule.names(shapes[path])]
-            params[path] = _ours(rule, part, shapes[path], theirs)
+            sources = [tensors[name] for name in rule.names(shapes[path])]
+            params[path] = _ours(rule, part, shapes[path], sources)
     return params
 
 
-def _ours(rule: Rule, part: int, shape: Shape, theirs: Sequence[Lazy]) -> Lazy:
+def _ours(rule: Rule, part: int, shape: Shape, sources: Sequence[Lazy]) -> Lazy:
     """One parameter of ours, made of the tensors of each layer, or of a part of one tensor."""
 
     def read_layers() -> np.ndarray:
         layers = np.empty(shape, np.float32)
-        for layer, tensor in zip(layers, theirs, strict=True):
+        for layer, tensor in zip(layers, sources, strict=True):
             layer[...] = rule.transform.to_ours(tensor.read(), shape[1:])
         return layers
 
     def read_one() -> np.ndarray:
-        tensor = theirs[0].read()
+        tensor = sources[0].read()
         if len(rule.ours) > 1:
             tensor = np.split(tensor, len(rule.ours))[part]
         return np.asarray(rule.transform.to_ours(tensor, shape), np.float32, order="C")
@@ -223,12 +223,12 @@ def _problems(
     expected = their_shapes(rules, shapes)
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     for name, shape in expected.items():
-        found = tensors.get(name)
+        tensor = tensors.get(name)
         # Scalars are 0-D in some files and 1-D in others.
-        if found and found.shape != shape and not (shape == (1,) and found.shape == ()):
-            problems.append(f"{name} has shape {found.shape}, expected {shape}")
-        elif found and not _is_float(found.dtype):
-            problems.append(f"{name} is {found.dtype}, expected a float type")
+        if tensor and tensor.shape != shape and not (shape == (1,) and tensor.shape == ()):
+            problems.append(f"{name} has shape {tensor.shape}, expected {shape}")
+        elif tensor and not _is_float(tensor.dtype):
+            problems.append(f"{name} is {tensor.dtype}, expected a float type")
     problems += [
         f"{name} is not a tensor of this model" for name in tensors if name not in expected
     ]

@@ -80,9 +80,10 @@ def _recorded_origin(path: str) -> Origin:
         )
     origin = Origin(record["origin"]["source"], tuple(record["origin"]["assignments"]))
     now = json.loads(json.dumps(to_json(load_config(*origin))))
-    if changed := [name for name in now if now[name] != record.get(name)]:
+    if differences := [name for name in now if now[name] != record.get(name)]:
         raise ValueError(
-            f"{path} differs from what {origin.source} makes now, in {', '.join(changed)}; undo "
-            f"that change, or give {origin.source} itself to train what it makes now"
+            f"{path} differs from the config that {origin.source} makes now, in "
+            f"{', '.join(differences)}; undo that change, or give {origin.source} itself to train "
+            "the config that it makes now"
         )
     return origin

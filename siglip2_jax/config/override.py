@@ -92,15 +92,15 @@ def split_arguments(
     """
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters
-    arguments, others = {}, []
+    arguments, remainder = {}, []
     for source in assignments:
         name, equals, text = (part.strip() for part in source.partition("="))
         if equals and name in parameters:
             hint = hints.get(name, type(parameters[name].default))
             arguments[name] = _parse(Change((name,), text, source), hint)
         else:
-            others.append(source)
-    return arguments, others
+            remainder.append(source)
+    return arguments, remainder
 
 
 def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:
@@ -168,7 +168,7 @@ def _make(changes: Sequence[Change], hint: Hint) -> Any:
 
 
 def _group(
-    changes: Sequence[Change], names: Mapping[str, Any], what: str
+    changes: Sequence[Change], names: Mapping[str, Any], kind: str
 ) -> dict[Any, list[Change]]:
     """Changes by what their first key stands for, each with the rest of its path."""
     groups: dict[Any, list[Change]] = {}
@@ -178,7 +178,7 @@ def _group(
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ValueError(
-                f"{change.source!r}: {key!r} is not {what} ({hint}there are {', '.join(names)})"
+                f"{change.source!r}: {key!r} is not {kind} ({hint}there are {', '.join(names)})"
             )
         groups.setdefault(names[key], []).append(change._replace(keys=tuple(rest)))
     return groups

@@ -98,13 +98,13 @@ class Chunks:
         """The arrays of an example or its replacement, and what was wrong with those before."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt, chosen = len(problems), index
+            attempt, candidate = len(problems), index
             rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
             if attempt:
-                chosen = int(rng.integers(_REPLACEMENTS))
-            name = f"example {chosen}"
+                candidate = int(rng.integers(_REPLACEMENTS))
+            name = f"example {candidate}"
             try:
-                example = self._stream[chosen]
+                example = self._stream[candidate]
                 name = example["name"]
                 return self._prepare(example, rng, budget), problems
             except (ValueError, OSError) as error:

@@ -160,16 +160,16 @@ class Pipeline:
         return self._run(reading, chunks)
 
     def _run(self, reading: StepSchedule, chunks: Chunks) -> Generator[HostBatch, None, None]:
-        read = bad = 0
+        total = bad = 0
         problems: tuple[str, ...] = ()
         parts = chunks.layout.parts.tolist()
         iterator = self._start(chunks)
         try:
             for (step, budget, size, position), count in zip(reading, parts, strict=True):
                 batch, step_bad, step_problems = _read(iterator, count)
-                read, bad = read + size // self.process_count + step_bad, bad + step_bad
+                total, bad = total + size // self.process_count + step_bad, bad + step_bad
                 problems = (*problems, *step_problems)[:_SHOWN]
-                self._judge(read, bad, problems)
+                self._judge(total, bad, problems)
                 yield HostBatch(batch, step, budget, position + size, step_bad, step_problems)
         finally:
             iterator.close()
@@ -186,8 +186,8 @@ class Pipeline:
             grain.MapDataset.range(len(chunks)).map(chunks.__getitem__).to_iter_dataset(options)
         )
         if workers:
-            each = -(-ahead // workers)
-            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
+            per_worker = -(-ahead // workers)
+            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=per_worker)
             dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin_worker)
         iterator = iter(dataset)
         iterator.get_state()  # makes all workers' parts: closing forgets those not read from yet
@@ -210,18 +210,18 @@ def _flatten(source: Source | Mixture) -> list[Source]:
 
 
 def _stream(
-    source: Source | Mixture, opened: Iterator[Examples], seed: int, shuffle: bool
+    source: Source | Mixture, examples: Iterator[Examples], seed: int, shuffle: bool
 ) -> grain.MapDataset:
-    """An endless data set of raw examples, by global index; takes what it needs from `opened`."""
+    """An endless data set of raw examples, by global index, of the next of the opened sources."""
     if isinstance(source, Mixture):
         # Each part has a seed of its own, or parts of the same length would be shuffled alike.
         seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
         parts = [
-            _stream(part, opened, int(its_seed), shuffle)
+            _stream(part, examples, int(its_seed), shuffle)
             for (part, _), its_seed in zip(source.parts, seeds, strict=True)
         ]
         return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
-    return _repeated(next(opened), seed, shuffle)
+    return _repeated(next(examples), seed, shuffle)
 
 
 def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:

@@ -49,10 +49,10 @@ class RunCheckpoints:
         policies = ocp.training.preservation_policies
         preserve = None
         if settings is not None:
-            kept = [policies.LatestN(settings.keep_last), policies.CustomSteps(sorted(keep))]
+            rules = [policies.LatestN(settings.keep_last), policies.CustomSteps(sorted(keep))]
             if settings.keep_every is not None:
-                kept.append(policies.EveryNSteps(settings.keep_every))
-            preserve = policies.AnyPreservationPolicy(kept)
+                rules.append(policies.EveryNSteps(settings.keep_every))
+            preserve = policies.AnyPreservationPolicy(rules)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=preserve,  # pyright: ignore[reportArgumentType]  # it is one
@@ -163,20 +163,20 @@ class RunCheckpoints:
         """
         saved = self.shapes(step, tree)
         for path, leaf in like.items():
-            found = saved[path].shape if path in saved else "nothing"
-            if found != leaf.shape:
+            shape = saved[path].shape if path in saved else "nothing"
+            if shape != leaf.shape:
                 raise ValueError(
-                    f"{self.directory / str(step)} holds {found} for {tree}/{path} where this "
+                    f"{self.directory / str(step)} holds {shape} for {tree}/{path} where this "
                     f"config needs {leaf.shape}; train in another workdir, or start from this "
                     "checkpoint with a Continue stage, which resizes"
                 )
-        wanted = dict.fromkeys(saved, ocp.PLACEHOLDER) | dict(like)
+        request = dict.fromkeys(saved, ocp.PLACEHOLDER) | dict(like)
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {tree: unflatten(wanted)})
+            trees = self._checkpointer.load_checkpointables(step, {tree: unflatten(request)})
         except (KeyError, ValueError) as error:  # Orbax tells of a lost file at great length
             folder = self.directory / str(step)
             raise ValueError(f"{folder}: files of {tree}/ are missing or damaged") from error
-        leaves = by_path(loaded[tree])
+        leaves = by_path(trees[tree])
         return {path: leaves[path] for path in like}
 
     def wait(self) -> None:

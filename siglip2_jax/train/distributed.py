@@ -216,12 +216,12 @@ def _loss(beats: Beats) -> str | None:
             return _store().key_value_try_get(LOSS)
         if (process := beats.silent(time.monotonic())) is None:
             return None
-        lost = loss_of(process, jax.process_count())
-        _store().key_value_set(LOSS, lost)
+        sentence = loss_of(process, jax.process_count())
+        _store().key_value_set(LOSS, sentence)
     except RuntimeError:  # nothing is lost, or the coordinator is
         return None
     time.sleep(2 * SECONDS_BETWEEN_LOOKS)  # this process holds the store, where the others look
-    return lost
+    return sentence
 
 
 def leave(reason: str, code: int = FAILED) -> NoReturn:

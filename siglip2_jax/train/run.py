@@ -169,17 +169,17 @@ class Run:
         Raises:
           ValueError: there are checkpoints, but none is whole.
         """
-        damaged, whole = {}, 0
+        damaged, newest = {}, 0
         for step in reversed(self.checkpoints.steps):
             damage = self.checkpoints.damage(step)
             if damage is None:
-                whole = step
+                newest = step
                 break
             damaged[step] = damage
-        if damaged and not whole:
-            found = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
+        if damaged and not newest:
+            listing = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
             raise ValueError(
-                f"{self.checkpoints.directory} holds no whole checkpoint ({found}); put back the "
+                f"{self.checkpoints.directory} holds no whole checkpoint ({listing}); put back the "
                 "files of one, or train in another workdir"
             )
         for step, damage in damaged.items():
@@ -189,9 +189,9 @@ class Run:
                 step,
                 damage,
                 self.checkpoints.set_aside(step),
-                whole,
+                newest,
             )
-        return whole
+        return newest
 
     def _check_stage(self, stage: str) -> None:
         """The checkpoint to resume belongs to the stage that this config has there."""

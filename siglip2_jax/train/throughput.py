@@ -59,12 +59,12 @@ class Throughput:
         """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rate = self._examples / elapsed
-        found = {
+        rates = {
             "examples_per_s": rate,
             "examples_per_s_per_chip": rate / jax.device_count(),
             "data_wait": self._waited / elapsed,
         }
         if self._peak:
-            found["mfu"] = self._flops / elapsed / self._peak
+            rates["mfu"] = self._flops / elapsed / self._peak
         self.restart()
-        return found
+        return rates

@@ -135,10 +135,10 @@ def _cudnn(query: Array, key: Array, value: Array, valid: Array | None) -> Array
     # promises nothing.
     every = jnp.ones(key.shape[:2], bool)
     lengths = (every if valid is None else valid).sum(axis=1, dtype=jnp.int32)
-    found = jax.nn.dot_product_attention(
+    values = jax.nn.dot_product_attention(
         query, key, value, key_value_seq_lengths=jnp.maximum(lengths, 1), implementation="cudnn"
     )
-    return jnp.where(lengths[:, None, None, None] > 0, found, 0)
+    return jnp.where(lengths[:, None, None, None] > 0, values, 0)
 
 
 def _xla(query: Array, key: Array, value: Array, valid: Array | None) -> Array:
