@@ -74,7 +74,7 @@ def write(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Writes what transformers opens, one tensor at a time, into an existing directory.
+    """Writes files that transformers opens, one tensor at a time, into an existing directory.
 
     Args:
       directory: where the files go.
@@ -200,7 +200,7 @@ def _weight_files(path: epath.Path) -> list[epath.Path]:
 
 
 def _bare_names(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """Without the prefix that a wrapping module puts before every name, and without buffers."""
+    """Tensors without buffers, by names without the prefix of a wrapping module."""
     scales = [name for name in tensors if re.fullmatch(r"(.*\.)?logit_scale", name)]
     prefix = scales[0].removesuffix("logit_scale") if len(scales) == 1 else ""
     return {

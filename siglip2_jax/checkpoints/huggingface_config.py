@@ -42,7 +42,7 @@ DEFAULTS = {
 
 
 def model_type(config: ModelConfig) -> ModelType:
-    """Name of such a model's type in transformers."""
+    """Name of the model's type in transformers."""
     return "siglip2" if config.native_resolution else "siglip"
 
 
@@ -122,7 +122,7 @@ def read_config(directory: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def disagreements(config: ModelConfig, data: dict[str, dict[str, Any]]) -> list[str]:
-    """Contradictions of a `config.json`, as `read_config` gives it, to its tensors' model."""
+    """Lists where a `config.json`, as `read_config` gives it, contradicts the tensors."""
     expected = to_json(config)
     problems = [
         f"config.json has {key} {data[tower][key]!r} in {tower}, expected {expected[tower][key]!r}"

@@ -95,7 +95,7 @@ def describe(config: ModelConfig, preprocessing: Preprocessing) -> dict[str, Any
 
 
 def parse(data: Mapping[str, Any], subject: str) -> tuple[ModelConfig, Preprocessing]:
-    """Sizes and data conventions of a checkpoint, from what it says of itself.
+    """Sizes and data conventions of a checkpoint, from the contents of its `model.json`.
 
     Args:
       data: what `describe` gave.

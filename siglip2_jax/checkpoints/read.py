@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format; what it is shows in its content, never in its name."""
+"""Opens a checkpoint of any format; its content tells the format, its name never does."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Saved(NamedTuple):
 
 
 def find(path: epath.Path, stage: str | None = None) -> Saved | None:
-    """The model that a path means, of a workdir the newest; None if it is no part of a run.
+    """The model that a path names, the newest of a workdir; None outside of runs.
 
     Args:
       path: a workdir, a step, or one of the step's two trees.
@@ -57,7 +57,7 @@ def find(path: epath.Path, stage: str | None = None) -> Saved | None:
 
 
 def find_all(path: epath.Path, stage: str | None = None) -> list[Saved]:
-    """Every model that `find` may mean, the newest first."""
+    """Every model that `find` chooses from, the newest first."""
     path = absolute(path)
     if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
         models = [Saved(path.parent.parent.parent, path.parent, path.name)]
@@ -170,7 +170,7 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
 
 
 def _metadata(saved: Saved) -> Any:
-    """Orbax's of the checkpoint, with a record in it."""
+    """Orbax's metadata of the checkpoint, checked to hold a record."""
     from orbax.checkpoint import v1 as ocp  # slow to import
 
     subject = str(saved.step)

@@ -28,7 +28,7 @@ class Origin(NamedTuple):
 
 
 def load_config(source: str | os.PathLike[str], assignments: Sequence[str] = ()) -> TrainConfig:
-    """Imports the module of a config, calls its function, and changes what that returns.
+    """Imports the module of a config, calls its function, and applies the changes to the result.
 
     Args:
       source: a Python file with a `config()`, local or remote (`gs://`); `package.module:function`;
@@ -65,7 +65,7 @@ def to_record(config: TrainConfig, origin: Origin | None) -> dict[str, object]:
 
 
 def _recorded_origin(path: str) -> Origin:
-    """The origin that a `config.json` records, which must still make what else it records."""
+    """The origin that a `config.json` records, checked to make the same config today."""
     file = epath.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the config.json of a run")

@@ -26,7 +26,7 @@ WORDS = {"true": True, "false": False, "null": None}  # JSON's, beside Python's 
 
 
 class Change(NamedTuple):
-    """One assignment, as far as it is still to be followed.
+    """One assignment, with the part of its path that is still to be followed.
 
     Attributes:
       keys: fields, names, keys or indices, from here to the value.

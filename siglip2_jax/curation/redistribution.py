@@ -60,7 +60,7 @@ def deal(batch: T, indices: Int[Array, " count"], *, at_once: int = 8) -> T:
 
 @pytree_dataclass
 class Plan:
-    """Givers and takers, one entry a device.
+    """Plan of which device gives chosen examples to which, one entry a device.
 
     Surplus examples are numbered along the ring, and so are open slots: surplus example q goes to
     open slot q. Both numberings begin where every example finds its slot further along the ring
@@ -118,7 +118,7 @@ def _deal_local(batch: T, order: Int[Array, " count"], *, at_once: int) -> T:
     plan = make_plan(order, devices, rows)
 
     def take(first: Array | int, size: int) -> T:
-        """Some of the chosen examples here; anything beyond the last of them."""
+        """Some of the chosen examples of this device; after the last, values do not matter."""
         at = order.at[plan.first[me] + first + jnp.arange(size)].get(mode="clip") - me * rows
         return jax.tree.map(lambda x: x.at[jnp.clip(at, 0, rows - 1)].get(), batch)
 

@@ -70,7 +70,7 @@ def select(
 def joint_sample(
     learner: Embedded, teacher: Embedded, noise: Float[Array, "chunks n"], count: int
 ) -> Int[Array, " count"]:
-    """The algorithm, given its randomness.
+    """Chooses examples in chunks, each given those before, with the given noise.
 
     The k largest of logits plus Gumbel noise are a draw of k examples without replacement, each
     with probability proportional to exp(logit) among those left (arXiv 1903.06059, section 2.3;

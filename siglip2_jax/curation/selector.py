@@ -124,7 +124,7 @@ def recut(image: Patches, old: ModelConfig, new: ModelConfig) -> Patches:
 
 
 def _check_inputs(stage: str, student: ModelConfig, teacher: ModelConfig) -> None:
-    """Pixels and ids mean the same to both."""
+    """Checks that both models read the same pixels and token ids."""
     pairs = {
         "image size": (student.vision.image_size, teacher.vision.image_size),
         "vocabulary": (student.text.vocab_size, teacher.text.vocab_size),

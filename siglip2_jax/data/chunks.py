@@ -95,7 +95,7 @@ class Chunks:
         return Chunk(batch, len(problems), tuple(problems))
 
     def _item(self, index: int, budget: int) -> tuple[dict[str, Any], list[str]]:
-        """The arrays of an example or its replacement, and what was wrong with those before."""
+        """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
             attempt, candidate = len(problems), index

@@ -112,7 +112,7 @@ class Pipeline:
 
     @cached_property
     def _opened(self) -> list[Examples]:
-        """The sources of a mixture, or the one that there is, opened once."""
+        """The sources of the mixture, or the single source, each opened once."""
         return [source.open() for source in _flatten(self.source)]
 
     @cached_property
@@ -126,7 +126,7 @@ class Pipeline:
         return list(zip(names, map(len, self._opened), strict=True))
 
     def check(self, budget: int) -> None:
-        """Prepares one example of each source, so that what is wrong shows before any work.
+        """Prepares one example of each source, so that errors show before any work.
 
         Args:
           budget: patches an image may have.
@@ -203,7 +203,7 @@ class Pipeline:
 
 
 def _flatten(source: Source | Mixture) -> list[Source]:
-    """The sources of which a mixture is made, in order; of any other, itself."""
+    """The sources of a mixture, in order; any other source alone."""
     if isinstance(source, Mixture):
         return [leaf for part, _ in source.parts for leaf in _flatten(part)]
     return [source]
@@ -212,7 +212,7 @@ def _flatten(source: Source | Mixture) -> list[Source]:
 def _stream(
     source: Source | Mixture, examples: Iterator[Examples], seed: int, shuffle: bool
 ) -> grain.MapDataset:
-    """An endless data set of raw examples, by global index, of the next of the opened sources."""
+    """An endless data set of raw examples by global index; takes its sources from `examples`."""
     if isinstance(source, Mixture):
         # Each part has a seed of its own, or parts of the same length would be shuffled alike.
         seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
@@ -231,7 +231,7 @@ def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:
 
 
 def _read(iterator: Any, count: int) -> tuple[Batch, int, tuple[str, ...]]:
-    """A step's batch, in memory of its own and not in that shared with workers; its bad ones."""
+    """Copies a step's batch out of the memory shared with workers; also gives its bad examples."""
     parts = [next(iterator) for _ in range(count)]
     batch = jax.tree.map(
         lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]),

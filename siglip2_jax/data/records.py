@@ -69,7 +69,7 @@ def decode_example(record: bytes) -> dict[str, Any]:
         example[key] = record[end : end + size]
         end += size
     if end != len(record):
-        raise ValueError(f"the record has {len(record)} bytes, its header tells of {end}")
+        raise ValueError(f"the record has {len(record)} bytes, but its header describes {end}")
     return example
 
 

@@ -281,7 +281,7 @@ class Captioner:
 
 
 class _Ready(NamedTuple):
-    """Asks, their image's width and height, its patches, and the given ids of each query."""
+    """Group of queries, with the size and patches of their image, and the prompt ids of each."""
 
     group: Group
     size: tuple[int, int]
@@ -290,7 +290,7 @@ class _Ready(NamedTuple):
 
 
 class _Prompt(NamedTuple):
-    """A query, its place in the call, the row of its image in a batch, and its given ids."""
+    """A query, its place in the call, the row of its image in a batch, and its prompt ids."""
 
     row: int
     place: int

@@ -20,7 +20,7 @@ _ONE = (str, bytes, Image, PathLike, np.ndarray)
 
 
 def several(items: T | Iterable[T]) -> Iterable[T]:
-    """One image or text needs no list."""
+    """Puts a single image or text into a list, and leaves several as they are."""
     return cast(Iterable[T], [items] if isinstance(items, _ONE) else items)
 
 

@@ -55,7 +55,9 @@ def load(
     elif stage is None:
         checkpoint = source
     else:
-        raise ValueError(f"the checkpoint is open; give the stage {stage!r} to checkpoints.read")
+        raise ValueError(
+            f"the checkpoint is open already; give stage {stage!r} to checkpoints.read instead"
+        )
     names, config = checkpoint.preprocessing, checkpoint.config
     text_norm = text_norm or names.text_norm
     if isinstance(tokenizer, Tokenizer):

@@ -155,10 +155,10 @@ class _Search:
 
 
 def _pick(x: Float[Array, "B W *_"] | Int[Array, "B W *_"], which: Int[Array, "B K"]) -> Array:
-    """Those entries of the second axis, in that order."""
+    """Entries `which` of the second axis, in that order."""
     return jax.vmap(lambda row, index: row[index])(x, which)
 
 
 def _choose(which: Bool[Array, " B"], a: Generated, b: Generated) -> Generated:
-    """Sequences of `a` where it says so, else of `b`."""
+    """Sequences of `a` where `which` is true, else of `b`."""
     return Generated(jnp.where(which[:, None], a.ids, b.ids), jnp.where(which, a.score, b.score))

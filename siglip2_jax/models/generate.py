@@ -24,7 +24,7 @@ COLDEST = 1e-6
 
 
 class Vocabulary(NamedTuple):
-    """Ids that may be written; besides, the pad is none of them.
+    """Ids that may be written; the pad never is.
 
     Attributes:
       eos_id: the end mark.

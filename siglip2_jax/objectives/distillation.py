@@ -91,7 +91,7 @@ class Distillation(Objective):
         return sum(2 * inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
     def check(self, view: View, *fields: str) -> tuple[Teacher, Batch]:
-        """The teacher, and the batch, which has these views.
+        """The teacher and the batch, checked to exist and to hold these views.
 
         Raises:
           ValueError: one is missing.

@@ -21,7 +21,7 @@ from siglip2_jax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxDistill(Objective):
-    """The student's ranking of the batch should be the teacher's.
+    """Softmax distillation: trains the student to rank the batch as the teacher does.
 
     Attributes:
       weight: in the sum of losses.

@@ -23,7 +23,7 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of parameters, by path
 
 
 def open_run(workdir: str | os.PathLike[str]) -> RunCheckpoints:
-    """The checkpoints of a run that exists: Orbax would make the directory of one that does not.
+    """Opens the checkpoints of a run that exists; Orbax alone would create a missing directory.
 
     Raises:
       ValueError: there is none.

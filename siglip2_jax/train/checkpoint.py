@@ -74,7 +74,7 @@ class RunCheckpoints:
         return max(self.steps, default=None)
 
     def damage(self, step: int) -> str | None:
-        """Phrase that says what of a checkpoint is missing or damaged, or None if it is whole.
+        """Phrase for the missing or damaged part of a checkpoint; None if the checkpoint is whole.
 
         All processes call it together, share the reading, and get the same answer.
 
@@ -180,7 +180,7 @@ class RunCheckpoints:
         return {path: leaves[path] for path in like}
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Waits until everything is written."""
         self._checkpointer.wait()
 
     def close(self) -> None:

@@ -101,7 +101,7 @@ def abstract_batch(
 
 
 def check_batches(config: TrainConfig, devices: int) -> None:
-    """Every batch of a run can be dealt to the devices.
+    """Checks that every batch of a run can be dealt to the devices.
 
     Raises:
       ValueError: one cannot.

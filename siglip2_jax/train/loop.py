@@ -1,4 +1,4 @@
-"""The training loop: stages, batches, steps, and what is shown and kept of them."""
+"""The training loop: stages, batches, steps, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ class StageRun:
         self._bad_before = 0  # by all, before the checkpoint that is resumed
 
     def check(self) -> None:
-        """Refuses what the stage would stop at later, before anything compiles."""
+        """Checks for errors that would stop the stage later, before anything compiles."""
         check_stage(self._program, self._pipeline, self._run.config, self._run.workdir)
 
     def run(self) -> bool:
-        """Runs it; False if it was told to stop."""
+        """Runs the stage; False if a signal stopped it."""
         warn_if_unsplit(self._program, self._run.mesh)
         self._warn_if_uncounted()
         state, reading = self._restore()
@@ -124,7 +124,7 @@ class StageRun:
             log.warning("MFU and FLOPs leave out %s, which define no flops", ", ".join(names))
 
     def _restore(self) -> tuple[TrainState, StepSchedule]:
-        """The state and what is left to read: of a checkpoint within the stage, or its start."""
+        """The state and the steps left, from a checkpoint within the stage or from its start."""
         run, stage = self._run, self._stage
         if run.saved <= stage.first_step:
             state = initialize_stage(self._program, run.config, run.mesh, run.workdir)
@@ -163,7 +163,7 @@ class StageRun:
         batches: Generator[HostBatch, None, None],
         show: Update,
     ) -> bool:
-        """Step after step; the order of what happens after each is deliberate."""
+        """Runs step after step; the order of the actions after each is deliberate."""
         run, stage = self._run, self._stage
         self._throughput.restart()
         for host_batch in self._throughput.waiting(batches):
@@ -196,7 +196,7 @@ class StageRun:
         return True
 
     def _look(self, in_flight: int) -> dict[str, float]:
-        """Numbers of the newest step but `in_flight`, once all up to it are known to be finite."""
+        """Metrics of the newest step but `in_flight`; all losses up to it are checked."""
         values: dict[str, float] = {}
         while len(self._pending) > in_flight:
             step, metrics = self._pending.pop(0)
@@ -230,7 +230,7 @@ class StageRun:
         return {"position": position, "bad_examples": bad, "examples": self._pipeline.sizes}
 
     def _report(self, state: TrainState, done: int, evaluators: list) -> dict[str, float]:
-        """Writes this step's line: losses, rates, and what evaluators say."""
+        """Writes this step's line: losses, rates and the evaluators' scores."""
         values = self._look(0) | self._throughput.report()
         values["bad_examples"] = float(self._bad_in_all())
         for evaluator in evaluators:
@@ -260,7 +260,7 @@ class StageRun:
                 self._alarmed.discard(name)
 
     def _embedder(self, state: TrainState) -> Embedder:
-        """The model as a user would load it, on the run's mesh; one, which compiles once."""
+        """The model as a user would load it, on the mesh; always the same, to compile once."""
         params = without_heads(state.params)
         if self._model is None:
             preprocess = image_preprocessor(self._stage)
@@ -271,7 +271,7 @@ class StageRun:
         return self._model
 
     def _preflight(self, state: TrainState, batch) -> None:
-        """Says what the sigmoid loss is before the first step, and what it should be."""
+        """Logs the sigmoid loss before the first step, beside its expected value."""
         if not any(objective.across_examples for objective in self._program.objectives.values()):
             return
         start = self._stage.start
@@ -289,7 +289,7 @@ class StageRun:
 
 
 def _note(values: dict[str, float]) -> str:
-    """The numbers worth a glance."""
+    """Short note on loss and rates for the progress bar."""
     shown = [f"loss {values['loss']:.4g}"] if "loss" in values else []
     if "examples_per_s" in values:
         shown.append(f"{values['examples_per_s']:.1f} examples/s")

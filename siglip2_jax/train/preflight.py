@@ -1,4 +1,4 @@
-"""Before the first step: is the loss what it should be, and does `b` fit the batch size?
+"""Checks before the first step that the loss is as expected and that `b` fits the batch size.
 
 The sigmoid loss learns in `b` how rare a match is: one in the batch size. A model released at a
 batch of 32,768 that is trained on with 512 starts with a bias that is far too low, and its first

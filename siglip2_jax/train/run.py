@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class StoreError(OSError):
-    """A workdir that cannot be read or written; the message is one sentence."""
+    """Error for a workdir that cannot be read or written; the message is one sentence."""
 
 
 class Run:
@@ -60,7 +60,7 @@ class Run:
         workdir: epath.Path,
         versions: Versions,
     ):
-        """Finds out where the run stands."""
+        """Opens the workdir and finds the last whole checkpoint."""
         self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.stage_steps = stage_steps(config)
@@ -194,7 +194,7 @@ class Run:
         return newest
 
     def _check_stage(self, stage: str) -> None:
-        """The checkpoint to resume belongs to the stage that this config has there."""
+        """Checks that the checkpoint to resume belongs to the stage of its step in this config."""
         there = [span.name for span in self.stage_steps if span.first < self.saved <= span.end]
         if [stage] != there:
             place = (

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def warn_if_unsplit(program: Program, mesh: Mesh) -> None:
-    """Says so where the mesh does not divide the widths of a model, so that it is held whole."""
+    """Warns where the mesh does not divide the widths of a model: devices hold it whole."""
     fsdp, share = mesh.shape["fsdp"], unsplit_share(mesh, program.shapes)
     if fsdp > 1 and share > 0.1:
         log.warning(

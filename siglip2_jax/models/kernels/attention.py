@@ -101,7 +101,7 @@ def choose(
 
 
 def _lack(query: Array) -> str | None:
-    """Reason why cuDNN cannot: what its support matrix asks for in both passes on every GPU."""
+    """Reason why cuDNN cannot run here, by the limits of its support matrix for both passes."""
     size = query.shape[-1]
     if platform() != "gpu":
         return f'needs a GPU, found the platform "{platform()}"'

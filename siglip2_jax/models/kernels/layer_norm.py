@@ -129,7 +129,7 @@ def _backward_kernel(
 
 
 def _normal(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """Tokens without mean and with variance 1, and what they were multiplied by."""
+    """Tokens with mean 0 and variance 1, and the factor that gave them this variance."""
     x = x.astype(jnp.float32)
     x -= x.mean(-1, keepdims=True)
     deviation = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon)

@@ -252,12 +252,12 @@ def _window(head: int, shape: _Shape) -> tuple[int, int]:
 
 
 def _read(ref: Any, image: int, head: int, shape: _Shape, rows: slice = slice(None)) -> Array:
-    """A head, perhaps with neighbours."""
+    """Reads the lanes that hold a head, perhaps with neighbours."""
     return ref[image, rows, slice(*_window(head, shape))]
 
 
 def _read_alone(ref: Any, image: int, head: int, shape: _Shape, rows: slice) -> Array:
-    """A head with zeros for neighbours, so that a product over lanes is its own."""
+    """Reads a head with zeros for its neighbours, so that a product over lanes counts it alone."""
     window = _read(ref, image, head, shape, rows)
     first, last = _window(head, shape)
     if last - first == shape.size:
