@@ -110,7 +110,9 @@ def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:
     if not all(change.keys for change in changes):
         if any(change.keys for change in changes):
             first, second = changes[0].source, changes[-1].source
-            raise ValueError(f"{first!r} and {second!r} set the same thing whole and in part")
+            raise ValueError(
+                f"{first!r} and {second!r} set a value and a part of the same value; keep one"
+            )
         return _parse(changes[-1], hint)
     if value is None:
         return _make(changes, hint)
