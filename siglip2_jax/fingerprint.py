@@ -1,4 +1,4 @@
-"""Fingerprints of what results depend on: of content, so that nothing stale is taken for new."""
+"""Fingerprints of the content that results depend on, so that stale results are noticed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHUNK = 1 << 24
 
 
 def fingerprint(value: Any) -> str:
-    """Digest of plain data; what else is in it counts by its `repr`."""
+    """Digest of plain data; other objects in it count by their `repr`."""
     text = json.dumps(value, sort_keys=True, default=repr)
     return fingerprint_bytes(_ADDRESS.sub("", text).encode())
 

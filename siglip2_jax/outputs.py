@@ -23,7 +23,7 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d+)")
 
 @contextmanager
 def open_output(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that takes its place when the block ends, unless by an error.
+    """Opens a file for writing, which appears under its name when the block ends without an error.
 
     The directory is made if need be.
 
@@ -65,7 +65,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
-    """Gives a path beside `path` to write at, which takes its place unless an error comes.
+    """Gives a temporary path beside `path`, which is renamed to it unless there is an error.
 
     Args:
       path: a regular file, which may be a link or not exist, local or `gs://`.
@@ -129,7 +129,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def _open_special(path: epath.Path) -> IO[bytes]:
-    """Opens what is no regular file.
+    """Opens a pipe, a device or a descriptor for writing.
 
     A descriptor is shared, as opening its path once more would start at the file's beginning.
     """

@@ -1,4 +1,4 @@
-"""Long work shows itself: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of long jobs: a bar on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @runtime_checkable
 class Update(Protocol):
-    """Says how far a job is."""
+    """Callback that reports the progress of a job."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Shows it."""
+        """Shows the progress."""
 
 
 @contextmanager

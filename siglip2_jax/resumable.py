@@ -63,7 +63,7 @@ def missing(directory: str | os.PathLike[str], names: Iterable[str]) -> list[str
 
 
 def write_errors(path: str | os.PathLike[str], errors: Iterable[Mapping[str, Any]]) -> None:
-    """Lists what a job has left out as JSON lines; where it is nothing, there is no file."""
+    """Writes the errors of a job as JSON lines; without errors there is no file."""
     lines = [json.dumps(error, ensure_ascii=False) + "\n" for error in errors]
     if lines:
         write_whole(path, "".join(lines))
@@ -126,7 +126,7 @@ class Rows:
             self.notes += notes
 
     def _name(self, start: int) -> str:
-        """Name of the part whose first row this is."""
+        """Name of the part that begins at row `start`."""
         return f"{self._prefix}{start:012d}.npz"
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""All that the program knows of devices: the mesh, the rules of parameters, gathering, lookup.
+"""Devices of the program: the mesh, the sharding rules of parameters, gathering, lookup.
 
 The mesh has the axes `("replica", "fsdp")`. A batch is split over both; parameters and optimizer
 state over `fsdp` only, so that slices joined by a slow network are replicas of each other. Axes are
@@ -106,8 +106,8 @@ def param_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
     if not divisible:
         return PartitionSpec()
     wide = (i for i in divisible if shape[i] // fsdp >= ROWS)
-    chosen = next(wide, max(divisible, key=lambda i: shape[i]))
-    return PartitionSpec(*("fsdp" if i == chosen else None for i in range(len(shape))))
+    axis = next(wide, max(divisible, key=lambda i: shape[i]))
+    return PartitionSpec(*("fsdp" if i == axis else None for i in range(len(shape))))
 
 
 def param_shardings(mesh: Mesh, shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
@@ -158,12 +158,12 @@ def platform() -> str:
 
 
 def replicate(x: Array) -> Array:
-    """Every device gets all of `x`; nothing moves without a mesh."""
+    """Replicates `x` on every device; nothing moves without a mesh."""
     return jax.reshard(x, PartitionSpec(*[None] * x.ndim)) if has_mesh() else x
 
 
 def gather(params: T, dtype: DTypeLike) -> T:
-    """Every device gets the whole of a few parameters, in the compute dtype: FSDP's all-gather.
+    """Gathers a few parameters whole on every device, in the compute dtype: FSDP's all-gather.
 
     The float32 master is cast on its shard, so that it travels in `dtype`. Gradients come back the
     same way: each device's own are scattered over `fsdp` as they are summed, then the shards are
@@ -194,7 +194,7 @@ def _gather(x: Array) -> Array:
 
 
 def gather_rows(x: Float[ArrayLike, "B D"]) -> Float[Array, "B D"]:
-    """Every device gets all rows of a batch; gradients are scattered as they are summed.
+    """Gathers all rows of a batch on every device; gradients are scattered as they are summed.
 
     On a mesh the result takes part in matrix products only. For element-wise work on pairs of
     examples, or on arrays of another rank, `replicate` them.
@@ -257,6 +257,6 @@ def reshape_rows(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def ppermute_next(x: Array) -> Array:
-    """Inside `jax.shard_map`: the part of the device before, on a ring through all devices."""
+    """Receives the part of the device before, on a ring of all devices; inside `jax.shard_map`."""
     devices = jax.lax.axis_size(AXES)
     return jax.lax.ppermute(x, AXES, [(i, (i + 1) % devices) for i in range(devices)])

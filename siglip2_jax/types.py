@@ -27,8 +27,8 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     Unlike what `jax.tree_util.register_dataclass` makes, it is put together again without its
     `__init__`: JAX fills trees with placeholders, which no check of shapes should see.
     """
-    made: type[Any] = dataclasses.dataclass(frozen=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(made))
+    frozen: type[Any] = dataclasses.dataclass(frozen=True)(cls)
+    names = tuple(field.name for field in dataclasses.fields(frozen))
 
     def flatten(x: T) -> tuple[tuple[Any, ...], None]:
         return tuple(getattr(x, name) for name in names), None
@@ -37,13 +37,13 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
         return tuple((jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in names), None
 
     def unflatten(_: None, values: Iterable[Any]) -> T:
-        x = object.__new__(made)
+        x = object.__new__(frozen)
         for name, value in zip(names, values, strict=True):
             object.__setattr__(x, name, value)
         return x
 
-    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
-    return made
+    jax.tree_util.register_pytree_with_keys(frozen, flatten_with_keys, unflatten, flatten)
+    return frozen
 
 
 @pytree_dataclass

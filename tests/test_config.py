@@ -293,7 +293,7 @@ def test_override_mistakes(assignment, message):
 
 
 def test_override_of_a_whole_and_a_part():
-    with pytest.raises(ValueError, match="set the same thing whole and in part"):
+    with pytest.raises(ValueError, match="set a value and a part of the same value"):
         override(run(), ["logging.profile=None", "logging.profile.start=5"])
 
 

@@ -198,7 +198,9 @@ def test_a_record_makes_its_config_again(tmp_path, monkeypatch):
 
     changed = to_record(dataclasses.replace(made, seed=3), origin)
     record.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match=f"differs from what {path} makes now, in seed; undo"):
+    with pytest.raises(
+        ValueError, match=f"differs from the config that {path} makes now, in seed; undo"
+    ):
         load_config(record)
     record.write_text(json.dumps(to_record(made, None)))
     with pytest.raises(ValueError, match="records no origin: .*give a Python file or package"):

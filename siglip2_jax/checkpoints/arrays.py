@@ -14,11 +14,11 @@ _DAMAGE = ("NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED
 
 
 class DamagedTree(ValueError):
-    """A tree of which files are missing or damaged; the message is a phrase."""
+    """Error for a tree with missing or damaged files; the message is a phrase."""
 
 
 def read_array(tree: epath.Path, path: str) -> np.ndarray:
-    """An array of a tree, whole.
+    """Reads one whole array of a tree.
 
     Args:
       tree: directory of the tree.

@@ -90,5 +90,5 @@ def param_shapes(config: ModelConfig) -> Mapping[str, Shape]:
 
 
 def default_text_norm(config: ModelConfig) -> TextNorm:
-    """The mode of the official pipeline: SigLIP 1 strips punctuation, SigLIP 2 lower-cases."""
+    """Mode of the official pipeline: SigLIP 1 strips punctuation, SigLIP 2 lower-cases."""
     return "canonicalize" if config.text.pad_id == 1 else "reference"

@@ -25,7 +25,7 @@ class _Damaged(Exception):
 
 
 def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
-    """Phrase that says what of a checkpoint is missing or damaged, or None if it is whole.
+    """Phrase for the missing or damaged part of a checkpoint; None if the checkpoint is whole.
 
     Args:
       step: directory of the checkpoint.
@@ -65,14 +65,14 @@ def read_record(step: epath.Path) -> dict[str, Any]:
 
 
 def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
-    """Reads what belongs to a tree of a checkpoint."""
+    """Reads the description of a tree of a checkpoint, and its share of the arrays."""
     for pattern in DETAILS:
         for file in (step / tree).glob(pattern):
             _read_json(step, str(file.relative_to(step)))
-    listed = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
-    if not listed:
+    arrays = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
+    if not arrays:
         raise _Damaged(f"{tree}/ lists no arrays")
-    paths = ["/".join(key["key"] for key in array["key_metadata"]) for array in listed]
+    paths = ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
 
     def read(path: str) -> None:
         read_array(step / tree, path)

@@ -74,7 +74,7 @@ def write(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Writes what transformers opens, one tensor at a time, into an existing directory.
+    """Writes files that transformers opens, one tensor at a time, into an existing directory.
 
     Args:
       directory: where the files go.
@@ -194,13 +194,13 @@ def _weight_files(path: epath.Path) -> list[epath.Path]:
             "with transformers and save it again with save_pretrained, which writes safetensors"
         )
     else:
-        found = ", ".join(file.name for file in files) or "no .safetensors file"
-        problem = f"expected {WEIGHTS} or {INDEX}, found {found}"
+        names = ", ".join(file.name for file in files) or "no .safetensors file"
+        problem = f"expected {WEIGHTS} or {INDEX}, found {names}"
     raise ConversionError([problem], str(path))
 
 
 def _bare_names(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """Without the prefix that a wrapping module puts before every name, and without buffers."""
+    """Tensors without buffers, by names without the prefix of a wrapping module."""
     scales = [name for name in tensors if re.fullmatch(r"(.*\.)?logit_scale", name)]
     prefix = scales[0].removesuffix("logit_scale") if len(scales) == 1 else ""
     return {
@@ -220,8 +220,8 @@ def infer_config(tensors: Mapping[str, Lazy], sizes: Mapping[str, dict[str, Any]
     Raises:
       ConversionError: tensors that show the sizes are missing or have a strange shape.
     """
-    require_towers(tensors, {tower: f"{theirs}." for tower, theirs in TOWERS.items()})
-    vision, text = (f"{theirs}.embeddings" for theirs in TOWERS.values())
+    require_towers(tensors, {tower: f"{prefix}." for tower, prefix in TOWERS.items()})
+    vision, text = (f"{prefix}.embeddings" for prefix in TOWERS.values())
     require(
         tensors,
         {
@@ -252,12 +252,12 @@ def infer_config(tensors: Mapping[str, Lazy], sizes: Mapping[str, dict[str, Any]
     )
 
 
-def _tower(tensors: Mapping[str, Lazy], theirs: str) -> dict[str, int]:
+def _tower(tensors: Mapping[str, Lazy], prefix: str) -> dict[str, int]:
     """Width, depth and MLP size of a tower."""
-    dense = f"{theirs}.encoder.layers.0.mlp.fc1.weight"
+    dense = f"{prefix}.encoder.layers.0.mlp.fc1.weight"
     require(tensors, {dense: (2,)})
     mlp_dim, width = tensors[dense].shape
-    layer = re.compile(rf"{theirs}\.encoder\.layers\.\d+\.layer_norm1\.weight")
+    layer = re.compile(rf"{prefix}\.encoder\.layers\.\d+\.layer_norm1\.weight")
     return {
         "width": width,
         "depth": sum(map(bool, map(layer.fullmatch, tensors))),

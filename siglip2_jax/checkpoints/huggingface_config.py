@@ -42,7 +42,7 @@ DEFAULTS = {
 
 
 def model_type(config: ModelConfig) -> ModelType:
-    """Name of such a model's type in transformers."""
+    """Name of the model's type in transformers."""
     return "siglip2" if config.native_resolution else "siglip"
 
 
@@ -105,9 +105,9 @@ def read_config(directory: epath.Path) -> dict[str, dict[str, Any]]:
         problem = "there is no config.json beside the weights: the number of heads is only in there"
         raise ConversionError([problem], str(directory))
     data = read_json(path)
-    if (found := data.get("model_type")) not in MODEL_TYPES:
+    if (model_type := data.get("model_type")) not in MODEL_TYPES:
         raise ConversionError(
-            [f"config.json describes a {found!r} model, expected 'siglip' or 'siglip2'"],
+            [f"config.json describes a {model_type!r} model, expected 'siglip' or 'siglip2'"],
             str(directory),
         )
     config = {tower: defaults | (data.get(tower) or {}) for tower, defaults in DEFAULTS.items()}
@@ -122,7 +122,7 @@ def read_config(directory: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def disagreements(config: ModelConfig, data: dict[str, dict[str, Any]]) -> list[str]:
-    """Contradictions of a `config.json`, as `read_config` gives it, to its tensors' model."""
+    """Lists where a `config.json`, as `read_config` gives it, contradicts the tensors."""
     expected = to_json(config)
     problems = [
         f"config.json has {key} {data[tower][key]!r} in {tower}, expected {expected[tower][key]!r}"
@@ -175,8 +175,8 @@ def read_preprocessing(directory: epath.Path, config: ModelConfig) -> Preprocess
         data = read_json(directory / PROCESSOR).get("image_processor") or data
     default = RESAMPLE["bilinear" if config.native_resolution else "bicubic"]
     number = data.get("resample", default)
-    for name, known in RESAMPLE.items():
-        if number == known:
+    for name, code in RESAMPLE.items():
+        if number == code:
             return Preprocessing(resample=name, text_norm=default_text_norm(config))
     problem = f"{PREPROCESSOR} has resample {number!r}, expected 2 (bilinear) or 3 (bicubic)"
     raise ConversionError([problem], str(directory))

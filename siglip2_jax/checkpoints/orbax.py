@@ -44,7 +44,7 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, Lazy], Preproces
 
     config, preprocessing = parse(read_json(directory / MODEL), str(directory))
     try:
-        stored = flatten(ocp.metadata(directory / PARAMS).metadata)
+        leaves = flatten(ocp.metadata(directory / PARAMS).metadata)
     except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
         problem = f"{PARAMS}/ is missing or damaged ({error})"
         raise ConversionError([problem], str(directory)) from error
@@ -52,9 +52,9 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, Lazy], Preproces
         path: Lazy(
             tuple(leaf.shape),
             np.dtype(leaf.dtype),
-            functools.partial(_read_leaf, directory / PARAMS, stored, path),
+            functools.partial(_read_leaf, directory / PARAMS, leaves, path),
         )
-        for path, leaf in stored.items()
+        for path, leaf in leaves.items()
     }
     return config, named_as_ours(config, tensors), preprocessing
 
@@ -95,7 +95,7 @@ def describe(config: ModelConfig, preprocessing: Preprocessing) -> dict[str, Any
 
 
 def parse(data: Mapping[str, Any], subject: str) -> tuple[ModelConfig, Preprocessing]:
-    """Sizes and data conventions of a checkpoint, from what it says of itself.
+    """Sizes and data conventions of a checkpoint, from the contents of its `model.json`.
 
     Args:
       data: what `describe` gave.

@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format; what it is shows in its content, never in its name."""
+"""Opens a checkpoint of any format; its content tells the format, its name never does."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def sniff(path: epath.Path) -> Format:
             name.endswith(".safetensors") or name.startswith("pytorch_model") for name in names
         ):
             return "hf"
-        found = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        problem = f"the directory holds no checkpoint (found {found or 'nothing'}); {ACCEPTED}"
+        listing = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        problem = f"the directory holds no checkpoint (found {listing or 'nothing'}); {ACCEPTED}"
         raise ConversionError([problem], str(path))
     with path.open("rb") as file:
         start = file.read(len(git_lfs.MARK))

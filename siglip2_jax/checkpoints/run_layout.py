@@ -44,7 +44,7 @@ class Saved(NamedTuple):
 
 
 def find(path: epath.Path, stage: str | None = None) -> Saved | None:
-    """The model that a path means, of a workdir the newest; None if it is no part of a run.
+    """The model that a path names, the newest of a workdir; None outside of runs.
 
     Args:
       path: a workdir, a step, or one of the step's two trees.
@@ -57,7 +57,7 @@ def find(path: epath.Path, stage: str | None = None) -> Saved | None:
 
 
 def find_all(path: epath.Path, stage: str | None = None) -> list[Saved]:
-    """Every model that `find` may mean, the newest first."""
+    """Every model that `find` chooses from, the newest first."""
     path = absolute(path)
     if path.name in (PARAMS, AVERAGE) and _is_step(path.parent):
         models = [Saved(path.parent.parent.parent, path.parent, path.name)]
@@ -126,8 +126,8 @@ def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy
         if tree == HEADS:
             name, _, parameter = rest.partition("/")
             heads.setdefault(name, {})[parameter] = finite(tensor, path, str(saved.step))
-    found = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
-    return {name: (config, x) for name, (config, x) in found.items() if config is not None}
+    decoders = {name: (_decoder_sizes(tensors), tensors) for name, tensors in heads.items()}
+    return {name: (config, x) for name, (config, x) in decoders.items() if config is not None}
 
 
 def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
@@ -157,20 +157,20 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
     if tree is None:
         problem = f"{saved.tree}/ is damaged (it lists no arrays)"
         raise ConversionError([problem], str(saved.step))
-    stored = flatten(tree)
+    leaves = flatten(tree)
     tensors = {
         path: Lazy(
             tuple(leaf.shape),
             np.dtype(leaf.dtype),
             functools.partial(_read, saved, path),
         )
-        for path, leaf in stored.items()
+        for path, leaf in leaves.items()
     }
     return metadata.custom_metadata, tensors
 
 
 def _metadata(saved: Saved) -> Any:
-    """Orbax's of the checkpoint, with a record in it."""
+    """Orbax's metadata of the checkpoint, checked to hold a record."""
     from orbax.checkpoint import v1 as ocp  # slow to import
 
     subject = str(saved.step)

@@ -67,7 +67,7 @@ def square_side(rows: int) -> int:
 
 
 def model_config(vision: Mapping[str, Any], text: Mapping[str, Any]) -> ModelConfig:
-    """Sizes that were read off a file.
+    """Configuration of a model whose sizes were read from a file.
 
     Texts are padded with 1, their end mark, in SigLIP 1, with 0 in SigLIP 2; its vocabularies tell
     them apart. A Hugging Face config does not: transformers writes SigLIP 1's ids into all.

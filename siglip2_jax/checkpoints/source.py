@@ -25,7 +25,7 @@ PATIENCE = 3.0  # seconds
 
 
 class SourceError(OSError):
-    """A source that does not exist or cannot be reached; the message is one sentence."""
+    """Error for a source that does not exist or cannot be reached; the message is one sentence."""
 
 
 def resolve(source: str | os.PathLike[str]) -> epath.Path:
@@ -50,7 +50,7 @@ def resolve(source: str | os.PathLike[str]) -> epath.Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """The path in full, as Orbax needs it; `gs://` paths are."""
+    """Makes a local path absolute, as Orbax needs it; `gs://` paths are so already."""
     path = epath.Path(path)
     return path if "://" in os.fspath(path) else path.expanduser().absolute()
 

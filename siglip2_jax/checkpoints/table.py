@@ -24,7 +24,7 @@ SHOWN = 20  # names in one message; a training checkpoint can hold thousands of 
 
 
 class ConversionError(ValueError):
-    """A checkpoint that cannot be used, with everything that is wrong with it.
+    """Error for a checkpoint that cannot be used, with a list of all problems.
 
     Attributes:
       problems: one phrase each, all of them; a long message shows only the first ones.
@@ -43,7 +43,7 @@ class ConversionError(ValueError):
 
 
 class NonFiniteError(ConversionError):
-    """A checkpoint with a parameter that holds a NaN or an infinity."""
+    """Error for a checkpoint with a parameter that holds a NaN or an infinity."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Lazy:
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """`theirs = ours.reshape(...).transpose(axes)`: loses nothing, so it has an inverse.
+    """Reshape and transposition from our tensor to the file's; it loses nothing and has an inverse.
 
     Attributes:
       reshape: from the shape of our tensor to the shape that is transposed.
@@ -79,17 +79,17 @@ class Transform:
     axes: Shape = ()
 
     def shape(self, ours: Shape) -> Shape:
-        """The shape of their tensor."""
+        """The shape of the file's tensor."""
         shape = self.reshape(ours)
         return tuple(shape[axis] for axis in self.axes) if self.axes else shape
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Their tensor, made of ours."""
+        """Makes the file's tensor of ours."""
         view = ours.reshape(self.reshape(ours.shape))
         return view.transpose(self.axes) if self.axes else view
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
-        """Our tensor, which has the given shape, made of theirs."""
+        """Makes our tensor, which has the given shape, of the file's."""
         if self.axes:
             theirs = theirs.transpose(np.argsort(self.axes))
         return theirs.reshape(shape)
@@ -116,10 +116,11 @@ class Rule:
     """One line of a format's table.
 
     Attributes:
-      ours: path of our parameter; several when their tensor is ours one after the other.
-      theirs: name of their tensor. With `{i}` in it there is one tensor a layer, and ours has a
-        leading axis of layers.
-      transform: from ours (of one layer) to theirs.
+      ours: path of our parameter; several where one tensor of the file holds
+        them one after the other.
+      theirs: name of the file's tensor. With `{i}` in it there is one tensor a layer, and ours
+        has a leading axis of layers.
+      transform: from ours (of one layer) to the file's.
     """
 
     ours: tuple[str, ...]
@@ -132,7 +133,7 @@ class Rule:
         return "{i}" in self.theirs
 
     def names(self, shape: Shape) -> list[str]:
-        """Names of their tensors when ours has the given shape."""
+        """Names of the file's tensors where ours has the given shape."""
         return [self.theirs.format(i=i) for i in range(shape[0])] if self.layered else [self.theirs]
 
 
@@ -146,17 +147,17 @@ def their_shapes(rules: Sequence[Rule], shapes: Mapping[str, Shape]) -> dict[str
     result = {}
     for rule in rules:
         ours = shapes[rule.ours[0]]
-        theirs = rule.transform.shape(ours[1:] if rule.layered else ours)
+        shape = rule.transform.shape(ours[1:] if rule.layered else ours)
         if len(rule.ours) > 1:
-            theirs = (theirs[0] * len(rule.ours), *theirs[1:])
-        result |= dict.fromkeys(rule.names(ours), theirs)
+            shape = (shape[0] * len(rule.ours), *shape[1:])
+        result |= dict.fromkeys(rule.names(ours), shape)
     return result
 
 
 def to_theirs(
     rules: Sequence[Rule], params: Mapping[str, Lazy]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and float32 value of each of their tensors; each of ours is read once."""
+    """Name and float32 value of each tensor of the file; each of ours is read once."""
     for rule in rules:
         yield from _theirs(
             rule, [np.asarray(params[path].read(), np.float32) for path in rule.ours]
@@ -176,7 +177,7 @@ def _theirs(rule: Rule, ours: Sequence[np.ndarray]) -> Iterator[tuple[str, np.nd
 def to_ours(
     rules: Sequence[Rule], shapes: Mapping[str, Shape], tensors: Mapping[str, Lazy]
 ) -> dict[str, Lazy]:
-    """Our parameters, made of their tensors; reads nothing yet.
+    """Our parameters, made of the file's tensors; reads nothing yet.
 
     Args:
       rules: the table of the format.
@@ -193,22 +194,22 @@ def to_ours(
     params = {}
     for rule in rules:
         for part, path in enumerate(rule.ours):
-            theirs = [tensors[name] for name in rule.names(shapes[path])]
-            params[path] = _ours(rule, part, shapes[path], theirs)
+            sources = [tensors[name] for name in rule.names(shapes[path])]
+            params[path] = _ours(rule, part, shapes[path], sources)
     return params
 
 
-def _ours(rule: Rule, part: int, shape: Shape, theirs: Sequence[Lazy]) -> Lazy:
+def _ours(rule: Rule, part: int, shape: Shape, sources: Sequence[Lazy]) -> Lazy:
     """One parameter of ours, made of the tensors of each layer, or of a part of one tensor."""
 
     def read_layers() -> np.ndarray:
         layers = np.empty(shape, np.float32)
-        for layer, tensor in zip(layers, theirs, strict=True):
+        for layer, tensor in zip(layers, sources, strict=True):
             layer[...] = rule.transform.to_ours(tensor.read(), shape[1:])
         return layers
 
     def read_one() -> np.ndarray:
-        tensor = theirs[0].read()
+        tensor = sources[0].read()
         if len(rule.ours) > 1:
             tensor = np.split(tensor, len(rule.ours))[part]
         return np.asarray(rule.transform.to_ours(tensor, shape), np.float32, order="C")
@@ -223,12 +224,12 @@ def _problems(
     expected = their_shapes(rules, shapes)
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     for name, shape in expected.items():
-        found = tensors.get(name)
+        tensor = tensors.get(name)
         # Scalars are 0-D in some files and 1-D in others.
-        if found and found.shape != shape and not (shape == (1,) and found.shape == ()):
-            problems.append(f"{name} has shape {found.shape}, expected {shape}")
-        elif found and not _is_float(found.dtype):
-            problems.append(f"{name} is {found.dtype}, expected a float type")
+        if tensor and tensor.shape != shape and not (shape == (1,) and tensor.shape == ()):
+            problems.append(f"{name} has shape {tensor.shape}, expected {shape}")
+        elif tensor and not _is_float(tensor.dtype):
+            problems.append(f"{name} is {tensor.dtype}, expected a float type")
     problems += [
         f"{name} is not a tensor of this model" for name in tensors if name not in expected
     ]
@@ -266,7 +267,7 @@ def _is_float(dtype: np.dtype) -> bool:
 def counted(
     tensors: Iterable[tuple[str, np.ndarray]], total: int, progress: Progress | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The same tensors; tells `progress` when each has been dealt with."""
+    """The same tensors; calls `progress` when the consumer is done with each."""
     for done, (name, tensor) in enumerate(tensors, 1):
         yield name, tensor
         if progress:

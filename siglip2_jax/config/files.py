@@ -28,7 +28,7 @@ class Origin(NamedTuple):
 
 
 def load_config(source: str | os.PathLike[str], assignments: Sequence[str] = ()) -> TrainConfig:
-    """Imports the module of a config, calls its function, and changes what that returns.
+    """Imports the module of a config, calls its function, and applies the changes to the result.
 
     Args:
       source: a Python file with a `config()`, local or remote (`gs://`); `package.module:function`;
@@ -65,7 +65,7 @@ def to_record(config: TrainConfig, origin: Origin | None) -> dict[str, object]:
 
 
 def _recorded_origin(path: str) -> Origin:
-    """The origin that a `config.json` records, which must still make what else it records."""
+    """The origin that a `config.json` records, checked to make the same config today."""
     file = epath.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the config.json of a run")
@@ -80,9 +80,10 @@ def _recorded_origin(path: str) -> Origin:
         )
     origin = Origin(record["origin"]["source"], tuple(record["origin"]["assignments"]))
     now = json.loads(json.dumps(to_json(load_config(*origin))))
-    if changed := [name for name in now if now[name] != record.get(name)]:
+    if differences := [name for name in now if now[name] != record.get(name)]:
         raise ValueError(
-            f"{path} differs from what {origin.source} makes now, in {', '.join(changed)}; undo "
-            f"that change, or give {origin.source} itself to train what it makes now"
+            f"{path} differs from the config that {origin.source} makes now, in "
+            f"{', '.join(differences)}; undo that change, or give {origin.source} itself to train "
+            "the config that it makes now"
         )
     return origin

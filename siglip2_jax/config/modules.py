@@ -65,15 +65,15 @@ def call_function(
       ValueError: it failed, with the line of the file, or it does not return a `kind`.
     """
     try:
-        made = make(**arguments)
+        result = make(**arguments)
     except Exception as error:
         raise ValueError(_where(error, source)) from error
-    if not isinstance(made, kind):
+    if not isinstance(result, kind):
         raise ValueError(
             f"{make.__name__}() of {source} must return a {kind.__name__}, "
-            f"not {type(made).__name__}"
+            f"not {type(result).__name__}"
         )
-    return made
+    return result
 
 
 def is_file(source: str) -> bool:
@@ -118,8 +118,8 @@ def _import_file(file: Path) -> ModuleType:
     name, folder = file.stem, str(file.parent)
     if file.suffix != ".py" or "." in name:
         raise ValueError("a config must be called NAME.py, without other dots")
-    loaded = getattr(sys.modules.get(name), "__file__", None) or ""
-    if os.path.dirname(loaded) in set(_FOLDERS) - {folder}:
+    current = getattr(sys.modules.get(name), "__file__", None) or ""
+    if os.path.dirname(current) in set(_FOLDERS) - {folder}:
         del sys.modules[name]
     if folder in _FOLDERS or folder not in sys.path:
         sys.path[:] = [path for path in sys.path if path not in _FOLDERS]
@@ -128,8 +128,8 @@ def _import_file(file: Path) -> ModuleType:
     importlib.invalidate_caches()
     spec = importlib.util.find_spec(name)
     if spec is None or Path(spec.origin or "").resolve() != file:
-        other = spec.origin if spec else None
-        raise ValueError(f"{other} is a module called {name!r} too; give the config another name")
+        origin = spec.origin if spec else None
+        raise ValueError(f"{origin} is a module called {name!r} too; give the config another name")
     return importlib.import_module(name)
 
 

@@ -26,7 +26,7 @@ WORDS = {"true": True, "false": False, "null": None}  # JSON's, beside Python's 
 
 
 class Change(NamedTuple):
-    """One assignment, as far as it is still to be followed.
+    """One assignment, with the part of its path that is still to be followed.
 
     Attributes:
       keys: fields, names, keys or indices, from here to the value.
@@ -92,15 +92,15 @@ def split_arguments(
     """
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters
-    arguments, others = {}, []
+    arguments, remainder = {}, []
     for source in assignments:
         name, equals, text = (part.strip() for part in source.partition("="))
         if equals and name in parameters:
             hint = hints.get(name, type(parameters[name].default))
             arguments[name] = _parse(Change((name,), text, source), hint)
         else:
-            others.append(source)
-    return arguments, others
+            remainder.append(source)
+    return arguments, remainder
 
 
 def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:
@@ -110,7 +110,9 @@ def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:
     if not all(change.keys for change in changes):
         if any(change.keys for change in changes):
             first, second = changes[0].source, changes[-1].source
-            raise ValueError(f"{first!r} and {second!r} set the same thing whole and in part")
+            raise ValueError(
+                f"{first!r} and {second!r} set a value and a part of the same value; keep one"
+            )
         return _parse(changes[-1], hint)
     if value is None:
         return _make(changes, hint)
@@ -168,7 +170,7 @@ def _make(changes: Sequence[Change], hint: Hint) -> Any:
 
 
 def _group(
-    changes: Sequence[Change], names: Mapping[str, Any], what: str
+    changes: Sequence[Change], names: Mapping[str, Any], kind: str
 ) -> dict[Any, list[Change]]:
     """Changes by what their first key stands for, each with the rest of its path."""
     groups: dict[Any, list[Change]] = {}
@@ -178,7 +180,7 @@ def _group(
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ValueError(
-                f"{change.source!r}: {key!r} is not {what} ({hint}there are {', '.join(names)})"
+                f"{change.source!r}: {key!r} is not {kind} ({hint}there are {', '.join(names)})"
             )
         groups.setdefault(names[key], []).append(change._replace(keys=tuple(rest)))
     return groups

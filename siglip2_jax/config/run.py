@@ -143,13 +143,13 @@ def _lengths(stage: Stage, model: ModelConfig) -> Lengths:
 
 
 def _check_start(stage: Stage, start: Scratch | Pretrained | Continue, earlier: list[str]) -> None:
-    """A stage that continues one of this run needs it to come before."""
+    """Checks that a stage which continues another one of this run comes after it."""
     if not isinstance(start, Continue) or start.workdir is not None:
         return
     if not earlier:
         raise ValueError(
             f"stage {stage.name!r} is the first and continues another one; set Continue.workdir to "
-            "that one's run"
+            "the run of that one"
         )
     if start.stage is not None and start.stage not in earlier:
         raise ValueError(
@@ -159,7 +159,7 @@ def _check_start(stage: Stage, start: Scratch | Pretrained | Continue, earlier: 
 
 
 def _check_decode(stage: ResolvedStage) -> None:
-    """A scaled decode is only used where it changes next to nothing."""
+    """Checks that a scaled decode is used only where it changes next to nothing."""
     if not stage.data.scaled_decode:
         return
     antialiased = stage.preprocessing.mode == "hf" or stage.model.native_resolution
@@ -170,7 +170,7 @@ def _check_decode(stage: ResolvedStage) -> None:
 
 
 def _check_steps(stage: ResolvedStage) -> None:
-    """The schedule fits the stage's steps, and each step's batch divides as it must."""
+    """Checks that the schedule fits the stage's steps and that batches split into microbatches."""
     stage.optim.schedule.end(stage.num_steps)
     for budget in stage.lengths.budgets:
         size = stage.lengths.batch_size(budget, stage.batch_size)

@@ -60,7 +60,7 @@ def deal(batch: T, indices: Int[Array, " count"], *, at_once: int = 8) -> T:
 
 @pytree_dataclass
 class Plan:
-    """Givers and takers, one entry a device.
+    """Plan of which device gives chosen examples to which, one entry a device.
 
     Surplus examples are numbered along the ring, and so are open slots: surplus example q goes to
     open slot q. Both numberings begin where every example finds its slot further along the ring
@@ -102,14 +102,14 @@ def make_plan(order: Int[Array, " count"], devices: int, rows: int) -> Plan:
       rows: how many examples of the batch each device holds.
     """
     share = len(order) // devices
-    chosen = jnp.zeros(devices, jnp.int32).at[order // rows].add(1)
-    surplus, slots = jnp.maximum(chosen - share, 0), jnp.maximum(share - chosen, 0)
-    first, gives, takes = (jnp.cumsum(x) - x for x in (chosen, surplus, slots))
+    counts = jnp.zeros(devices, jnp.int32).at[order // rows].add(1)
+    surplus, slots = jnp.maximum(counts - share, 0), jnp.maximum(share - counts, 0)
+    first, gives, takes = (jnp.cumsum(x) - x for x in (counts, surplus, slots))
     # From where the balance is lowest on, there are never more slots than examples for them.
     begin = jnp.argmin(gives - takes)
     total = jnp.maximum(surplus.sum(), 1)
     gives, takes = ((x - x[begin]) % total for x in (gives, takes))
-    return Plan(first, chosen, surplus, slots, gives, takes)
+    return Plan(first, counts, surplus, slots, gives, takes)
 
 
 def _deal_local(batch: T, order: Int[Array, " count"], *, at_once: int) -> T:
@@ -117,8 +117,8 @@ def _deal_local(batch: T, order: Int[Array, " count"], *, at_once: int) -> T:
     rows, share = jax.tree.leaves(batch)[0].shape[0], len(order) // devices
     plan = make_plan(order, devices, rows)
 
-    def own(first: Array | int, size: int) -> T:
-        """Some of the chosen examples here; anything beyond the last of them."""
+    def take(first: Array | int, size: int) -> T:
+        """Some of the chosen examples of this device; after the last, values do not matter."""
         at = order.at[plan.first[me] + first + jnp.arange(size)].get(mode="clip") - me * rows
         return jax.tree.map(lambda x: x.at[jnp.clip(at, 0, rows - 1)].get(), batch)
 
@@ -129,14 +129,14 @@ def _deal_local(batch: T, order: Int[Array, " count"], *, at_once: int) -> T:
             dealt, travelling = carry
             travelling = jax.tree.map(ppermute_next, travelling)
             slot = _slot(plan, number, source=(me - step - 1) % devices, taker=me, none=share)
-            put = jax.tree.map(lambda x, y: x.at[slot].set(y, mode="drop"), dealt, travelling)
-            return put, travelling
+            dealt = jax.tree.map(lambda x, y: x.at[slot].set(y, mode="drop"), dealt, travelling)
+            return dealt, travelling
 
-        travelling = own(share + round * at_once, at_once)
+        travelling = take(share + round * at_once, at_once)
         return jax.lax.fori_loop(0, plan.farthest(), hop, (dealt, travelling))[0]
 
     rounds = (plan.surplus.max() + at_once - 1) // at_once
-    return jax.lax.fori_loop(0, rounds, send, own(0, share))
+    return jax.lax.fori_loop(0, rounds, send, take(0, share))
 
 
 def _slot(plan: Plan, number: Array, source: Array, taker: Array, none: int) -> Array:

@@ -70,7 +70,7 @@ def select(
 def joint_sample(
     learner: Embedded, teacher: Embedded, noise: Float[Array, "chunks n"], count: int
 ) -> Int[Array, " count"]:
-    """The algorithm, given its randomness.
+    """Chooses examples in chunks, each given those before, with the given noise.
 
     The k largest of logits plus Gumbel noise are a draw of k examples without replacement, each
     with probability proportional to exp(logit) among those left (arXiv 1903.06059, section 2.3;
@@ -132,9 +132,9 @@ def _losses_beside(x: Embedded, new: Int[Array, " k"]) -> Float[Array, " n"]:
     images, texts = jnp.asarray(x.image), jnp.asarray(x.text)
     image, text = fetch(images, new), fetch(texts, new)
 
-    def losses(rows: Float[Array, "n E"], others: Float[Array, "k E"]) -> Float[Array, " n"]:
+    def losses(rows: Float[Array, "n E"], columns: Float[Array, "k E"]) -> Float[Array, " n"]:
         # TPUs multiply float32 in bfloat16 unless told otherwise.
-        logits = jnp.exp(x.t) * jnp.matmul(rows, others.T, precision="highest") + x.b
+        logits = jnp.exp(x.t) * jnp.matmul(rows, columns.T, precision="highest") + x.b
         return -jax.nn.log_sigmoid(-logits).sum(axis=1)
 
     return losses(images, text) + losses(texts, image)
@@ -154,8 +154,8 @@ def fetch(rows: Float[Array, "n E"], index: Int[Array, " k"]) -> Float[Array, "k
 
 
 def _fetch_local(rows: Float[Array, "m E"], index: Int[Array, " k"]) -> Float[Array, "k E"]:
-    held = rows.shape[0]
-    index -= held * jax.lax.axis_index(AXES)
-    mine: Bool[Array, " k"] = (index >= 0) & (index < held)
-    found = rows.at[jnp.where(mine, index, held)].get(mode="fill", fill_value=0)
-    return jax.lax.psum(found, AXES)  # one device has the row, all others have zeros
+    count = rows.shape[0]
+    index -= count * jax.lax.axis_index(AXES)
+    is_local: Bool[Array, " k"] = (index >= 0) & (index < count)
+    local = rows.at[jnp.where(is_local, index, count)].get(mode="fill", fill_value=0)
+    return jax.lax.psum(local, AXES)  # one device has the row, all others have zeros

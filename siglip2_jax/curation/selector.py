@@ -78,13 +78,13 @@ class BatchSelector:
         teacher = nnx.merge(self._graphdef, reference)
         image = recut(batch.image, self._student, self.model)
         learner = _embed(student, batch.image, batch.text)
-        known = _embed(teacher, image, batch.text)
+        target = _embed(teacher, image, batch.text)
         count = self._batch_size(batch.text.shape[0])
-        indices, report = select(learner, known, key, count=count, chunks=self._chunks)
-        batch, image, text = deal((batch, known.image, known.text), indices)
+        indices, report = select(learner, target, key, count=count, chunks=self._chunks)
+        batch, image, text = deal((batch, target.image, target.text), indices)
         if self._pass_reference:
-            kept = dataclasses.replace(known, image=image, text=text)
-            batch = dataclasses.replace(batch, fields=batch.fields | {REFERENCE: kept})
+            chosen = dataclasses.replace(target, image=image, text=text)
+            batch = dataclasses.replace(batch, fields=batch.fields | {REFERENCE: chosen})
         return batch, report
 
     def flops(self, budget: int, read: int) -> int:
@@ -124,7 +124,7 @@ def recut(image: Patches, old: ModelConfig, new: ModelConfig) -> Patches:
 
 
 def _check_inputs(stage: str, student: ModelConfig, teacher: ModelConfig) -> None:
-    """Pixels and ids mean the same to both."""
+    """Checks that both models read the same pixels and token ids."""
     pairs = {
         "image size": (student.vision.image_size, teacher.vision.image_size),
         "vocabulary": (student.text.vocab_size, teacher.text.vocab_size),
@@ -132,11 +132,11 @@ def _check_inputs(stage: str, student: ModelConfig, teacher: ModelConfig) -> Non
     }
     if student.native_resolution:
         pairs["patch size"] = (student.vision.patch_size, teacher.vision.patch_size)
-    for name, (mine, other) in pairs.items():
-        if mine != other:
+    for name, (value, teacher_value) in pairs.items():
+        if value != teacher_value:
             raise ValueError(
-                f"stage {stage!r}: the teacher that curates has {name} {other} and the model "
-                f"{mine}; choose a teacher that reads the same"
+                f"stage {stage!r}: the teacher that curates has {name} {teacher_value} and the "
+                f"model {value}; choose a teacher with the same {name}"
             )
     for model in (student, teacher):
         side, patch = model.vision.image_size, model.vision.patch_size

@@ -49,8 +49,8 @@ class BoxText:
         parts = text.split()
         if len(parts) != 4 or not all(map(_INTEGER.fullmatch, parts)):
             return None
-        found = dict(zip(self.order, map(int, parts), strict=True))
-        ymin, xmin, ymax, xmax = (found[side] for side in SIDES)
+        sides = dict(zip(self.order, map(int, parts), strict=True))
+        ymin, xmin, ymax, xmax = (sides[side] for side in SIDES)
         if not (ymin <= ymax <= self.bins and xmin <= xmax <= self.bins):
             return None
         return (ymin / self.bins, xmin / self.bins, ymax / self.bins, xmax / self.bins)

@@ -95,16 +95,16 @@ class Chunks:
         return Chunk(batch, len(problems), tuple(problems))
 
     def _item(self, index: int, budget: int) -> tuple[dict[str, Any], list[str]]:
-        """The arrays of an example or its replacement, and what was wrong with those before."""
+        """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt, chosen = len(problems), index
+            attempt, candidate = len(problems), index
             rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
             if attempt:
-                chosen = int(rng.integers(_REPLACEMENTS))
-            name = f"example {chosen}"
+                candidate = int(rng.integers(_REPLACEMENTS))
+            name = f"example {candidate}"
             try:
-                example = self._stream[chosen]
+                example = self._stream[candidate]
                 name = example["name"]
                 return self._prepare(example, rng, budget), problems
             except (ValueError, OSError) as error:

@@ -157,7 +157,7 @@ def _select(
       described_by: suffixes of files that belong beside them and need no warning.
     """
     typed = set(PurePath(pattern).parts)
-    selected, others = [], Counter()
+    selected, suffix_counts = [], Counter()
     for path in paths:
         parts = PurePath(path)
         if any(map(is_hidden, set(parts.parts) - typed)):
@@ -165,10 +165,10 @@ def _select(
         if (suffix := parts.suffix.lower()) in suffixes:
             selected.append(path)
         elif suffix not in described_by:
-            others[suffix or "without a suffix"] += 1
-    if count := others.total():
-        kinds = [f"{number} {kind}" for kind, number in others.most_common(_SHOWN)]
-        if len(others) > _SHOWN:
+            suffix_counts[suffix or "without a suffix"] += 1
+    if count := suffix_counts.total():
+        kinds = [f"{number} {kind}" for kind, number in suffix_counts.most_common(_SHOWN)]
+        if len(suffix_counts) > _SHOWN:
             kinds.append("…")
         plural = "file is" if count == 1 else "files are"
         _log.warning("%s: %d other %s passed over (%s)", pattern, count, plural, ", ".join(kinds))

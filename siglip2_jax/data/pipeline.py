@@ -112,7 +112,7 @@ class Pipeline:
 
     @cached_property
     def _opened(self) -> list[Examples]:
-        """The sources of a mixture, or the one that there is, opened once."""
+        """The sources of the mixture, or the single source, each opened once."""
         return [source.open() for source in _flatten(self.source)]
 
     @cached_property
@@ -126,7 +126,7 @@ class Pipeline:
         return list(zip(names, map(len, self._opened), strict=True))
 
     def check(self, budget: int) -> None:
-        """Prepares one example of each source, so that what is wrong shows before any work.
+        """Prepares one example of each source, so that errors show before any work.
 
         Args:
           budget: patches an image may have.
@@ -160,16 +160,16 @@ class Pipeline:
         return self._run(reading, chunks)
 
     def _run(self, reading: StepSchedule, chunks: Chunks) -> Generator[HostBatch, None, None]:
-        read = bad = 0
+        total = bad = 0
         problems: tuple[str, ...] = ()
         parts = chunks.layout.parts.tolist()
         iterator = self._start(chunks)
         try:
             for (step, budget, size, position), count in zip(reading, parts, strict=True):
                 batch, step_bad, step_problems = _read(iterator, count)
-                read, bad = read + size // self.process_count + step_bad, bad + step_bad
+                total, bad = total + size // self.process_count + step_bad, bad + step_bad
                 problems = (*problems, *step_problems)[:_SHOWN]
-                self._judge(read, bad, problems)
+                self._judge(total, bad, problems)
                 yield HostBatch(batch, step, budget, position + size, step_bad, step_problems)
         finally:
             iterator.close()
@@ -186,8 +186,8 @@ class Pipeline:
             grain.MapDataset.range(len(chunks)).map(chunks.__getitem__).to_iter_dataset(options)
         )
         if workers:
-            each = -(-ahead // workers)
-            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
+            per_worker = -(-ahead // workers)
+            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=per_worker)
             dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin_worker)
         iterator = iter(dataset)
         iterator.get_state()  # makes all workers' parts: closing forgets those not read from yet
@@ -203,25 +203,25 @@ class Pipeline:
 
 
 def _flatten(source: Source | Mixture) -> list[Source]:
-    """The sources of which a mixture is made, in order; of any other, itself."""
+    """The sources of a mixture, in order; any other source alone."""
     if isinstance(source, Mixture):
         return [leaf for part, _ in source.parts for leaf in _flatten(part)]
     return [source]
 
 
 def _stream(
-    source: Source | Mixture, opened: Iterator[Examples], seed: int, shuffle: bool
+    source: Source | Mixture, examples: Iterator[Examples], seed: int, shuffle: bool
 ) -> grain.MapDataset:
-    """An endless data set of raw examples, by global index; takes what it needs from `opened`."""
+    """An endless data set of raw examples by global index; takes its sources from `examples`."""
     if isinstance(source, Mixture):
         # Each part has a seed of its own, or parts of the same length would be shuffled alike.
         seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
         parts = [
-            _stream(part, opened, int(its_seed), shuffle)
+            _stream(part, examples, int(its_seed), shuffle)
             for (part, _), its_seed in zip(source.parts, seeds, strict=True)
         ]
         return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
-    return _repeated(next(opened), seed, shuffle)
+    return _repeated(next(examples), seed, shuffle)
 
 
 def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -231,7 +231,7 @@ def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:
 
 
 def _read(iterator: Any, count: int) -> tuple[Batch, int, tuple[str, ...]]:
-    """A step's batch, in memory of its own and not in that shared with workers; its bad ones."""
+    """Copies a step's batch out of the memory shared with workers; also gives its bad examples."""
     parts = [next(iterator) for _ in range(count)]
     batch = jax.tree.map(
         lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]),

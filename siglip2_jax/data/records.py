@@ -69,7 +69,7 @@ def decode_example(record: bytes) -> dict[str, Any]:
         example[key] = record[end : end + size]
         end += size
     if end != len(record):
-        raise ValueError(f"the record has {len(record)} bytes, its header tells of {end}")
+        raise ValueError(f"the record has {len(record)} bytes, but its header describes {end}")
     return example
 
 
@@ -116,9 +116,9 @@ def _check_complete(directory: str, paths: list[str]) -> None:
         if match := _SHARD.search(path):
             count = int(match[2])
             family = f"{glob.escape(path[: match.start()])}-?????-of-{match[2]}{SUFFIX}"
-            if (found := len(glob.glob(family))) != count:
+            if (present := len(glob.glob(family))) != count:
                 raise ValueError(
-                    f"{directory} holds {found} of {count} files; finish packing it, or name the "
+                    f"{directory} holds {present} of {count} files; finish packing it, or name the "
                     "files to use by a glob"
                 )
 

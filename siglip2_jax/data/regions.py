@@ -103,8 +103,8 @@ def from_coco(row: Mapping[str, Any]) -> tuple[Region, ...]:
             f"{name}: boxes in pixels need the image's width and height, found {sides}."
         )
     width, height = sides
-    found = [_coco_region(box, width, height, f"{name}: box {i}") for i, box in enumerate(boxes)]
-    return tuple(region for region in found if region is not None)
+    regions = [_coco_region(box, width, height, f"{name}: box {i}") for i, box in enumerate(boxes)]
+    return tuple(region for region in regions if region is not None)
 
 
 def moved(
@@ -182,14 +182,14 @@ def _region(value: object) -> Region:
 def _coco_region(
     value: object, width: int | float, height: int | float, label: str
 ) -> Region | None:
-    found = value if isinstance(value, Mapping) else {}
-    category, bbox = found.get("category"), found.get("bbox")
+    fields = value if isinstance(value, Mapping) else {}
+    category, bbox = fields.get("category"), fields.get("bbox")
     if not (isinstance(category, str) and category.strip() and _numbers(bbox, 4)):
         raise ValueError(
             f"{label} must have a category and a bbox of four numbers, found {value!r:.80}."
         )
     xmin, xmax = (min(max(x / width, 0.0), 1.0) for x in (bbox[0], bbox[0] + bbox[2]))
     ymin, ymax = (min(max(y / height, 0.0), 1.0) for y in (bbox[1], bbox[1] + bbox[3]))
-    if found.get("iscrowd") or not (ymin < ymax and xmin < xmax):
+    if fields.get("iscrowd") or not (ymin < ymax and xmin < xmax):
         return None
     return Region((ymin, xmin, ymax, xmax), category)

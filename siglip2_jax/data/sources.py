@@ -104,8 +104,8 @@ class Folder:
             if all(row.get(key) == value for key, value in self.where)
         ]
         if not rows:
-            wanted = " and ".join(f"{key}={value!r}" for key, value in self.where)
-            raise ValueError(f"{path}: no row{f' has {wanted}' if wanted else 's'}")
+            condition = " and ".join(f"{key}={value!r}" for key, value in self.where)
+            raise ValueError(f"{path}: no row{f' has {condition}' if condition else 's'}")
         if self.template is not None:
             row_captions(rows[0], self.template, str(path))
         elif not any(row.get(key) for row in rows for key in CAPTION_FIELDS):

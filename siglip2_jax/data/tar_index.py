@@ -202,7 +202,7 @@ def _problem(files: list[list[Member]]) -> str | None:
 
 
 def _split(name: str) -> tuple[str, int | None]:
-    """The key of a member and what it is to its sample; None for nothing.
+    """The key of a member and its role in the sample; None for a member without a role.
 
     As webdataset has it, a key ends at the first dot of the base name. Hidden files have none.
     """

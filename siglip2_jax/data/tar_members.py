@@ -65,7 +65,7 @@ def read_members(path: str) -> tuple[list[Member], str | None]:
 
 
 class _Damage(Exception):
-    """Something that is no header where one is to be.
+    """Error for a place in a tar that must hold a header and does not.
 
     Attributes:
       inside: whether it is in the middle of an archive.

@@ -32,7 +32,7 @@ def plain_text(value: bytes | str) -> str:
 
 
 def parse_json(value: bytes | str) -> Any:
-    """The value that JSON tells of.
+    """Parses JSON.
 
     Raises:
       ValueError: it is not JSON, or nested too deeply to be read.

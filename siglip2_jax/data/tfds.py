@@ -47,8 +47,8 @@ class Tfds:
         features, data = self._open(tfds)
         if not len(data):
             raise ValueError(f"{self._label} holds no examples")
-        wanted = [self.image] if self.template else [self.image, self.captions.split("/")[0]]
-        for field in wanted:
+        fields = [self.image] if self.template else [self.image, self.captions.split("/")[0]]
+        for field in fields:
             if field not in features:
                 raise ValueError(
                     f"{self._label} has no field {field}; its fields are "

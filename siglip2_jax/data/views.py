@@ -91,15 +91,15 @@ class SelfSupervisedViews:
         finish = (self.global_blur, self.solarize)
         if self.other_global is not None and rng.random() < 0.5:
             finish = self.other_global
-        whole = (*colours, *finish)
-        part = (*colours, self.local_blur)
+        global_effects = (*colours, *finish)
+        local_effects = (*colours, self.local_blur)
         image = {"image": example["image"]}
-        seen = self._view(image, rng, self.global_crop, self.global_size, whole)
+        global_view = self._view(image, rng, self.global_crop, self.global_size, global_effects)
         crops = tuple(
-            self._view(image, rng, self.local_crop, self.local_size, part)
+            self._view(image, rng, self.local_crop, self.local_size, local_effects)
             for _ in range(self.local_views)
         )
-        example["fields"]["global"] = Views((seen,), len(seen[0]))
+        example["fields"]["global"] = Views((global_view,), len(global_view[0]))
         example["fields"]["local"] = Views(crops, len(crops[0][0]))
         return example
 

@@ -106,8 +106,8 @@ class Captioner:
           ValueError: an argument is out of its range.
         """
         generation = GenerationConfig(method, beams, temperature, top_p, seed)
-        found = self.stream(map(Query, several(images)), generation, max_num_patches, batch_size)
-        return [answer.text if answer else "" for answer in collect(found, on_error)]
+        answers = self.stream(map(Query, several(images)), generation, max_num_patches, batch_size)
+        return [answer.text if answer else "" for answer in collect(answers, on_error)]
 
     def locate(
         self,
@@ -135,8 +135,8 @@ class Captioner:
             Query(x, phrase=phrase) for x, phrase in pairs(images, several(phrases), "phrases")
         ]
         generation = GenerationConfig(method, beams, temperature, top_p, seed)
-        found = self.stream(queries, generation, max_num_patches, batch_size)
-        return [answer.box if answer else None for answer in collect(found, on_error)]
+        answers = self.stream(queries, generation, max_num_patches, batch_size)
+        return [answer.box if answer else None for answer in collect(answers, on_error)]
 
     def describe(
         self,
@@ -162,8 +162,8 @@ class Captioner:
         """
         queries = [Query(x, box=box) for x, box in pairs(images, boxes, "boxes")]
         generation = GenerationConfig(method, beams, temperature, top_p, seed)
-        found = self.stream(queries, generation, max_num_patches, batch_size)
-        return [answer.text if answer else "" for answer in collect(found, on_error)]
+        answers = self.stream(queries, generation, max_num_patches, batch_size)
+        return [answer.text if answer else "" for answer in collect(answers, on_error)]
 
     def stream(
         self,
@@ -180,8 +180,8 @@ class Captioner:
           ValueError: a phrase, a box or an argument cannot be used.
         """
         groups = ([numbered] for numbered in enumerate(queries))
-        for found in self.stream_groups(groups, generation, max_num_patches, batch_size):
-            yield found if isinstance(found, ImageError) else found[0]
+        for answers in self.stream_groups(groups, generation, max_num_patches, batch_size):
+            yield answers if isinstance(answers, ImageError) else answers[0]
 
     def stream_groups(
         self,
@@ -243,13 +243,13 @@ class Captioner:
         num_tokens = self.embedder.preprocess.num_tokens(max_num_patches)
         patches = pad_and_stack([x.patches for x in images], num_tokens)
         features = self.embedder.image_features(patches, batch_size=batch_size)
-        asked = [
+        prompts = [
             _Prompt(row, place, query, ids)
             for row, x in enumerate(images)
             for (place, query), ids in zip(x.group, x.ids, strict=True)
         ]
         answers: list[list[Answer]] = [[] for _ in images]
-        for batch in batched(asked, batch_size):
+        for batch in batched(prompts, batch_size):
             texts, scores = self._write_batch(batch, features, generation, batch_size)
             for x, text, score in zip(batch, texts, scores, strict=True):
                 size = images[x.row].size
@@ -275,13 +275,13 @@ class Captioner:
         rows = [x.row for x in filled]
         tokens, valid = np.asarray(features.tokens), np.asarray(features.valid)
         prompts = Prompts(tokens[rows], valid[rows], prefix, lengths)
-        found = self._write(self.params, prompts, places, generation)
-        texts = self.tokenizer.decode(np.asarray(found.ids)[: len(batch)])
-        return texts, np.asarray(found.score)[: len(batch)].tolist()
+        output = self._write(self.params, prompts, places, generation)
+        texts = self.tokenizer.decode(np.asarray(output.ids)[: len(batch)])
+        return texts, np.asarray(output.score)[: len(batch)].tolist()
 
 
 class _Ready(NamedTuple):
-    """Asks, their image's width and height, its patches, and the given ids of each query."""
+    """Group of queries, with the size and patches of their image, and the prompt ids of each."""
 
     group: Group
     size: tuple[int, int]
@@ -290,7 +290,7 @@ class _Ready(NamedTuple):
 
 
 class _Prompt(NamedTuple):
-    """A query, its place in the call, the row of its image in a batch, and its given ids."""
+    """A query, its place in the call, the row of its image in a batch, and its prompt ids."""
 
     row: int
     place: int

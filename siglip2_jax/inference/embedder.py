@@ -37,7 +37,7 @@ CPU_TOKENS = 2048
 
 @functools.cache
 def _programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
-    """Programs of a model: of an image its features and its embedding, of a text its embedding.
+    """Programs of a model: features of images, embeddings of images, embeddings of texts.
 
     Models of the same sizes share them, so that XLA compiles each once in a process.
     """
@@ -122,16 +122,16 @@ class Embedder:
 
     @property
     def temperature(self) -> float:
-        """`exp(t)`: what cosines are multiplied by."""
+        """The temperature `exp(t)`, by which cosines are multiplied."""
         return float(np.exp(np.float32(self.params["t"])))
 
     @property
     def bias(self) -> float:
-        """`b`: what is added to scaled cosines."""
+        """The bias `b`, which is added to scaled cosines."""
         return float(self.params["b"])
 
     def identity(self) -> dict[str, Any]:
-        """Everything that its outputs depend on, by content: what tells it from other models.
+        """Identity of the model: everything that its outputs depend on, by content.
 
         It reads all parameters.
         """

@@ -20,32 +20,32 @@ _ONE = (str, bytes, Image, PathLike, np.ndarray)
 
 
 def several(items: T | Iterable[T]) -> Iterable[T]:
-    """One image or text needs no list."""
+    """Puts a single image or text into a list, and leaves several as they are."""
     return cast(Iterable[T], [items] if isinstance(items, _ONE) else items)
 
 
-def pairs(images: Images, others: Iterable[T], name: str) -> list[tuple[ImageSource, T]]:
-    """Each image with its own of the others, which errors call `name`.
+def pairs(images: Images, items: Iterable[T], name: str) -> list[tuple[ImageSource, T]]:
+    """Images, each with the item at its place; errors call the items `name`.
 
     Raises:
-      ValueError: there are not as many.
+      ValueError: there are not as many items as images.
     """
-    images, others = list(several(images)), list(others)
-    if len(images) != len(others):
+    images, items = list(several(images)), list(items)
+    if len(images) != len(items):
         raise ValueError(
-            f"there are {len(images)} images and {len(others)} {name}; give one for each image"
+            f"there are {len(images)} images and {len(items)} {name}; give one for each image"
         )
-    return list(zip(images, others, strict=True))
+    return list(zip(images, items, strict=True))
 
 
-def collect(found: Iterable[T | ImageError], on_error: OnError) -> list[T | None]:
+def collect(results: Iterable[T | ImageError], on_error: OnError) -> list[T | None]:
     """Collects results, with None for unreadable images.
 
     Raises:
       ImageError: an image is unreadable and `on_error` is "raise".
     """
     answers = []
-    for answer in found:
+    for answer in results:
         if isinstance(answer, ImageError):
             if on_error == "raise":
                 raise answer

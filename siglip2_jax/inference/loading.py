@@ -55,7 +55,9 @@ def load(
     elif stage is None:
         checkpoint = source
     else:
-        raise ValueError(f"the checkpoint is open; give the stage {stage!r} to checkpoints.read")
+        raise ValueError(
+            f"the checkpoint is open already; give stage {stage!r} to checkpoints.read instead"
+        )
     names, config = checkpoint.preprocessing, checkpoint.config
     text_norm = text_norm or names.text_norm
     if isinstance(tokenizer, Tokenizer):
@@ -121,7 +123,7 @@ def _find(
     source: str | PathLike[str], stage: str | None, head: str | None
 ) -> tuple[run_layout.Saved, DecoderConfig, dict[str, checkpoints.Lazy]]:
     """The newest checkpoint with the decoder that is meant, and its sizes and parameters."""
-    subject, others = os.fspath(source), []
+    subject, heads = os.fspath(source), []
     models = run_layout.find_all(resolve(source), stage)
     if not models:
         checkpoints.read(source)  # says what is wrong with what is no checkpoint at all
@@ -132,9 +134,9 @@ def _find(
             raise checkpoints.ConversionError([problem], subject)
         for name in decoders if head is None else decoders.keys() & {head}:
             return saved, *decoders[name]
-        others += decoders
-    if others:
-        names = ", ".join(dict.fromkeys(others))
+        heads += decoders
+    if heads:
+        names = ", ".join(dict.fromkeys(heads))
         raise checkpoints.ConversionError([f"it holds no decoder {head!r}, but {names}"], subject)
     problem = (
         f"{'it' if stage is None else f'its stage {stage!r}'} holds no decoder, as no released "

@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 def first_ids(
     query: Query, size: tuple[int, int], tokenizer: Tokenizer, boxes: BoxText, length: int
 ) -> list[int]:
-    """The ids that are given: those with which all training sequences of such a query begin.
+    """Prompt ids of a query: the ids with which all training sequences of its kind begin.
 
     Args:
       query: what is asked.
@@ -78,7 +78,7 @@ def first_ids(
         ids = tokenizer.encode(PREFIXES["caption"])
     if len(ids) >= length:
         raise ValueError(
-            f"{query.phrase or 'what is given'!r:.60} takes {len(ids)} tokens, which leaves no "
+            f"{query.phrase or 'the prompt'!r:.60} takes {len(ids)} tokens, which leaves no "
             f"room among the decoder's {length} positions; make it shorter"
         )
     return ids

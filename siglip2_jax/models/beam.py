@@ -117,8 +117,8 @@ class _Search:
         best, index = jax.lax.top_k(scores.reshape(len(scores), -1), 2 * width)
         parent, token = index // size, (index % size).astype(jnp.int32)
         ids = _pick(beams.ids, parent).at[:, :, beams.at].set(token)
-        given = beams.at < self.prompts.lengths
-        ends = (token == self.vocabulary.eos_id) & ~given[:, None]
+        in_prompt = beams.at < self.prompts.lengths
+        ends = (token == self.vocabulary.eos_id) & ~in_prompt[:, None]
 
         ending = jnp.where(ends & (jnp.arange(2 * width) < width), best, -jnp.inf)
         likeliest = _pick(ids, jnp.argmax(ending, axis=1, keepdims=True))[:, 0]
@@ -147,18 +147,18 @@ class _Search:
         # Mapped over W, so that the sequences of an image share its keys and values.
         hidden, cache = jax.vmap(extend, in_axes=(1, 2), out_axes=(1, 2))(before, beams.cache)
         scores = log_probabilities(self.decoder, hidden, self.vocabulary)
-        given = beams.at < self.prompts.lengths
+        in_prompt = beams.at < self.prompts.lengths
         only = jnp.arange(scores.shape[-1]) == self.prefix[:, beams.at, None]
         only = jnp.where(only, 0, -jnp.inf)
-        scores = jnp.where(given[:, None, None], only[:, None], scores)
+        scores = jnp.where(in_prompt[:, None, None], only[:, None], scores)
         return scores + beams.score[..., None], cache
 
 
 def _pick(x: Float[Array, "B W *_"] | Int[Array, "B W *_"], which: Int[Array, "B K"]) -> Array:
-    """Those entries of the second axis, in that order."""
+    """Entries `which` of the second axis, in that order."""
     return jax.vmap(lambda row, index: row[index])(x, which)
 
 
 def _choose(which: Bool[Array, " B"], a: Generated, b: Generated) -> Generated:
-    """Sequences of `a` where it says so, else of `b`."""
+    """Sequences of `a` where `which` is true, else of `b`."""
     return Generated(jnp.where(which[:, None], a.ids, b.ids), jnp.where(which, a.score, b.score))

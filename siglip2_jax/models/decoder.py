@@ -86,13 +86,13 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "A S D"],
-        seen: Bool[Array, "A S S"],
+        attend: Bool[Array, "A S S"],
         tokens: Float[Array, "B N M"],
         valid: Bool[Array, "B N"],
     ) -> Float[Array, "A S D"]:
-        """Runs whole sequences; `seen` says which positions each position attends to."""
+        """Runs whole sequences; `attend` is true where a row may attend to a column."""
         x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
-        x = checkpoint_name(x + self.attn(y, y, seen).astype(x.dtype), "x_mid")
+        x = checkpoint_name(x + self.attn(y, y, attend).astype(x.dtype), "x_mid")
         return self._look(x, self.cross.keys_values(tokens), valid)
 
     def extend(
@@ -107,8 +107,8 @@ class DecoderBlock(nnx.Module):
         x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
         pairs = zip(cache, self.attn.keys_values(y), strict=True)
         key, value = (jax.lax.dynamic_update_slice_in_dim(*pair, position, 1) for pair in pairs)
-        seen = jnp.broadcast_to(jnp.arange(key.shape[1]) <= position, key.shape[:2])
-        x = x + self.attn.read(y, key, value, seen).astype(x.dtype)
+        attend = jnp.broadcast_to(jnp.arange(key.shape[1]) <= position, key.shape[:2])
+        x = x + self.attn.read(y, key, value, attend).astype(x.dtype)
         return self._look(x, memory, valid), (key, value)
 
     def _look(self, x: Array, memory: Memory, valid: Array) -> Array:
@@ -117,8 +117,8 @@ class DecoderBlock(nnx.Module):
         images = valid.shape[0]
         x, y = residual_layer_norm(self.ln2, x, self.dtype, self.norm)
         queries = reshape_rows(y, (images, rows // images * length, width))
-        found = reshape_rows(self.cross.read(queries, *memory, valid), x.shape)
-        x = checkpoint_name(x + found.astype(x.dtype), "x_mid")
+        attended = reshape_rows(self.cross.read(queries, *memory, valid), x.shape)
+        x = checkpoint_name(x + attended.astype(x.dtype), "x_mid")
         x, y = residual_layer_norm(self.ln3, x, self.dtype, self.norm)
         return x + self.mlp(y).astype(x.dtype)
 
@@ -182,11 +182,11 @@ class Decoder(nnx.Module):
         at_once = reshape_rows(parallel, (batch * repeats,))[:, None]
         before = jnp.pad(rows[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.pad_id)
         x = self._embed(jnp.where(at_once, self.config.vocab_size, before))
-        seen = jnp.tril(jnp.ones((length, length), bool)) | at_once[:, None]
+        attend = jnp.tril(jnp.ones((length, length), bool)) | at_once[:, None]
         image = self._clean(tokens, valid)
 
         def layer(x: Array, block: DecoderBlock) -> tuple[Array, None]:
-            return gather(block, self.dtype)(x, seen, image, valid), None
+            return gather(block, self.dtype)(x, attend, image, valid), None
 
         x = self.norm(run_blocks(layer, x, self.blocks, self.compute))
         return reshape_rows(x, (batch, repeats, length, x.shape[-1]))

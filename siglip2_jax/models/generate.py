@@ -24,7 +24,7 @@ COLDEST = 1e-6
 
 
 class Vocabulary(NamedTuple):
-    """Ids that may be written; besides, the pad is none of them.
+    """Ids that may be written; the pad never is.
 
     Attributes:
       eos_id: the end mark.
@@ -170,14 +170,14 @@ def _write(
         before = draft.ids[:, at - 1]  # at first the last column, which is all pads then
         hidden, cache = decoder.extend(before, at, draft.cache, memory, valid)
         scores = log_probabilities(decoder, hidden, vocabulary)
-        given = at < prompts.lengths
-        chosen = jnp.where(given, prefix[:, at], choose(scores, at))
-        gained = jnp.take_along_axis(scores, chosen[:, None], axis=1)[:, 0]
+        in_prompt = at < prompts.lengths
+        token = jnp.where(in_prompt, prefix[:, at], choose(scores, at))
+        gained = jnp.take_along_axis(scores, token[:, None], axis=1)[:, 0]
         return _Draft(
             at=at + 1,
-            ids=draft.ids.at[:, at].set(jnp.where(draft.done, pad, chosen)),
-            score=draft.score + jnp.where(given | draft.done, 0, gained),
-            done=draft.done | (~given & (chosen == vocabulary.eos_id)),
+            ids=draft.ids.at[:, at].set(jnp.where(draft.done, pad, token)),
+            score=draft.score + jnp.where(in_prompt | draft.done, 0, gained),
+            done=draft.done | (~in_prompt & (token == vocabulary.eos_id)),
             cache=cache,
         )
 

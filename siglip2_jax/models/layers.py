@@ -120,8 +120,8 @@ class Attention(nnx.Module):
         return self._attend(query, key, value, valid)
 
     def _attend(self, query: Array, key: Array, value: Array, valid: Array | None) -> Array:
-        found = checkpoint_name(attend(query, key, value, valid, self.impl), "attn_out")
-        return dense(self.out, found.reshape(*found.shape[:2], -1))
+        values = checkpoint_name(attend(query, key, value, valid, self.impl), "attn_out")
+        return dense(self.out, values.reshape(*values.shape[:2], -1))
 
     def _project(self, linears: tuple[nnx.LinearGeneral, ...], x: Array) -> list[Array]:
         flat = [checkpoint_name(y, "qkv") for y in dense_each(linears, x)]

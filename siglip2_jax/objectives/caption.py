@@ -129,8 +129,8 @@ def _forward_flops(config: DecoderConfig, queries: int, length: int, tokens: int
     """Forward FLOPs of one image: matrix products, a multiply-add as 2, as in `models.flops`."""
     width = config.width
     projections = 2 * queries * width * width
-    own = 4 * projections + 2 * 2 * queries * length * width
+    self_attention = 4 * projections + 2 * 2 * queries * length * width
     image = 2 * projections + 2 * 2 * tokens * config.memory_dim * width
     image += 2 * 2 * queries * tokens * width
     mlp = 2 * 2 * queries * width * config.mlp_dim
-    return config.depth * (own + image + mlp) + 2 * queries * width * config.vocab_size
+    return config.depth * (self_attention + image + mlp) + 2 * queries * width * config.vocab_size

@@ -91,7 +91,7 @@ class Distillation(Objective):
         return sum(2 * inputs * outputs for inputs, outputs in zip(sizes, sizes[1:], strict=False))
 
     def check(self, view: View, *fields: str) -> tuple[Teacher, Batch]:
-        """The teacher, and the batch, which has these views.
+        """The teacher and the batch, checked to exist and to hold these views.
 
         Raises:
           ValueError: one is missing.
@@ -136,7 +136,7 @@ class Distillation(Objective):
         kernel = jax.lax.stop_gradient(heads[1].directions(dtype))
         targets = jax.lax.stop_gradient(heads[1].project(teacher, dtype))
         center = head.center[...]
-        found = distillation_loss(
+        sums = distillation_loss(
             head.project(student, dtype),
             targets,
             head.directions(dtype),
@@ -150,39 +150,39 @@ class Distillation(Objective):
         row = weights.sum(axis=1)
         tiny = jnp.finfo(row.dtype).tiny
         total = jnp.maximum(row.sum(), tiny)
-        seen, shares = targets, row
+        vectors, shares = targets, row
         if center_on is not None:
             features, shares = center_on
-            seen = jax.lax.stop_gradient(heads[1].project(features, dtype))
+            vectors = jax.lax.stop_gradient(heads[1].project(features, dtype))
         # The mean of logits is the logit of the mean.
-        mean = jnp.sum(shares[:, None] * seen, axis=0) / jnp.maximum(shares.sum(), tiny)
+        mean = jnp.sum(shares[:, None] * vectors, axis=0) / jnp.maximum(shares.sum(), tiny)
         logits = jnp.matmul(mean, kernel.astype(jnp.float32), precision="highest")
         head.center[...] = self.center_momentum * center + (1 - self.center_momentum) * logits
-        used = jnp.exp(jax.scipy.special.entr(found.targets / total).sum())
-        report = {"teacher_entropy": found.entropy / total, "usage": used / self.prototypes}
-        return found.loss, report
+        num_used = jnp.exp(jax.scipy.special.entr(sums.targets / total).sum())
+        report = {"teacher_entropy": sums.entropy / total, "usage": num_used / self.prototypes}
+        return sums.loss, report
 
     def alarms(self, report: Mapping[str, float]) -> tuple[str, ...]:
         """Signs of collapse: uniform targets, a few prototypes for all, or flat features."""
-        most, found = math.log(self.prototypes), []
-        used = report["usage"] * self.prototypes
+        most, messages = math.log(self.prototypes), []
+        num_used = report["usage"] * self.prototypes
         if report["teacher_entropy"] > UNIFORM * most:
-            found.append(
+            messages.append(
                 f"The teacher's targets are nearly uniform: their entropy is "
                 f"{report['teacher_entropy']:.3f} of at most {most:.3f} nats; if this lasts, lower "
                 "teacher_temperature."
             )
-        if used < math.exp(CONCENTRATED * most):
-            found.append(
-                f"The teacher's targets have collapsed onto about {used:.1f} of {self.prototypes} "
-                "prototypes; lower center_momentum or raise teacher_temperature."
+        if num_used < math.exp(CONCENTRATED * most):
+            messages.append(
+                f"The teacher's targets have collapsed onto about {num_used:.1f} of "
+                f"{self.prototypes} prototypes; lower center_momentum or raise teacher_temperature."
             )
         if report["rank"] < FLAT:
-            found.append(
+            messages.append(
                 f"The student's features vary in {report['rank']:.2%} of the directions they could "
                 "vary in; lower this loss's weight or the learning rate."
             )
-        return tuple(found)
+        return tuple(messages)
 
 
 def rank_share(x: Float[Array, "n D"]) -> Float[Array, ""]:

@@ -92,10 +92,10 @@ class MaskedPrediction(Distillation):
         image = all_views(batch, GLOBAL)
         valid = jnp.asarray(image.valid)
         masked, positions, weights = choose_patches(valid, self.ratio, view.key)
-        seen = view.student.encode_image(image, masked, head.mask_token[...])
+        features = view.student.encode_image(image, masked, head.mask_token[...])
         student, teacher = (
             jnp.take_along_axis(jnp.asarray(x.tokens), positions[..., None], axis=1)
-            for x in (seen, mean.features(GLOBAL))
+            for x in (features, mean.features(GLOBAL))
         )
         count, width = weights.size, student.shape[-1]
         loss, report = self.match(

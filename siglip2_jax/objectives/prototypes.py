@@ -60,9 +60,9 @@ class ProjectionHead(nnx.Module):
 
         @jax.checkpoint  # the hidden layers are wider than the features, and cheap
         def mlp(x: Array) -> Array:
-            first, *others = gather((self.fc1, self.fc2, self.fc3), dtype)
+            first, *layers = gather((self.fc1, self.fc2, self.fc3), dtype)
             x = _dense(first, x, dtype)
-            for layer in others:
+            for layer in layers:
                 x = _dense(layer, nnx.gelu(x.astype(dtype), approximate=True), dtype)
             return normalize(x)
 
@@ -149,8 +149,8 @@ def _on_mesh(rule: Rule, *inputs: Array) -> tuple[Match, tuple[Array, Array]]:
     if not has_mesh():
         return _local(rule, *inputs)
     specs = (BATCH, BATCH, WHOLE, WHOLE, WHOLE, BATCH)
-    found = WHOLE, (BATCH, WHOLE)
-    return jax.shard_map(partial(_local, rule), in_specs=specs, out_specs=found)(*inputs)
+    out_specs = WHOLE, (BATCH, WHOLE)
+    return jax.shard_map(partial(_local, rule), in_specs=specs, out_specs=out_specs)(*inputs)
 
 
 def _backward(rule: Rule, derivatives: tuple[Array, Array], cotangent: Match) -> tuple:
@@ -179,7 +179,7 @@ def _local(
         padded = jnp.pad(x, [(0, parts * size - rows)] + [(0, 0)] * (x.ndim - 1))  # of weight 0
         return padded.reshape(parts, size, *x.shape[1:])
 
-    def one(sums: tuple[Match, Array], part: tuple[Array, Array, Array]) -> tuple:
+    def add_part(sums: tuple[Match, Array], part: tuple[Array, Array, Array]) -> tuple:
         match, slopes = _part(rule, *part, student_kernel, teacher_kernel, center)
         d_student = _product("nvk,zk->nvz", slopes, student_kernel)
         d_kernel = _product("nvz,nvk->zk", part[0].astype(slopes.dtype), slopes)
@@ -190,7 +190,7 @@ def _local(
     start = Match(zero, zero, zero + jnp.zeros(center.shape))
     parted = split(student), split(teacher), split(weights)
     (match, d_kernel), d_student = jax.lax.scan(
-        one, (start, zero + jnp.zeros(student_kernel.shape)), parted
+        add_part, (start, zero + jnp.zeros(student_kernel.shape)), parted
     )
     d_student = d_student.reshape(-1, *student.shape[1:])[:rows]
     d_kernel = d_kernel.astype(student_kernel.dtype)  # in which it travels, as towers' gradients do

@@ -68,9 +68,9 @@ def sigmoid_loss(images: Rows, texts: Rows, t: Scalar, b: Scalar) -> Scalar:
     """
     n = images.shape[0]
     index = jnp.arange(n)
-    mine = jax.reshard(index, BATCH) if has_mesh() else index
+    rows = jax.reshard(index, BATCH) if has_mesh() else index
     logits = _logits(images, gather_rows(texts), t, b)
-    return _pair_losses(logits, mine[:, None] == index).sum() / n
+    return _pair_losses(logits, rows[:, None] == index).sum() / n
 
 
 def _logits(image: Rows, text: Rows, t: Scalar, b: Scalar) -> Array:
@@ -117,12 +117,12 @@ def _ring_local(
     image: Array, text: Array, t: Array, b: Array, *, n: int
 ) -> tuple[Array, tuple[Array, ...]]:
     devices = jax.lax.axis_size(AXES)
-    own = jnp.eye(image.shape[0], dtype=bool)
+    diagonal = jnp.eye(image.shape[0], dtype=bool)
     temperature = jnp.exp(t)
 
     def meet(step: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         text, d_text, loss, d_image, d_t, d_b = carry
-        pairs = own & (step == 0)  # at first every device holds its own texts
+        pairs = diagonal & (step == 0)  # at first every device holds its own texts
         logits = _logits(image, text, t, b)
         d_logits = (jax.nn.sigmoid(logits) - pairs) / n
         scaled = temperature * d_logits

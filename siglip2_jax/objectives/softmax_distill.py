@@ -21,7 +21,7 @@ from siglip2_jax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxDistill(Objective):
-    """The student's ranking of the batch should be the teacher's.
+    """Softmax distillation: trains the student to rank the batch as the teacher does.
 
     Attributes:
       weight: in the sum of losses.
@@ -52,8 +52,8 @@ class SoftmaxDistill(Objective):
             )
         student, teacher = view.student, view.batch.fields[REFERENCE]
         t, b = student.t[...], student.b[...]
-        mine = Embedded(view.features.image, jnp.asarray(view.features.text), t, b)
-        loss, least = distillation_loss(mine, teacher)
+        embedded = Embedded(view.features.image, jnp.asarray(view.features.text), t, b)
+        loss, least = distillation_loss(embedded, teacher)
         return loss, {"divergence": loss - least}
 
 
@@ -73,12 +73,12 @@ def distillation_loss(
       The loss, and the teacher's entropy: the least that the loss can be.
     """
     teacher = jax.lax.stop_gradient(teacher)
-    found, wanted = _logits(student), _logits(teacher)
+    logits, teacher_logits = _logits(student), _logits(teacher)
     loss = least = jnp.float32(0)
     for axis in (1, 0):
-        target = jax.nn.log_softmax(wanted, axis)
+        target = jax.nn.log_softmax(teacher_logits, axis)
         share = jnp.exp(target) / (2 * len(target))
-        loss -= jnp.sum(share * jax.nn.log_softmax(found, axis))
+        loss -= jnp.sum(share * jax.nn.log_softmax(logits, axis))
         least -= jnp.sum(share * target)
     return loss, least
 

@@ -91,10 +91,10 @@ def _on_mesh(
     split = next((i for i, axis in enumerate(spec) if axis), None)
 
     def device(hidden: Array, kernel: Array, targets: Array, weights: Array):
-        whole = kernel.astype(dtype)
+        full_kernel = kernel.astype(dtype)
         if split is not None:
-            whole = jax.lax.all_gather(whole, "fsdp", axis=split, tiled=True)
-        (loss, losses), derivatives = local(hidden.astype(dtype), whole, targets, weights)
+            full_kernel = jax.lax.all_gather(full_kernel, "fsdp", axis=split, tiled=True)
+        (loss, losses), derivatives = local(hidden.astype(dtype), full_kernel, targets, weights)
         if derive:
             derivatives = derivatives[0], _sum_over_devices(derivatives[1], split)
         return (jax.lax.psum(loss, AXES), losses), derivatives
@@ -137,8 +137,8 @@ def _local(
         return jax.lax.cond((part[-1] != 0).any(), work, skip, sums, *part)
 
     start = (zeros(()), zeros(kernel.shape)) if derive else (zeros(()),)
-    sums, found = jax.lax.scan(step, start, (cut(hidden), cut(targets), cut(weights)))
-    losses, *d_hidden = map(join, found)
+    sums, outputs = jax.lax.scan(step, start, (cut(hidden), cut(targets), cut(weights)))
+    losses, *d_hidden = map(join, outputs)
     return (sums[0], losses), (*d_hidden, *sums[1:])
 
 

@@ -40,7 +40,7 @@ class ImageError(ValueError):
 
 
 class _DamagedError(ImageError):
-    """An image of a known format that its reader gives up on."""
+    """Error for an image of a known format that its reader cannot decode."""
 
     def __init__(self, label: str, format_name: str | None, error: Exception) -> None:
         reason = " ".join(str(error).split())
@@ -111,7 +111,7 @@ def _read(stream: Stream, label: str, max_pixels: int, least_size: LeastSize | N
 
 
 def _make_transparent(image: Image.Image, stream: Stream, rawmode: Any) -> None:
-    """Has the transparent colour of a PNG mean its loaded pixels: the file names it as a sample."""
+    """Converts a PNG's transparent colour from the samples of the file to the loaded pixels."""
     colour = image.info["transparency"]
     if rawmode in _GREY_TOP:
         top = _GREY_TOP[rawmode]

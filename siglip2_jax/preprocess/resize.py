@@ -131,9 +131,9 @@ def resize_no_antialias(
     left, right = (np.add.outer(column * 3, np.arange(3)).ravel() for column in (left, right))
     across, down = np.repeat(across, 3), down[:, None]
 
-    def blend_columns(chosen: np.ndarray) -> np.ndarray:
-        near = chosen.take(left, axis=1).astype(np.float32)
-        far = chosen.take(right, axis=1).astype(np.float32)
+    def blend_columns(pixels: np.ndarray) -> np.ndarray:
+        near = pixels.take(left, axis=1).astype(np.float32)
+        far = pixels.take(right, axis=1).astype(np.float32)
         return near + (far - near) * across
 
     upper, lower = blend_columns(rows[top]), blend_columns(rows[bottom])

@@ -16,7 +16,7 @@ _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 def normalize(text: str, mode: TextNorm) -> str:
-    """`text` as the mode wants it.
+    """Normalises a text.
 
     - `reference`: A-Z to a-z and nothing else, as `tf.strings.lower` does in the released SigLIP 2
       pipeline (big_vision, `SigLIP2_demo.ipynb`): "МОСКВА" stays, "ÉCOLE" becomes "École".

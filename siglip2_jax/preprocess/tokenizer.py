@@ -150,8 +150,8 @@ class Tokenizer:
         rows = [self._encode(text) for text in texts]
         ids = np.full((len(rows), self.length), self.pad_id, np.int32)
         for target, row in zip(ids, rows, strict=True):
-            kept = [*row[: self.length - 1], self.eos_id]
-            target[: len(kept)] = kept
+            sequence = [*row[: self.length - 1], self.eos_id]
+            target[: len(sequence)] = sequence
         truncated = np.array([len(row) >= self.length for row in rows], bool)
         return Tokens(ids, truncated)
 
@@ -253,12 +253,14 @@ def _find(path: epath.Path) -> epath.Path:
     if not path.is_dir():
         raise TokenizerError(f"{path}: no such tokenizer file or directory")
     models = sorted(path.glob("*.model"))
-    named = [path / name for name in (*MODEL_FILES, "tokenizer.json") if (path / name).is_file()]
+    candidates = [
+        path / name for name in (*MODEL_FILES, "tokenizer.json") if (path / name).is_file()
+    ]
     if len(models) == 1:
         return models[0]
-    if named:
-        return named[0]
-    found = ", ".join(model.name for model in models) or "none"
+    if candidates:
+        return candidates[0]
+    names = ", ".join(model.name for model in models) or "none"
     raise TokenizerError(
-        f"{path}: expected tokenizer.model, one *.model or tokenizer.json in it, found {found}"
+        f"{path}: expected tokenizer.model, one *.model or tokenizer.json in it, found {names}"
     )

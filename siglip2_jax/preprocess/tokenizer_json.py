@@ -179,12 +179,12 @@ def _check_kind(tokenizer: dict[str, Any]) -> None:
         )
     normalizer, split = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer")
     steps = normalizer.get("normalizers", [normalizer])
-    known = SPACE_TO_PIECE in steps and all(s in (SPACE_TO_PIECE, LOWERCASE) for s in steps)
+    is_gemma_like = SPACE_TO_PIECE in steps and all(s in (SPACE_TO_PIECE, LOWERCASE) for s in steps)
     # Once spaces became pieces, Gemma's split on " " finds nothing. Any other split matters.
-    if not known or (split and split.get("pattern") != SPACE_TO_PIECE["pattern"]):
-        found = ", ".join(step.get("type", "?") for step in (*steps, split) if step) or "nothing"
+    if not is_gemma_like or (split and split.get("pattern") != SPACE_TO_PIECE["pattern"]):
+        kinds = ", ".join(step.get("type", "?") for step in (*steps, split) if step) or "nothing"
         raise TokenizerError(
-            f"the tokenizer.json prepares text with {found}, expected what Gemma's does, spaces to "
+            f"the tokenizer.json prepares text with {kinds}, expected what Gemma's does, spaces to "
             f"{SPACE} and at most lower-casing beside it: give the model's own tokenizer.model"
         )
 
@@ -246,11 +246,11 @@ def _gemma_like(model_proto: bytes) -> Any:
         "adds a space in front": normalizer.add_dummy_prefix,
         "removes extra spaces": normalizer.remove_extra_whitespaces,
     }
-    found = " and ".join(difference for difference, holds in differences.items() if holds)
-    if found:
+    problems = " and ".join(difference for difference, holds in differences.items() if holds)
+    if problems:
         raise TokenizerError(
-            f"the SentencePiece model {found}, so it has no tokenizer.json of Gemma's kind: keep "
-            "its .model file"
+            f"the SentencePiece model {problems}, so it has no tokenizer.json of Gemma's kind: "
+            "keep its .model file"
         )
     return model
 

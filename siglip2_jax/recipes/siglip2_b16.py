@@ -134,12 +134,12 @@ class Recipe:
 
     def losses(self, supervised_only: bool) -> dict[str, Objective]:
         """Sections 2.2 and 2.3: equal weights of sigmoid and captioning; 1 and 0.25 of the rest."""
-        found: dict[str, Objective] = {
+        supervised: dict[str, Objective] = {
             "sigmoid": Sigmoid(weight=1.0),
             "caption": Captioning(weight=1.0, parallel=0.5),
         }
         if supervised_only:
-            return found
+            return supervised
         head: dict[str, Any] = {
             "prototypes": self.scale.tokens(65_536),
             "hidden": self.scale.width(2048),
@@ -149,7 +149,7 @@ class Recipe:
             "center_momentum": 0.9,
         }
         weight = WEIGHT[self.size]
-        return found | {
+        return supervised | {
             "self_distill": SelfDistill(weight=1.0 * weight, **head),
             "masked": MaskedPrediction(weight=0.25 * weight, ratio=0.5, **head),
         }

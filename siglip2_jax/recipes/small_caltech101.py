@@ -39,7 +39,7 @@ def images(split: str, caption: str) -> Folder:
 
 
 def model() -> ModelConfig:
-    """Two narrow towers; the prompts need little of theirs."""
+    """Two narrow towers; one layer is enough for the short prompts."""
     return ModelConfig(
         vision=VisionConfig(
             width=128, depth=2, mlp_dim=512, num_heads=4, patch_size=8, grid=7, image_size=None

@@ -23,7 +23,7 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of parameters, by path
 
 
 def open_run(workdir: str | os.PathLike[str]) -> RunCheckpoints:
-    """The checkpoints of a run that exists: Orbax would make the directory of one that does not.
+    """Opens the checkpoints of a run that exists; Orbax alone would create a missing directory.
 
     Raises:
       ValueError: there is none.
@@ -48,15 +48,15 @@ def find_step(
         run = [span for span in stage_steps(config) if span.end <= program.stage.first_step]
     else:
         run = [StepRange(*span) for span in checkpoints.record(steps[-1])["stages"]]
-    step = wanted = source_step(start, run)
+    step = target = source_step(start, run)
     if start.workdir is not None and start.step is None:
-        step = min(steps, key=lambda saved: abs(saved - wanted))  # not every step was kept
-    if step != wanted:
-        found = f"step {step}, the nearest to {wanted} that {checkpoints.directory} holds"
-        log.warning("stage %r continues from %s", program.stage.name, found)
+        step = min(steps, key=lambda saved: abs(saved - target))  # not every step was kept
+    if step != target:
+        nearest = f"step {step}, the nearest to {target} that {checkpoints.directory} holds"
+        log.warning("stage %r continues from %s", program.stage.name, nearest)
     if step not in steps:
-        found = ", ".join(map(str, steps))
-        raise ValueError(f"{checkpoints.directory} holds no step {step}; it holds {found}")
+        listing = ", ".join(map(str, steps))
+        raise ValueError(f"{checkpoints.directory} holds no step {step}; it holds {listing}")
     return step
 
 

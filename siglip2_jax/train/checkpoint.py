@@ -49,10 +49,10 @@ class RunCheckpoints:
         policies = ocp.training.preservation_policies
         preserve = None
         if settings is not None:
-            kept = [policies.LatestN(settings.keep_last), policies.CustomSteps(sorted(keep))]
+            rules = [policies.LatestN(settings.keep_last), policies.CustomSteps(sorted(keep))]
             if settings.keep_every is not None:
-                kept.append(policies.EveryNSteps(settings.keep_every))
-            preserve = policies.AnyPreservationPolicy(kept)
+                rules.append(policies.EveryNSteps(settings.keep_every))
+            preserve = policies.AnyPreservationPolicy(rules)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=preserve,  # pyright: ignore[reportArgumentType]  # it is one
@@ -74,7 +74,7 @@ class RunCheckpoints:
         return max(self.steps, default=None)
 
     def damage(self, step: int) -> str | None:
-        """Phrase that says what of a checkpoint is missing or damaged, or None if it is whole.
+        """Phrase for the missing or damaged part of a checkpoint; None if the checkpoint is whole.
 
         All processes call it together, share the reading, and get the same answer.
 
@@ -163,24 +163,24 @@ class RunCheckpoints:
         """
         saved = self.shapes(step, tree)
         for path, leaf in like.items():
-            found = saved[path].shape if path in saved else "nothing"
-            if found != leaf.shape:
+            shape = saved[path].shape if path in saved else "nothing"
+            if shape != leaf.shape:
                 raise ValueError(
-                    f"{self.directory / str(step)} holds {found} for {tree}/{path} where this "
+                    f"{self.directory / str(step)} holds {shape} for {tree}/{path} where this "
                     f"config needs {leaf.shape}; train in another workdir, or start from this "
                     "checkpoint with a Continue stage, which resizes"
                 )
-        wanted = dict.fromkeys(saved, ocp.PLACEHOLDER) | dict(like)
+        request = dict.fromkeys(saved, ocp.PLACEHOLDER) | dict(like)
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {tree: unflatten(wanted)})
+            trees = self._checkpointer.load_checkpointables(step, {tree: unflatten(request)})
         except (KeyError, ValueError) as error:  # Orbax tells of a lost file at great length
             folder = self.directory / str(step)
             raise ValueError(f"{folder}: files of {tree}/ are missing or damaged") from error
-        leaves = by_path(loaded[tree])
+        leaves = by_path(trees[tree])
         return {path: leaves[path] for path in like}
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Waits until everything is written."""
         self._checkpointer.wait()
 
     def close(self) -> None:

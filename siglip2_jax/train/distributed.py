@@ -119,7 +119,7 @@ class StopSignal:
         return self._received
 
     def close(self) -> None:
-        """Gives the signal back."""
+        """Restores the handler that SIGTERM had before."""
         if not self._several:
             signal.signal(signal.SIGTERM, self._previous)
 
@@ -190,7 +190,7 @@ def _news() -> str | None:
 
 
 def _await_news() -> str | None:
-    """News that may follow on a broken collective, for as long as a loss goes unnoticed."""
+    """Waits for news after a broken collective, until any loss would have been noticed."""
     end = time.monotonic() + SECONDS_OF_SILENCE + 2 * SECONDS_TO_FAIL_ALIKE
     while (news := _news()) is None and time.monotonic() < end:
         time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -209,19 +209,19 @@ def _watch(over: threading.Event, beats: Beats) -> None:
 
 
 def _loss(beats: Beats) -> str | None:
-    """Sentence on a process that is lost, which process 0 passes on; this one's beat goes out."""
+    """Sends this process's beat; gives a sentence on a lost process, which process 0 passes on."""
     try:
         beats.beat()
         if beats.process > 0:
             return _store().key_value_try_get(LOSS)
         if (process := beats.silent(time.monotonic())) is None:
             return None
-        lost = loss_of(process, jax.process_count())
-        _store().key_value_set(LOSS, lost)
+        sentence = loss_of(process, jax.process_count())
+        _store().key_value_set(LOSS, sentence)
     except RuntimeError:  # nothing is lost, or the coordinator is
         return None
     time.sleep(2 * SECONDS_BETWEEN_LOOKS)  # this process holds the store, where the others look
-    return lost
+    return sentence
 
 
 def leave(reason: str, code: int = FAILED) -> NoReturn:

@@ -85,7 +85,7 @@ def abstract_batch(
     """
     vision, text = stage.model.vision, stage.model.text
     tokens = vision.num_patches or budget
-    one = Batch(
+    example = Batch(
         image=Patches(
             pixels=np.zeros((1, tokens, vision.patch_size**2 * 3), np.float32),
             yx=np.zeros((1, tokens, 2), np.int32),
@@ -95,12 +95,13 @@ def abstract_batch(
         fields=_fields(stage, budget),
     )
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding), one
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding),
+        example,
     )
 
 
 def check_batches(config: TrainConfig, devices: int) -> None:
-    """Every batch of a run can be dealt to the devices.
+    """Checks that every batch of a run can be dealt to the devices.
 
     Raises:
       ValueError: one cannot.

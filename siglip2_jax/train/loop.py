@@ -1,4 +1,4 @@
-"""The training loop: stages, batches, steps, and what is shown and kept of them."""
+"""The training loop: stages, batches, steps, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def train(
         log.info("process %d of %d runs %s", process, count, in_words(versions))
         try:
             with jax.set_mesh(run.mesh):
-                left = [StageRun(run, stage) for stage in config.resolved if run.saved < stage.end]
-                for stage in left:
+                stages = [StageRun(run, x) for x in config.resolved if run.saved < x.end]
+                for stage in stages:
                     stage.check()
                 run.begin(origin)
-                return all(left.pop(0).run() for _ in range(len(left)))  # each is freed in turn
+                return all(stages.pop(0).run() for _ in range(len(stages)))  # each is freed in turn
         finally:
             run.close()
 
@@ -101,11 +101,11 @@ class StageRun:
         self._bad_before = 0  # by all, before the checkpoint that is resumed
 
     def check(self) -> None:
-        """Refuses what the stage would stop at later, before anything compiles."""
+        """Checks for errors that would stop the stage later, before anything compiles."""
         check_stage(self._program, self._pipeline, self._run.config, self._run.workdir)
 
     def run(self) -> bool:
-        """Runs it; False if it was told to stop."""
+        """Runs the stage; False if a signal stopped it."""
         warn_if_unsplit(self._program, self._run.mesh)
         self._warn_if_uncounted()
         state, reading = self._restore()
@@ -124,7 +124,7 @@ class StageRun:
             log.warning("MFU and FLOPs leave out %s, which define no flops", ", ".join(names))
 
     def _restore(self) -> tuple[TrainState, StepSchedule]:
-        """The state and what is left to read: of a checkpoint within the stage, or its start."""
+        """The state and the steps left, from a checkpoint within the stage or from its start."""
         run, stage = self._run, self._stage
         if run.saved <= stage.first_step:
             state = initialize_stage(self._program, run.config, run.mesh, run.workdir)
@@ -163,31 +163,31 @@ class StageRun:
         batches: Generator[HostBatch, None, None],
         show: Update,
     ) -> bool:
-        """Step after step; the order of what happens after each is deliberate."""
+        """Runs step after step; the order of the actions after each is deliberate."""
         run, stage = self._run, self._stage
         self._throughput.restart()
-        for loaded in self._throughput.waiting(batches):
-            batch = put_batch(loaded.batch, run.mesh)
-            done = stage.first_step + loaded.step + 1
-            self._count_bad(loaded)
-            if loaded.step == 0:
+        for host_batch in self._throughput.waiting(batches):
+            batch = put_batch(host_batch.batch, run.mesh)
+            done = stage.first_step + host_batch.step + 1
+            self._count_bad(host_batch)
+            if host_batch.step == 0:
                 self._preflight(state, batch)
             run.trace.before(done - 1, state)
-            state, metrics = steps[loaded.budget](state, batch)
+            state, metrics = steps[host_batch.budget](state, batch)
             size = batch.text.shape[0]
             self._throughput.count(
-                self._program.batch_size(size), self._program.flops(loaded.budget, size)
+                self._program.batch_size(size), self._program.flops(host_batch.budget, size)
             )
             self._pending.append((done, metrics))
             values = self._look(IN_FLIGHT)
-            due = [x for x in stage.evals if done % x.every == 0 or done == stage.end]
-            if due or done % run.config.logging.every == 0 or done == stage.end:
-                values = self._report(state, done, due)
-            show(loaded.step + 1, stage.num_steps, _note(values))
+            evaluators = [x for x in stage.evals if done % x.every == 0 or done == stage.end]
+            if evaluators or done % run.config.logging.every == 0 or done == stage.end:
+                values = self._report(state, done, evaluators)
+            show(host_batch.step + 1, stage.num_steps, _note(values))
             stopping = run.signal.should_stop(done)
             if stopping or self._save_is_due(done):
                 self._look(0)
-                run.save(state, done, stage, self._progress(loaded.position))
+                run.save(state, done, stage, self._progress(host_batch.position))
             if stopping:
                 with run.storing():
                     run.checkpoints.wait()
@@ -196,7 +196,7 @@ class StageRun:
         return True
 
     def _look(self, in_flight: int) -> dict[str, float]:
-        """Numbers of the newest step but `in_flight`, once all up to it are known to be finite."""
+        """Metrics of the newest step but `in_flight`; all losses up to it are checked."""
         values: dict[str, float] = {}
         while len(self._pending) > in_flight:
             step, metrics = self._pending.pop(0)
@@ -229,15 +229,15 @@ class StageRun:
         bad = self._bad_in_all()
         return {"position": position, "bad_examples": bad, "examples": self._pipeline.sizes}
 
-    def _report(self, state: TrainState, done: int, due: list) -> dict[str, float]:
-        """Writes this step's line: losses, rates, and what evaluators say."""
+    def _report(self, state: TrainState, done: int, evaluators: list) -> dict[str, float]:
+        """Writes this step's line: losses, rates and the evaluators' scores."""
         values = self._look(0) | self._throughput.report()
         values["bad_examples"] = float(self._bad_in_all())
-        for evaluator in due:
+        for evaluator in evaluators:
             model = self._embedder(state)
-            found = evaluator(model)
+            scores = evaluator(model)
             model.params = {}  # or the next step could not reuse their memory
-            values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in found.items()}
+            values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in scores.items()}
         self._raise_alarms(done, values)
         if self._run.writer:
             with self._run.storing():
@@ -248,10 +248,10 @@ class StageRun:
     def _raise_alarms(self, step: int, values: dict[str, float]) -> None:
         """Logs an objective's alarm once; re-arms after it clears."""
         for name, objective in self._program.objectives.items():
-            own = {
+            report = {
                 k.removeprefix(f"{name}/"): v for k, v in values.items() if k.startswith(f"{name}/")
             }
-            alarms = objective.alarms(own)
+            alarms = objective.alarms(report)
             if alarms and name not in self._alarmed:
                 log.warning("step %d, %s: %s", step, name, " ".join(alarms))
             if alarms:
@@ -260,7 +260,7 @@ class StageRun:
                 self._alarmed.discard(name)
 
     def _embedder(self, state: TrainState) -> Embedder:
-        """The model as a user would load it, on the run's mesh; one, which compiles once."""
+        """The model as a user would load it, on the mesh; always the same, to compile once."""
         params = without_heads(state.params)
         if self._model is None:
             preprocess = image_preprocessor(self._stage)
@@ -271,16 +271,16 @@ class StageRun:
         return self._model
 
     def _preflight(self, state: TrainState, batch) -> None:
-        """Says what the sigmoid loss is before the first step, and what it should be."""
+        """Logs the sigmoid loss before the first step, beside its expected value."""
         if not any(objective.across_examples for objective in self._program.objectives.values()):
             return
         start = self._stage.start
         fresh = isinstance(start, Scratch)
         if isinstance(start, Pretrained):  # of LiT, say, `b` is fresh
             fresh = not any(re.fullmatch(part, "b") for part in start.parts)
-        found = preflight(self._program, state, batch)
-        log.info(found.explain(fresh))
-        if warning := found.warning(fresh, isinstance(start, Pretrained)):
+        result = preflight(self._program, state, batch)
+        log.info(result.explain(fresh))
+        if warning := result.warning(fresh, isinstance(start, Pretrained)):
             log.warning(warning)
         self._throughput.restart()
 
@@ -289,7 +289,7 @@ class StageRun:
 
 
 def _note(values: dict[str, float]) -> str:
-    """The numbers worth a glance."""
+    """Short note on loss and rates for the progress bar."""
     shown = [f"loss {values['loss']:.4g}"] if "loss" in values else []
     if "examples_per_s" in values:
         shown.append(f"{values['examples_per_s']:.1f} examples/s")

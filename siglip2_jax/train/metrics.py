@@ -18,16 +18,16 @@ SECONDS_BETWEEN_UPLOADS = 60.0
 
 
 class Sink(Protocol):
-    """Something that takes numbers."""
+    """Destination of metrics."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the numbers of one step."""
 
     def flush(self) -> None:
-        """Makes sure that what was taken survives the process."""
+        """Makes sure that the numbers so far survive the process."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Ends the sink: no more numbers come."""
 
 
 class MetricWriter:
@@ -162,7 +162,7 @@ class WeightsAndBiases:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Nothing: the client uploads by itself."""
+        """Does nothing: the client uploads by itself."""
 
     def close(self) -> None:
         """Ends the run."""

@@ -1,4 +1,4 @@
-"""Before the first step: is the loss what it should be, and does `b` fit the batch size?
+"""Checks before the first step that the loss is as expected and that `b` fits the batch size.
 
 The sigmoid loss learns in `b` how rare a match is: one in the batch size. A model released at a
 batch of 32,768 that is trained on with 512 starts with a bias that is far too low, and its first
@@ -77,9 +77,9 @@ def preflight(program: Program, state: TrainState, batch: Batch) -> Preflight:
     Where a stage curates, as many examples of the super-batch as it trains on count.
     """
 
-    read = batch.text.shape[0]
-    parts = read // program.batch_size(read)
-    n = read // parts
+    size = batch.text.shape[0]
+    parts = size // program.batch_size(size)
+    n = size // parts
 
     @jax.jit
     def losses(params, batch: Batch, shifts: jax.Array):
@@ -87,14 +87,14 @@ def preflight(program: Program, state: TrainState, batch: Batch) -> Preflight:
         t, b = params["t"], params["b"]
         return jax.lax.map(lambda shift: sigmoid_loss(image, text, t, b + shift), shifts), b
 
-    found, b = losses(state.params, batch, jnp.asarray(SHIFTS))
-    found, bias = np.asarray(found, np.float64), float(b)
+    values, b = losses(state.params, batch, jnp.asarray(SHIFTS))
+    values, bias = np.asarray(values, np.float64), float(b)
     return Preflight(
-        loss=float(found[np.flatnonzero(SHIFTS == 0)[0]]),
+        loss=float(values[np.flatnonzero(SHIFTS == 0)[0]]),
         orthogonal=_softplus(-bias) + (n - 1) * _softplus(bias),
         uninformed=math.log(n) + (n - 1) * math.log(n / (n - 1)) if n > 1 else 0.0,
         bias=bias,
-        best_bias=bias + float(SHIFTS[np.argmin(found)]),
+        best_bias=bias + float(SHIFTS[np.argmin(values)]),
         batch_size=n,
     )
 

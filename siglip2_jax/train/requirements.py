@@ -60,7 +60,7 @@ def _saved(
     config: TrainConfig,
     workdir: str | os.PathLike[str],
 ) -> dict[str, Any]:
-    """Shapes of what a stage starts from, which fit it."""
+    """Shapes of the parameters that a stage starts from, checked to fit it."""
     if isinstance(start, Scratch):
         return {}
     if isinstance(start, Pretrained):

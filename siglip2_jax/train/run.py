@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class StoreError(OSError):
-    """A workdir that cannot be read or written; the message is one sentence."""
+    """Error for a workdir that cannot be read or written; the message is one sentence."""
 
 
 class Run:
@@ -60,7 +60,7 @@ class Run:
         workdir: epath.Path,
         versions: Versions,
     ):
-        """Finds out where the run stands."""
+        """Opens the workdir and finds the last whole checkpoint."""
         self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.stage_steps = stage_steps(config)
@@ -169,17 +169,17 @@ class Run:
         Raises:
           ValueError: there are checkpoints, but none is whole.
         """
-        damaged, whole = {}, 0
+        damaged, newest = {}, 0
         for step in reversed(self.checkpoints.steps):
             damage = self.checkpoints.damage(step)
             if damage is None:
-                whole = step
+                newest = step
                 break
             damaged[step] = damage
-        if damaged and not whole:
-            found = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
+        if damaged and not newest:
+            listing = "; ".join(f"{step}: {damage}" for step, damage in damaged.items())
             raise ValueError(
-                f"{self.checkpoints.directory} holds no whole checkpoint ({found}); put back the "
+                f"{self.checkpoints.directory} holds no whole checkpoint ({listing}); put back the "
                 "files of one, or train in another workdir"
             )
         for step, damage in damaged.items():
@@ -189,12 +189,12 @@ class Run:
                 step,
                 damage,
                 self.checkpoints.set_aside(step),
-                whole,
+                newest,
             )
-        return whole
+        return newest
 
     def _check_stage(self, stage: str) -> None:
-        """The checkpoint to resume belongs to the stage that this config has there."""
+        """Checks that the checkpoint to resume belongs to the stage of its step in this config."""
         there = [span.name for span in self.stage_steps if span.first < self.saved <= span.end]
         if [stage] != there:
             place = (

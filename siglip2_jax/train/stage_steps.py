@@ -44,11 +44,11 @@ def source_step(start: Continue, run: Sequence[StepRange]) -> int:
     """
     span = run[-1]
     if start.stage is not None:
-        named = [span for span in run if span.name == start.stage]
-        if not named:
+        matches = [span for span in run if span.name == start.stage]
+        if not matches:
             names = ", ".join(span.name for span in run)
             raise ValueError(f"there is no stage {start.stage!r} to continue; there are: {names}")
-        span = named[0]
+        span = matches[0]
     if start.step is not None:
         return span.first + start.step
     fraction = 1.0 if start.fraction is None else start.fraction

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def warn_if_unsplit(program: Program, mesh: Mesh) -> None:
-    """Says so where the mesh does not divide the widths of a model, so that it is held whole."""
+    """Warns where the mesh does not divide the widths of a model: devices hold it whole."""
     fsdp, share = mesh.shape["fsdp"], unsplit_share(mesh, program.shapes)
     if fsdp > 1 and share > 0.1:
         log.warning(
@@ -93,8 +93,8 @@ def initialize_stage(
             if start.optimizer:
                 moments = _moments(state, *source)
             if start.average and average is not None:
-                kept = {path: program.shapes[path] for path in program.average.paths}
-                saved = _continued(kept, *source, mesh, AVERAGE)
+                shapes = {path: program.shapes[path] for path in program.average.paths}
+                saved = _continued(shapes, *source, mesh, AVERAGE)
                 average = unflatten(flatten(average) | saved)
         step = jax.device_put(np.int32(program.stage.first_step), state.step.sharding)
     teacher = load_teacher_params(program, config, mesh, workdir)
@@ -132,12 +132,12 @@ def load_teacher_params(
 def _pretrained(shapes: Shapes, start: Pretrained, mesh: Mesh) -> dict[str, jax.Array]:
     """Parameters of a checkpoint in any format, resized where the stage needs it."""
     shardings = param_shardings(mesh, shapes)
-    found = {}
+    params = {}
     for path, tensor in stored_params(start, shapes).items():  # one at a time, never all twice
         value = _fitted(path, tensor.read(), shapes[path].shape)
         value = value + np.float32(start.bias_shift) if path == "b" else value
-        found[path] = device_put_global(np.asarray(value), shardings[path])
-    return found
+        params[path] = device_put_global(np.asarray(value), shardings[path])
+    return params
 
 
 def stored_params(start: Pretrained, shapes: Shapes) -> dict[str, Lazy]:
@@ -147,21 +147,21 @@ def stored_params(start: Pretrained, shapes: Shapes) -> dict[str, Lazy]:
       ValueError: there are none, or they do not fit the stage.
       OSError: there is no such checkpoint.
     """
-    stored = checkpoints.read(start.source).params
-    paths = [path for path in stored if any(re.fullmatch(p, path) for p in start.parts)]
+    tensors = checkpoints.read(start.source).params
+    paths = [path for path in tensors if any(re.fullmatch(p, path) for p in start.parts)]
     if not paths:
         raise ValueError(
             f"Pretrained.parts {start.parts} match none of the parameters of {start.source}; "
-            f"patterns match whole paths such as {next(iter(stored))!r}"
+            f"patterns match whole paths such as {next(iter(tensors))!r}"
         )
     if start.bias_shift and "b" not in paths:
         raise ValueError(
             f"Pretrained.bias_shift is {start.bias_shift}, but parts {start.parts} leave b fresh; "
             'add "b" to parts, or leave bias_shift at 0'
         )
-    taken = {path: stored[path] for path in paths if path in shapes}
-    check_shapes(taken, shapes, start.source)
-    return taken
+    params = {path: tensors[path] for path in paths if path in shapes}
+    check_shapes(params, shapes, start.source)
+    return params
 
 
 def _continued(
@@ -177,17 +177,17 @@ def _continued(
         check_towers(saved, shapes, source)
     check_shapes(saved, shapes, source)
     shardings = param_shardings(mesh, shapes)
-    same, other = {}, {}
+    same, resized = {}, {}
     for path, leaf in shapes.items():
         if path not in saved:
             continue
         fits = saved[path].shape == leaf.shape
         sharding = shardings[path] if fits else NamedSharding(mesh, jax.P())
         like = jax.ShapeDtypeStruct(saved[path].shape, saved[path].dtype, sharding=sharding)
-        (same if fits else other)[path] = like
-    params = checkpoints.read(step, tree, same | other) if same or other else {}
-    for path in other:
-        log.info("%s is resized from %s", path, other[path].shape)
+        (same if fits else resized)[path] = like
+    params = checkpoints.read(step, tree, same | resized) if same or resized else {}
+    for path in resized:
+        log.info("%s is resized from %s", path, resized[path].shape)
         value = _fitted(path, np.asarray(params[path]), shapes[path].shape)
         params[path] = device_put_global(value, shardings[path])
     return params

@@ -1,4 +1,4 @@
-"""Everything a step changes."""
+"""State of training: everything that a step changes."""
 
 from __future__ import annotations
 

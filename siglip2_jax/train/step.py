@@ -105,12 +105,12 @@ class Program:
           The state after, and float32 scalars: `loss`, `loss/<objective>`, what objectives report
           as `<objective>/<name>`, `grad_norm` (before clipping) and `learning_rate`.
         """
-        chosen: Metrics = {}
+        curation: Metrics = {}
         if self.selector is not None:
             student = nnx.merge(self._graphdef, without_heads(state.params))
             key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
             assert state.teacher_params is not None
-            batch, chosen = self.selector.choose(student, state.teacher_params, batch, key)
+            batch, curation = self.selector.choose(student, state.teacher_params, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
 
@@ -125,7 +125,7 @@ class Program:
             state.step - self.stage.first_step
         )
         norm = optax.tree.norm(gradients)
-        metrics |= {f"curation/{name}": value for name, value in chosen.items()}
+        metrics |= {f"curation/{name}": value for name, value in curation.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         state = dataclasses.replace(
             state,
@@ -168,12 +168,12 @@ class Program:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
         student = nnx.merge(self._graphdef, without_heads(params))
 
-        def one(carry: None, part: Batch) -> tuple[None, tuple[Array, Array]]:
+        def embed_part(carry: None, part: Batch) -> tuple[None, tuple[Array, Array]]:
             features = student.encode(part.image, part.text)
             return None, (features.image, features.text)
 
         split = jax.tree.map(lambda x: split_batch(x, self.stage.optim.accumulate), batch)
-        _, embeddings = jax.lax.scan(one, None, split)
+        _, embeddings = jax.lax.scan(embed_part, None, split)
         return jax.tree.map(join_batch, embeddings)
 
     def _loss(
@@ -182,15 +182,15 @@ class Program:
         """The weighted sum of all objectives; what they report, and their heads' new buffers."""
         show = functools.partial(self._view, params, state)
         local = {k: x for k, x in self.objectives.items() if not x.across_examples}
-        whole = {k: x for k, x in self.objectives.items() if x.across_examples}
+        across = {k: x for k, x in self.objectives.items() if x.across_examples}
         student = nnx.merge(self._graphdef, without_heads(params))
         parts = self.stage.optim.accumulate
         if parts == 1:
             features = self._encode(student, batch)
-            reports = self._run(local | whole, params, show(features, batch))
+            reports = self._run(local | across, params, show(features, batch))
         else:
             features, reports = self._accumulated(student, params, show, local, batch, parts)
-            reports |= self._run(whole, params, show(features, None))
+            reports |= self._run(across, params, show(features, None))
         loss = jnp.asarray(sum(x.weight * reports[k][0] for k, x in self.objectives.items()))
         metrics = {f"loss/{name}": value for name, (value, _, _) in reports.items()}
         for name, (_, report, _) in reports.items():
@@ -214,13 +214,13 @@ class Program:
         """
 
         @jax.checkpoint
-        def one(index: Array, part: Batch) -> tuple[Array, Any]:
+        def run_part(index: Array, part: Batch) -> tuple[Array, Any]:
             features = self._encode(student, part)
             reports = self._run(local, params, show(features, part, index))
             return index + 1, (dataclasses.replace(features, tokens=None, valid=None), reports)
 
         split = jax.tree.map(lambda x: split_batch(x, parts), batch)
-        _, (features, reports) = jax.lax.scan(one, jnp.int32(0), split)
+        _, (features, reports) = jax.lax.scan(run_part, jnp.int32(0), split)
         return jax.tree.map(join_batch, features), jax.tree.map(lambda x: x.mean(0), reports)
 
     def _encode(self, student: SigLIP2, batch: Batch) -> Features:
@@ -231,7 +231,7 @@ class Program:
 
     def _run(self, objectives: Mapping[str, Objective], params: Params, view: Any) -> dict:
         """Loss, report and buffers of each objective."""
-        found = {}
+        reports = {}
         for name, objective in objectives.items():
             head = self._head(name, params)
             try:
@@ -239,8 +239,8 @@ class Program:
             except Exception as error:
                 error.add_note(f"in the loss of the objective {name!r}")
                 raise
-            found[name] = (loss, report, _buffers(head))
-        return found
+            reports[name] = (loss, report, _buffers(head))
+        return reports
 
     def _view(
         self,
@@ -252,7 +252,7 @@ class Program:
     ):
         """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, without_heads(params))
-        ema_params, seen = jax.lax.stop_gradient(state.ema_params), {}
+        ema_params, cache = jax.lax.stop_gradient(state.ema_params), {}
         key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
         key = jax.random.fold_in(key, part)
 
@@ -260,7 +260,7 @@ class Program:
             teacher = None
             if ema_params is not None and self.objectives[name].has_teacher:
                 model, head = self.average.model(ema_params), self._head(name, ema_params)
-                teacher = Teacher(model, head, batch, seen)
+                teacher = Teacher(model, head, batch, cache)
             return View(student, teacher, features, batch, _fold_name(key, name), state.step)
 
         return view

@@ -37,7 +37,7 @@ class Throughput:
         self._waited = 0.0
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, counting the time each lets one wait."""
+        """Yields the items, and counts the time spent waiting for each."""
         iterator = iter(items)
         while True:
             start = time.perf_counter()
@@ -53,18 +53,19 @@ class Throughput:
         self._flops += flops
 
     def report(self) -> dict[str, float]:
-        """Rates since the last report: examples per second, in all and per device, the share of
-        the time spent waiting for data, and MFU (the share of the devices' peak that the model's
-        analytic FLOPs use) where the device's peak is known.
+        """Rates since the last report: examples per second, the wait for data, and MFU.
+
+        Examples per second are in all and per device; the wait is a share of the time. MFU, the
+        share of the devices' peak that the model's analytic FLOPs use, needs a known peak.
         """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rate = self._examples / elapsed
-        found = {
+        rates = {
             "examples_per_s": rate,
             "examples_per_s_per_chip": rate / jax.device_count(),
             "data_wait": self._waited / elapsed,
         }
         if self._peak:
-            found["mfu"] = self._flops / elapsed / self._peak
+            rates["mfu"] = self._flops / elapsed / self._peak
         self.restart()
-        return found
+        return rates

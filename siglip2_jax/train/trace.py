@@ -16,7 +16,7 @@ class Trace:
     """Profiles a range of steps; after a resume, the remainder of the range."""
 
     def __init__(self, profile: Profile | None, workdir: str | os.PathLike[str]):
-        """Says what to trace; None is nothing.
+        """Sets the steps to trace; None traces nothing.
 
         Args:
           profile: the window.

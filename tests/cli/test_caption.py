@@ -54,7 +54,7 @@ def test_a_line_for_each_image(siglip2, photos, loads):
 
 
 @pytest.mark.parametrize(
-    "options, writing",
+    "options, generation",
     [
         ((), GenerationConfig()),
         (("--method", "beam", "--beams", 2), GenerationConfig("beam", beams=2)),
@@ -72,7 +72,7 @@ def test_json_holds_what_the_api_gives(siglip2, photos, loads, options, generati
     answer = json.loads(result.out)
     assert answer["preproc"] == "reference" and answer["method"] == generation.method
     first, broken, last = answer["results"]
-    queries = map(captioning.Ask, images)
+    queries = map(captioning.Query, images)
     expected = list(looks().stream(queries, generation, max_num_patches=16, batch_size=4))
     for found, wanted, image in ((first, expected[0], images[0]), (last, expected[2], images[2])):
         assert found == {"image": image, "caption": wanted.text, "score": wanted.score}

@@ -45,7 +45,7 @@ def test_foreign_records_are_refused(damage):
 
 
 def test_cut_record_is_refused():
-    with pytest.raises(ValueError, match="its header tells of"):
+    with pytest.raises(ValueError, match="but its header describes"):
         decode_example(encode_example(example(1))[:-1])
 
 

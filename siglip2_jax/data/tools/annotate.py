@@ -95,14 +95,14 @@ def annotate(
     partial = out.with_name(out.name + ".partial")
     way_out = f"choose another name, or delete {partial} to start anew"
     claim(partial / "settings.json", _settings(source, rows, annotator, limits), way_out)
-    with Rows(partial, 0, rows_per_part=_ROWS_PER_PART) as saved:
-        resumed = len(saved)
+    with Rows(partial, 0, rows_per_part=_ROWS_PER_PART) as store:
+        resumed = len(store)
         for result in _results(examples, annotator, limits, resumed):
-            saved.add(None, json.dumps(result))
+            store.add(None, json.dumps(result))
             if progress:
-                progress(len(saved), len(rows))
-    summary = _finish(out, rows, [json.loads(note) for note in saved.texts()], resumed)
-    saved.remove()
+                progress(len(store), len(rows))
+    summary = _finish(out, rows, [json.loads(note) for note in store.texts()], resumed)
+    store.remove()
     return summary
 
 
@@ -136,11 +136,11 @@ def _results(
         except (ValueError, OSError) as error:
             return error
 
-    for found in thread_map(read, range(start, len(examples)), _AHEAD):
-        if isinstance(found, Exception):
-            yield {"error": str(found)}
+    for result in thread_map(read, range(start, len(examples)), _AHEAD):
+        if isinstance(result, Exception):
+            yield {"error": str(result)}
             continue
-        example, image = found
+        example, image = result
         try:
             regions = [x for x in annotator(image, example) if x.score >= limits.min_score]
         except ValueError as error:
@@ -160,12 +160,14 @@ def _finish(
         if "error" in result
     ]
     write_errors(out.with_suffix(".errors.jsonl"), errors)
-    kept = [
+    good_rows = [
         {**row, "regions": result["regions"]}
         for row, result in zip(rows, results, strict=True)
         if "error" not in result
     ]
-    if kept:
+    if good_rows:
         with open_output(out) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
-    return Summary(len(kept), sum(len(row["regions"]) for row in kept), len(errors), resumed)
+            file.writelines(json.dumps(row).encode() + b"\n" for row in good_rows)
+    return Summary(
+        len(good_rows), sum(len(row["regions"]) for row in good_rows), len(errors), resumed
+    )

@@ -82,6 +82,6 @@ class Detections:
         """The regions found; none where the captions name nothing."""
         queries = self.categories
         if not queries:
-            found = [ngrams(caption, self.longest) for caption in example["captions"]]
-            queries = tuple(dict.fromkeys(query for queries in found for query in queries))
+            phrases = [ngrams(caption, self.longest) for caption in example["captions"]]
+            queries = tuple(dict.fromkeys(query for queries in phrases for query in queries))
         return self.detector.detect(image, queries) if queries else []

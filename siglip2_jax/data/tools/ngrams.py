@@ -71,12 +71,12 @@ def ngrams(text: str, longest: int = 10) -> tuple[str, ...]:
       Each n-gram once, by the place of its first word and then by length.
     """
     words = _words(text)
-    found: dict[str, None] = {}
+    phrases: dict[str, None] = {}
     for start in range(len(words)):
         for end in range(start + 1, min(start + longest, len(words)) + 1):
             if not _NAMELESS.issuperset(words[start:end]):
-                found[" ".join(words[start:end])] = None
-    return tuple(found)
+                phrases[" ".join(words[start:end])] = None
+    return tuple(phrases)
 
 
 def _words(text: str) -> list[str]:

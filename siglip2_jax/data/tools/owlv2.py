@@ -97,7 +97,7 @@ class Owlv2Detector:
             logits, _ = self._model.class_predictor(features, self._embed(queries)[None])
             scores, best = logits[0].sigmoid().max(dim=-1)
             kept = scores >= self.threshold
-            found = zip(
+            detections = zip(
                 self._corners(boxes[kept], image).tolist(),
                 best[kept].tolist(),
                 scores[kept].tolist(),
@@ -105,7 +105,7 @@ class Owlv2Detector:
             )
             return [
                 Region((ymin, xmin, ymax, xmax), queries[int(index)], score)
-                for (ymin, xmin, ymax, xmax), index, score in found
+                for (ymin, xmin, ymax, xmax), index, score in detections
                 if ymin < ymax and xmin < xmax  # not one wholly in the padding
             ]
 
@@ -137,9 +137,9 @@ class Owlv2Detector:
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
             ).pooler_output
             parts.append(torch.nn.functional.normalize(towers.text_projection(pooled), dim=-1))
-        found = torch.cat(parts).unflatten(0, (len(queries), len(self.prompts))).mean(dim=1)
-        self._embedded = key, found
-        return found
+        embeddings = torch.cat(parts).unflatten(0, (len(queries), len(self.prompts))).mean(dim=1)
+        self._embedded = key, embeddings
+        return embeddings
 
     def _corners(self, boxes: torch.Tensor, image: Image) -> torch.Tensor:
         """Boxes as shares of the image; the model saw it padded to a square on the right or below.

@@ -86,17 +86,19 @@ def pack(
     }
     way_out = "choose another directory or name"
     claim(destination / f"{name}.manifest.json", settings, way_out)
-    listed = destination / f"{name}.errors.jsonl"
+    errors_file = destination / f"{name}.errors.jsonl"
     todo = missing(destination, shards)
-    errors = [error for error in read_errors(listed) if error["shard"] not in todo]
+    errors = [error for error in read_errors(errors_file) if error["shard"] not in todo]
     for shard in todo:
         with replacing(destination / shard) as temporary:
             bad = _write(examples, shards[shard], temporary, progress)
             errors += [{"shard": shard, **error} for error in bad]
             # The errors first: a shard that is there under its name is wholly accounted for.
-            write_errors(listed, errors)
+            write_errors(errors_file, errors)
     if len(errors) == total:
-        raise ValueError(f"none of {total} examples could be packed; {listed} says why for each")
+        raise ValueError(
+            f"none of {total} examples could be packed; {errors_file} says why for each"
+        )
     return Summary(
         examples=total - len(errors),
         skipped=len(errors),

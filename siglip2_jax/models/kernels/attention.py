@@ -101,7 +101,7 @@ def choose(
 
 
 def _lack(query: Array) -> str | None:
-    """Reason why cuDNN cannot: what its support matrix asks for in both passes on every GPU."""
+    """Reason why cuDNN cannot run here, by the limits of its support matrix for both passes."""
     size = query.shape[-1]
     if platform() != "gpu":
         return f'needs a GPU, found the platform "{platform()}"'
@@ -135,10 +135,10 @@ def _cudnn(query: Array, key: Array, value: Array, valid: Array | None) -> Array
     # promises nothing.
     every = jnp.ones(key.shape[:2], bool)
     lengths = (every if valid is None else valid).sum(axis=1, dtype=jnp.int32)
-    found = jax.nn.dot_product_attention(
+    values = jax.nn.dot_product_attention(
         query, key, value, key_value_seq_lengths=jnp.maximum(lengths, 1), implementation="cudnn"
     )
-    return jnp.where(lengths[:, None, None, None] > 0, found, 0)
+    return jnp.where(lengths[:, None, None, None] > 0, values, 0)
 
 
 def _xla(query: Array, key: Array, value: Array, valid: Array | None) -> Array:

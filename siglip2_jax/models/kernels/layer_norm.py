@@ -87,10 +87,10 @@ def _backward(
     epsilon: float,
     dtype: Any,
     interpret: bool,
-    kept: tuple[Array, Array],
+    residuals: tuple[Array, Array],
     cotangents: tuple[Array, Array],
 ) -> tuple[Array, Array, Array]:
-    x, scale = kept
+    x, scale = residuals
     kernel = functools.partial(_backward_kernel, epsilon=epsilon)
     d_x, sums = _call(kernel, (x, *cotangents), (scale,), (x.dtype, None), interpret)
     d_scale, d_bias = sums.sum(0)
@@ -119,9 +119,9 @@ def _backward_kernel(
         d_normal = d_y * scale[...]
         mean = d_normal.mean(-1, keepdims=True)
         slope = (d_normal * normal).mean(-1, keepdims=True)
-        found = (d_normal - mean - normal * slope) * deviation
-        found += around[image, rows, :].astype(jnp.float32)
-        d_x[image, rows, :] = found.astype(d_x.dtype)
+        gradient = (d_normal - mean - normal * slope) * deviation
+        gradient += around[image, rows, :].astype(jnp.float32)
+        d_x[image, rows, :] = gradient.astype(d_x.dtype)
         sums[0, 0:1] += (d_y * normal).sum(0, keepdims=True)
         sums[0, 1:2] += d_y.sum(0, keepdims=True)
 
@@ -129,7 +129,7 @@ def _backward_kernel(
 
 
 def _normal(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """Tokens without mean and with variance 1, and what they were multiplied by."""
+    """Tokens with mean 0 and variance 1, and the factor that gave them this variance."""
     x = x.astype(jnp.float32)
     x -= x.mean(-1, keepdims=True)
     deviation = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon)
@@ -139,15 +139,15 @@ def _normal(x: Array, epsilon: float) -> tuple[Array, Array]:
 def _each(some: Any, shape: tuple[int, ...]) -> None:
     """Calls `some` with image and rows, until all of a block are done."""
     images, tokens, _ = shape
-    whole = tokens // _ROWS
+    chunks = tokens // _ROWS
 
     def step(index: Array, carry: None) -> None:
-        some(index // whole, pl.ds(pl.multiple_of(index % whole * _ROWS, _ROWS), _ROWS))
+        some(index // chunks, pl.ds(pl.multiple_of(index % chunks * _ROWS, _ROWS), _ROWS))
 
-    if whole:
-        jax.lax.fori_loop(0, images * whole, step, None, unroll=2)
+    if chunks:
+        jax.lax.fori_loop(0, images * chunks, step, None, unroll=2)
     if tokens % _ROWS:
-        last = slice(whole * _ROWS, tokens)
+        last = slice(chunks * _ROWS, tokens)
         jax.lax.fori_loop(0, images, lambda image, _: some(image, last), None)
 
 

@@ -62,7 +62,7 @@ def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
 
 @jax.custom_vjp
 def _each(x: Array, kernels: tuple[Array, ...], biases: tuple[Array | None, ...]) -> list[Array]:
-    return [_affine(x, *own).astype(x.dtype) for own in zip(kernels, biases, strict=True)]
+    return [_affine(x, *layer).astype(x.dtype) for layer in zip(kernels, biases, strict=True)]
 
 
 def _each_forward(x: Array, kernels: tuple, biases: tuple) -> tuple[list[Array], tuple]:
@@ -97,18 +97,18 @@ def _backward(bias: Array, cotangent: Array) -> tuple[Array, Array]:
     # Rounding to the layer's dtype loses nothing: that is what the layer's result was rounded to.
     rows = cotangent.astype(bias.dtype)
     # Eight rows of ones: the compiler makes a sum again of a product with one.
-    ones = jnp.ones_like(rows[..., 0])[..., None] * jnp.ones(8, rows.dtype)
+    unit_rows = jnp.ones_like(rows[..., 0])[..., None] * jnp.ones(8, rows.dtype)
     every = tuple(range(rows.ndim - 1))
     total = functools.partial(
         jax.lax.dot_general,
-        ones,
+        unit_rows,
         rows,
         ((every, every), ((), ())),
         precision=jax.lax.Precision.HIGHEST if bias.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-    found = (total(out_sharding=PartitionSpec(None, None)) if has_mesh() else total())[0]
-    return cotangent, found.astype(bias.dtype)
+    sums = (total(out_sharding=PartitionSpec(None, None)) if has_mesh() else total())[0]
+    return cotangent, sums.astype(bias.dtype)
 
 
 _add_bias.defvjp(_forward, _backward)

@@ -51,7 +51,7 @@ def long_attention(
     scaled = (query.astype(jnp.float32) * size**-0.5).astype(query.dtype)
     q, k, v = _heads_lead(scaled, rows), _heads_lead(key, columns), _heads_lead(value, columns)
     some = jnp.ones(key.shape[:2], bool) if valid is None else valid
-    whole = valid is None and key.shape[1] % columns == 0
+    all_valid = valid is None and key.shape[1] % columns == 0
     shared = _pad(some.astype(jnp.int32), columns)
     segments = SegmentIds(q=jnp.ones((batch, q.shape[2]), jnp.int32), kv=shared)
     kernel = make_splash_mha_single_device(
@@ -67,10 +67,10 @@ def long_attention(
         residual_checkpoint_name="attn_out",
         interpret=interpret,
     )
-    found: Any = jax.vmap(kernel)(q, k, v, None if whole else segments)
-    found = found[:, :, :queries].transpose(0, 2, 1, 3)
+    values: Any = jax.vmap(kernel)(q, k, v, None if all_valid else segments)
+    values = values[:, :, :queries].transpose(0, 2, 1, 3)
     # Without a valid key the kernel gives the mean of all values.
-    return jnp.where(some.any(axis=1)[:, None, None, None], found, 0)
+    return jnp.where(some.any(axis=1)[:, None, None, None], values, 0)
 
 
 def _block(tokens: int) -> int:

@@ -35,7 +35,7 @@ _MASKED = -1e30
 _VMEM = 64 * 2**20
 
 # For the backward pass: query, key, value, their mask, and the scores' log sums.
-_Kept = tuple[Array, Array, Array, Array | None, Array]
+_Residuals = tuple[Array, Array, Array, Array | None, Array]
 
 # Which dimensions a product sums over: rows of neither, of the second, of both.
 _PLAIN = (((1,), (0,)), ((), ()))
@@ -70,7 +70,7 @@ def short_attention(
 
 def _forward(
     query: Array, key: Array, value: Array, valid: Array | None, interpret: bool
-) -> tuple[Array, _Kept]:
+) -> tuple[Array, _Residuals]:
     flat = [_flat(x) for x in (query, key, value)]
     shape = _Shape(query, key)
     out, log_sum = _call(
@@ -87,8 +87,8 @@ def _forward(
     return out, (query, key, value, valid, log_sum)
 
 
-def _backward(interpret: bool, kept: _Kept, cotangent: Array) -> tuple[Any, ...]:
-    query, key, value, valid, log_sum = kept
+def _backward(interpret: bool, residuals: _Residuals, cotangent: Array) -> tuple[Any, ...]:
+    query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
     shape = _Shape(query, key)
     # Of one input, all three side by side are what its gradient is a single product of.
@@ -103,8 +103,8 @@ def _backward(interpret: bool, kept: _Kept, cotangent: Array) -> tuple[Any, ...]
         cost=5,
     )
     gradients = jnp.split(gradients[0], 3, axis=-1) if packed else gradients
-    wanted = zip(gradients, (query, key, value), strict=True)
-    return (*(gradient.reshape(x.shape) for gradient, x in wanted), None)
+    pairs = zip(gradients, (query, key, value), strict=True)
+    return (*(gradient.reshape(x.shape) for gradient, x in pairs), None)
 
 
 short_attention.defvjp(_forward, _backward)
@@ -155,7 +155,9 @@ def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape)
 
     def scores(unit: tuple[int, int, slice]) -> Array:
         image, head, rows = unit
-        return _dot(_read(key, image, head, shape), _own(query, image, head, shape, rows), _SECOND)
+        return _dot(
+            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), _SECOND
+        )
 
     for unit, score in _ahead(scores, shape.units(query.shape[0])):
         image, head, rows = unit
@@ -165,8 +167,8 @@ def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape)
         weights = jnp.exp2(score - largest)
         total = jnp.maximum(weights.sum(0, keepdims=True), 0.5)
         weights = (weights * (1 / total)).astype(value.dtype)
-        found = _dot(weights, _read(value, image, head, shape), _FIRST)
-        _write(out, image, head, shape, found, rows)
+        values = _dot(weights, _read(value, image, head, shape), _FIRST)
+        _write(out, image, head, shape, values, rows)
         log_sum[image, 0, head : head + 1, rows] = largest + jnp.log2(total)
 
 
@@ -184,33 +186,35 @@ def _backward_kernel(
     keep = _column(mask)
     sums: tuple[Array, ...] = ()
 
-    def products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
+    def row_products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
         image, head, rows = unit
         scores = _dot(
-            _read(key, image, head, shape), _own(query, image, head, shape, rows), _SECOND
+            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), _SECOND
         )
         d_weights = _dot(
-            _read(value, image, head, shape), _own(cotangent, image, head, shape, rows), _SECOND
+            _read(value, image, head, shape),
+            _read_alone(cotangent, image, head, shape, rows),
+            _SECOND,
         )
         return scores, d_weights
 
-    for unit, (score, d_weights) in _ahead(products, shape.units(query.shape[0])):
+    for unit, (score, d_weights) in _ahead(row_products, shape.units(query.shape[0])):
         image, head, rows = unit
         score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
         weights = jnp.exp2(score - log_sum[image, 0, head : head + 1, rows])
-        both = weights * d_weights
-        d_scores = both - weights * both.sum(0, keepdims=True)
+        weighted = weights * d_weights
+        d_scores = weighted - weights * weighted.sum(0, keepdims=True)
         d_scores = d_scores.astype(query.dtype)
-        found = (
+        products = (
             _dot(d_scores, _read(query, image, head, shape, rows), _PLAIN),
             _dot(weights.astype(value.dtype), _read(cotangent, image, head, shape, rows), _PLAIN),
         )
-        sums = found if rows.start == 0 else tuple(map(jnp.add, sums, found))
+        sums = products if rows.start == 0 else tuple(map(jnp.add, sums, products))
         if rows.stop == shape.queries:
             _write(d_key, image, head, shape, sums[0] * shape.scale)
             _write(d_value, image, head, shape, sums[1])
-        found = _dot(d_scores, _read(key, image, head, shape), _FIRST) * shape.scale
-        _write(d_query, image, head, shape, found, rows)
+        d_rows = _dot(d_scores, _read(key, image, head, shape), _FIRST) * shape.scale
+        _write(d_query, image, head, shape, d_rows, rows)
 
 
 def _thirds(ref: Any) -> list[Any]:
@@ -226,12 +230,12 @@ def _ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     products before the vector units start on this one's softmax.
     """
     unit = next(units)
-    found = compute(unit)
+    result = compute(unit)
     for following in units:
-        next_found = compute(following)
-        yield unit, found
-        unit, found = following, next_found
-    yield unit, found
+        next_result = compute(following)
+        yield unit, result
+        unit, result = following, next_result
+    yield unit, result
 
 
 def _window(head: int, shape: _Shape) -> tuple[int, int]:
@@ -248,29 +252,29 @@ def _window(head: int, shape: _Shape) -> tuple[int, int]:
 
 
 def _read(ref: Any, image: int, head: int, shape: _Shape, rows: slice = slice(None)) -> Array:
-    """A head, perhaps with neighbours."""
+    """Reads the lanes that hold a head, perhaps with neighbours."""
     return ref[image, rows, slice(*_window(head, shape))]
 
 
-def _own(ref: Any, image: int, head: int, shape: _Shape, rows: slice) -> Array:
-    """A head with zeros for neighbours, so that a product over lanes is its own."""
-    found = _read(ref, image, head, shape, rows)
+def _read_alone(ref: Any, image: int, head: int, shape: _Shape, rows: slice) -> Array:
+    """Reads a head with zeros for its neighbours, so that a product over lanes counts it alone."""
+    window = _read(ref, image, head, shape, rows)
     first, last = _window(head, shape)
     if last - first == shape.size:
-        return found
+        return window
     lane = first + jax.lax.broadcasted_iota(jnp.int32, (1, last - first), 1)
-    own = (lane >= head * shape.size) & (lane < (head + 1) * shape.size)
-    return jnp.where(own, found, jnp.zeros_like(found))
+    in_head = (lane >= head * shape.size) & (lane < (head + 1) * shape.size)
+    return jnp.where(in_head, window, jnp.zeros_like(window))
 
 
 def _write(
-    ref: Any, image: int, head: int, shape: _Shape, found: Array, rows: slice = slice(None)
+    ref: Any, image: int, head: int, shape: _Shape, window: Array, rows: slice = slice(None)
 ) -> None:
     """Writes a head, without its neighbours."""
     start = head * shape.size
     before = start - _window(head, shape)[0]
-    own = found[:, before : before + shape.size]
-    ref[image, rows, start : start + shape.size] = own.astype(ref.dtype)
+    head_values = window[:, before : before + shape.size]
+    ref[image, rows, start : start + shape.size] = head_values.astype(ref.dtype)
 
 
 def _dot(x: Array, y: Array, dimensions: Any) -> Array:
