@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from siglip2_jax.data.text import read_lines
+from siglip2_jax.data.text import read_json, read_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,21 +148,6 @@ def read_babel(path: str | PathLike[str], language: str) -> Classes:
             f"({len(indices)} indices); expected one name for each"
         )
     return Classes(tuple(names), tuple(indices))
-
-
-def read_json(path: str | PathLike[str]) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      ValueError: it is not there, or not JSON.
-    """
-    file = epath.Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: no such file; expected JSON")
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
 
 
 def _entry(found: dict[str, Any], key: str | None, path: str | PathLike[str]) -> Any:
