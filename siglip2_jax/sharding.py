@@ -194,8 +194,19 @@ def _gather(x: Array) -> Array:
 
 
 def gather_rows(x: Float[ArrayLike, "B D"]) -> Float[Array, "B D"]:
-    """Every device gets all rows of a batch; gradients are scattered as they are summed."""
+    """Every device gets all rows of a batch; gradients are scattered as they are summed.
+
+    On a mesh the result takes part in matrix products only. For element-wise work on pairs of
+    examples, or on arrays of another rank, `replicate` them.
+
+    Raises:
+      ValueError: `x` is not a matrix.
+    """
     x = jnp.asarray(x)
+    if x.ndim != 2:
+        raise ValueError(
+            f"gather_rows got an array of shape {x.shape}, expected [B, D]; use sharding.replicate"
+        )
     return jax.reshard(x, PartitionSpec(None, None, reduced=frozenset(AXES))) if has_mesh() else x
 
 

@@ -223,6 +223,23 @@ def test_parts_of_a_batch(shape):
         assert both(x).sharding.is_equivalent_to(NamedSharding(mesh, BATCH), 2)
 
 
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_pairs_of_replicated_rows(shape):
+    """Element-wise work on all pairs, and its gradient, are those of one device."""
+    mesh = mesh_of(shape)
+    x = np.random.default_rng(0).standard_normal(8).astype(np.float32)
+
+    def loss(x):
+        everywhere = replicate(x)
+        return (jnp.abs(everywhere[:, None] - everywhere) ** 3).mean()
+
+    expected = jax.value_and_grad(loss)(jnp.asarray(x))
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(loss))(put_batch(x, mesh))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 4), pytest.param((2, 2), marks=pytest.mark.slow)], ids=str)
 def test_embedder(shape):
     """A model that is split over devices embeds as a whole one does, any number at a time."""
