@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from siglip2_jax.benchmarks.karpathy import read_json
+from siglip2_jax.data.text import read_json
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.retrieval import FullStop, embed_captions, embed_files, end_sentence
 

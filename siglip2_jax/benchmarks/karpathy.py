@@ -9,7 +9,6 @@ together.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from typing import Any
 
@@ -17,6 +16,7 @@ from etils import epath
 
 from siglip2_jax.data.example import make_example
 from siglip2_jax.data.sources import Examples
+from siglip2_jax.data.text import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +93,6 @@ def _read_entry(entry: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
     if strange := [x for x in (entry["split"], *texts) if not isinstance(x, str)]:
         raise TypeError(f"{strange[0]!r:.40} is no text")
     return entry["split"], file, texts
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      ValueError: there is no such file, or it is not JSON in UTF-8.
-    """
-    file = epath.Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: no such file; expected the data set's JSON file")
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise ValueError(
-            f"{path}: not JSON ({error}); it may be cut short, download it again"
-        ) from error
 
 
 class _KarpathyExamples:

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
+from siglip2_jax.checkpoints.table import ConversionError
 
 RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
@@ -53,14 +54,15 @@ def read_record(step: epath.Path) -> dict[str, Any]:
     """Record that a run saved beside the arrays of a checkpoint; opens none of them.
 
     Raises:
-      ValueError: it is missing or damaged.
+      ConversionError: it is missing or damaged.
     """
     try:
         record = _read_json(step, RECORD).get("custom_metadata")
+        if not record:
+            raise _Damaged("it has no record")
     except _Damaged as damage:
-        raise ValueError(f"{step} is damaged ({damage})") from None
-    if not record:
-        raise ValueError(f"{step} is damaged (it has no record)")
+        problem = f"the checkpoint is damaged ({damage})"
+        raise ConversionError([problem], str(step)) from None
     return record
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from siglip2_jax.checkpoints import damage
 from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
 from siglip2_jax.checkpoints.checkpoint import Preprocessing
 from siglip2_jax.checkpoints.orbax import named_as_ours, parse
@@ -109,7 +110,7 @@ def read_record(saved: Saved) -> Mapping[str, Any]:
     Raises:
       ConversionError: the checkpoint is damaged.
     """
-    return _metadata(saved).custom_metadata
+    return damage.read_record(saved.step)
 
 
 def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy]]]:
@@ -152,8 +153,8 @@ def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
 
 def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
     """Opens a tree of a checkpoint: its description, and all its arrays."""
-    metadata = _metadata(saved)
-    tree = metadata.metadata.get(saved.tree)
+    record = read_record(saved)
+    tree = _metadata(saved).get(saved.tree)
     if tree is None:
         problem = f"{saved.tree}/ is damaged (it lists no arrays)"
         raise ConversionError([problem], str(saved.step))
@@ -166,21 +167,22 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
         )
         for path, leaf in leaves.items()
     }
-    return metadata.custom_metadata, tensors
+    return record, tensors
 
 
 def _metadata(saved: Saved) -> Any:
+<<<<<<< HEAD
     """Orbax's metadata of the checkpoint, checked to hold a record."""
+=======
+    """Orbax's description of the arrays in each tree of a checkpoint."""
+>>>>>>> n-audit
     from orbax.checkpoint import v1 as ocp  # slow to import
 
-    subject = str(saved.step)
     try:
-        metadata = ocp.checkpointables_metadata(saved.step)
+        return ocp.checkpointables_metadata(saved.step).metadata
     except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
-        raise ConversionError([f"the checkpoint is damaged ({error})"], subject) from error
-    if not metadata.custom_metadata:
-        raise ConversionError(["the checkpoint is damaged (it has no record)"], subject)
-    return metadata
+        problem = f"the checkpoint is damaged ({error})"
+        raise ConversionError([problem], str(saved.step)) from error
 
 
 def _is_step(path: epath.Path) -> bool:

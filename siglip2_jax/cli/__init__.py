@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in args:
         root.print_help()
         return 2
-    # gcsfs logs each error that it raises, with a traceback, and others that it gets over.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # They log each error that they raise, and others that they get over; absl's are Orbax's.
+    for library in ("gcsfs", "absl"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         _check_buckets(args)
         code = args.run(args) or 0

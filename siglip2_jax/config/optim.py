@@ -9,6 +9,7 @@ from siglip2_jax.config.checks import above, at_least, below, is_regex, one_of
 
 ScheduleKind = Literal["cosine", "rsqrt", "constant"]
 OptimKind = Literal["adam", "adafactor"]
+MomentumDtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,12 +121,14 @@ class Optim:
 
     Attributes:
       kind: "adam", or "adafactor" as in "Scaling Vision Transformers" (arXiv 2106.04560), which
-        needs about a quarter of the memory; its momentum is bfloat16, as in big_vision.
+        needs about a quarter of the memory.
       peak_lr: learning rate where the schedule's factor is 1.
       weight_decay: of the parameters that `decay` matches.
       decay: regular expression that matches the whole paths of parameters that decay.
       b1: decay of the mean of gradients; adafactor's momentum.
       b2: decay of the mean of squared gradients; for adafactor, its upper bound.
+      momentum_dtype: dtype that the mean of gradients is kept in, "float32" or "bfloat16"; None is
+        float32 for adam and bfloat16 for adafactor, as in big_vision.
       eps: added to Adam's square root; adafactor does not read it.
       clip_norm: largest norm of all gradients together; None does not clip.
       schedule: factor over time.
@@ -144,6 +147,7 @@ class Optim:
     decay: str = r".*/kernel"
     b1: float = 0.9
     b2: float = 0.95
+    momentum_dtype: MomentumDtype | None = None
     eps: float = 1e-8
     clip_norm: float | None = 1.0
     schedule: Schedule = Schedule()
@@ -154,6 +158,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         one_of(self, "kind", get_args(OptimKind))
+        one_of(self, "momentum_dtype", (None, *get_args(MomentumDtype)))
         is_regex(self, "decay", self.decay)
         at_least(self, 0, "peak_lr", "weight_decay", "b1", "b2", "ema")
         below(self, 1, "b1", "b2", "ema")

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip2_jax import git_lfs
 from siglip2_jax.data.example import as_captions, with_name
 from siglip2_jax.data.files import find_shards
 from siglip2_jax.data.sources import Examples
@@ -133,6 +134,8 @@ def _open(paths: list[str]) -> Any:
             try:
                 ArrayRecordDataSource([path])
             except RuntimeError as its_error:
+                if git_lfs.is_pointer_file(path):
+                    raise ValueError(f"{path} is {git_lfs.POINTER}") from error
                 raise ValueError(f"{path} is not a whole ArrayRecord file ({its_error})") from error
         raise
 

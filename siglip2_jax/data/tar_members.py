@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from siglip2_jax import git_lfs
+
 Span = tuple[int, int]
 # Data of a member: in one piece, those of the member with a name, or out of reach.
 _Content = Span | str | None
@@ -88,12 +90,14 @@ def _headers(file: BinaryIO, path: str, size: int) -> Iterator[tuple[int, tarfil
     try:
         tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")
     except tarfile.TarError as error:
+        if git_lfs.is_pointer_file(path):
+            raise ValueError(f"{path} is {git_lfs.POINTER}") from error
         raise ValueError(
             f"{path} is not an uncompressed tar ({error}); unpack a compressed one first"
         ) from error
     archive, position, inside = 0, 0, False
     while True:
-        place = f"at byte {position} of {size}"
+        place = f"at byte {min(position, size)} of {size}"
         file.seek(position)
         block = file.read(tarfile.BLOCKSIZE)
         if len(block) < tarfile.BLOCKSIZE:

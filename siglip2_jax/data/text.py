@@ -35,12 +35,29 @@ def parse_json(value: bytes | str) -> Any:
     """Parses JSON.
 
     Raises:
-      ValueError: it is not JSON, or nested too deeply to be read.
+      ValueError: it is not JSON, nested too deeply to be read, or a Git LFS pointer.
     """
+    if isinstance(value, bytes) and git_lfs.is_pointer(value):
+        raise ValueError(git_lfs.POINTER)
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value of a JSON file, local or `gs://`.
+
+    Raises:
+      ValueError: there is no such file, or it is not JSON in UTF-8.
+    """
+    file = epath.Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: no such file; expected JSON")
+    try:
+        return parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:

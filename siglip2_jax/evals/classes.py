@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from siglip2_jax.data.text import read_lines
+from siglip2_jax.data.text import read_json, read_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +150,7 @@ def read_babel(path: str | PathLike[str], language: str) -> Classes:
     return Classes(tuple(names), tuple(indices))
 
 
+<<<<<<< HEAD
 def read_json(path: str | PathLike[str]) -> Any:
     """Reads a JSON file.
 
@@ -173,6 +173,15 @@ def _entry(lists: dict[str, Any], key: str | None, path: str | PathLike[str]) ->
         problem = "it holds several lists" if key is None else f"there is no {key!r}"
         raise ValueError(f"{path}: {problem}; choose one of {', '.join(sorted(lists))}")
     return lists[key]
+=======
+def _entry(found: dict[str, Any], key: str | None, path: str | PathLike[str]) -> Any:
+    if key is None and len(found) == 1:
+        return next(iter(found.values()))
+    if key not in found:
+        wanted = "it holds several lists" if key is None else f"there is no {key!r}"
+        raise ValueError(f"{path}: {wanted}; choose one of {', '.join(sorted(found))}")
+    return found[key]
+>>>>>>> n-audit
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 from siglip2_jax.data.example import make_example
 from siglip2_jax.data.files import find_images, is_hidden
 from siglip2_jax.data.sources import Examples, Source
-from siglip2_jax.data.text import read_lines
-from siglip2_jax.evals.classes import Classes, read_json
+from siglip2_jax.data.text import read_json, read_lines
+from siglip2_jax.evals.classes import Classes
 
 _log = logging.getLogger(__name__)
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")

@@ -83,6 +83,14 @@ def load(image: Image.Image, label: str, max_pixels: int) -> None:
     Raises:
       ImageError: it has no pixels, too many, or damaged ones.
     """
+    _check_size(image, label, max_pixels)
+    try:
+        image.load()
+    except Exception as error:  # whatever a plugin trips over in damaged data
+        raise _DamagedError(label, image.format, error) from error
+
+
+def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
     width, height = image.size
     if not width * height:
         raise ImageError(f"{label}: the image has no pixels ({height} x {width}, height x width).")
@@ -91,14 +99,11 @@ def load(image: Image.Image, label: str, max_pixels: int) -> None:
             f"{label}: {height} x {width} (height x width) is more than max_pixels={max_pixels:,}; "
             "shrink the image, or raise max_pixels if you trust it."
         )
-    try:
-        image.load()
-    except Exception as error:  # whatever a plugin trips over in damaged data
-        raise _DamagedError(label, image.format, error) from error
 
 
 def _read(stream: Stream, label: str, max_pixels: int, least_size: LeastSize | None) -> Image.Image:
     image = _identify(stream, label)
+    _check_size(image, label, max_pixels)  # as it is stored
     if least_size is not None and image.format == "JPEG":  # HEIC would give its thumbnail
         width, height = image.size
         least_height, least_width = least_size((height, width))

@@ -1,9 +1,9 @@
 """Adafactor as in "Scaling Vision Transformers" (arXiv 2106.04560), for parameters in stacks.
 
 It is big_vision's `scale_by_adafactor`: a second moment kept as the means of its rows and columns,
-whose decay is `min(max_decay, 1 - t^-0.8)`, no clipping of the update, and a momentum in bfloat16.
-The second moment is optax's; a tower's blocks are stacked in one array, of which each layer is
-factored by itself.
+whose decay is `min(max_decay, 1 - t^-0.8)`, no clipping of the update, and a momentum in bfloat16,
+or as told. The second moment is optax's; a tower's blocks are stacked in one array, of which each
+layer is factored by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 STACKED = "/blocks/"  # paths of parameters whose first dimension is that of the layers
@@ -31,7 +32,7 @@ class AdafactorState(NamedTuple):
     Attributes:
       count: updates made so far, int32.
       squares: the second moment of each parameter.
-      momentum: moving average of the scaled gradients, bfloat16.
+      momentum: moving average of the scaled gradients.
     """
 
     count: Int[Array, ""]
@@ -39,12 +40,15 @@ class AdafactorState(NamedTuple):
     momentum: Leaves
 
 
-def scale_by_adafactor(*, momentum: float, max_decay: float) -> optax.GradientTransformation:
+def scale_by_adafactor(
+    *, momentum: float, max_decay: float, momentum_dtype: DTypeLike = "bfloat16"
+) -> optax.GradientTransformation:
     """Gradients to Adafactor's direction, on flat dicts whose paths tell which are stacks.
 
     Args:
       momentum: decay of the moving average of the scaled gradients; not debiased.
       max_decay: upper bound of the second moment's decay.
+      momentum_dtype: dtype that the moving average is kept in between updates.
     """
 
     def decay(count: Any, power: Any) -> Array:
@@ -60,7 +64,7 @@ def scale_by_adafactor(*, momentum: float, max_decay: float) -> optax.GradientTr
 
     def init(params: Leaves) -> AdafactorState:
         squares = {path: _each_layer(path, init_square)(param) for path, param in params.items()}
-        zeros = {path: jnp.zeros_like(p, dtype=jnp.bfloat16) for path, p in params.items()}
+        zeros = {path: jnp.zeros_like(p, dtype=momentum_dtype) for path, p in params.items()}
         return AdafactorState(jnp.zeros((), jnp.int32), squares, zeros)
 
     def update(
@@ -81,8 +85,13 @@ def scale_by_adafactor(*, momentum: float, max_decay: float) -> optax.GradientTr
             scaled, squares[path] = _each_layer(path, scale)(grad, state.squares[path])
             last = state.momentum[path].astype(jnp.float32)
             directions[path] = momentum * last + (1 - momentum) * scaled
+<<<<<<< HEAD
         momenta = {path: direction.astype(jnp.bfloat16) for path, direction in directions.items()}
         return directions, AdafactorState(state.count + 1, squares, momenta)
+=======
+        stored = {path: direction.astype(momentum_dtype) for path, direction in directions.items()}
+        return directions, AdafactorState(state.count + 1, squares, stored)
+>>>>>>> n-audit
 
     # Only flat dicts, where optax's types want any tree.
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

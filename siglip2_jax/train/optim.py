@@ -48,7 +48,7 @@ def make_optimizer(optim: Optim, steps: int, paths: Sequence[str]) -> optax.Grad
 
     `init` and `update` take flat dicts with exactly the keys `trainable(optim, paths)`, and work
     under `jax.jit`, on sharded parameters too. Parameters and states are float32, except
-    Adafactor's momentum.
+    the momentum where `optim.momentum_dtype` says so.
 
     Args:
       optim: what to do.
@@ -119,8 +119,10 @@ def trainable(optim: Optim, paths: Iterable[str]) -> list[str]:
 def _direction(optim: Optim) -> optax.GradientTransformation:
     """Transformation of gradients to the direction of the update."""
     if optim.kind == "adafactor":
-        return scale_by_adafactor(momentum=optim.b1, max_decay=optim.b2)
-    return optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=jnp.float32)
+        dtype = optim.momentum_dtype or "bfloat16"
+        return scale_by_adafactor(momentum=optim.b1, max_decay=optim.b2, momentum_dtype=dtype)
+    dtype = optim.momentum_dtype or "float32"
+    return optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=dtype)
 
 
 def _group(optim: Optim, path: str) -> Group:

@@ -57,7 +57,7 @@ def test_an_unreadable_photo_is_wrong(published):
 def test_what_is_missing_is_named(published, tmp_path):
     evaluator = SugarCrepe(path=str(published), images=str(published))
     assert len(CATEGORIES) == 7
-    with pytest.raises(ValueError, match="add_obj.json: no such file; expected the data set's"):
+    with pytest.raises(ValueError, match="add_obj.json: no such file; expected JSON"):
         evaluator(StandInEmbedder({}, {}))
     evaluator = SugarCrepe(path=str(published), images="/nowhere", categories=("add_att",))
     with pytest.raises(ValueError, match="/nowhere/a.jpg: no such image, the first of 2"):

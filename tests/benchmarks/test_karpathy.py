@@ -60,9 +60,9 @@ def test_it_is_a_source_for_retrieval(write, tmp_path):
 
 
 def test_malformed_files_are_named(write, tmp_path):
-    with pytest.raises(ValueError, match="none.json: no such file; expected the data set's JSON"):
+    with pytest.raises(ValueError, match="none.json: no such file; expected JSON"):
         read_karpathy(str(tmp_path / "none.json"), "")
-    with pytest.raises(ValueError, match="dataset.json: not JSON .*cut short, download it again"):
+    with pytest.raises(ValueError, match="dataset.json: not JSON"):
         read_karpathy(write('{"images": ['), "")
     for found in ([], {"images": {}}):
         with pytest.raises(ValueError, match='expected an object with a list "images", as in Kar'):

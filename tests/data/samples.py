@@ -12,6 +12,9 @@ from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 
+# What a clone holds in place of a large file.
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 375\n"
+
 
 def picture(seed: int, width: int = 40, height: int = 28, kind: str = "JPEG") -> bytes:
     """An image file of smooth noise."""

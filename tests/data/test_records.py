@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from data.samples import example
+from data.samples import POINTER, example
 
 from siglip2_jax.data.records import Records, decode_example, encode_example
 
@@ -75,6 +75,9 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "cut.arrayrecord").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut.arrayrecord is not a whole ArrayRecord file"):
         Records(str(tmp_path / "cut.arrayrecord")).open()
+    (tmp_path / "pointer.arrayrecord").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=r"pointer.arrayrecord is a Git LFS pointer.*lfs pull"):
+        Records(str(tmp_path / "pointer.arrayrecord")).open()
 
 
 def test_corrupt_record_is_an_error_of_its_example(tmp_path):

@@ -8,7 +8,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from data.samples import picture, write_tar
+from data.samples import POINTER, picture, write_tar
 
 from siglip2_jax.data import tar_index
 from siglip2_jax.data.example import ExampleError
@@ -124,6 +124,9 @@ def test_no_tar(tmp_path):
         pass
     with pytest.raises(ValueError, match=r"zipped.tar is not an uncompressed tar"):
         Tars(str(tmp_path / "zipped.tar")).open()
+    (tmp_path / "pointer.tar").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=r"pointer.tar is a Git LFS pointer.*git lfs pull"):
+        Tars(str(tmp_path / "pointer.tar")).open()
     write_tar(tmp_path / "empty.tar", [("a.txt", b"text")])
     with pytest.raises(ValueError, match="no sample to use in 1 tar file; expected members"):
         Tars(str(tmp_path / "empty.tar")).open()

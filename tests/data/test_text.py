@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from data.samples import POINTER
 
 from siglip2_jax.benchmarks.tasks.held_out import held_out
 from siglip2_jax.data.sources import Folder
-from siglip2_jax.data.text import plain_text, read_lines, read_rows
+from siglip2_jax.data.text import plain_text, read_json, read_lines, read_rows
 
 # Characters within a line at which str.splitlines cuts.
 WITHIN = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -30,7 +31,7 @@ def test_lines(tmp_path):
     path.write_bytes("eins\nMüll".encode("latin-1"))
     with pytest.raises(ValueError, match=r"texts.txt, line 2: not text in UTF-8 \(.* at byte 1\)"):
         read_lines(path)
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 375\n")
+    path.write_bytes(POINTER)
     with pytest.raises(ValueError, match=r"texts.txt: it is a Git LFS pointer.*git lfs pull"):
         read_lines(path)
     with pytest.raises(FileNotFoundError, match=r"absent.txt"):
@@ -51,6 +52,18 @@ def test_nothing_else_ends_a_line(tmp_path):
     assert list(read_rows(path)) == [(1 + 2 * i, row) for i, row in enumerate(rows)]
     assert len(Folder(str(tmp_path)).open()) == len(texts) == 3
     assert held_out(path) == (("split", "test"),)
+
+
+def test_json_file(tmp_path):
+    path = tmp_path / "names.json"
+    path.write_text('\ufeff["猫"]', encoding="utf-8")
+    assert read_json(path) == ["猫"]
+    for content, problem in ((b'["cat"', r"not JSON \("), (POINTER, "a Git LFS pointer")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"names.json: {problem}"):
+            read_json(path)
+    with pytest.raises(ValueError, match="absent.json: no such file; expected JSON"):
+        read_json(tmp_path / "absent.json")
 
 
 def test_row_that_is_not_json(tmp_path):

@@ -213,7 +213,7 @@ def test_readers_of_a_damaged_checkpoint_say_one_sentence(saved, workdir, capfd)
 
 @pytest.mark.parametrize("command", ["info", "convert"])
 @pytest.mark.parametrize(("pattern", "kind"), CASES[:2] + [("params/d/*", "cut")])
-def test_commands_say_one_sentence(workdir, tmp_path, capfd, command, pattern, kind):
+def test_commands_say_one_sentence(workdir, tmp_path, capfd, caplog, command, pattern, kind):
     (path,) = newest(workdir).glob(pattern)
     damage(path, kind)
     target = [str(tmp_path / "model"), "--to", "hf"] if command == "convert" else []
@@ -222,4 +222,5 @@ def test_commands_say_one_sentence(workdir, tmp_path, capfd, command, pattern, k
     assert err.startswith(f"siglip2: error: {newest(workdir)}: ") and len(err.splitlines()) == 1, (
         err
     )
+    assert caplog.text == ""  # which a user would read before it
     assert not (tmp_path / "model").exists()

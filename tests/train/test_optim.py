@@ -1,5 +1,7 @@
 """The optimizers against float64 NumPy, and sharded against unsharded."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,11 +95,11 @@ def adam(path: str, grads: list[np.ndarray]) -> np.ndarray:
     return mean / (1 - 0.9**count) / (np.sqrt(square / (1 - 0.95**count)) + 1e-8)
 
 
-def adafactor(path: str, grads: list[np.ndarray]) -> np.ndarray:
+def adafactor(path: str, grads: list[np.ndarray], kept=jnp.bfloat16) -> np.ndarray:
     """Every layer of a stack by itself, rows and columns by name of the dimension."""
     if "/blocks/" in path:
         layers = zip(*grads, strict=True)
-        return np.stack([adafactor("one", list(layer)) for layer in layers])
+        return np.stack([adafactor("one", list(layer), kept) for layer in layers])
     sizes = sorted(grads[0].shape)
     factored = len(sizes) > 1 and sizes[-2] >= 32
     order = np.argsort(grads[0].shape, kind="stable")
@@ -112,7 +114,7 @@ def adafactor(path: str, grads: list[np.ndarray]) -> np.ndarray:
             estimate = row * column / row.mean(order[-2], keepdims=True)
         momentum = 0.9 * momentum + 0.1 * grad / np.sqrt(estimate)
         if count < len(grads):
-            momentum = np.asarray(jnp.asarray(momentum, jnp.bfloat16), np.float64)
+            momentum = np.asarray(jnp.asarray(momentum, kept), np.float64)
     return momentum
 
 
@@ -135,6 +137,29 @@ def test_three_updates(kind, scale, groups):
             np.testing.assert_allclose(
                 have[path], want[path], rtol=1e-6, atol=atol, err_msg=f"{path} at {step}"
             )
+
+
+def test_adafactor_s_momentum_may_be_float32():
+    optim = Optim(
+        kind="adafactor", momentum_dtype="float32", peak_lr=0.1, schedule=Schedule(warmup=2)
+    )
+    params, grads = arrays(0), [arrays(seed) for seed in (1, 2, 3, 4)]
+    found, state, _ = run(optim, params, grads)
+    expected = by_hand(optim, params, grads, functools.partial(adafactor, kept=jnp.float32))
+    for path in SHAPES:
+        assert state.moments[1].momentum[path].dtype == jnp.float32
+        np.testing.assert_allclose(found[-1][path], expected[-1][path], rtol=1e-6, atol=2e-6)
+
+
+def test_adam_s_momentum_may_be_bfloat16():
+    optim = Optim(momentum_dtype="bfloat16", peak_lr=0.1, schedule=Schedule(warmup=2))
+    params, grads = arrays(0), [arrays(seed) for seed in (1, 2, 3, 4)]
+    found, state, _ = run(optim, params, grads)
+    expected = by_hand(optim, params, grads, adam)
+    for path in SHAPES:
+        assert state.moments[1].mu[path].dtype == jnp.bfloat16
+        assert state.moments[1].nu[path].dtype == jnp.float32
+        np.testing.assert_allclose(found[-1][path], expected[-1][path], atol=2e-3)
 
 
 def test_weight_decay_alone():

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from siglip2_jax.benchmarks.decoder.expressions import Expression, box_of_pixels
-from siglip2_jax.benchmarks.karpathy import read_json
+from siglip2_jax.data.text import read_json
 
 # SigLIP 2's table 5 (arXiv 2502.14786): folder, who made the splits, and the splits measured.
 PUBLISHED = (
