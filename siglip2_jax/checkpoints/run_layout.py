@@ -171,11 +171,7 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
 
 
 def _metadata(saved: Saved) -> Any:
-<<<<<<< HEAD
     """Orbax's metadata of the checkpoint, checked to hold a record."""
-=======
-    """Orbax's description of the arrays in each tree of a checkpoint."""
->>>>>>> n-audit
     from orbax.checkpoint import v1 as ocp  # slow to import
 
     try:

@@ -150,22 +150,6 @@ def read_babel(path: str | PathLike[str], language: str) -> Classes:
     return Classes(tuple(names), tuple(indices))
 
 
-<<<<<<< HEAD
-def read_json(path: str | PathLike[str]) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      ValueError: it is not there, or not JSON.
-    """
-    file = epath.Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: no such file; expected JSON")
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-
-
 def _entry(lists: dict[str, Any], key: str | None, path: str | PathLike[str]) -> Any:
     if key is None and len(lists) == 1:
         return next(iter(lists.values()))
@@ -173,15 +157,6 @@ def _entry(lists: dict[str, Any], key: str | None, path: str | PathLike[str]) ->
         problem = "it holds several lists" if key is None else f"there is no {key!r}"
         raise ValueError(f"{path}: {problem}; choose one of {', '.join(sorted(lists))}")
     return lists[key]
-=======
-def _entry(found: dict[str, Any], key: str | None, path: str | PathLike[str]) -> Any:
-    if key is None and len(found) == 1:
-        return next(iter(found.values()))
-    if key not in found:
-        wanted = "it holds several lists" if key is None else f"there is no {key!r}"
-        raise ValueError(f"{path}: {wanted}; choose one of {', '.join(sorted(found))}")
-    return found[key]
->>>>>>> n-audit
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -85,13 +85,8 @@ def scale_by_adafactor(
             scaled, squares[path] = _each_layer(path, scale)(grad, state.squares[path])
             last = state.momentum[path].astype(jnp.float32)
             directions[path] = momentum * last + (1 - momentum) * scaled
-<<<<<<< HEAD
-        momenta = {path: direction.astype(jnp.bfloat16) for path, direction in directions.items()}
-        return directions, AdafactorState(state.count + 1, squares, momenta)
-=======
         stored = {path: direction.astype(momentum_dtype) for path, direction in directions.items()}
         return directions, AdafactorState(state.count + 1, squares, stored)
->>>>>>> n-audit
 
     # Only flat dicts, where optax's types want any tree.
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
