@@ -70,9 +70,25 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         if keys[0] in stage_fields and keys[0] not in run_fields:
             every = range(len(config.stages))
             changes += [Change(("stages", str(i), *keys), text.strip(), source) for i in every]
+        elif keys[0] not in run_fields and (places := _places(config, keys[0])):
+            raise ValueError(
+                f"{source!r}: {keys[0]!r} is not a field of a run or a stage; did you mean "
+                f"{' or '.join(places)}?"
+            )
         else:
             changes.append(Change(keys, text.strip(), source))
     return _apply(config, changes, TrainConfig)
+
+
+def _places(config: TrainConfig, name: str) -> list[str]:
+    """Paths to fields of this name, one level below a run or its first stage."""
+    return [
+        f"{field.name}.{name}"
+        for parent in (config, config.stages[0])
+        for field in dataclasses.fields(parent)
+        if dataclasses.is_dataclass(value := getattr(parent, field.name))
+        and name in field_hints(type(value))
+    ]
 
 
 def split_arguments(
@@ -132,8 +148,8 @@ def _apply(value: Any, changes: Sequence[Change], hint: Hint) -> Any:
             for index, item in enumerate(value)
         )
     raise ValueError(
-        f"{changes[0].source!r}: {changes[0].keys[0]!r} would be inside {value!r}, which has no "
-        "parts"
+        f"{changes[0].source!r}: cannot set {changes[0].keys[0]!r} of {value!r}, which is of type "
+        f"{type(value).__name__} and has no fields"
     )
 
 
@@ -153,7 +169,7 @@ def _make(changes: Sequence[Change], hint: Hint) -> Any:
     source = changes[0].source
     classes: list[Any] = [option for option in options(hint) if dataclasses.is_dataclass(option)]
     if len(classes) != 1:
-        raise ValueError(f"{source!r}: {changes[0].keys[0]!r} would be inside None")
+        raise ValueError(f"{source!r}: cannot set {changes[0].keys[0]!r} of None")
     (cls,) = classes
     hints = field_hints(cls)
     groups = _group(changes, {name: name for name in hints}, f"a field of {cls.__name__}")
