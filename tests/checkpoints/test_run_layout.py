@@ -95,7 +95,7 @@ def test_stages_that_are_not_there(two_stages, tmp_path):
     write(read(workdir), tmp_path / "model.npz", "npz")
     with pytest.raises(ConversionError, match="only a run's checkpoints have stages; leave the"):
         read(tmp_path / "model.npz", "main")
-    with pytest.raises(ValueError, match="give the stage 'main' to checkpoints.read"):
+    with pytest.raises(ValueError, match="give stage 'main' to checkpoints.read"):
         siglip2_jax.load(read(workdir), stage="main")
 
 
