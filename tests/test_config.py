@@ -245,7 +245,6 @@ def test_overrides_apply_together():
         before,
         [
             "optim.schedule.warmup=500",
-            "stages.a.examples=None",
             "stages.a.steps=1000",
             "stages.1.steps=600",
             "stages.b.steps=700",

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from siglip2_jax.config.hints import (
@@ -46,8 +46,9 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
     and elements of tuples, by index or by their `name`: `stages.0.steps`, `stages.main.steps`,
     `stages.main.objectives.sigmoid.weight`. A path that begins with a field of a stage that a run
     does not have (`batch_size`, `steps`, `data`, `optim` and so on) stands for that field of every
-    stage; `model` and `compute` are the run's. Below a field that is None, the path fills in the
-    fields of what may stand there: `logging.profile.start=5`.
+    stage; `model` and `compute` are the run's. Setting a stage's `steps` unsets its `examples`, and
+    the other way round. Below a field that is None, the path fills in the fields of what may stand
+    there: `logging.profile.start=5`.
 
     The value is a Python or JSON literal, or a bare word for text, of the type that the field is
     annotated with; an integer will do for a float. All assignments apply together, the last one
@@ -77,7 +78,19 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
             )
         else:
             changes.append(Change(keys, text.strip(), source))
-    return _apply(config, changes, TrainConfig)
+    return _apply(config, [*_other_lengths(changes), *changes], TrainConfig)
+
+
+def _other_lengths(changes: Sequence[Change]) -> Iterator[Change]:
+    """Changes to None of the other length of a stage, where `steps` or `examples` is set."""
+    other = {"steps": "examples", "examples": "steps"}
+    for change in changes:
+        if change.text in ("None", "null"):
+            continue
+        if change.keys[0] == "stages" and len(change.keys) == 3 and change.keys[2] in other:
+            keys = (*change.keys[:2], other[change.keys[2]])
+            if not any(keys == explicit.keys for explicit in changes):
+                yield Change(keys, "None", change.source)
 
 
 def _places(config: TrainConfig, name: str) -> list[str]:
