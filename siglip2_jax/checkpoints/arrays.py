@@ -6,8 +6,14 @@ TensorStore, through which it reads, does neither.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import numpy as np
 from etils import epath
+
+from siglip2_jax.checkpoints.table import Shape
 
 # What TensorStore says of files that are not as they were written; all else is the store's fault.
 _DAMAGE = ("NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
@@ -28,13 +34,37 @@ def read_array(tree: epath.Path, path: str) -> np.ndarray:
       DamagedTree: it is not there, or files are damaged.
       OSError: the store cannot be read.
     """
+    with _telling(tree):
+        return _opening(tree, path).result().read().result()
+
+
+def describe_arrays(tree: epath.Path, paths: Iterable[str]) -> dict[str, tuple[Shape, np.dtype]]:
+    """Reads shapes and dtypes of arrays of a tree, many at a time; none of their values.
+
+    Raises:
+      DamagedTree: one is not there, or files are damaged.
+      OSError: the store cannot be read.
+    """
+    opening = {path: _opening(tree, path) for path in paths}
+    with _telling(tree):
+        arrays = {path: future.result() for path, future in opening.items()}
+    return {path: (tuple(x.shape), x.dtype.numpy_dtype) for path, x in arrays.items()}
+
+
+def _opening(tree: epath.Path, path: str) -> Any:
+    """TensorStore's future of an array."""
     import tensorstore  # slow to import
 
     base = f"{tree}/" if "://" in str(tree) else f"file://{tree}/"
     store = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"}
+    return tensorstore.open({"driver": "auto", "kvstore": store}, open=True)
+
+
+@contextlib.contextmanager
+def _telling(tree: epath.Path) -> Iterator[None]:
+    """Tells damaged files from a store that cannot be read, in errors of TensorStore."""
     try:
-        array = tensorstore.open({"driver": "auto", "kvstore": store}, open=True).result()
-        return array.read().result()
+        yield
     except ValueError as error:
         if not str(error).startswith(_DAMAGE):
             raise OSError(str(error)) from error

@@ -10,10 +10,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
-from siglip2_jax.checkpoints.table import ConversionError
+from siglip2_jax.checkpoints.arrays import DamagedTree, describe_arrays, read_array
+from siglip2_jax.checkpoints.table import ConversionError, Shape
 
 RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
@@ -66,15 +67,33 @@ def read_record(step: epath.Path) -> dict[str, Any]:
     return record
 
 
+def read_shapes(step: epath.Path, tree: str) -> dict[str, tuple[Shape, np.dtype]]:
+    """Reads shapes and dtypes of the arrays of a tree of a checkpoint, by path.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    try:
+        return describe_arrays(step / tree, _list_arrays(step, tree))
+    except (_Damaged, DamagedTree) as damage:
+        problem = f"the checkpoint is damaged ({damage})"
+        raise ConversionError([problem], str(step)) from None
+
+
+def _list_arrays(step: epath.Path, tree: str) -> list[str]:
+    """Paths of the arrays that a tree of a checkpoint lists."""
+    arrays = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
+    if not arrays:
+        raise _Damaged(f"{tree}/ lists no arrays")
+    return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
+
+
 def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
     """Reads the description of a tree of a checkpoint, and its share of the arrays."""
     for pattern in DETAILS:
         for file in (step / tree).glob(pattern):
             _read_json(step, str(file.relative_to(step)))
-    arrays = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
-    if not arrays:
-        raise _Damaged(f"{tree}/ lists no arrays")
-    paths = ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
+    paths = _list_arrays(step, tree)
 
     def read(path: str) -> None:
         read_array(step / tree, path)

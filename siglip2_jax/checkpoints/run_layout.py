@@ -154,31 +154,11 @@ def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
 def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
     """Opens a tree of a checkpoint: its description, and all its arrays."""
     record = read_record(saved)
-    tree = _metadata(saved).get(saved.tree)
-    if tree is None:
-        problem = f"{saved.tree}/ is damaged (it lists no arrays)"
-        raise ConversionError([problem], str(saved.step))
-    leaves = flatten(tree)
     tensors = {
-        path: Lazy(
-            tuple(leaf.shape),
-            np.dtype(leaf.dtype),
-            functools.partial(_read, saved, path),
-        )
-        for path, leaf in leaves.items()
+        path: Lazy(shape, dtype, functools.partial(_read, saved, path))
+        for path, (shape, dtype) in damage.read_shapes(saved.step, saved.tree).items()
     }
     return record, tensors
-
-
-def _metadata(saved: Saved) -> Any:
-    """Orbax's metadata of the checkpoint, checked to hold a record."""
-    from orbax.checkpoint import v1 as ocp  # slow to import
-
-    try:
-        return ocp.checkpointables_metadata(saved.step).metadata
-    except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
-        problem = f"the checkpoint is damaged ({error})"
-        raise ConversionError([problem], str(saved.step)) from error
 
 
 def _is_step(path: epath.Path) -> bool:

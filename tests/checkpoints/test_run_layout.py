@@ -169,7 +169,7 @@ def test_an_average_of_the_vision_tower_is_no_model(tmp_path):
     "lost, message",
     [
         ("_CHECKPOINT_METADATA", "the checkpoint is damaged ._CHECKPOINT_METADATA is missing"),
-        ("params/_METADATA", "params/ is damaged .it lists no arrays"),
+        ("params/_METADATA", "the checkpoint is damaged .params/_METADATA is missing"),
         ("params/ocdbt.process_0/d/*", "cannot be read: files of params/ are missing or damaged"),
     ],
 )
