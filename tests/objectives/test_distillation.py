@@ -76,6 +76,7 @@ def winner(student_head, teacher_head, teacher):
     return teacher
 
 
+@pytest.mark.slow
 def test_alarms():
     assert distilled(lambda student, teacher, features: features) == ()
     (alarm,) = distilled(uniform)
@@ -196,6 +197,7 @@ def test_any_mesh_trains_alike(shape, objectives):
     assert_same(run(shape, objectives), run())
 
 
+@pytest.mark.slow
 def test_metrics():
     for *_, metrics in run()[1:]:
         parts = {"silc": 0.25, "masked": 0.0625}
@@ -262,6 +264,7 @@ def test_centers_are_not_trained():
         assert not np.array_equal(run()[-1][0][path], run()[0][0][path]), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objectives", "accumulate"),
     [(BOTH, 1), pytest.param(SILC, 2, marks=pytest.mark.slow)],

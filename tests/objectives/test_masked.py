@@ -99,6 +99,7 @@ def test_loss_report_and_center():
     np.testing.assert_allclose(report["rank"], participation(one_each), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_center_over_all_patches():
     """The center is of all logits of the teacher, and images weigh alike. All else is the same."""
     shown = scene(OBJECTIVE)

@@ -120,9 +120,9 @@ def test_arrays_are_shared_among_processes(workdir):
 
 CASES = [
     ("_CHECKPOINT_METADATA", "missing"),
-    ("params/_METADATA", "empty"),
+    pytest.param("params/_METADATA", "empty", marks=pytest.mark.slow),
     ("optimizer/ocdbt.process_0/d/*", "cut"),
-    ("average/d/*", "overwritten"),
+    pytest.param("average/d/*", "overwritten", marks=pytest.mark.slow),
 ]
 
 

@@ -206,6 +206,7 @@ def lowered(index: int, **objectives: Objective) -> str:
     return jax.jit(made.step).lower(state, batch).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "name"), [(0, "caption"), (1, "softmax_distill")])
 def test_at_weight_0_nothing_is_left(index, name):
     """The program is the same text as without the loss: no head, no number, no operation of it."""

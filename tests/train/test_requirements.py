@@ -63,6 +63,7 @@ def stored(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("second", "message"),
     [

@@ -202,6 +202,7 @@ def test_continue(workdir, saved, source, step):
     assert state.step == 10 and state.step.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_continue_with_a_fresh_average(workdir, saved, tmp_path):
     """The average is fresh if asked for, and if the earlier stage kept none."""
     save_run(tmp_path, run(stage("first", optim=Optim())), [10], MESH)
@@ -212,6 +213,7 @@ def test_continue_with_a_fresh_average(workdir, saved, tmp_path):
             np.testing.assert_array_equal(x, params[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_continue_the_average_of_what_teaches(tmp_path):
     """It is restored as it is; a stage that averages the whole model starts the rest anew."""
     silc = {"silc": SelfDistill(weight=1.0, prototypes=4, hidden=4, bottleneck=4)}
@@ -237,6 +239,7 @@ def test_continue_with_a_fresh_optimizer(workdir, saved):
     assert_fresh(state)
 
 
+@pytest.mark.slow
 def test_continue_another_run(workdir, saved, caplog, tmp_path):
     """By its last stage; a fraction takes the nearest checkpoint that there is, and says so."""
     for source, step in (
@@ -251,6 +254,7 @@ def test_continue_another_run(workdir, saved, caplog, tmp_path):
         assert ("step 8, the nearest to 7" in caplog.text) == (step == 8)
 
 
+@pytest.mark.slow
 def test_fresh_heads(workdir, saved):
     """Heads that the earlier stage lacks are fresh, moments too; all else is kept."""
     state = start(second(objectives=HEADS), 1, workdir)
@@ -268,6 +272,7 @@ def test_fresh_heads(workdir, saved):
             np.testing.assert_array_equal(moment[path], old, err_msg=path)
 
 
+@pytest.mark.slow
 def test_heads_that_are_gone(workdir, tmp_path):
     """A stage without the objective has no use for its head."""
     save_run(tmp_path, run(stage("first", objectives=HEADS)), [10], MESH)
@@ -285,6 +290,7 @@ def test_another_part_learns(workdir, saved):
         np.testing.assert_array_equal(x, saved[10][f"optimizer/moments/1/mu/{path}"])
 
 
+@pytest.mark.slow
 def test_continue_resized(workdir, saved):
     """Resized parameters have no moments to keep."""
     state = start(second(model=FINE), 1, workdir)

@@ -289,6 +289,7 @@ def test_moving_average():
         np.testing.assert_allclose(x, average[path], rtol=1e-6, atol=1e-7, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, sigmoid, accumulate",
     [
@@ -336,6 +337,7 @@ def test_unrolled_and_rematerialised():
     assert_same(run(FSDP, compute=compute), plain())
 
 
+@pytest.mark.slow
 def test_randomness_does_not_depend_on_other_objectives():
     """Fresh heads and draws of one are the same beside another that sorts before it."""
     (stage,) = config(colour=Colour()).resolved

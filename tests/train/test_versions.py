@@ -120,6 +120,7 @@ def test_two_processes_of_which_one_has_another_jaxlib(tmp_path):
     reader.close()
 
 
+@pytest.mark.slow
 def test_resuming_with_other_versions_warns(tmp_path, caplog):
     """The checkpoint keeps those that saved it; config.json has those that ran last."""
 
@@ -153,6 +154,7 @@ def test_resuming_with_other_versions_warns(tmp_path, caplog):
         resumed.close()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_early_release_is_resumed_silently(tmp_path, caplog):
     early = Run(CONFIG, epath.Path(tmp_path), OLD)
     early.begin()

@@ -22,6 +22,7 @@ def examples(*captions):
     ]
 
 
+@pytest.mark.slow
 def test_written_captions_against_those_of_the_set():
     rows = examples(["A dog by a tree."], [], ["two cats", "a dog"], ["a dog by a tall tree"])
     rows.append({"image": b"\xff\xd8\xff cut", "captions": ("a bus",), "name": "broken"})

@@ -90,6 +90,7 @@ def test_scores_are_those_of_transformers():
         np.testing.assert_allclose(scores / scale, expected / scale, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_neighbours_in_a_batch_do_not_matter():
     """Padding, its content and its size, changes no output."""
     decoder, blocks = DPT(FUSED), random_blocks(np.random.default_rng(0))

@@ -38,6 +38,7 @@ def cut(params: dict, depth: int) -> dict:
     return unflatten({k: x[:depth] if k.startswith(stacked) else x for k, x in leaves.items()})
 
 
+@pytest.mark.slow
 def test_blocks_are_the_ends_of_shorter_towers(model):
     """Their tokens behind the last norm are what a tower without the later blocks gives."""
     image = patches(GRIDS, budget=12, fill=np.nan)

@@ -65,6 +65,7 @@ def test_segmentation_on_a_mesh_is_the_same(tmp_path):
         assert probe(Painted()) == pytest.approx(alone, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_depth_of_scenes_that_tokens_tell(tmp_path):
     data, head = write_scenes(tmp_path, "depth"), DepthHead(warmup_steps=10)
     probe = DepthProbe(data=data, recipe=RECIPE, head=head, figures=str(tmp_path / "drawn"))
@@ -98,6 +99,7 @@ def damage(path: str) -> None:
     Path(path).write_bytes(b"no photo")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*goes on without it")
 def test_photos_that_cannot_be_read(tmp_path):
     """Training leaves them out; the test counts all of their pixels as wrong."""
