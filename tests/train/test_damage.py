@@ -212,7 +212,7 @@ def test_readers_of_a_damaged_checkpoint_say_one_sentence(saved, workdir, capfd)
 
 
 @pytest.mark.parametrize("command", ["info", "convert"])
-@pytest.mark.parametrize(("pattern", "kind"), CASES[:2] + [("params/d/*", "cut")])
+@pytest.mark.parametrize(("pattern", "kind"), [CASES[0], ("params/d/*", "cut")])
 def test_commands_say_one_sentence(workdir, tmp_path, capfd, caplog, command, pattern, kind):
     (path,) = newest(workdir).glob(pattern)
     damage(path, kind)
