@@ -81,6 +81,7 @@ def test_nothing_but_corrupt_examples(tmp_path):
     assert end.text.count("siglip2: error: ") == 1 and "Traceback" not in end.text
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number(tmp_path, capsys):
     workdir = tmp_path / "run"
     sets = [

@@ -108,6 +108,7 @@ def curated() -> tuple[dict, dict]:
     return updated(Program(config(objectives=LOSSES).resolved[0]), super_batch())
 
 
+@pytest.mark.slow
 def test_trains_on_the_chosen():
     """The step is an ordinary one on the same examples, picked out by hand."""
     found, metrics = curated()
