@@ -198,7 +198,7 @@ def test_teacher_of_the_same_run(tmp_path):
     like = abstract_state(program, mesh)
     for path, x in by_path(state.teacher_params).items():
         np.testing.assert_array_equal(x, by_path(saved[5].params)[path], err_msg=path)
-        assert x.sharding == by_path(like.teacher_params)[path].sharding
+        assert x.sharding.is_equivalent_to(by_path(like.teacher_params)[path].sharding, x.ndim)
     checkpoints = RunCheckpoints(tmp_path)
     assert not checkpoints.shapes(12, "teacher_params")
     assert checkpoints.restore(12, like).teacher_params is None

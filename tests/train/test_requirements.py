@@ -140,7 +140,8 @@ def test_a_run_whose_data_has_grown_says_so(tmp_path):
     rows = tmp_path / "data" / "examples.jsonl"
     lines = rows.read_text().splitlines(keepends=True)
     rows.write_text("".join(lines[:-5]))
-    change = f"data.source.path={tmp_path / 'data'}", *ONE_LENGTH
+    path, warmup = f"data.source.path={tmp_path / 'data'}", "optim.schedule.warmup=0.1"
+    change = (*ONE_LENGTH, path, warmup)
     (end,) = train(LIGHT, tmp_path / "run", *change, "stages.main.steps=5")
     assert end.code == 0 and "had" not in end.text, end.text
     rows.write_text("".join(lines))

@@ -29,5 +29,6 @@ def config() -> TrainConfig:
     """The same stage with the other loss."""
     run = load_config(Path(__file__).with_name("small.py"))
     (stage,) = run.stages
-    stage = dataclasses.replace(stage, objectives={"brightness": Brightness()})
+    objectives = {"brightness": Brightness(), "digest": stage.objectives["digest"]}
+    stage = dataclasses.replace(stage, objectives=objectives)
     return dataclasses.replace(run, stages=(stage,))
