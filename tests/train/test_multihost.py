@@ -148,7 +148,7 @@ def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
     """And ends in less than a minute; the same command resumes."""
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=3000")
     with training(LIGHT, workdir, *changes, processes=2, devices=1) as run:
-        run.wait_for(lambda: saved_steps(workdir) and steps_done(workdir) >= 8)
+        run.wait_for(lambda: steps_done(workdir) >= 8 and saved_steps(workdir))
         run.kill(signal.SIGKILL, index=victim)
         start = time.monotonic()
         ends = run.wait()
