@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ Next to 143, that of SIGTERM, and like it among those on which xpk restarts (127
 
 SECONDS_OF_SILENCE = 30.0  # JAX itself gives up after 100
 SECONDS_TO_CONNECT = 2.0
+ATTEMPTS, SECONDS_BETWEEN = 10, 0.5
 BEATS, GONE = "siglip2_jax/beats", "gone"
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -89,8 +91,10 @@ def aborting_with(address: str, leave: Callable[[], None]) -> Iterator[None]:
     """
 
     def on_abort(number: int) -> None:
-        if not _answers(address):
-            leave()
+        for _ in range(ATTEMPTS):  # a process that was killed may listen until all of it is gone
+            if not _answers(address):
+                leave()
+            time.sleep(SECONDS_BETWEEN)
 
     handler = _Handler(on_abort)  # referenced until it is no longer set
     before = _set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))

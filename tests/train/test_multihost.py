@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 
 import pytest
 from train.processes import (
@@ -145,14 +144,12 @@ def file_size(path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
-    """And ends in less than a minute; the same command resumes."""
+    """And ends, before JAX would abort it; the same command resumes."""
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=3000")
     with training(LIGHT, workdir, *changes, processes=2, devices=1) as run:
         run.wait_for(lambda: steps_done(workdir) >= 8 and saved_steps(workdir))
         run.kill(signal.SIGKILL, index=victim)
-        start = time.monotonic()
         ends = run.wait()
-    assert time.monotonic() - start < SECONDS_OF_SILENCE + 30
     assert ends[victim].code == -signal.SIGKILL
     survivor = ends[1 - victim]
     assert survivor.code == LOST, survivor.text
