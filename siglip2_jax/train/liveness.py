@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,10 +98,20 @@ def aborting_with(address: str, leave: Callable[[], None]) -> Iterator[None]:
             time.sleep(SECONDS_BETWEEN)
 
     handler = _Handler(on_abort)  # referenced until it is no longer set
-    before = _set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    pointer, over = ctypes.cast(handler, ctypes.c_void_p), threading.Event()
+    before = _set_handler(signal.SIGABRT, pointer)
+
+    def keep() -> None:  # a checkpoint that is saved meanwhile puts an earlier handler back
+        while not over.wait(SECONDS_BETWEEN):
+            _set_handler(signal.SIGABRT, pointer)
+
+    keeping = threading.Thread(target=keep, daemon=True)
+    keeping.start()
     try:
         yield
     finally:
+        over.set()
+        keeping.join()
         _set_handler(signal.SIGABRT, before)
 
 
