@@ -26,6 +26,7 @@ Next to 143, that of SIGTERM, and like it among those on which xpk restarts (127
 SECONDS_OF_SILENCE = 30.0  # JAX itself gives up after 100
 SECONDS_TO_CONNECT = 2.0
 ATTEMPTS, SECONDS_BETWEEN = 10, 0.5
+SECONDS_UNGUARDED = 0.1
 BEATS, GONE = "siglip2_jax/beats", "gone"
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -102,7 +103,7 @@ def aborting_with(address: str, leave: Callable[[], None]) -> Iterator[None]:
     before = _set_handler(signal.SIGABRT, pointer)
 
     def keep() -> None:  # a checkpoint that is saved meanwhile puts an earlier handler back
-        while not over.wait(SECONDS_BETWEEN):
+        while not over.wait(SECONDS_UNGUARDED):
             _set_handler(signal.SIGABRT, pointer)
 
     keeping = threading.Thread(target=keep, daemon=True)
