@@ -6,6 +6,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -149,7 +150,7 @@ def ending_together() -> Iterator[None]:
         with _noticing_the_coordinator():
             yield
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and (news := _await_news()):
+        if _is_broken_collective(error) and (news := _await_news()):
             raise ValueError(news) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         news = f"process {jax.process_index()} of {jax.process_count()} failed: {reason}"
@@ -173,6 +174,12 @@ def _noticing_the_coordinator() -> Iterator[None]:
         global_state.coordinator_address, lambda: leave(loss_of(0, jax.process_count()), LOST)
     ):
         yield
+
+
+def _is_broken_collective(error: BaseException) -> bool:
+    """True for errors of XLA: JAX raises some as a ValueError that begins with the status."""
+    status = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
+    return isinstance(error, jax.errors.JaxRuntimeError) or re.match(status, str(error)) is not None
 
 
 def _store() -> Any:
