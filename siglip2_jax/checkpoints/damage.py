@@ -6,7 +6,9 @@ none: where some of their bytes change and still decompress, other values are re
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +22,6 @@ RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
 DETAILS = ("_sharding", "array_metadatas/process_*")  # of a tree; it may do without
 THREADS = 8  # that read arrays, each of which is in memory meanwhile
-
-
-class _Damaged(Exception):
-    """Carries a phrase that says what is damaged."""
 
 
 def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
@@ -46,7 +44,7 @@ def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
             return f"its record lacks {lacking[0]!r}"
         for tree in sorted(trees):
             _check_tree(step, tree, part, parts)
-    except (_Damaged, DamagedTree) as damage:
+    except DamagedTree as damage:
         return str(damage)
     return None
 
@@ -57,14 +55,11 @@ def read_record(step: epath.Path) -> dict[str, Any]:
     Raises:
       ConversionError: it is missing or damaged.
     """
-    try:
+    with _reported(step):
         record = _read_json(step, RECORD).get("custom_metadata")
         if not record:
-            raise _Damaged("it has no record")
-    except _Damaged as damage:
-        problem = f"the checkpoint is damaged ({damage})"
-        raise ConversionError([problem], str(step)) from None
-    return record
+            raise DamagedTree("it has no record")
+        return record
 
 
 def read_shapes(step: epath.Path, tree: str) -> dict[str, tuple[Shape, np.dtype]]:
@@ -73,18 +68,24 @@ def read_shapes(step: epath.Path, tree: str) -> dict[str, tuple[Shape, np.dtype]
     Raises:
       ConversionError: the checkpoint is damaged.
     """
-    try:
+    with _reported(step):
         return describe_arrays(step / tree, _list_arrays(step, tree))
-    except (_Damaged, DamagedTree) as damage:
-        problem = f"the checkpoint is damaged ({damage})"
-        raise ConversionError([problem], str(step)) from None
+
+
+@contextlib.contextmanager
+def _reported(step: epath.Path) -> Iterator[None]:
+    """Raises damage as a ConversionError that names the checkpoint."""
+    try:
+        yield
+    except DamagedTree as damage:
+        raise ConversionError([f"the checkpoint is damaged ({damage})"], str(step)) from None
 
 
 def _list_arrays(step: epath.Path, tree: str) -> list[str]:
     """Paths of the arrays that a tree of a checkpoint lists."""
     arrays = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
     if not arrays:
-        raise _Damaged(f"{tree}/ lists no arrays")
+        raise DamagedTree(f"{tree}/ lists no arrays")
     return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
 
 
@@ -107,9 +108,9 @@ def _read_json(step: epath.Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((step / name).read_bytes())
     except FileNotFoundError:
-        raise _Damaged(f"{name} is missing") from None
+        raise DamagedTree(f"{name} is missing") from None
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise _Damaged(f"{name} is damaged")
+        raise DamagedTree(f"{name} is damaged")
     return value
