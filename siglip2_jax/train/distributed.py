@@ -146,22 +146,22 @@ def ending_together() -> Iterator[None]:
     beats.beat()
     watch = threading.Thread(target=_watch, args=(over, beats), daemon=True)
     watch.start()
-    try:
-        with _noticing_the_coordinator():
+    with _noticing_the_coordinator():  # a broken collective may come first, and waits for news
+        try:
             yield
-    except BaseException as error:
-        if _is_broken_collective(error) and (news := _await_news()):
-            raise ValueError(news) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        news = f"process {jax.process_index()} of {jax.process_count()} failed: {reason}"
-        with suppress(RuntimeError):  # the coordinator may be gone
-            global_state.client.key_value_set(NEWS, news, allow_overwrite=True)
-        raise
-    finally:
-        over.set()
-        watch.join()
-        with suppress(RuntimeError):
-            beats.end()
+        except BaseException as error:
+            if _is_broken_collective(error) and (news := _await_news()):
+                raise ValueError(news) from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            news = f"process {jax.process_index()} of {jax.process_count()} failed: {reason}"
+            with suppress(RuntimeError):  # the coordinator may be gone
+                global_state.client.key_value_set(NEWS, news, allow_overwrite=True)
+            raise
+        finally:
+            over.set()
+            watch.join()
+            with suppress(RuntimeError):
+                beats.end()
 
 
 @contextmanager

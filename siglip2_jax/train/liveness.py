@@ -11,7 +11,6 @@ import ctypes
 import itertools
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ Next to 143, that of SIGTERM, and like it among those on which xpk restarts (127
 SECONDS_OF_SILENCE = 30.0  # JAX itself gives up after 100
 SECONDS_TO_CONNECT = 2.0
 ATTEMPTS, SECONDS_BETWEEN = 10, 0.5
-SECONDS_UNGUARDED = 0.1
 BEATS, GONE = "siglip2_jax/beats", "gone"
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -99,20 +97,10 @@ def aborting_with(address: str, leave: Callable[[], None]) -> Iterator[None]:
             time.sleep(SECONDS_BETWEEN)
 
     handler = _Handler(on_abort)  # referenced until it is no longer set
-    pointer, over = ctypes.cast(handler, ctypes.c_void_p), threading.Event()
-    before = _set_handler(signal.SIGABRT, pointer)
-
-    def keep() -> None:  # a checkpoint that is saved meanwhile puts an earlier handler back
-        while not over.wait(SECONDS_UNGUARDED):
-            _set_handler(signal.SIGABRT, pointer)
-
-    keeping = threading.Thread(target=keep, daemon=True)
-    keeping.start()
+    before = _set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
     try:
         yield
     finally:
-        over.set()
-        keeping.join()
         _set_handler(signal.SIGABRT, before)
 
 
