@@ -6,14 +6,13 @@ Keys, and the defaults of absent ones, are those of transformers' `configuration
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from etils import epath
 
-from siglip2_jax import git_lfs
 from siglip2_jax.checkpoints.checkpoint import Preprocessing, default_text_norm
 from siglip2_jax.checkpoints.table import ConversionError
+from siglip2_jax.data.text import parse_json
 from siglip2_jax.models.config import ModelConfig, Tower
 from siglip2_jax.preprocess.resize import Resample
 
@@ -188,13 +187,10 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     Raises:
       ConversionError: the file is something else.
     """
-    content = path.read_bytes()
-    if git_lfs.is_pointer(content):
-        raise ConversionError([f"it is {git_lfs.POINTER}"], str(path))
     try:
-        data = json.loads(content)
+        data = parse_json(path.read_bytes())
     except ValueError as error:
-        raise ConversionError([f"it is not JSON ({error})"], str(path)) from error
+        raise ConversionError([f"it is {error}"], str(path)) from error
     if not isinstance(data, dict):
         raise ConversionError(["it is not a JSON object"], str(path))
     return data

@@ -13,6 +13,7 @@ from siglip2_jax.config.modules import call_function, is_file, load_function
 from siglip2_jax.config.override import override, split_arguments
 from siglip2_jax.config.record import to_json
 from siglip2_jax.config.run import TrainConfig
+from siglip2_jax.data.text import read_json
 
 
 class Origin(NamedTuple):
@@ -69,10 +70,7 @@ def _recorded_origin(path: str) -> Origin:
     file = epath.Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the config.json of a run")
-    try:
-        record = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    record = read_json(path)
     if not isinstance(record, dict) or not record.get("origin"):
         raise ValueError(
             f"{path} records no origin: its run was not started by `siglip2 train`; give a Python "
