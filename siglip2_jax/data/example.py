@@ -28,6 +28,14 @@ class ExampleError(ValueError):
         self.name = name
 
 
+class SourceError(OSError):
+    """Data that cannot be read for a reason outside its content: one sentence that names it.
+
+    The machine, the network, permissions or the store are at fault, so no other example is taken
+    in its place.
+    """
+
+
 def with_name(error: Exception, name: str) -> ExampleError:
     """The error of an example with its name in front, or the name that its source gave it."""
     if isinstance(error, ExampleError) and error.name is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +32,32 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """One example, 0 <= index < len."""
+        ...
+
+
+@runtime_checkable
+class Blocked(Examples, Protocol):
+    """Opened data that is read best in blocks: examples that stand together, one request each.
+
+    Block b holds examples [b * block_size, (b + 1) * block_size); the last one may be shorter.
+    """
+
+    @property
+    def block_size(self) -> int:
+        """Number of examples of a block, at least 1."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether each read is a request to an object store."""
+        ...
+
+    def read_block(self, block: int, /) -> Sequence[dict[str, Any]]:
+        """The examples of a block, from memory once this returns.
+
+        Taking an item may raise ExampleError, for content that cannot be used; reading raises
+        SourceError, for what is wrong with the machine, the network or the store.
+        """
         ...
 
 
