@@ -49,7 +49,7 @@ class Blocked(Examples, Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether each read is a request to an object store."""
+        """True where each read is a request to an object store."""
         ...
 
     def read_block(self, block: int, /) -> Sequence[dict[str, Any]]:

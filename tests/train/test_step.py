@@ -270,6 +270,7 @@ def test_groups_and_frozen_tower():
     assert not [path for path in kinds if path.startswith("optimizer/") and "vision" in path]
 
 
+@pytest.mark.slow
 def test_moments_are_split_like_their_parameters():
     kinds = run(FSDP, **LOCKED).kinds
     of = {path: kind for path, kind in kinds.items() if path.startswith("params/text")}
