@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
 
 from siglip2_jax.data.example import with_name
-from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.layout import Layout
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
 _ATTEMPTS = 20
-# A stream is endless: replacements are drawn from its first so many indices.
-_REPLACEMENTS = 2**40
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Raw examples by global index, endless."""
+    """Raw examples by global index, endless. Picklable before use, thread-safe."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """Example `index`; ValueError or OSError where it is corrupt."""
+        ...
+
+    def near(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Another example, drawn by `rng`, in place of one that cannot be used."""
+        ...
+
+    def using(self, i: int, part: int) -> AbstractContextManager[None]:
+        """Context within which a piece of the i-th step reads its examples."""
+        ...
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
         ...
 
 
@@ -42,69 +51,47 @@ class Chunk(NamedTuple):
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Examples of each piece of work, on one host.
-
-    Attributes:
-      parts: number of pieces of each step.
-      starts, ends: global index of each piece's first example, and of the one after its last.
-      budgets: patches an image may have in each piece.
-    """
-
-    parts: Int64[np.ndarray, " S"]
-    starts: Int64[np.ndarray, " K"]
-    ends: Int64[np.ndarray, " K"]
-    budgets: Int64[np.ndarray, " K"]
-
-
-def layout(reading: StepSchedule, process_index: int, process_count: int, chunk: int) -> Layout:
-    """Cuts one host's share of each step into pieces of at most `chunk` examples, evenly."""
-    local = reading.batch_sizes // process_count
-    parts = -(-local // chunk)
-    step = np.repeat(np.arange(len(reading)), parts)
-    piece = np.arange(len(step)) - np.repeat(np.cumsum(parts) - parts, parts)
-    first = reading.positions[:-1][step] + process_index * local[step]
-    starts = first + piece * local[step] // parts[step]
-    ends = first + (piece + 1) * local[step] // parts[step]
-    return Layout(parts, starts, ends, reading.budgets[step])
-
-
 class Chunks:
     """All pieces of work of a reading, with random access. Picklable if its parts are.
+
+    Piece k is piece k % parts of step k // parts of the layout.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
     attempt a, its choice included, from `default_rng((seed, g, a))`.
     """
 
-    def __init__(self, stream: Stream, prepare: Prepare, seed: int, layout: Layout) -> None:
+    def __init__(self, stream: Stream, layout: Layout, prepare: Prepare, seed: int) -> None:
         self.layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
 
     def __len__(self) -> int:
-        return len(self.layout.starts)
+        return len(self.layout.reading) * self.layout.parts
 
     def __getitem__(self, k: int) -> Chunk:
-        budget = int(self.layout.budgets[k])
+        i, part = divmod(k, self.layout.parts)
+        _, budget, *_ = self.layout.reading[i]
         items, problems = [], []
-        for index in range(int(self.layout.starts[k]), int(self.layout.ends[k])):
-            item, its_problems = self._item(index, budget)
-            items.append(item)
-            problems += its_problems
+        with self._stream.using(i, part):
+            for index in self.layout.indices(i, part):
+                item, its_problems = self._item(index, budget)
+                items.append(item)
+                problems += its_problems
         batch = collate(items, self._prepare.num_tokens(budget))
         return Chunk(batch, len(problems), tuple(problems))
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        self._stream.close()
 
     def _item(self, index: int, budget: int) -> tuple[dict[str, Any], list[str]]:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt, candidate = len(problems), index
+            attempt = len(problems)
             rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
-            if attempt:
-                candidate = int(rng.integers(_REPLACEMENTS))
-            name = f"example {candidate}"
+            name = f"example {index}"
             try:
-                example = self._stream[candidate]
+                example = self._stream.near(index, rng) if attempt else self._stream[index]
                 name = example["name"]
                 return self._prepare(example, rng, budget), problems
             except (ValueError, OSError) as error:

@@ -1,8 +1,7 @@
 """Batches for training: shuffled, mixed, prepared in parallel, the same for any number of hosts.
 
-The only module that imports grain (github.com/google/grain). Examples of a run are numbered by one
-global index; grain's random access gives example g of the shuffled, repeated, mixed sources without
-reading those before it, so the state of a pipeline is one integer.
+Examples of a run are numbered by one global index, and a stream (`data.streams`) gives example g
+without reading those before it, so the state of a pipeline is one integer.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Thread
-from typing import Any, cast
+from typing import Any
 
 import grain
 import jax
@@ -23,10 +22,13 @@ import numpy as np
 from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-from siglip2_jax.data.chunks import Chunks, Stream, layout
+from siglip2_jax.data.chunks import Chunks, Stream
+from siglip2_jax.data.layout import Layout, layout
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.sources import Examples, Mixture, Source
+from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
+from siglip2_jax.data.streams import BlockStream, WholeStream
 from siglip2_jax.types import Batch
 
 # grain's worker processes read absl flags, which fails in a program that never parsed any
@@ -81,7 +83,9 @@ class Pipeline:
       prefetch: batches prepared ahead.
       max_bad_share: the share of bad examples above which reading stops, from 200 examples on.
       chunk: examples prepared as one piece of work; bounds latency and memory.
-      shuffle: whether examples come in a random order, another one in each epoch.
+      shuffle: whether examples come in a random order, another one in each epoch. True shuffles
+        them one by one, unless a source is in an object store: then, as `BlockShuffle` says.
+      cache: a local directory where blocks of examples are held ahead; None for memory.
     """
 
     source: Source | Mixture
@@ -94,7 +98,8 @@ class Pipeline:
     prefetch: int = 2
     max_bad_share: float = 0.05
     chunk: int = 64
-    shuffle: bool = True
+    shuffle: bool | BlockShuffle = True
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -115,10 +120,6 @@ class Pipeline:
         """The sources of the mixture, or the single source, each opened once."""
         return [source.open() for source in _flatten(self.source)]
 
-    @cached_property
-    def _stream(self) -> grain.MapDataset:
-        return _stream(self.source, iter(self._opened), self.seed, self.shuffle)
-
     @property
     def sizes(self) -> list[tuple[str, int]]:
         """Each source in short, and how many examples it has; opens them."""
@@ -135,10 +136,10 @@ class Pipeline:
           ValueError: a source cannot be opened, or its examples cannot be used.
           OSError: a source cannot be opened.
         """
-        first = layout(StepSchedule(np.array([budget]), np.array([1])), 0, 1, self.chunk)
-        for examples in self._opened:
-            stream = cast(Stream, _repeated(examples, self.seed, self.shuffle))
-            Chunks(stream, self.prepare, self.seed, first)[0]
+        first = layout(StepSchedule(((budget, 1),), 1), 0, 1, self.chunk)
+        for source, examples in zip(_flatten(self.source), self._opened, strict=True):
+            stream = WholeStream(source, [examples], self.seed, bool(self.shuffle))
+            Chunks(stream, first, self.prepare, self.seed)[0]
 
     def batches(self, reading: StepSchedule) -> Generator[HostBatch, None, None]:
         """Reads the steps of `reading`, in order. Closing the generator releases its workers.
@@ -148,38 +149,44 @@ class Pipeline:
             the number of hosts; later, where too many examples are bad.
           OSError: a source cannot be opened.
         """
-        wrong = reading.batch_sizes[reading.batch_sizes % self.process_count != 0]
-        if len(wrong):
-            raise ValueError(
-                f"a batch of {wrong[0]} cannot be divided among {self.process_count} hosts; choose "
-                "a batch size that is a multiple of their number"
-            )
-        pieces = layout(reading, self.process_index, self.process_count, self.chunk)
-        stream = cast(Stream, self._stream)  # none of whose examples is missing, as grain allows
-        chunks = Chunks(stream, self.prepare, self.seed, pieces)
+        chunks = Chunks(*self._planned(reading), self.prepare, self.seed)
         return self._run(reading, chunks)
+
+    def _planned(self, reading: StepSchedule) -> tuple[Stream, Layout]:
+        """Examples in their order, and the pieces that this host's part is read in."""
+        hosts, shuffle = (self.process_index, self.process_count, self.chunk), self.shuffle
+        if shuffle is True and any(isinstance(x, Blocked) and x.remote for x in self._opened):
+            shuffle = BlockShuffle()
+        if isinstance(shuffle, bool):
+            whole = WholeStream(self.source, self._opened, self.seed, shuffle)
+            return whole, layout(reading, *hosts, self.workers)
+        lanes, window = shuffle.resolve(reading.batch_sizes)
+        pieces = layout(reading, *hosts, self.workers, lanes)
+        args = (self.source, self._opened, self.seed, pieces, window, self.cache)
+        return BlockStream(*args), pieces
 
     def _run(self, reading: StepSchedule, chunks: Chunks) -> Generator[HostBatch, None, None]:
         total = bad = 0
         problems: tuple[str, ...] = ()
-        parts = chunks.layout.parts.tolist()
+        parts = chunks.layout.parts
         iterator = self._start(chunks)
         try:
-            for (step, budget, size, position), count in zip(reading, parts, strict=True):
-                batch, step_bad, step_problems = _read(iterator, count)
+            for step, budget, size, position in reading:
+                batch, step_bad, step_problems = _read(iterator, parts)
                 total, bad = total + size // self.process_count + step_bad, bad + step_bad
                 problems = (*problems, *step_problems)[:_SHOWN]
                 self._judge(total, bad, problems)
                 yield HostBatch(batch, step, budget, position + size, step_bad, step_problems)
         finally:
+            chunks.close()
             iterator.close()
             if self.workers:
                 _unlink_unread()
 
     def _start(self, chunks: Chunks) -> Any:
         """Starts threads, or processes with threads; elements come in the order of the chunks."""
-        ahead = self.prefetch * int(chunks.layout.parts.max(initial=1))
-        workers = min(self.workers, len(chunks))
+        ahead = self.prefetch * chunks.layout.parts
+        workers = min(self.workers, chunks.layout.workers)
         inner = max(self.threads, ahead if not workers else 1)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=inner)
         dataset = (
@@ -207,27 +214,6 @@ def _flatten(source: Source | Mixture) -> list[Source]:
     if isinstance(source, Mixture):
         return [leaf for part, _ in source.parts for leaf in _flatten(part)]
     return [source]
-
-
-def _stream(
-    source: Source | Mixture, examples: Iterator[Examples], seed: int, shuffle: bool
-) -> grain.MapDataset:
-    """An endless data set of raw examples by global index; takes its sources from `examples`."""
-    if isinstance(source, Mixture):
-        # Each part has a seed of its own, or parts of the same length would be shuffled alike.
-        seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
-        parts = [
-            _stream(part, examples, int(its_seed), shuffle)
-            for (part, _), its_seed in zip(source.parts, seeds, strict=True)
-        ]
-        return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
-    return _repeated(next(examples), seed, shuffle)
-
-
-def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:
-    """Examples without end, in another order in each epoch; grain's type is not `Examples`."""
-    dataset = grain.MapDataset.source(examples).seed(seed)
-    return (dataset.shuffle() if shuffle else dataset).repeat()
 
 
 def _read(iterator: Any, count: int) -> tuple[Batch, int, tuple[str, ...]]:

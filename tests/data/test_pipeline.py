@@ -65,8 +65,10 @@ def test_steps_are_as_planned():
     assert [(loaded.step, loaded.budget) for loaded in batches] == [
         (step, budget) for step, budget, *_ in READING
     ]
-    assert [loaded.position for loaded in batches] == READING.positions[1:].tolist()
-    for loaded, size in zip(batches, READING.batch_sizes, strict=True):
+    assert [loaded.position for loaded in batches] == [
+        position + size for *_, size, position in READING
+    ]
+    for loaded, (*_, size, _) in zip(batches, READING, strict=True):
         assert loaded.batch.image.pixels.shape == (size, loaded.budget, 48)
         assert loaded.batch.text.shape == (size, 12)
         assert loaded.bad == 0 and loaded.problems == ()
