@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
+from siglip2_jax.data.collate import blank_row, write_row
 from siglip2_jax.data.example import with_name
 from siglip2_jax.data.lengths import StepSchedule
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.prepare import Prepare
+from siglip2_jax.data.ring import batch_bytes
+from siglip2_jax.data.workers import Outcome
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
 _ATTEMPTS = 20
 # A stream is endless: replacements are drawn from its first so many indices.
 _REPLACEMENTS = 2**40
+SHOWN = 3  # problems that are told of a piece of work
 
 
 @runtime_checkable
@@ -28,71 +33,93 @@ class Stream(Protocol):
         ...
 
 
-class Chunk(NamedTuple):
-    """Some consecutive examples of one step.
-
-    Attributes:
-      batch: their arrays.
-      bad: examples that could not be used and were replaced.
-      problems: why, each with a name.
-    """
-
-    batch: Batch
-    bad: int
-    problems: tuple[str, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Examples of each piece of work, on one host.
 
     Attributes:
+      budgets: patches an image may have in each step.
+      starts: global index of the host's first example of each step.
+      sizes: examples of the host in each step.
       parts: number of pieces of each step.
-      starts, ends: global index of each piece's first example, and of the one after its last.
-      budgets: patches an image may have in each piece.
     """
 
+    budgets: Int64[np.ndarray, " S"]
+    starts: Int64[np.ndarray, " S"]
+    sizes: Int64[np.ndarray, " S"]
     parts: Int64[np.ndarray, " S"]
-    starts: Int64[np.ndarray, " K"]
-    ends: Int64[np.ndarray, " K"]
-    budgets: Int64[np.ndarray, " K"]
+
+    def rows(self, step: int, part: int) -> range:
+        """The rows of a step's batch that a piece of work fills."""
+        size, parts = int(self.sizes[step]), int(self.parts[step])
+        return range(part * size // parts, (part + 1) * size // parts)
 
 
-def layout(reading: StepSchedule, process_index: int, process_count: int, chunk: int) -> Layout:
-    """Cuts one host's share of each step into pieces of at most `chunk` examples, evenly."""
-    local = reading.batch_sizes // process_count
-    parts = -(-local // chunk)
-    step = np.repeat(np.arange(len(reading)), parts)
-    piece = np.arange(len(step)) - np.repeat(np.cumsum(parts) - parts, parts)
-    first = reading.positions[:-1][step] + process_index * local[step]
-    starts = first + piece * local[step] // parts[step]
-    ends = first + (piece + 1) * local[step] // parts[step]
-    return Layout(parts, starts, ends, reading.budgets[step])
+def layout(
+    reading: StepSchedule, process_index: int, process_count: int, chunk: int, workers: int = 1
+) -> Layout:
+    """Cuts one host's share of each step into pieces of at most `chunk` examples, evenly.
+
+    Workers get equally many pieces of a step, where it has enough examples.
+    """
+    sizes = reading.batch_sizes // process_count
+    parts = np.minimum(-(-sizes // (chunk * workers)) * workers, sizes)
+    starts = reading.positions[:-1] + process_index * sizes
+    return Layout(reading.budgets, starts, sizes, parts)
 
 
 class Chunks:
-    """All pieces of work of a reading, with random access. Picklable if its parts are.
+    """All pieces of work of a reading, as `workers.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
     attempt a, its choice included, from `default_rng((seed, g, a))`.
     """
 
     def __init__(self, stream: Stream, prepare: Prepare, seed: int, layout: Layout) -> None:
-        self.layout = layout
+        self._layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
 
     def __len__(self) -> int:
-        return len(self.layout.starts)
+        """Number of steps."""
+        return len(self._layout.parts)
 
-    def __getitem__(self, k: int) -> Chunk:
-        budget = int(self.layout.budgets[k])
-        items, problems = [], []
-        for index in range(int(self.layout.starts[k]), int(self.layout.ends[k])):
-            item, its_problems = self._item(index, budget)
-            items.append(item)
+    @cached_property
+    def _rows(self) -> dict[int, Batch]:
+        """An empty row of each budget."""
+        prepare = self._prepare
+        return {
+            budget: blank_row(
+                prepare.preprocess,
+                prepare.tokenizer.length,
+                prepare.transforms,
+                budget,
+                prepare.pixels,
+            )
+            for budget in np.unique(self._layout.budgets).tolist()
+        }
+
+    def buffer_bytes(self) -> int:
+        """Memory of the largest step's batch."""
+        shapes = set(zip(self._layout.budgets.tolist(), self._layout.sizes.tolist(), strict=True))
+        return max((batch_bytes(self._rows[x], size) for x, size in shapes), default=0)
+
+    def parts(self, step: int, /) -> int:
+        """Number of pieces of a step."""
+        return int(self._layout.parts[step])
+
+    def like(self, step: int, /) -> tuple[Batch, int]:
+        """A batch of one row like those of a step, and the number of its rows."""
+        return self._rows[int(self._layout.budgets[step])], int(self._layout.sizes[step])
+
+    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
+        """Prepares the examples of a piece of work, each in its row of the step's batch."""
+        budget, first = int(self._layout.budgets[step]), int(self._layout.starts[step])
+        problems: list[str] = []
+        for row in self._layout.rows(step, part):
+            item, its_problems = self._item(first + row, budget)
+            write_row(item, out, row)
             problems += its_problems
-        batch = collate(items, self._prepare.num_tokens(budget))
-        return Chunk(batch, len(problems), tuple(problems))
+        return Outcome(len(problems), tuple(problems[:SHOWN]))
 
     def _item(self, index: int, budget: int) -> tuple[dict[str, Any], list[str]]:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
