@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from siglip2_jax.data.collate import blank_row, write_row
 from siglip2_jax.data.example import with_name
 from siglip2_jax.data.layout import Layout
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.prepare import Prepare
+from siglip2_jax.data.ring import batch_bytes
+from siglip2_jax.data.workers import Outcome
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
 _ATTEMPTS = 20
+SHOWN = 3  # problems that are told of a piece of work
 
 
 @runtime_checkable
@@ -37,24 +42,8 @@ class Stream(Protocol):
         ...
 
 
-class Chunk(NamedTuple):
-    """Some consecutive examples of one step.
-
-    Attributes:
-      batch: their arrays.
-      bad: examples that could not be used and were replaced.
-      problems: why, each with a name.
-    """
-
-    batch: Batch
-    bad: int
-    problems: tuple[str, ...]
-
-
 class Chunks:
-    """All pieces of work of a reading, with random access. Picklable if its parts are.
-
-    Piece k is piece k % parts of step k // parts of the layout.
+    """All pieces of work of a reading, as `workers.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
     attempt a, its choice included, from `default_rng((seed, g, a))`.
@@ -65,19 +54,51 @@ class Chunks:
         self._stream, self._prepare, self._seed = stream, prepare, seed
 
     def __len__(self) -> int:
-        return len(self.layout.reading) * self.layout.parts
+        """Number of steps."""
+        return len(self.layout.reading)
 
-    def __getitem__(self, k: int) -> Chunk:
-        i, part = divmod(k, self.layout.parts)
-        _, budget, *_ = self.layout.reading[i]
-        items, problems = [], []
-        with self._stream.using(i, part):
-            for index in self.layout.indices(i, part):
+    @cached_property
+    def _rows(self) -> dict[int, Batch]:
+        """An empty row of each budget."""
+        prepare = self._prepare
+        return {
+            budget: blank_row(
+                prepare.preprocess,
+                prepare.tokenizer.length,
+                prepare.transforms,
+                budget,
+                prepare.pixels,
+            )
+            for budget in self.layout.reading.budgets
+        }
+
+    def buffer_bytes(self) -> int:
+        """Memory of the largest step's batch."""
+        sizes = dict(self.layout.reading.sizes)
+        hosts = self.layout.process_count
+        rows = ((row, sizes[budget] // hosts) for budget, row in self._rows.items())
+        return max((batch_bytes(*x) for x in rows), default=0)
+
+    def parts(self, step: int, /) -> int:
+        """Number of pieces of a step."""
+        return self.layout.parts
+
+    def like(self, step: int, /) -> tuple[Batch, int]:
+        """A batch of one row like those of a step, and the number of its rows."""
+        _, budget, size, _ = self.layout.reading[step]
+        return self._rows[budget], size // self.layout.process_count
+
+    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
+        """Prepares the examples of a piece of work, each in its row of the step's batch."""
+        _, budget, *_ = self.layout.reading[step]
+        rows, indices = self.layout.rows(step, part), self.layout.indices(step, part)
+        problems: list[str] = []
+        with self._stream.using(step, part):
+            for row, index in zip(rows, indices, strict=True):
                 item, its_problems = self._item(index, budget)
-                items.append(item)
+                write_row(item, out, row)
                 problems += its_problems
-        batch = collate(items, self._prepare.num_tokens(budget))
-        return Chunk(batch, len(problems), tuple(problems))
+        return Outcome(len(problems), tuple(problems[:SHOWN]))
 
     def close(self) -> None:
         """Ends what reads ahead."""
