@@ -15,6 +15,7 @@ from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.optim import Optim
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
 from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Transform
 from siglip2_jax.data.sources import Mixture, Source
 from siglip2_jax.evals.base import Evaluator
@@ -35,8 +36,10 @@ class Data:
       workers: processes that prepare batches; 0 prepares them in the training process.
       threads: threads that read examples, per process.
       prefetch: batches that are ready ahead of the step.
-      max_bad_share: the share of unreadable examples that is tolerated, 0 to 1; each is replaced.
+      max_bad_share: the share of unusable examples that is tolerated, 0 to 1; each is replaced.
       shuffle: draw examples in random order, another one each epoch.
+      patience: seconds that reading goes on trying what may pass, such as an error of a network
+        disk; then the run stops.
       scaled_decode: decode JPEGs that are several times larger than what the model reads at a
         fraction of their size, which is faster and changes images slightly (`data.prepare.Prepare`
         says how much). For antialiased resizes, without crops or views; evaluation never does it.
@@ -49,10 +52,11 @@ class Data:
     prefetch: int = 2
     max_bad_share: float = 0.05
     shuffle: bool = True
+    patience: float = PATIENCE
     scaled_decode: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "workers", "max_bad_share")
+        at_least(self, 0, "workers", "max_bad_share", "patience")
         at_least(self, 1, "threads", "prefetch")
         if self.max_bad_share > 1:
             raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from siglip2_jax.data.example import with_name
+from siglip2_jax.data.example import ExampleError, with_name
 from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.prepare import Prepare, collate
 from siglip2_jax.types import Batch
 
@@ -24,7 +26,7 @@ class Stream(Protocol):
     """Raw examples by global index, endless."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """Example `index`; ValueError or OSError where it is corrupt."""
+        """Example `index`; ValueError where it cannot be used, OSError where it is not read."""
         ...
 
 
@@ -74,12 +76,22 @@ class Chunks:
     """All pieces of work of a reading, with random access. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
-    attempt a, its choice included, from `default_rng((seed, g, a))`.
+    attempt a, its choice included, from `default_rng((seed, g, a))`. Only an example whose content
+    cannot be used is replaced: what is wrong with the machine is a SourceError, after `patience`
+    seconds where it may pass.
     """
 
-    def __init__(self, stream: Stream, prepare: Prepare, seed: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        prepare: Prepare,
+        seed: int,
+        layout: Layout,
+        patience: float = PATIENCE,
+    ) -> None:
         self.layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
+        self._patience = patience
 
     def __len__(self) -> int:
         return len(self.layout.starts)
@@ -98,17 +110,23 @@ class Chunks:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt, candidate = len(problems), index
-            rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
-            if attempt:
-                candidate = int(rng.integers(_REPLACEMENTS))
-            name = f"example {candidate}"
+            read = partial(self._read, index, len(problems), budget)
             try:
-                example = self._stream[candidate]
-                name = example["name"]
-                return self._prepare(example, rng, budget), problems
-            except (ValueError, OSError) as error:
-                problems.append(str(with_name(error, name)))
+                return patiently(read, f"example {index}", self._patience), problems
+            except ExampleError as error:
+                problems.append(str(error))
         raise ValueError(
             f"{_ATTEMPTS} examples in a row could not be used; the first: {' '.join(problems[:3])}"
         )
+
+    def _read(self, index: int, attempt: int, budget: int) -> dict[str, Any]:
+        """The arrays of an example, or of its replacement from the first attempt on."""
+        rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
+        candidate = int(rng.integers(_REPLACEMENTS)) if attempt else index
+        name = f"example {candidate}"
+        try:
+            example = self._stream[candidate]
+            name = example["name"]
+            return self._prepare(example, rng, budget)
+        except ValueError as error:
+            raise with_name(error, name) from error

@@ -25,6 +25,7 @@ from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from siglip2_jax.data.chunks import Chunks, Stream, layout
 from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.sources import Examples, Mixture, Source
 from siglip2_jax.types import Batch
@@ -67,7 +68,8 @@ class Pipeline:
 
     The global batches depend on the source, `prepare`, `seed` and `shuffle` alone. Host h of P
     gets examples [h * b / P, (h + 1) * b / P) of each step's b. Corrupt examples and those without
-    a caption are replaced by others, drawn by the seed and their global index.
+    a caption are replaced by others, drawn by the seed and their global index; data that cannot be
+    read for another reason stops the run.
 
     Attributes:
       source: where examples come from.
@@ -82,6 +84,7 @@ class Pipeline:
       max_bad_share: the share of bad examples above which reading stops, from 200 examples on.
       chunk: examples prepared as one piece of work; bounds latency and memory.
       shuffle: whether examples come in a random order, another one in each epoch.
+      patience: seconds that reading goes on trying what may pass.
     """
 
     source: Source | Mixture
@@ -95,6 +98,7 @@ class Pipeline:
     max_bad_share: float = 0.05
     chunk: int = 64
     shuffle: bool = True
+    patience: float = PATIENCE
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -133,12 +137,12 @@ class Pipeline:
 
         Raises:
           ValueError: a source cannot be opened, or its examples cannot be used.
-          OSError: a source cannot be opened.
+          OSError: a source cannot be opened or read.
         """
         first = layout(StepSchedule(np.array([budget]), np.array([1])), 0, 1, self.chunk)
         for examples in self._opened:
             stream = cast(Stream, _repeated(examples, self.seed, self.shuffle))
-            Chunks(stream, self.prepare, self.seed, first)[0]
+            Chunks(stream, self.prepare, self.seed, first, self.patience)[0]
 
     def batches(self, reading: StepSchedule) -> Generator[HostBatch, None, None]:
         """Reads the steps of `reading`, in order. Closing the generator releases its workers.
@@ -146,7 +150,7 @@ class Pipeline:
         Raises:
           ValueError: at once where a source cannot be opened or a batch size is not divisible by
             the number of hosts; later, where too many examples are bad.
-          OSError: a source cannot be opened.
+          OSError: a source cannot be opened; later, a SourceError where it cannot be read.
         """
         wrong = reading.batch_sizes[reading.batch_sizes % self.process_count != 0]
         if len(wrong):
@@ -156,7 +160,7 @@ class Pipeline:
             )
         pieces = layout(reading, self.process_index, self.process_count, self.chunk)
         stream = cast(Stream, self._stream)  # none of whose examples is missing, as grain allows
-        chunks = Chunks(stream, self.prepare, self.seed, pieces)
+        chunks = Chunks(stream, self.prepare, self.seed, pieces, self.patience)
         return self._run(reading, chunks)
 
     def _run(self, reading: StepSchedule, chunks: Chunks) -> Generator[HostBatch, None, None]:

@@ -69,6 +69,7 @@ def stage_pipeline(stage: ResolvedStage, tokenizer: Tokenizer) -> Pipeline:
         prefetch=data.prefetch,
         max_bad_share=data.max_bad_share,
         shuffle=data.shuffle,
+        patience=data.patience,
     )
 
 
