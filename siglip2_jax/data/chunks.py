@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from siglip2_jax.data.collate import blank_row, write_row
-from siglip2_jax.data.example import with_name
+from siglip2_jax.data.example import ExampleError, with_name
 from siglip2_jax.data.layout import Layout
+from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.ring import batch_bytes
 from siglip2_jax.data.workers import Outcome
@@ -26,7 +27,7 @@ class Stream(Protocol):
     """Raw examples by global index, endless. Picklable before use, thread-safe."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """Example `index`; ValueError or OSError where it is corrupt."""
+        """Example `index`; ValueError where it cannot be used, OSError where it is not read."""
         ...
 
     def near(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -46,12 +47,22 @@ class Chunks:
     """All pieces of work of a reading, as `workers.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
-    attempt a, its choice included, from `default_rng((seed, g, a))`.
+    attempt a, its choice included, from `default_rng((seed, g, a))`. Only an example whose content
+    cannot be used is replaced: what is wrong with the machine is a SourceError, after `patience`
+    seconds where it may pass.
     """
 
-    def __init__(self, stream: Stream, layout: Layout, prepare: Prepare, seed: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        layout: Layout,
+        prepare: Prepare,
+        seed: int,
+        patience: float = PATIENCE,
+    ) -> None:
         self.layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
+        self._patience = patience
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -108,15 +119,22 @@ class Chunks:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt = len(problems)
-            rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
-            name = f"example {index}"
+            read = partial(self._read, index, len(problems), budget)
             try:
-                example = self._stream.near(index, rng) if attempt else self._stream[index]
-                name = example["name"]
-                return self._prepare(example, rng, budget), problems
-            except (ValueError, OSError) as error:
-                problems.append(str(with_name(error, name)))
+                return patiently(read, f"example {index}", self._patience), problems
+            except ExampleError as error:
+                problems.append(str(error))
         raise ValueError(
             f"{_ATTEMPTS} examples in a row could not be used; the first: {' '.join(problems[:3])}"
         )
+
+    def _read(self, index: int, attempt: int, budget: int) -> dict[str, Any]:
+        """The arrays of an example, or of its replacement from the first attempt on."""
+        rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
+        name = f"example {index}"
+        try:
+            example = self._stream.near(index, rng) if attempt else self._stream[index]
+            name = example["name"]
+            return self._prepare(example, rng, budget)
+        except ValueError as error:
+            raise with_name(error, name) from error

@@ -19,6 +19,7 @@ from absl import flags
 from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
 from siglip2_jax.data.layout import Layout, layout
 from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
@@ -70,7 +71,8 @@ class Pipeline:
 
     The global batches depend on the source, `prepare`, `seed` and `shuffle` alone. Host h of P
     gets examples [h * b / P, (h + 1) * b / P) of each step's b. Corrupt examples and those without
-    a caption are replaced by others, drawn by the seed and their global index.
+    a caption are replaced by others, drawn by the seed and their global index; data that cannot be
+    read for another reason stops the run.
 
     Attributes:
       source: where examples come from.
@@ -87,6 +89,7 @@ class Pipeline:
       shuffle: whether examples come in a random order, another one in each epoch. True shuffles
         them one by one, unless a source is in an object store: then, as `BlockShuffle` says.
       cache: a local directory where blocks of examples are held ahead; None for memory.
+      patience: seconds that reading goes on trying what may pass.
     """
 
     source: Source | Mixture
@@ -101,6 +104,7 @@ class Pipeline:
     chunk: int = 64
     shuffle: bool | BlockShuffle = True
     cache: str | None = None
+    patience: float = PATIENCE
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -135,12 +139,12 @@ class Pipeline:
 
         Raises:
           ValueError: a source cannot be opened, or its examples cannot be used.
-          OSError: a source cannot be opened.
+          OSError: a source cannot be opened or read.
         """
         first = layout(StepSchedule(((budget, 1),), 1), 0, 1, self.chunk)
         for source, examples in zip(_flatten(self.source), self._opened, strict=True):
             stream = WholeStream(source, [examples], self.seed, bool(self.shuffle))
-            chunks = Chunks(stream, first, self.prepare, self.seed)
+            chunks = Chunks(stream, first, self.prepare, self.seed, self.patience)
             row, _ = chunks.like(0)
             chunks.fill(0, 0, row)
 
@@ -158,9 +162,9 @@ class Pipeline:
         Raises:
           ValueError: at once where a source cannot be opened or a batch size is not divisible by
             the number of hosts; later, where too many examples are bad.
-          OSError: a source cannot be opened.
+          OSError: a source cannot be opened; later, a SourceError where it cannot be read.
         """
-        chunks = Chunks(*self._planned(reading), self.prepare, self.seed)
+        chunks = Chunks(*self._planned(reading), self.prepare, self.seed, self.patience)
         return self._run(reading, chunks, place)
 
     def _planned(self, reading: StepSchedule) -> tuple[Stream, Layout]:

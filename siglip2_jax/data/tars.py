@@ -28,7 +28,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from siglip2_jax.data.example import ExampleError, as_captions, make_example, row_captions
+from siglip2_jax.data.example import (
+    ExampleError,
+    SourceError,
+    as_captions,
+    make_example,
+    row_captions,
+)
 from siglip2_jax.data.files import find_shards
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples
@@ -164,6 +170,9 @@ def _read(handle: int, offset: int, size: int, name: str) -> bytes:
     while len(data) < size:  # a system call gives at most 2 GiB, and network disks less
         piece = os.pread(handle, size - len(data), offset + len(data))
         if not piece:
-            raise OSError(f"{name}: the tar has become shorter since it was opened.")
+            raise SourceError(
+                f"{name}: the tar has become shorter since it was opened; put it back, or run the "
+                "same command again to index it anew"
+            )
         data += piece
     return data

@@ -67,6 +67,7 @@ def stage_pipeline(stage: ResolvedStage, tokenizer: Tokenizer) -> Pipeline:
         max_bad_share=data.max_bad_share,
         shuffle=data.shuffle,
         cache=data.cache,
+        patience=data.patience,
     )
 
 
