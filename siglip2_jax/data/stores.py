@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +17,7 @@ from siglip2_jax.data.files import find_shards, select_files, suggest_glob
 from siglip2_jax.data.store_client import CHANGED, Client, count
 
 _LARGEST_REQUEST = 1 << 26
+_GAP = 1 << 19  # bytes that are read for nothing rather than with another request
 _PAGE = 1000  # names that a store lists in one request
 _TIME = "mtime "
 _BESIDE = {".json", ".jsonl", ".npz"}
@@ -86,11 +87,14 @@ class Store:
             )
         return [files[path] for path in paths]
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the files in a directory; none where there is no directory."""
+    def files(self, folder: str) -> list[File]:
+        """The files in a directory; none where there is no directory."""
         if is_remote(folder):
-            return [file.path.rpartition("/")[2] for file in self._walk(folder, False)]
-        return os.listdir(folder) if os.path.isdir(folder) else []
+            return list(self._walk(folder, False))
+        if not os.path.isdir(folder):
+            return []
+        paths = (f"{folder}/{name}" for name in os.listdir(folder))
+        return [self.stat(path) for path in paths if os.path.isfile(path)]
 
     def stat(self, path: str) -> File:
         """Size and version of a file.
@@ -118,6 +122,21 @@ class Store:
         return b"".join(
             self._read_object(file, first, min(first + _LARGEST_REQUEST, stop)) for first in pieces
         )
+
+    def read_ranges(
+        self, file: File, ranges: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], bytes]:
+        """Several ranges of a file, in order; those that stand close together with one request.
+
+        Raises:
+          SourceError: as `read`.
+        """
+        pieces: dict[tuple[int, int], bytes] = {}
+        for group in _close_together(ranges):
+            start = group[0][0]
+            data = self.read(file, start, max(stop for _, stop in group))
+            pieces |= {span: data[span[0] - start : span[1] - start] for span in group}
+        return pieces
 
     def _read_object(self, file: File, start: int, stop: int) -> bytes:
         def ask(bucket: Any, key: str) -> bytes:
@@ -150,6 +169,17 @@ def matches(path: str, pattern: str) -> bool:
     """True for a path that a glob means; `*` stays within a folder."""
     parts, wanted = path.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _close_together(ranges: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    groups: list[list[tuple[int, int]]] = []
+    end = 0
+    for start, stop in ranges:
+        if not groups or start > end + _GAP:
+            groups.append([])
+        groups[-1].append((start, stop))
+        end = max(end, stop)
+    return groups
 
 
 def _head(bucket: Any, key: str) -> Any:
