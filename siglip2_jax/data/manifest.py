@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from siglip2_jax.data.stores import File, matches
+from siglip2_jax.data.stores import File, matches, name_in, path_in
 from siglip2_jax.strings import Strings
 
 BLOCK_SIZE = 128
@@ -106,7 +106,7 @@ class Manifest:
 
     def file(self, number: int) -> File:
         """The file with a number."""
-        path = f"{self.folder}/{self.names[number]}"
+        path = path_in(self.folder, self.names[number])
         return File(path, int(self.sizes[number]), self.versions[number])
 
     def pieces(self, block: int) -> list[Piece]:
@@ -149,7 +149,7 @@ class Manifest:
         Raises:
           ValueError: there is none.
         """
-        kept = np.array([matches(f"{self.folder}/{name}", pattern) for name in self.names])
+        kept = np.array([matches(path_in(self.folder, name), pattern) for name in self.names])
         if kept.all():
             return self
         if not kept.any():
@@ -203,7 +203,7 @@ def join(folder: str, block_size: int, entries: Sequence[Entry]) -> Manifest:
     return Manifest(
         folder,
         block_size,
-        Strings.join(entry.file.path.removeprefix(folder + "/") for entry in entries),
+        Strings.join(name_in(folder, entry.file.path) for entry in entries),
         Strings.join(entry.file.version for entry in entries),
         *np.array(numbers, np.int64).reshape(-1, 3).T,
         np.concatenate([np.zeros(0, np.uint32), *(entry.lengths for entry in entries)]),

@@ -11,13 +11,28 @@ from typing import NamedTuple
 import numpy as np
 
 from siglip2_jax.data.manifest import Manifest, Spans, concatenate
-from siglip2_jax.data.stores import File, Store, fixed_folder
+from siglip2_jax.data.stores import File, Store, fixed_folder, name_in
 from siglip2_jax.strings import Strings
 
 FORMAT = "siglip2_jax manifest, version 1"
 FOLDER = "manifest"
 _PART = re.compile(r"/\d{5}-of-\d{5}\.npz$")
 _THREADS = 32
+
+
+class Shard(NamedTuple):
+    """One of several equal shares of the files of a data set, `number` of `count`."""
+
+    number: int = 0
+    count: int = 1
+
+    def share(self, total: int) -> range:
+        """The numbers of the files in it, of a total."""
+        number, count = self
+        return range(number * total // count, (number + 1) * total // count)
+
+
+ALL = Shard()
 
 
 class About(NamedTuple):
@@ -38,9 +53,9 @@ class About(NamedTuple):
     block_size: int
 
 
-def part_path(folder: str, number: int, count: int) -> str:
-    """Path of part `number` of `count`, for files in a folder."""
-    return f"{folder}/{FOLDER}/{number:05d}-of-{count:05d}.npz"
+def part_path(folder: str, shard: Shard) -> str:
+    """Path of the part of the manifest of a folder that describes a share of its files."""
+    return f"{folder}/{FOLDER}/{shard.number:05d}-of-{shard.count:05d}.npz"
 
 
 def parts_of(folder: str, store: Store) -> list[File]:
@@ -64,6 +79,13 @@ def folder_of(pattern: str, suffix: str) -> str:
     return folder.rpartition("/")[0] or "." if folder.endswith(suffix) else folder
 
 
+def inner_pattern(pattern: str, suffix: str) -> str:
+    """A pattern relative to its folder, the same for a directory and for all files in it."""
+    folder = folder_of(pattern, suffix)
+    inner = name_in(folder, pattern.rstrip("/"))
+    return f"*{suffix}" if inner == folder else inner
+
+
 def load_manifest(pattern: str, suffix: str, store: Store) -> Manifest | None:
     """The manifest of the files that a path, directory or glob means; None where there is none.
 
@@ -75,7 +97,9 @@ def load_manifest(pattern: str, suffix: str, store: Store) -> Manifest | None:
     if not (files := parts_of(folder, store)):
         return None
     count = int(files[0].path[-9:-4])
-    if missing := {part_path(folder, i, count) for i in range(count)} - {x.path for x in files}:
+    if missing := {part_path(folder, Shard(i, count)) for i in range(count)} - {
+        x.path for x in files
+    }:
         first = min(missing)
         number = int(first[-18:-13])
         raise ValueError(
@@ -91,7 +115,7 @@ def load_manifest(pattern: str, suffix: str, store: Store) -> Manifest | None:
             f"the parts of the manifest of {folder} are of different files; remove "
             f"{folder}/{FOLDER} and run `siglip2 data index` again"
         )
-    inner = pattern.removeprefix(folder).strip("/") or f"*{suffix}"
+    inner = inner_pattern(pattern, suffix)
     if about.suffix != suffix or about.pattern not in (inner, f"*{suffix}"):
         raise ValueError(
             f"the manifest of {folder} is of {about.pattern}, not of {inner}; use that pattern, or "

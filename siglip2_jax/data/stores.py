@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from etils import epath
+
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.files import find_shards, select_files, suggest_glob
 from siglip2_jax.data.store_client import CHANGED, Client, count
+from siglip2_jax.outputs import write_whole
 
 _LARGEST_REQUEST = 1 << 26
 _GAP = 1 << 19  # bytes that are read for nothing rather than with another request
@@ -38,14 +41,19 @@ class File:
     size: int
     version: str
 
+    def differs(self, now: File) -> bool:
+        """True for other content; a copy elsewhere may have another kind of version."""
+        same_kind = self.version.startswith(_TIME) == now.version.startswith(_TIME)
+        other_version = self.version and same_kind and self.version != now.version
+        return self.size != now.size or bool(other_version)
+
     def check(self, now: File) -> None:
-        """Refuses a file with other content; a copy elsewhere may have another kind of version.
+        """Refuses a file with other content.
 
         Raises:
           SourceError: the file is another one now.
         """
-        same_kind = self.version.startswith(_TIME) == now.version.startswith(_TIME)
-        if self.size != now.size or (self.version and same_kind and self.version != now.version):
+        if self.differs(now):
             raise SourceError(f"{self.path} {CHANGED}")
 
 
@@ -93,7 +101,7 @@ class Store:
             return list(self._walk(folder, False))
         if not os.path.isdir(folder):
             return []
-        paths = (f"{folder}/{name}" for name in os.listdir(folder))
+        paths = (path_in(folder, name) for name in os.listdir(folder))
         return [self.stat(path) for path in paths if os.path.isfile(path)]
 
     def stat(self, path: str) -> File:
@@ -138,6 +146,24 @@ class Store:
             pieces |= {span: data[span[0] - start : span[1] - start] for span in group}
         return pieces
 
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a file whole.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        if path.startswith("s3://"):
+            self.client.request(path, lambda bucket, key: _put(bucket, key, data))
+        else:
+            write_whole(path, data)
+
+    def remove(self, path: str) -> None:
+        """Removes a file, if it is there."""
+        if path.startswith("s3://"):
+            self.client.request(path, _delete)
+        else:
+            epath.Path(path).unlink(missing_ok=True)
+
     def _read_object(self, file: File, start: int, stop: int) -> bytes:
         def ask(bucket: Any, key: str) -> bytes:
             from obstore import get
@@ -162,7 +188,17 @@ def fixed_folder(pattern: str) -> str:
     """The deepest folder that everything a directory or glob means is in."""
     parts = pattern.rstrip("/").split("/")
     magic = [i for i, part in enumerate(parts) if glob.has_magic(part)]
-    return "/".join(parts[: magic[0]] if magic else parts)
+    return "/".join(parts[: magic[0]] if magic else parts) or "."
+
+
+def path_in(folder: str, name: str) -> str:
+    """The path of a file in a folder."""
+    return name if folder == "." else f"{folder}/{name}"
+
+
+def name_in(folder: str, path: str) -> str:
+    """The path of a file relative to a folder that it is in."""
+    return path.removeprefix(f"{folder}/")
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -186,6 +222,18 @@ def _head(bucket: Any, key: str) -> Any:
     from obstore import head
 
     return head(bucket, key)
+
+
+def _put(bucket: Any, key: str, data: bytes) -> None:
+    from obstore import put
+
+    put(bucket, key, data)
+
+
+def _delete(bucket: Any, key: str) -> None:
+    from obstore import delete
+
+    delete(bucket, key)
 
 
 def _list_folder(bucket: Any, key: str) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import io
-import os
 from functools import partial
 from typing import Any, BinaryIO, cast
 
@@ -15,6 +14,7 @@ from siglip2_jax.data.block_reader import BlockReader, Make
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.manifest import Entry, Manifest, Piece, Spans
 from siglip2_jax.data.store_client import CHANGED
+from siglip2_jax.data.store_file import StoreFile
 from siglip2_jax.data.stores import File, Store, is_remote
 from siglip2_jax.data.tar_index import TarIndex, index_tar, make_index
 from siglip2_jax.data.tar_members import read_entries, resolve
@@ -30,7 +30,7 @@ def index_blocks(file: File, store: Store, block_size: int) -> tuple[Entry, TarI
       ValueError: the file is no tar, or a compressed one.
       SourceError: it cannot be read.
     """
-    stream = _Ranges(file, store) if is_remote(file.path) else open(file.path, "rb")
+    stream = StoreFile(file, store, ahead=_AHEAD) if is_remote(file.path) else open(file.path, "rb")
     with stream:
         headers, damage = read_entries(cast(BinaryIO, stream), file.path, file.size)
     index, places = make_index(file.path, resolve(headers), damage)
@@ -117,36 +117,3 @@ def _pairs(spans: Int64[np.ndarray, "n 6"]) -> list[list[list[int]]]:
 
 def _cut(data: bytes, offset: int, size: int) -> bytes | None:
     return data[offset : offset + size] if offset >= 0 else None
-
-
-class _Ranges(io.RawIOBase):
-    """A remote file, read ahead in large ranges."""
-
-    def __init__(self, file: File, store: Store) -> None:
-        self._file, self._store = file, store
-        self._position, self._start, self._data = 0, 0, b""
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}
-        self._position = base[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1, /) -> bytes:
-        left = max(0, self._file.size - self._position)
-        size = left if size < 0 else min(size, left)
-        at = self._position - self._start
-        if size and not 0 <= at <= len(self._data) - size:
-            self._start, at = self._position, 0
-            stop = min(self._file.size, self._position + max(size, _AHEAD))
-            self._data = self._store.read(self._file, self._position, stop)
-        self._position += size
-        return self._data[at : at + size]
