@@ -114,7 +114,7 @@ class BlockOrder:
         return self.num_examples % self.size
 
     def _shuffled(self, lane: int, key: int) -> int:
-        """Where in its lane an example would stand if it were not for the windows."""
+        """Place in its lane that an example would have if it were not for the windows."""
         keys = self.window_of(lane, key)
         seed = _draw(self.seed, 0, lane, keys.stop)
         return keys.start + _permuted(key - keys.start, len(keys), seed)
