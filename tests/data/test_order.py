@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from siglip2_jax.data.order import BlockOrder, Draws
+from siglip2_jax.data.order import BlockOrder, Draws, permuted
 from siglip2_jax.data.shuffle import BlockShuffle
 
 ORDERS = [
@@ -20,6 +20,29 @@ ORDERS = [
     BlockOrder(5, 8, 4, 3, 7),
     BlockOrder(3, 8, 4, 3, 8),  # fewer examples than lanes
 ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 100, 1025])
+def test_permutations(count):
+    orders = [[permuted(i, count, 1, seed) for i in range(count)] for seed in range(4)]
+    for order in orders:
+        assert sorted(order) == list(range(count))
+    assert len({tuple(order) for order in orders}) == 4 or count < 4
+    assert permuted(0, 10**10, 5) < 10**10
+
+
+def test_permutations_look_random():
+    """Where an index goes, and neighbours go, is uniform: chi-squared against its spread."""
+    bins, draws = 16, 1600
+    spots = [permuted(3, 1000, 9, seed) * bins // 1000 for seed in range(draws)]
+    gaps = [
+        (permuted(4, 1024, 9, seed) - permuted(3, 1024, 9, seed)) % 1024 * bins // 1024
+        for seed in range(draws)
+    ]
+    for sample in (spots, gaps):
+        counts = np.bincount(sample, minlength=bins)
+        chi = np.sum((counts - draws / bins) ** 2) / (draws / bins)
+        assert chi < bins - 1 + 5 * np.sqrt(2 * (bins - 1))
 
 
 def lanes(order: BlockOrder, keys: int) -> np.ndarray:
