@@ -225,7 +225,7 @@ def test_pieces_are_all_rows_once(lanes, workers, hosts):
     rows = []
     for h in range(hosts):
         pieces = layout(READING, h, hosts, 5, workers, lanes)
-        for i, (_, _, size, position) in enumerate(READING):
+        for i, (_, _, size, _) in enumerate(READING):
             parts = [pieces.rows(i, part) for part in range(pieces.parts)]
             assert [row for part in parts for row in part] == list(range(size // hosts))
             assert all(len(part) for part in parts)
