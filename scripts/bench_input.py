@@ -36,9 +36,10 @@ from PIL import Image
 
 from siglip2_jax.cli.options import positive
 from siglip2_jax.data import prepare as preparation
+from siglip2_jax.data.collate import collate
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import Pipeline
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Source
 from siglip2_jax.data.tars import Tars

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cached_property, partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from siglip2_jax.data.example import with_name
+from siglip2_jax.data.collate import blank_row, write_row
+from siglip2_jax.data.example import ExampleError, with_name
 from siglip2_jax.data.layout import Layout
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.patience import PATIENCE, patiently
+from siglip2_jax.data.prepare import Prepare
+from siglip2_jax.data.ring import batch_bytes
+from siglip2_jax.data.workers import Outcome
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
 _ATTEMPTS = 20
+SHOWN = 3  # problems that are told of a piece of work
 
 
 @runtime_checkable
@@ -21,7 +27,7 @@ class Stream(Protocol):
     """Raw examples by global index, endless. Picklable before use, thread-safe."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """Example `index`; ValueError or OSError where it is corrupt."""
+        """Example `index`; ValueError where it cannot be used, OSError where it is not read."""
         ...
 
     def near(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -37,47 +43,73 @@ class Stream(Protocol):
         ...
 
 
-class Chunk(NamedTuple):
-    """Some consecutive examples of one step.
-
-    Attributes:
-      batch: their arrays.
-      bad: examples that could not be used and were replaced.
-      problems: why, each with a name.
-    """
-
-    batch: Batch
-    bad: int
-    problems: tuple[str, ...]
-
-
 class Chunks:
-    """All pieces of work of a reading, with random access. Picklable if its parts are.
-
-    Piece k is piece k % parts of step k // parts of the layout.
+    """All pieces of work of a reading, as `workers.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
-    attempt a, its choice included, from `default_rng((seed, g, a))`.
+    attempt a, its choice included, from `default_rng((seed, g, a))`. Only an example whose content
+    cannot be used is replaced: what is wrong with the machine is a SourceError, after `patience`
+    seconds where it may pass.
     """
 
-    def __init__(self, stream: Stream, layout: Layout, prepare: Prepare, seed: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        layout: Layout,
+        prepare: Prepare,
+        seed: int,
+        patience: float = PATIENCE,
+    ) -> None:
         self.layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
+        self._patience = patience
 
     def __len__(self) -> int:
-        return len(self.layout.reading) * self.layout.parts
+        """Number of steps."""
+        return len(self.layout.reading)
 
-    def __getitem__(self, k: int) -> Chunk:
-        i, part = divmod(k, self.layout.parts)
-        _, budget, *_ = self.layout.reading[i]
-        items, problems = [], []
-        with self._stream.using(i, part):
-            for index in self.layout.indices(i, part):
+    @cached_property
+    def _rows(self) -> dict[int, Batch]:
+        """An empty row of each budget."""
+        prepare = self._prepare
+        return {
+            budget: blank_row(
+                prepare.preprocess,
+                prepare.tokenizer.length,
+                prepare.transforms,
+                budget,
+                prepare.pixels,
+            )
+            for budget in self.layout.reading.budgets
+        }
+
+    def buffer_bytes(self) -> int:
+        """Memory of the largest step's batch."""
+        sizes = dict(self.layout.reading.sizes)
+        hosts = self.layout.process_count
+        rows = ((row, sizes[budget] // hosts) for budget, row in self._rows.items())
+        return max((batch_bytes(*x) for x in rows), default=0)
+
+    def parts(self, step: int, /) -> int:
+        """Number of pieces of a step."""
+        return self.layout.parts
+
+    def like(self, step: int, /) -> tuple[Batch, int]:
+        """A batch of one row like those of a step, and the number of its rows."""
+        _, budget, size, _ = self.layout.reading[step]
+        return self._rows[budget], size // self.layout.process_count
+
+    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
+        """Prepares the examples of a piece of work, each in its row of the step's batch."""
+        _, budget, *_ = self.layout.reading[step]
+        rows, indices = self.layout.rows(step, part), self.layout.indices(step, part)
+        problems: list[str] = []
+        with self._stream.using(step, part):
+            for row, index in zip(rows, indices, strict=True):
                 item, its_problems = self._item(index, budget)
-                items.append(item)
+                write_row(item, out, row)
                 problems += its_problems
-        batch = collate(items, self._prepare.num_tokens(budget))
-        return Chunk(batch, len(problems), tuple(problems))
+        return Outcome(len(problems), tuple(problems[:SHOWN]))
 
     def close(self) -> None:
         """Ends what reads ahead."""
@@ -87,15 +119,22 @@ class Chunks:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt = len(problems)
-            rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
-            name = f"example {index}"
+            read = partial(self._read, index, len(problems), budget)
             try:
-                example = self._stream.near(index, rng) if attempt else self._stream[index]
-                name = example["name"]
-                return self._prepare(example, rng, budget), problems
-            except (ValueError, OSError) as error:
-                problems.append(str(with_name(error, name)))
+                return patiently(read, f"example {index}", self._patience), problems
+            except ExampleError as error:
+                problems.append(str(error))
         raise ValueError(
             f"{_ATTEMPTS} examples in a row could not be used; the first: {' '.join(problems[:3])}"
         )
+
+    def _read(self, index: int, attempt: int, budget: int) -> dict[str, Any]:
+        """The arrays of an example, or of its replacement from the first attempt on."""
+        rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
+        name = f"example {index}"
+        try:
+            example = self._stream.near(index, rng) if attempt else self._stream[index]
+            name = example["name"]
+            return self._prepare(example, rng, budget)
+        except ValueError as error:
+            raise with_name(error, name) from error

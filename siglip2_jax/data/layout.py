@@ -15,8 +15,8 @@ class Layout:
       reading: the steps.
       process_index: number of this host.
       process_count: number of hosts.
-      parts: pieces of a step.
-      workers: processes that share the pieces, at least 1.
+      parts: pieces of a step, a multiple of `workers`.
+      workers: processes that share the pieces, at least 1; number p % workers makes piece p.
       lanes: streams that rows are dealt from, in block order: each gives as many rows, which stand
         together, and belongs to one piece, the same one at every step. None where any piece may
         have any example.
@@ -47,10 +47,6 @@ class Layout:
             return [position + row for row in rows]
         each = self.each(i)
         return [position + row % each * self.lanes + row // each for row in rows]
-
-    def worker(self, i: int, part: int) -> int:
-        """The worker that makes a piece: in block order always the one that reads its lanes."""
-        return (part if self.lanes else i * self.parts + part) % self.workers
 
     def lanes_of(self, part: int) -> range:
         """Lanes of a piece, in block order."""
@@ -98,21 +94,18 @@ def layout(
                 f"a batch of {size} cannot be divided among {process_count} hosts; choose a batch "
                 "size that is a multiple of their number"
             )
-    wanted = -(-max(reading.batch_sizes) // process_count // chunk)
-    if lanes is None:
-        parts = min(wanted, min(reading.batch_sizes) // process_count)
-        return Layout(reading, process_index, process_count, parts, max(1, workers), None)
-    if lanes % process_count:
+    if lanes and lanes % process_count:
         raise ValueError(
             f"the {lanes} lanes of the block order cannot be divided among {process_count} hosts; "
             "choose batch sizes and BlockShuffle.lanes that are multiples of the hosts' number"
         )
-    if reading.position % lanes:
+    if lanes and reading.position % lanes:
         raise ValueError(
             f"the run stands at example {reading.position}, which {lanes} lanes of the block order "
             "do not divide; keep the batch sizes and BlockShuffle.lanes that it began with"
         )
-    local = lanes // process_count
+    local = (lanes or min(reading.batch_sizes)) // process_count
     used = min(max(1, workers), local)
+    wanted = -(-max(reading.batch_sizes) // process_count // chunk)
     parts = used * max(1, min(-(-wanted // used), local // used))
     return Layout(reading, process_index, process_count, parts, used, lanes)
