@@ -20,7 +20,8 @@ from train.processes import (
 )
 
 from siglip2_jax.config import Schedule, TrainConfig, load_config
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.collate import collate
+from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.train.inputs import abstract_batch, image_preprocessor, open_tokenizer
