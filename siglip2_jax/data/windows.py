@@ -135,7 +135,7 @@ class Windows:
         with self._lock:
             task = self._hold(self._window(lane, key), block, key)
         if not task.taken:
-            self._readers.submit(-1, task)
+            self._readers.submit(-1.0, task)
         return task.future.result()[offset]
 
     def advance(self, lane: int, key: int, step: int) -> None:
@@ -162,8 +162,8 @@ class Windows:
         length, distance = len(self._order.window_of(lane, start)), start - key
         slack = max(_SLACK * length, _STEPS * step)
         if distance <= slack:
-            return 1
-        return max(0, length - distance) / (length - slack) if length > slack else 0
+            return 1.0
+        return max(0, length - distance) / (length - slack) if length > slack else 0.0
 
     def _window(self, lane: int, key: int) -> _Window:
         keys = self._order.window_of(lane, key)
