@@ -106,7 +106,7 @@ class Lengths:
         return StepSchedule(sizes, max(0, steps - step), choices, step, position)
 
     def _choices(self, seed: int, steps: int) -> UInt8[np.ndarray, " S"]:
-        """Which of the budgets each step has."""
+        """Number of the budget of each step."""
         draws = np.random.Generator(np.random.PCG64((seed, 0x1E))).random(steps)
         edges = np.cumsum(self.probabilities)[:-1]
         return np.searchsorted(edges, draws, side="right").astype(np.uint8)

@@ -92,7 +92,7 @@ class BlockOrder:
         return block * self.size + offset
 
     def needs(self, lane: int, key: int) -> dict[int, int]:
-        """What is left to read of a key's window: blocks of the source, each with its first key."""
+        """Blocks of the source that a key's window has left to read, each with its first key."""
         keys = self.window_of(lane, key)
         turns = range(keys.start // self.size, keys.stop // self.size)
         chosen = [self._block(lane, turn) for turn in turns]
@@ -114,7 +114,7 @@ class BlockOrder:
         return self.num_examples % self.size
 
     def _shuffled(self, lane: int, key: int) -> int:
-        """Where in its lane an example would stand if it were not for the windows."""
+        """Place in its lane that an example would have if it were not for the windows."""
         keys = self.window_of(lane, key)
         seed = _draw(self.seed, 0, lane, keys.stop)
         return keys.start + _permuted(key - keys.start, len(keys), seed)
@@ -178,7 +178,7 @@ class Draws:
 
 
 def drawn(count: int, proportions: tuple[int, ...]) -> list[int]:
-    """How many of the first `count` draws come from each part of a mixture, as grain mixes."""
+    """Numbers of the first `count` draws that come from each part of a mixture, as grain mixes."""
     rest, counts = sum(proportions), []
     for proportion in proportions:
         left = count * (rest - proportion) // rest

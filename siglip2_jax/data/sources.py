@@ -59,7 +59,7 @@ class Blocked(Examples, Protocol):
 
     @property
     def remote(self) -> bool:
-        """True where each read is a request to an object store."""
+        """True where one example costs as much as its block, as in a store or a row group."""
         ...
 
     def read_block(self, block: int, /) -> Sequence[dict[str, Any]]:

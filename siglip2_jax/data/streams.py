@@ -200,7 +200,7 @@ class BlockStream:
 
 @dataclass
 class _Running:
-    """What a process has of a stream in use.
+    """State of a stream in use, in one process.
 
     Attributes:
       readers: its threads.

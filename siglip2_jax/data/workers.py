@@ -33,7 +33,7 @@ LOSSES, SECONDS = 3, 60.0  # so many workers lost in so short a time are no acci
 
 
 class Outcome(NamedTuple):
-    """What is to be said of a piece of work.
+    """Result of a piece of work, beside the rows it has written.
 
     Attributes:
       bad: examples that could not be used and were replaced.
