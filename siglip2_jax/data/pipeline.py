@@ -177,7 +177,7 @@ class Pipeline:
             return whole, layout(reading, *hosts, self.workers)
         lanes, window = shuffle.resolve(reading.batch_sizes)
         pieces = layout(reading, *hosts, self.workers, lanes)
-        args = (self.source, self._opened, self.seed, pieces, window, self.cache)
+        args = (self.source, self._opened, self.seed, pieces, window, self.cache, self.patience)
         return BlockStream(*args), pieces
 
     def _run(

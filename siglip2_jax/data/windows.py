@@ -18,6 +18,7 @@ from typing import Any
 
 from siglip2_jax.data.cache import Cache
 from siglip2_jax.data.order import BlockOrder
+from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.sources import Blocked
 
 # Requests at once, of one process.
@@ -71,7 +72,7 @@ class Readers:
             del task  # or a thread that waits would hold what it read last
 
     def _ready(self) -> bool:
-        """Whether the thread has something to do; drops what was hurried and is done."""
+        """True where the thread has something to do; drops what was hurried and is done."""
         while self._queue and self._queue[0][-1].taken:
             heapq.heappop(self._queue)
         return self._closed or bool(self._queue)
@@ -115,6 +116,7 @@ class Windows:
         share: float,
         readers: Readers,
         cache: str | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         """Windows of a source.
 
@@ -125,10 +127,11 @@ class Windows:
             is read first.
           readers: threads, for all sources of a process.
           cache: a local directory where blocks are held; None for memory.
+          patience: seconds that reading a block goes on trying what may pass.
         """
         self._examples, self._order, self._share = examples, order, share
         self._readers, self._cache = readers, Cache(cache) if cache is not None else None
-        self._lock = Lock()
+        self._lock, self._patience = Lock(), patience
         self._lanes: dict[int, dict[int, _Window]] = {}
         self.held: dict[int, _Block] = {}
 
@@ -195,5 +198,7 @@ class Windows:
                 del self.held[number]
 
     def _fetch(self, block: int) -> Sequence[Any]:
-        examples = self._examples.read_block(block)
+        examples = patiently(
+            lambda: self._examples.read_block(block), f"block {block}", self._patience
+        )
         return self._cache.keep(examples) if self._cache else examples
