@@ -23,7 +23,7 @@ from siglip2_jax.data.chunks import SHOWN, Chunks, Stream, layout
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.sources import Examples, Mixture, Source
-from siglip2_jax.data.workers import Steps
+from siglip2_jax.data.steps import Steps
 from siglip2_jax.types import Batch
 
 # grain's worker processes read absl flags, which fails in a program that never parsed any
@@ -145,6 +145,10 @@ class Pipeline:
             row, _ = chunks.like(0)
             chunks.fill(0, 0, row)
 
+    def memory(self, reading: StepSchedule) -> int:
+        """Bytes of the buffers that batches are prepared in."""
+        return self._slots * self._chunks(reading).buffer_bytes()
+
     def batches(
         self, reading: StepSchedule, place: Callable[[Batch], Batch] = _copy
     ) -> Generator[HostBatch, None, None]:
@@ -167,12 +171,13 @@ class Pipeline:
                 f"a batch of {wrong[0]} cannot be divided among {self.process_count} hosts; choose "
                 "a batch size that is a multiple of their number"
             )
-        pieces = layout(
-            reading, self.process_index, self.process_count, self.chunk, max(self.workers, 1)
-        )
+        return self._run(reading, self._chunks(reading), place)
+
+    def _chunks(self, reading: StepSchedule) -> Chunks:
+        workers = max(self.workers, 1)
+        pieces = layout(reading, self.process_index, self.process_count, self.chunk, workers)
         stream = cast(Stream, self._stream)  # none of whose examples is missing, as grain allows
-        chunks = Chunks(stream, self.prepare, self.seed, pieces)
-        return self._run(reading, chunks, place)
+        return Chunks(stream, self.prepare, self.seed, pieces)
 
     def _run(
         self, reading: StepSchedule, chunks: Chunks, place: Callable[[Batch], Batch]
@@ -212,9 +217,12 @@ class Pipeline:
             yield from held
 
     def _start(self, chunks: Chunks) -> Steps:
-        return Steps(
-            chunks, workers=self.workers, threads=self.threads, slots=self.prefetch + AHEAD
-        )
+        workers, threads = self.workers, self.threads
+        return Steps(chunks, workers=workers, threads=threads, slots=self._slots)
+
+    @property
+    def _slots(self) -> int:
+        return self.prefetch + AHEAD
 
     def _judge(self, read: int, bad: int, problems: tuple[str, ...]) -> None:
         if read >= _JUDGED_FROM and bad > self.max_bad_share * read:
