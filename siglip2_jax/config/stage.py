@@ -54,7 +54,9 @@ class Data:
     scaled_decode: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 0, *(["workers"] if self.workers != "auto" else []), "max_bad_share")
+        if isinstance(self.workers, str) and self.workers != "auto":
+            raise ValueError(f'Data.workers is {self.workers!r}; it is a number or "auto"')
+        at_least(self, 0, *([] if self.workers == "auto" else ["workers"]), "max_bad_share")
         at_least(self, 1, "threads", "prefetch")
         if self.max_bad_share > 1:
             raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")

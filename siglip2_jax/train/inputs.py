@@ -49,10 +49,11 @@ def stage_reading(stage: ResolvedStage, step: int = 0, position: int = 0) -> Ste
 def pixel_dtype(stage: ResolvedStage) -> str:
     """The dtype in which patches travel: that of the towers, which cast them before all else.
 
-    Steps are the same, bit for bit, and in bfloat16 half as much travels. Objectives see images as
-    the towers' outputs alone.
+    Steps are the same, bit for bit, and in bfloat16 half as much travels. Objectives that read
+    pixels themselves get them in float32.
     """
-    return stage.compute.dtype
+    read = any(objective.reads_pixels for objective in stage.objectives.values())
+    return "float32" if read else stage.compute.dtype
 
 
 def stage_pipeline(stage: ResolvedStage, tokenizer: Tokenizer) -> Pipeline:
