@@ -37,6 +37,7 @@ WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
 FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 
+_ALIGNMENT = 64  # bytes; of arrays on a CPU
 ROWS = 8  # of a tile: a part with fewer would fill a tile's memory all the same
 
 
@@ -147,8 +148,18 @@ def put_batch(batch: T, mesh: Mesh) -> T:
     """
     sharding = NamedSharding(mesh, BATCH)
     # A CPU's arrays may be the very memory that they are made of, whatever `may_alias` says.
-    copy = np.array if mesh.devices.flat[0].platform == "cpu" else np.asarray
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, copy(x)), batch)
+    own = _copy if mesh.devices.flat[0].platform == "cpu" else np.asarray
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, own(x)), batch)
+
+
+def _copy(x: ArrayLike) -> np.ndarray:
+    """A copy that begins where XLA wants its arrays to begin, so that it needs none of its own."""
+    x = np.asarray(x)
+    memory = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def has_mesh() -> bool:

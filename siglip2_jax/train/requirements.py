@@ -64,9 +64,10 @@ def check_memory(pipeline: Pipeline, reading: StepSchedule) -> None:
     needed, free = pipeline.memory(reading), free_memory()
     if free is not None and needed > free:
         raise ValueError(
-            f"the batches prepared ahead need {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} "
-            f"GB are free on this host; lower data.prefetch ({pipeline.prefetch}), or give the "
-            "container more (docker run --memory, resources.limits.memory of a pod)"
+            f"batches that are prepared ahead need {needed / 1e6:,.0f} MB of memory and "
+            f"{free / 1e6:,.0f} MB are free on this host; lower data.prefetch "
+            f"({pipeline.prefetch}), or give the container more (docker run --memory, "
+            "resources.limits.memory of a pod)"
         )
 
 
