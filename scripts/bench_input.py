@@ -151,7 +151,7 @@ def ways(budget: int, tokenizer: Tokenizer) -> dict[str, Prepare]:
 def images_per_second(source: Source, prepare: Prepare, budget: int, count: int) -> float:
     """Reads `count` examples once, with the pipeline of training."""
     steps = count // BATCH
-    reading = StepSchedule(np.full(steps, budget), np.full(steps, BATCH))
+    reading = StepSchedule(((budget, BATCH),), steps)
     pipeline = Pipeline(source, prepare, seed=0, threads=1)
     with closing(pipeline.batches(reading)) as batches:  # opens the source, starts no work
         start = time.process_time()

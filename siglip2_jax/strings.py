@@ -5,7 +5,7 @@ NumPy's own arrays of texts give each text the room of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,13 @@ class Strings:
             data += text.encode("utf-8", "surrogatepass")
             offsets.append(len(data))
         return cls(np.frombuffer(bytes(data), np.uint8), np.array(offsets, np.int64))
+
+    @classmethod
+    def concatenate(cls, columns: Sequence[Strings]) -> Strings:
+        """All texts of several columns, at least one."""
+        lengths = [np.diff(column.offsets) for column in columns]
+        offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths]))
+        return cls(np.concatenate([column.data for column in columns]), offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

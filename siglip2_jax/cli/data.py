@@ -183,17 +183,13 @@ def _batches(stage: ResolvedStage, tokenizer: Tokenizer, count: int):
     """The stage's first examples at each of its budgets, and their texts."""
     from contextlib import closing
 
-    import numpy as np
-
     from siglip2_jax.data.lengths import StepSchedule
     from siglip2_jax.train.inputs import stage_pipeline
 
     batches, texts = {}, {}
     for budget in stage.lengths.budgets:
         pipeline = stage_pipeline(stage, tokenizer)
-        with closing(
-            pipeline.batches(StepSchedule(np.array([budget]), np.array([count])))
-        ) as steps:
+        with closing(pipeline.batches(StepSchedule(((budget, count),), 1))) as steps:
             batches[budget] = next(steps).batch
         texts[budget] = tokenizer.decode(batches[budget].text)
     return batches, texts

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
 
 from siglip2_jax.data.collate import blank_row, write_row
-from siglip2_jax.data.example import with_name
-from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.example import ExampleError, with_name
+from siglip2_jax.data.layout import Layout
+from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.ring import batch_bytes
 from siglip2_jax.data.work import Outcome
@@ -19,69 +19,54 @@ from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
 _ATTEMPTS = 20
-# A stream is endless: replacements are drawn from its first so many indices.
-_REPLACEMENTS = 2**40
 SHOWN = 3  # problems that are told of a piece of work
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Raw examples by global index, endless."""
+    """Raw examples by global index, endless. Picklable before use, thread-safe."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """Example `index`; ValueError or OSError where it is corrupt."""
+        """Example `index`; ValueError where it cannot be used, OSError where it is not read."""
         ...
 
+    def near(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Another example, drawn by `rng`, in place of one that cannot be used."""
+        ...
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Examples of each piece of work, on one host.
+    def using(self, i: int, part: int) -> AbstractContextManager[None]:
+        """Context within which a piece of the i-th step reads its examples."""
+        ...
 
-    Attributes:
-      budgets: patches an image may have in each step.
-      starts: global index of the host's first example of each step.
-      sizes: examples of the host in each step.
-      parts: number of pieces of each step.
-    """
-
-    budgets: Int64[np.ndarray, " S"]
-    starts: Int64[np.ndarray, " S"]
-    sizes: Int64[np.ndarray, " S"]
-    parts: Int64[np.ndarray, " S"]
-
-    def rows(self, step: int, part: int) -> range:
-        """The rows of a step's batch that a piece of work fills."""
-        size, parts = int(self.sizes[step]), int(self.parts[step])
-        return range(part * size // parts, (part + 1) * size // parts)
-
-
-def layout(
-    reading: StepSchedule, process_index: int, process_count: int, chunk: int, workers: int = 1
-) -> Layout:
-    """Cuts one host's share of each step into pieces of at most `chunk` examples, evenly.
-
-    Workers get equally many pieces of a step, where it has enough examples.
-    """
-    sizes = reading.batch_sizes // process_count
-    parts = np.minimum(-(-sizes // (chunk * workers)) * workers, sizes)
-    starts = reading.positions[:-1] + process_index * sizes
-    return Layout(reading.budgets, starts, sizes, parts)
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        ...
 
 
 class Chunks:
     """All pieces of work of a reading, as `work.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
-    attempt a, its choice included, from `default_rng((seed, g, a))`.
+    attempt a, its choice included, from `default_rng((seed, g, a))`. Only an example whose content
+    cannot be used is replaced: what is wrong with the machine is a SourceError, after `patience`
+    seconds where it may pass.
     """
 
-    def __init__(self, stream: Stream, prepare: Prepare, seed: int, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(
+        self,
+        stream: Stream,
+        layout: Layout,
+        prepare: Prepare,
+        seed: int,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
+        self._patience = patience
 
     def __len__(self) -> int:
         """Number of steps."""
-        return len(self._layout.parts)
+        return len(self.layout.reading)
 
     @cached_property
     def _rows(self) -> dict[int, Batch]:
@@ -95,47 +80,61 @@ class Chunks:
                 budget,
                 prepare.pixels,
             )
-            for budget in np.unique(self._layout.budgets).tolist()
+            for budget in self.layout.reading.budgets
         }
 
     def buffer_bytes(self) -> int:
         """Memory of the largest step's batch."""
-        shapes = set(zip(self._layout.budgets.tolist(), self._layout.sizes.tolist(), strict=True))
-        return max((batch_bytes(self._rows[x], size) for x, size in shapes), default=0)
+        sizes = dict(self.layout.reading.sizes)
+        hosts = self.layout.process_count
+        rows = ((row, sizes[budget] // hosts) for budget, row in self._rows.items())
+        return max((batch_bytes(*x) for x in rows), default=0)
 
     def parts(self, step: int, /) -> int:
         """Number of pieces of a step."""
-        return int(self._layout.parts[step])
+        return self.layout.parts
 
     def like(self, step: int, /) -> tuple[Batch, int]:
         """A batch of one row like those of a step, and the number of its rows."""
-        return self._rows[int(self._layout.budgets[step])], int(self._layout.sizes[step])
+        _, budget, size, _ = self.layout.reading[step]
+        return self._rows[budget], size // self.layout.process_count
 
     def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
         """Prepares the examples of a piece of work, each in its row of the step's batch."""
-        budget, first = int(self._layout.budgets[step]), int(self._layout.starts[step])
+        _, budget, *_ = self.layout.reading[step]
+        rows, indices = self.layout.rows(step, part), self.layout.indices(step, part)
         problems: list[str] = []
-        for row in self._layout.rows(step, part):
-            item, its_problems = self._item(first + row, budget)
-            write_row(item, out, row)
-            problems += its_problems
+        with self._stream.using(step, part):
+            for row, index in zip(rows, indices, strict=True):
+                item, its_problems = self._item(index, budget)
+                write_row(item, out, row)
+                problems += its_problems
         return Outcome(len(problems), tuple(problems[:SHOWN]))
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        self._stream.close()
 
     def _item(self, index: int, budget: int) -> tuple[dict[str, Any], list[str]]:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt, candidate = len(problems), index
-            rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
-            if attempt:
-                candidate = int(rng.integers(_REPLACEMENTS))
-            name = f"example {candidate}"
+            read = partial(self._read, index, len(problems), budget)
             try:
-                example = self._stream[candidate]
-                name = example["name"]
-                return self._prepare(example, rng, budget), problems
-            except (ValueError, OSError) as error:
-                problems.append(str(with_name(error, name)))
+                return patiently(read, f"example {index}", self._patience), problems
+            except ExampleError as error:
+                problems.append(str(error))
         raise ValueError(
             f"{_ATTEMPTS} examples in a row could not be used; the first: {' '.join(problems[:3])}"
         )
+
+    def _read(self, index: int, attempt: int, budget: int) -> dict[str, Any]:
+        """The arrays of an example, or of its replacement from the first attempt on."""
+        rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
+        name = f"example {index}"
+        try:
+            example = self._stream.near(index, rng) if attempt else self._stream[index]
+            name = example["name"]
+            return self._prepare(example, rng, budget)
+        except ValueError as error:
+            raise with_name(error, name) from error

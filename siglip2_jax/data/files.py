@@ -101,7 +101,7 @@ def _find(
         paths = _walk(pattern, depth)
     else:
         paths = filter(os.path.isfile, glob.iglob(pattern, recursive=True))
-    return _select(pattern, paths, suffixes, described_by)
+    return select_files(pattern, paths, suffixes, described_by)
 
 
 def _walk(directory: str, depth: int | None) -> Iterator[str]:
@@ -139,10 +139,10 @@ def _find_stored_images(pattern: str) -> list[str]:
         )
     else:
         return [pattern] if path.exists() else []
-    return _select(pattern, paths, IMAGE_SUFFIXES)
+    return select_files(pattern, paths, IMAGE_SUFFIXES)
 
 
-def _select(
+def select_files(
     pattern: str,
     paths: Iterable[str],
     suffixes: Collection[str],

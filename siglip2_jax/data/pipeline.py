@@ -1,35 +1,30 @@
 """Batches for training: shuffled, mixed, prepared in parallel, the same for any number of hosts.
 
-The only module that imports grain (github.com/google/grain). Examples of a run are numbered by one
-global index; grain's random access gives example g of the shuffled, repeated, mixed sources without
-reading those before it, so the state of a pipeline is one integer.
+Examples of a run are numbered by one global index, and a stream (`data.streams`) gives example g
+without reading those before it, so the state of a pipeline is one integer.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
 
-import grain
 import jax
 import numpy as np
-from absl import flags
 
-from siglip2_jax.data.chunks import SHOWN, Chunks, Stream, layout
+from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
+from siglip2_jax.data.layout import Layout, layout
 from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.sources import Examples, Mixture, Source
+from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
 from siglip2_jax.data.steps import Steps
+from siglip2_jax.data.streams import BlockStream, WholeStream
 from siglip2_jax.types import Batch
-
-# grain's worker processes read absl flags, which fails in a program that never parsed any
-# (github.com/google/grain/issues/1355).
-if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
 
 # Before this many examples, a share of bad ones says little.
 _JUDGED_FROM = 200
@@ -70,7 +65,8 @@ class Pipeline:
 
     The global batches depend on the source, `prepare`, `seed` and `shuffle` alone. Host h of P
     gets examples [h * b / P, (h + 1) * b / P) of each step's b. Corrupt examples and those without
-    a caption are replaced by others, drawn by the seed and their global index.
+    a caption are replaced by others, drawn by the seed and their global index; data that cannot be
+    read for another reason stops the run.
 
     Attributes:
       source: where examples come from.
@@ -84,7 +80,10 @@ class Pipeline:
       prefetch: batches prepared ahead.
       max_bad_share: the share of bad examples above which reading stops, from 200 examples on.
       chunk: examples prepared as one piece of work; bounds latency and memory.
-      shuffle: whether examples come in a random order, another one in each epoch.
+      shuffle: whether examples come in a random order, another one in each epoch. True shuffles
+        them one by one, unless a source is in an object store: then, as `BlockShuffle` says.
+      cache: a local directory where blocks of examples are held ahead; None for memory.
+      patience: seconds that reading goes on trying what may pass.
     """
 
     source: Source | Mixture
@@ -97,7 +96,9 @@ class Pipeline:
     prefetch: int = 2
     max_bad_share: float = 0.05
     chunk: int = 64
-    shuffle: bool = True
+    shuffle: bool | BlockShuffle = True
+    cache: str | None = None
+    patience: float = PATIENCE
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -118,10 +119,6 @@ class Pipeline:
         """The sources of the mixture, or the single source, each opened once."""
         return [source.open() for source in _flatten(self.source)]
 
-    @cached_property
-    def _stream(self) -> grain.MapDataset:
-        return _stream(self.source, iter(self._opened), self.seed, self.shuffle)
-
     @property
     def sizes(self) -> list[tuple[str, int]]:
         """Each source in short, and how many examples it has; opens them."""
@@ -136,12 +133,12 @@ class Pipeline:
 
         Raises:
           ValueError: a source cannot be opened, or its examples cannot be used.
-          OSError: a source cannot be opened.
+          OSError: a source cannot be opened or read.
         """
-        first = layout(StepSchedule(np.array([budget]), np.array([1])), 0, 1, self.chunk)
-        for examples in self._opened:
-            stream = cast(Stream, _repeated(examples, self.seed, self.shuffle))
-            chunks = Chunks(stream, self.prepare, self.seed, first)
+        first = layout(StepSchedule(((budget, 1),), 1), 0, 1, self.chunk)
+        for source, examples in zip(_flatten(self.source), self._opened, strict=True):
+            stream = WholeStream(source, [examples], self.seed, bool(self.shuffle))
+            chunks = Chunks(stream, first, self.prepare, self.seed, self.patience)
             row, _ = chunks.like(0)
             chunks.fill(0, 0, row)
 
@@ -163,21 +160,25 @@ class Pipeline:
         Raises:
           ValueError: at once where a source cannot be opened or a batch size is not divisible by
             the number of hosts; later, where too many examples are bad.
-          OSError: a source cannot be opened.
+          OSError: a source cannot be opened; later, a SourceError where it cannot be read.
         """
-        wrong = reading.batch_sizes[reading.batch_sizes % self.process_count != 0]
-        if len(wrong):
-            raise ValueError(
-                f"a batch of {wrong[0]} cannot be divided among {self.process_count} hosts; choose "
-                "a batch size that is a multiple of their number"
-            )
         return self._run(reading, self._chunks(reading), place)
 
     def _chunks(self, reading: StepSchedule) -> Chunks:
-        workers = max(self.workers, 1)
-        pieces = layout(reading, self.process_index, self.process_count, self.chunk, workers)
-        stream = cast(Stream, self._stream)  # none of whose examples is missing, as grain allows
-        return Chunks(stream, self.prepare, self.seed, pieces)
+        return Chunks(*self._planned(reading), self.prepare, self.seed, self.patience)
+
+    def _planned(self, reading: StepSchedule) -> tuple[Stream, Layout]:
+        """Examples in their order, and the pieces that this host's part is read in."""
+        hosts, shuffle = (self.process_index, self.process_count, self.chunk), self.shuffle
+        if shuffle is True and any(isinstance(x, Blocked) and x.remote for x in self._opened):
+            shuffle = BlockShuffle()
+        if isinstance(shuffle, bool):
+            whole = WholeStream(self.source, self._opened, self.seed, shuffle)
+            return whole, layout(reading, *hosts, self.workers)
+        lanes, window = shuffle.resolve(reading.batch_sizes)
+        pieces = layout(reading, *hosts, self.workers, lanes)
+        args = (self.source, self._opened, self.seed, pieces, window, self.cache)
+        return BlockStream(*args), pieces
 
     def _run(
         self, reading: StepSchedule, chunks: Chunks, place: Callable[[Batch], Batch]
@@ -185,7 +186,7 @@ class Pipeline:
         total = bad = 0
         problems: tuple[str, ...] = ()
         held: deque[HostBatch] = deque()
-        with closing(self._start(chunks)) as steps:
+        with closing(chunks), closing(self._start(chunks)) as steps:
             for step, budget, size, position in reading:
                 try:
                     filled = steps.take()
@@ -217,8 +218,8 @@ class Pipeline:
             yield from held
 
     def _start(self, chunks: Chunks) -> Steps:
-        workers, threads = self.workers, self.threads
-        return Steps(chunks, workers=workers, threads=threads, slots=self._slots)
+        workers = min(self.workers, chunks.layout.workers)
+        return Steps(chunks, workers=workers, threads=self.threads, slots=self._slots)
 
     @property
     def _slots(self) -> int:
@@ -237,24 +238,3 @@ def _flatten(source: Source | Mixture) -> list[Source]:
     if isinstance(source, Mixture):
         return [leaf for part, _ in source.parts for leaf in _flatten(part)]
     return [source]
-
-
-def _stream(
-    source: Source | Mixture, examples: Iterator[Examples], seed: int, shuffle: bool
-) -> grain.MapDataset:
-    """An endless data set of raw examples by global index; takes its sources from `examples`."""
-    if isinstance(source, Mixture):
-        # Each part has a seed of its own, or parts of the same length would be shuffled alike.
-        seeds = np.random.SeedSequence(seed).generate_state(len(source.parts))
-        parts = [
-            _stream(part, examples, int(its_seed), shuffle)
-            for (part, _), its_seed in zip(source.parts, seeds, strict=True)
-        ]
-        return grain.MapDataset.mix(parts, weights=[weight for _, weight in source.parts])
-    return _repeated(next(examples), seed, shuffle)
-
-
-def _repeated(examples: Any, seed: int, shuffle: bool) -> grain.MapDataset:
-    """Examples without end, in another order in each epoch; grain's type is not `Examples`."""
-    dataset = grain.MapDataset.source(examples).seed(seed)
-    return (dataset.shuffle() if shuffle else dataset).repeat()

@@ -99,7 +99,7 @@ def index_tar(path: str) -> TarIndex:
     identity = {**_FORMAT, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     index = _load(path, identity)
     if index is None:
-        index = _make(path, *read_members(path))
+        index, _ = make_index(path, *read_members(path))
         _store(index, identity)
     if index.warning:
         _log.warning("%s", index.warning)
@@ -149,8 +149,14 @@ class _Part(NamedTuple):
     member: Member
 
 
-def _make(path: str, members: list[Member], damage: str | None) -> TarIndex:
-    """Makes a sample of the members that stand together and share a key."""
+def make_index(
+    path: str, members: list[Member], damage: str | None
+) -> tuple[TarIndex, Int64[np.ndarray, "n 2"]]:
+    """Makes a sample of the members that stand together and share a key.
+
+    Returns:
+      The samples; and the offset of each one's first header, and of what follows its last file.
+    """
     remarks: dict[str, Remark] = {}
 
     def note(reason: str, name: str, count: int = 1) -> None:
@@ -164,10 +170,11 @@ def _make(path: str, members: list[Member], damage: str | None) -> TarIndex:
             note("other", member.name)
         else:
             parts.append(_Part(member.archive, key, kind, member))
-    keys, spans = [], []
+    keys, spans, places = [], [], []
     times: Counter[str] = Counter()
     for (_, key), group in itertools.groupby(parts, lambda part: part[:2]):
         files: list[list[Member]] = [[], [], [], []]
+        group = list(group)
         for part in group:
             files[part.kind].append(part.member)
         compound = files.pop()
@@ -185,9 +192,10 @@ def _make(path: str, members: list[Member], damage: str | None) -> TarIndex:
         keys.append(key)
         pieces = [members[0].span if members else None for members in files]
         spans.append([number for piece in pieces for number in piece or (-1, -1)])
-    return TarIndex(
-        path, Strings.join(keys), np.array(spans, np.int64).reshape(-1, 6), remarks, damage
-    )
+        places.append((group[0].member.start, group[-1].member.stop))
+    spans = np.array(spans, np.int64).reshape(-1, 6)
+    index = TarIndex(path, Strings.join(keys), spans, remarks, damage)
+    return index, np.array(places, np.int64).reshape(-1, 2)
 
 
 def _problem(files: list[list[Member]]) -> str | None:

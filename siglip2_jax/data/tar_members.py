@@ -5,15 +5,41 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from siglip2_jax import git_lfs
 
 Span = tuple[int, int]
-# Data of a member: in one piece, those of the member with a name, or out of reach.
-_Content = Span | str | None
 _PIECE = 1 << 20
+
+
+class Link(NamedTuple):
+    """A link to the data of another member, which stands before it if the link is a hard one."""
+
+    target: str
+    hard: bool
+
+
+class Entry(NamedTuple):
+    """A header of a tar.
+
+    Attributes:
+      archive: number of the archive that it is in, as several may have been joined into one file.
+      name: path in the archive.
+      start: offset of the header, with those that only say more about it.
+      stop: offset after its data, where the next one may begin.
+      content: offset and size of its data in bytes, the member that has them, or None where they
+        cannot be read as they lie.
+      alone: whether it reads the same without what comes before it.
+    """
+
+    archive: int
+    name: str
+    start: int
+    stop: int
+    content: Span | Link | None
+    alone: bool
 
 
 class Member(NamedTuple):
@@ -24,11 +50,14 @@ class Member(NamedTuple):
       name: path in the archive; bytes that are not UTF-8 are escapes.
       span: offset and size of its data in bytes; None where they cannot be read as they lie: those
         of a sparse file, of one that the end of the tar cuts, or of a link to nothing in the tar.
+      start, stop: offset of its header, and of what follows it.
     """
 
     archive: int
     name: str
     span: Span | None
+    start: int
+    stop: int
 
 
 def read_members(path: str) -> tuple[list[Member], str | None]:
@@ -42,28 +71,51 @@ def read_members(path: str) -> tuple[list[Member], str | None]:
       ValueError: the file is no tar, or a compressed one.
       OSError: it cannot be read.
     """
-    size = os.path.getsize(path)
-    entries: list[tuple[int, str, _Content]] = []
-    contents: dict[str, _Content] = {}  # by path; of members with the same one, the last so far
-    damage = None
     with open(path, "rb") as file:
-        try:
-            for archive, header in _headers(file, path, size):
-                if not header.isdir():
-                    content = _content(header, contents, size)
-                    contents[posixpath.normpath(header.name)] = content
-                    entries.append((archive, header.name, content))
-        except _Damage as error:
-            damage = str(error)
-            if error.inside and entries:  # the last one's data may be those of something else
-                archive, name, _ = entries.pop()
-                contents[posixpath.normpath(name)] = None
-                entries.append((archive, name, None))
-    members = [
-        Member(archive, _printable(name), _follow(content, contents))
-        for archive, name, content in entries
+        entries, damage = read_entries(file, path, os.path.getsize(path))
+    return resolve(entries), damage
+
+
+def read_entries(file: BinaryIO, path: str, size: int) -> tuple[list[Entry], str | None]:
+    """Reads all headers of a tar, but those of directories.
+
+    Args:
+      file: the tar.
+      path: its name, for errors.
+      size: of the tar, in bytes.
+
+    Returns:
+      The headers; and where and why the tar cannot be read to its end, or None for a whole one.
+
+    Raises:
+      ValueError: the file is no tar, or a compressed one.
+      OSError: it cannot be read.
+    """
+    entries: list[Entry] = []
+    try:
+        for entry in _headers(file, path, size):
+            entries.append(entry)
+    except _Damage as error:
+        if error.inside and entries:  # the last one's data may be those of something else
+            entries[-1] = entries[-1]._replace(content=None)
+        return entries, str(error)
+    return entries, None
+
+
+def resolve(entries: Iterable[Entry]) -> list[Member]:
+    """The files that headers, in order, describe, and links to them."""
+    contents: dict[str, Span | str | None] = {}  # by path; of those with the same, the last so far
+    files = []
+    for entry in entries:
+        content = entry.content
+        if isinstance(content, Link):
+            content = contents.get(content.target) if content.hard else content.target
+        contents[posixpath.normpath(entry.name)] = content
+        files.append((entry, content))
+    return [
+        Member(entry.archive, _printable(entry.name), _follow(content, contents), *entry[2:4])
+        for entry, content in files
     ]
-    return members, damage
 
 
 class _Damage(Exception):
@@ -78,8 +130,8 @@ class _Damage(Exception):
         self.inside = inside
 
 
-def _headers(file: BinaryIO, path: str, size: int) -> Iterator[tuple[int, tarfile.TarInfo]]:
-    """Headers with the numbers of their archives.
+def _headers(file: BinaryIO, path: str, size: int) -> Iterator[Entry]:
+    """Headers of all but directories.
 
     `tarfile` itself stops at the first end mark, and takes a damaged header for one.
 
@@ -90,7 +142,8 @@ def _headers(file: BinaryIO, path: str, size: int) -> Iterator[tuple[int, tarfil
     try:
         tar = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")
     except tarfile.TarError as error:
-        if git_lfs.is_pointer_file(path):
+        file.seek(0)
+        if git_lfs.is_pointer(file.read(len(git_lfs.MARK))):
             raise ValueError(f"{path} is {git_lfs.POINTER}") from error
         raise ValueError(
             f"{path} is not an uncompressed tar ({error}); unpack a compressed one first"
@@ -115,7 +168,9 @@ def _headers(file: BinaryIO, path: str, size: int) -> Iterator[tuple[int, tarfil
             raise _Damage(f"{place} ({error})", inside and not _is_header(block)) from error
         if tar.offset <= position:
             raise _Damage(f"{place} (negative size)", False)
-        yield archive, header
+        if not header.isdir():
+            content, alone = _content(header, size), not tar.pax_headers
+            yield Entry(archive, header.name, position, tar.offset, content, alone)
         position, inside = tar.offset, True
 
 
@@ -138,12 +193,12 @@ def _after_zeros(file: BinaryIO, position: int) -> int | None:
     return None
 
 
-def _content(header: tarfile.TarInfo, contents: dict[str, _Content], size: int) -> _Content:
-    if header.islnk():  # to a member before it
-        return contents.get(posixpath.normpath(header.linkname))
+def _content(header: tarfile.TarInfo, size: int) -> Span | Link | None:
+    if header.islnk():
+        return Link(posixpath.normpath(header.linkname), True)
     if header.issym():
         folder = posixpath.dirname(header.name)
-        return posixpath.normpath(posixpath.join(folder, header.linkname))
+        return Link(posixpath.normpath(posixpath.join(folder, header.linkname)), False)
     whole = header.isreg() and header.sparse is None and header.offset_data + header.size <= size
     return (header.offset_data, header.size) if whole else None
 
@@ -152,7 +207,7 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _follow(content: _Content, contents: dict[str, _Content]) -> Span | None:
+def _follow(content: Span | str | None, contents: dict[str, Span | str | None]) -> Span | None:
     """The data that symbolic links lead to, which may come later in the tar."""
     for _ in range(40):  # as many as Linux follows
         if not isinstance(content, str):

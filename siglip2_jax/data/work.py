@@ -9,7 +9,7 @@ from siglip2_jax.types import Batch
 
 
 class Outcome(NamedTuple):
-    """What is to be said of a piece of work.
+    """Result of a piece of work, beside the rows it has written.
 
     Attributes:
       bad: examples that could not be used and were replaced.

@@ -78,6 +78,8 @@ def stage_pipeline(stage: ResolvedStage, tokenizer: Tokenizer) -> Pipeline:
         prefetch=data.prefetch,
         max_bad_share=data.max_bad_share,
         shuffle=data.shuffle,
+        cache=data.cache,
+        patience=data.patience,
     )
 
 

@@ -147,7 +147,7 @@ class StageRun:
         state = abstract_state(self._program, self._run.mesh)
         split = NamedSharding(self._run.mesh, BATCH)
         step = jit_step(self._program.step)
-        budgets = sorted({int(budget) for budget in reading.budgets})
+        budgets = reading.budgets
         programs = {}
         with progress(f"compiling stage {self._stage.name}") as show:
             for budget in budgets:

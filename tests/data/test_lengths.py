@@ -43,7 +43,7 @@ def test_reading_continues():
         rest = lengths.reading(5, 20, 8, step=step, position=position)
         assert list(rest) == whole[step:]
         position += size
-    assert rest.positions[-1] == position
+    assert rest.end == position
     other = list(lengths.reading(5, 20, 16, step=12, position=whole[12][3]))
     assert [row[:2] for row in other] == [row[:2] for row in whole[12:]]
     assert other[0][3] == whole[12][3] and other[1][3] == whole[12][3] + other[0][2]
@@ -71,6 +71,6 @@ def test_batches_that_do_not_scale_are_refused():
     with pytest.raises(ValueError, match=r"a batch of 3 scaled by 0.5 for budget 1024 is 1.5"):
         Lengths().reading(0, 10, 3)
     with pytest.raises(ValueError, match="must be at least 1"):
-        StepSchedule(np.array([16]), np.array([0]))
+        StepSchedule(((16, 0),), 1)
     with pytest.raises(ValueError, match="step and position"):
-        StepSchedule(np.array([16]), np.array([1]), 0, -1)
+        StepSchedule(((16, 1),), 1, None, 0, -1)

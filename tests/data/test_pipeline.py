@@ -1,6 +1,8 @@
 """Batches: the same whatever the hosts, workers and interruptions; bad examples; mixtures."""
 
+import errno
 import multiprocessing
+import re
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -8,8 +10,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from data.faults import ALWAYS, Failing
 from data.samples import Stamp, example, picture, preparation, write_tar
 
+from siglip2_jax.data import patience
+from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Folder, Memory, Mixture
@@ -65,8 +70,10 @@ def test_steps_are_as_planned():
     assert [(loaded.step, loaded.budget) for loaded in batches] == [
         (step, budget) for step, budget, *_ in READING
     ]
-    assert [loaded.position for loaded in batches] == READING.positions[1:].tolist()
-    for loaded, size in zip(batches, READING.batch_sizes, strict=True):
+    assert [loaded.position for loaded in batches] == [
+        position + size for *_, size, position in READING
+    ]
+    for loaded, (*_, size, _) in zip(batches, READING, strict=True):
         assert loaded.batch.image.pixels.shape == (size, loaded.budget, 48)
         assert loaded.batch.text.shape == (size, 12)
         assert loaded.bad == 0 and loaded.problems == ()
@@ -149,18 +156,50 @@ def test_too_many_bad_examples_stop():
         read(make(*range(50)))
 
 
-def test_missing_files_are_bad_examples(tmp_path):
+def test_a_missing_file_stops_with_its_name(tmp_path):
     rows = [f'{{"file": "{i}.jpg", "caption": "text {i}", "id": {i}}}' for i in range(20)]
     (tmp_path / "captions.jsonl").write_text("\n".join(rows))
     (tmp_path / "images").mkdir()
     for i in range(19):
         (tmp_path / "images" / f"{i}.jpg").write_bytes(EXAMPLES[i]["image"])
-    pipeline = Pipeline(Folder(str(tmp_path)), preparation(Stamp()), 0)
-    batches = read(pipeline, Lengths((12,)).reading(0, 5, 4))
-    assert sum(loaded.bad for loaded in batches) >= 1
-    problems = [problem for loaded in batches for problem in loaded.problems]
-    path = tmp_path / "images" / "19.jpg"
-    assert set(problems) == {f"{path}: there is no such file"}
+    pipeline = Pipeline(Folder(str(tmp_path)), preparation(Stamp()), 0, max_bad_share=1.0)
+    with pytest.raises(SourceError) as error:
+        read(pipeline, Lengths((12,)).reading(0, 5, 4))
+    path, captions = tmp_path / "images" / "19.jpg", tmp_path / "captions.jsonl"
+    assert str(error.value) == (
+        f"{path}: there is no such file; put it back, or remove its row from {captions}"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_passes_is_tried_again_and_changes_nothing(monkeypatch, workers):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.001)
+    failing = Pipeline(Failing(times={3: 2, 4: 1}), preparation(Stamp()), 9, workers=workers)
+    assert_same(read(failing), read(make()))
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EIO, r"(Input/output error), tried for 0 s (Data.patience); run the same command "),
+        (errno.ENOENT, "(No such file or directory); put it back and run"),
+        (errno.EACCES, "(Permission denied); let the user of this process read it"),
+        (errno.EMFILE, "(Too many open files); raise the limit of open files (ulimit -n)"),
+        (errno.ENOSPC, "(No space left on device); run the same command again once it can"),
+    ],
+)
+def test_errors_of_the_machine_stop_and_replace_nothing(number, message):
+    source = Failing(number=number, times={3: ALWAYS})
+    pipeline = Pipeline(source, preparation(Stamp()), 9, max_bad_share=1.0, patience=0.0)
+    with pytest.raises(SourceError, match=re.escape(f"/mnt/3.jpg cannot be read {message}")):
+        read(pipeline)
+
+
+def test_errors_of_the_machine_come_through_a_worker():
+    source = Failing(number=errno.EACCES, times={3: ALWAYS})
+    pipeline = Pipeline(source, preparation(Stamp()), 9, workers=1)
+    with pytest.raises(SourceError, match=r"^/mnt/3.jpg cannot be read \(Permission denied\)"):
+        read(pipeline)
 
 
 def test_broken_sample_is_named_by_its_tar_and_key(tmp_path):

@@ -102,6 +102,7 @@ def test_the_second_stage_is_refused_before_the_first_compiles(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_what_lacks_nothing_begins(stored, tmp_path, reached):
     """The config is recorded; a stage may start from what an earlier one has yet to make."""
     fits = [

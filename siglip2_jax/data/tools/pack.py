@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from siglip2_jax.data.example import with_name
+from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.records import SUFFIX, encode_example
 from siglip2_jax.data.sources import Examples, Incomplete, Source
@@ -53,9 +54,10 @@ def pack(
 ) -> Summary:
     """Writes the examples of a source, in order, to `<name>-00000-of-0000N.arrayrecord`.
 
-    Images are kept as they are, byte for byte, but decoded to see that they can be. Examples that
-    are unreadable or have no caption are skipped and listed in `<name>.errors.jsonl`. A pack that
-    was interrupted continues after its last whole file.
+    Images are kept as they are, byte for byte, but decoded to see that they can be. Examples whose
+    image is damaged or that have no caption are skipped and listed in `<name>.errors.jsonl`; one
+    that cannot be read at all stops the pack. A pack that was interrupted continues after its last
+    whole file.
 
     Args:
       source: what to write. Not a mixture: its parts are packed one by one.
@@ -67,7 +69,7 @@ def pack(
     Raises:
       ValueError: the source cannot be opened, all its examples are bad, or the destination holds a
         pack of another source or file size.
-      OSError: a file cannot be written.
+      OSError: a file cannot be written; a SourceError where an example cannot be read.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
@@ -140,12 +142,12 @@ def _record(examples: Examples, index: int) -> bytes | dict[str, Any]:
     """The record of an example, or what is wrong with it."""
     name = f"example {index}"
     try:
-        example = examples[index]
+        example = patiently(lambda: examples[index], name)
         name = example["name"]
         if not example["captions"]:
             raise ValueError(f"{name}: it has no caption.")
         decode(example["image"], name=name)
         return encode_example(example)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         problem = with_name(error, name)
         return {"name": problem.name, "error": str(problem)}

@@ -1,0 +1,228 @@
+"""Manifest of a data set: its files, how many examples each holds, and where their blocks lie.
+
+A block is some consecutive examples of a file. All files' whole blocks are numbered first; then
+what is left at the end of each file, taken together, makes up the last blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt32
+
+from siglip2_jax.data.stores import File, matches, name_in, path_in
+from siglip2_jax.strings import Strings
+
+BLOCK_SIZE = 128
+
+
+class Spans(NamedTuple):
+    """Examples whose data do not simply stand one after the other, as links in a tar make them.
+
+    Attributes:
+      keys: their names.
+      spans: offset and size in bytes of each one's image, text and JSON; -1 where it has none.
+    """
+
+    keys: Strings
+    spans: Int64[np.ndarray, "n 6"]
+
+
+class Entry(NamedTuple):
+    """A file of a data set.
+
+    Attributes:
+      file: its path, size and version.
+      count: number of its examples.
+      start: where its first block begins; of Parquet, where the footer does.
+      lengths: bytes of each of its blocks, which stand together; of Parquet there are none.
+      odd: those of its blocks that do not tell of themselves what is in them, by number.
+      left_out: samples that are none of the examples.
+    """
+
+    file: File
+    count: int
+    start: int
+    lengths: UInt32[np.ndarray, " blocks"]
+    odd: dict[int, Spans]
+    left_out: int = 0
+
+
+class Piece(NamedTuple):
+    """Consecutive examples of one block of a file: `first` up to, not including, `last`."""
+
+    file: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Files of a data set, in the order of their names.
+
+    Attributes:
+      folder: what the names are relative to.
+      block_size: examples of a whole block.
+      names, versions: of the files.
+      sizes, counts, starts: of the files, as an `Entry` has them.
+      lengths: of the blocks of all files.
+      odd: blocks that do not tell of themselves what is in them, by their number in `lengths`.
+      left_out: samples in the files that are none of the examples.
+    """
+
+    folder: str
+    block_size: int
+    names: Strings
+    versions: Strings
+    sizes: Int64[np.ndarray, " files"]
+    counts: Int64[np.ndarray, " files"]
+    starts: Int64[np.ndarray, " files"]
+    lengths: UInt32[np.ndarray, " blocks"]
+    odd: dict[int, Spans]
+    left_out: int
+
+    @cached_property
+    def _whole(self) -> Int64[np.ndarray, " files"]:
+        """Whole blocks up to the end of each file."""
+        return np.cumsum(self.counts // self.block_size)
+
+    @cached_property
+    def _rests(self) -> Int64[np.ndarray, " files"]:
+        """Examples that are left, up to the end of each file."""
+        return np.cumsum(self.counts % self.block_size)
+
+    @cached_property
+    def _blocks(self) -> Int64[np.ndarray, " files"]:
+        """Blocks and shorter ends, up to the end of each file."""
+        return np.cumsum(-(-self.counts // self.block_size))
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return int(self.counts.sum())
+
+    def file(self, number: int) -> File:
+        """The file with a number."""
+        path = path_in(self.folder, self.names[number])
+        return File(path, int(self.sizes[number]), self.versions[number])
+
+    def pieces(self, block: int) -> list[Piece]:
+        """The places of a block's examples: one, or several in what is left of the files."""
+        size, whole = self.block_size, int(self._whole[-1])
+        if block < whole:
+            file = int(np.searchsorted(self._whole, block, "right"))
+            first = size * (block - _before(self._whole, file))
+            return [Piece(file, first, first + size)]
+        position = size * (block - whole)
+        end = min(position + size, int(self._rests[-1]))
+        pieces = []
+        while position < end:
+            file = int(np.searchsorted(self._rests, position, "right"))
+            last = min(end, int(self._rests[file]))
+            shift = int(self.counts[file]) // size * size - _before(self._rests, file)
+            pieces.append(Piece(file, position + shift, last + shift))
+            position = last
+        return pieces
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The file of an example, and its number there."""
+        block, offset = divmod(index, self.block_size)
+        for file, first, last in self.pieces(block):
+            if offset < last - first:
+                return file, first + offset
+            offset -= last - first
+        raise IndexError(f"there is no example {index} among {len(self)}")
+
+    def block_range(self, piece: Piece) -> tuple[int, int, int]:
+        """Number among all blocks, and bytes from and to, of the block of a file a piece is in."""
+        start, block = _before(self._blocks, piece.file), piece.first // self.block_size
+        lengths = self.lengths[start : start + block + 1].astype(np.int64)
+        end = int(self.starts[piece.file] + lengths.sum())
+        return start + block, end - int(lengths[-1]), end
+
+    def select(self, pattern: str) -> Manifest:
+        """The files that a narrower pattern means.
+
+        Raises:
+          ValueError: there is none.
+        """
+        kept = np.array([matches(path_in(self.folder, name), pattern) for name in self.names])
+        if kept.all():
+            return self
+        if not kept.any():
+            raise ValueError(f"{pattern} matches none of the files of {self.folder}/manifest")
+        per_file = -(-self.counts // self.block_size)
+        blocks = np.repeat(kept, per_file)
+        new_number = np.cumsum(blocks) - 1
+        return Manifest(
+            self.folder,
+            self.block_size,
+            Strings.join(name for name, keep in zip(self.names, kept, strict=True) if keep),
+            Strings.join(name for name, keep in zip(self.versions, kept, strict=True) if keep),
+            *(array[kept] for array in (self.sizes, self.counts, self.starts)),
+            self.lengths[blocks] if len(self.lengths) else self.lengths,
+            {int(new_number[i]): spans for i, spans in self.odd.items() if blocks[i]},
+            self.left_out,
+        )
+
+
+def _before(ends: Int64[np.ndarray, " files"], file: int) -> int:
+    return int(ends[file - 1]) if file else 0
+
+
+def concatenate(parts: Sequence[Manifest]) -> Manifest:
+    """The manifest of all files of several, of one folder."""
+    odd, blocks = {}, 0
+    for part in parts:
+        odd |= {blocks + number: spans for number, spans in part.odd.items()}
+        blocks += int(part._blocks[-1]) if len(part.counts) else 0
+    return Manifest(
+        parts[0].folder,
+        parts[0].block_size,
+        Strings.concatenate([part.names for part in parts]),
+        Strings.concatenate([part.versions for part in parts]),
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("sizes", "counts", "starts", "lengths")
+        ),
+        odd,
+        sum(part.left_out for part in parts),
+    )
+
+
+def join(folder: str, block_size: int, entries: Sequence[Entry]) -> Manifest:
+    """The manifest of some files, which are in order."""
+    odd, blocks = {}, 0
+    for entry in entries:
+        odd |= {blocks + i: spans for i, spans in entry.odd.items()}
+        blocks += -(-entry.count // block_size)
+    numbers = [(entry.file.size, entry.count, entry.start) for entry in entries]
+    return Manifest(
+        folder,
+        block_size,
+        Strings.join(name_in(folder, entry.file.path) for entry in entries),
+        Strings.join(entry.file.version for entry in entries),
+        *np.array(numbers, np.int64).reshape(-1, 3).T,
+        np.concatenate([np.zeros(0, np.uint32), *(entry.lengths for entry in entries)]),
+        odd,
+        sum(entry.left_out for entry in entries),
+    )
+
+
+def entries(manifest: Manifest) -> Iterator[Entry]:
+    """The files of a manifest one by one; what was left out counts with the first."""
+    for number, count in enumerate(manifest.counts.tolist()):
+        end = int(manifest._blocks[number])
+        start = _before(manifest._blocks, number)
+        odd = {i - start: manifest.odd[i] for i in manifest.odd if start <= i < end}
+        yield Entry(
+            manifest.file(number),
+            count,
+            int(manifest.starts[number]),
+            manifest.lengths[start:end],
+            odd,
+            0 if number else manifest.left_out,
+        )
