@@ -64,6 +64,8 @@ class Data:
     def __post_init__(self) -> None:
         at_least(self, 0, "workers", "max_bad_share", "patience")
         at_least(self, 1, "threads", "prefetch")
+        if self.cache is not None and "://" in self.cache:
+            raise ValueError(f"Data.cache is {self.cache}; give a local directory, or None")
         if self.max_bad_share > 1:
             raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")
 
