@@ -102,11 +102,11 @@ def read_rate(
         for place in np.roll(places, -first):
             if time.perf_counter() >= end:
                 return
-            items = blocked.read_block(int(place)) if blocked else [None]
+            block = blocked.read_block(int(place)) if blocked else None
             good, bad, length = [], 0, 0
-            for i in range(len(items)):
+            for i in range(1 if block is None else len(block)):
                 try:
-                    item = items[i] if blocked else examples[int(place)]
+                    item = examples[int(place)] if block is None else block[i]
                 except ValueError:
                     bad += 1
                     continue
