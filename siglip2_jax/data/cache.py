@@ -26,7 +26,7 @@ class Cache:
         self.directory, self._lock = directory, Lock()
         self._file: _File | None = None
 
-    def keep(self, examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    def keep(self, examples: Sequence[Any]) -> Sequence[Any]:
         """The same examples, read from the disk whenever they are asked for.
 
         Raises:
@@ -49,7 +49,7 @@ class Cache:
         return _Kept(file, start, [len(item) for item in items])
 
 
-def _taken(examples: Sequence[dict[str, Any]], index: int) -> dict[str, Any] | ExampleError:
+def _taken(examples: Sequence[Any], index: int) -> dict[str, Any] | ExampleError:
     try:
         return examples[index]
     except ExampleError as error:

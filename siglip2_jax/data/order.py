@@ -13,20 +13,38 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 # 2**32 times the golden ratio: multiples of it spread evenly over any stretch of lanes.
 _GOLDEN = 0x9E3779B1
 
 
+# Rounds of a permutation, and what its round function multiplies with (of splitmix64).
+_ROUNDS = 6
+_FACTOR = 0xBF58476D1CE4E5B9
+_MASK = 2**64 - 1
+
+
 @lru_cache(2**14)
-def _draw(*entropy: int) -> int:
-    """A number below 2**32 at random."""
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+def _draw(*entropy: int) -> tuple[int, ...]:
+    """Numbers below 2**64 at random, one for each round."""
+    return tuple(np.random.SeedSequence(entropy).generate_state(_ROUNDS, np.uint64).tolist())
 
 
-def _permuted(index: int, count: int, seed: int) -> int:
-    return index_shuffle(index, max_index=count - 1, seed=seed, rounds=4)
+def permuted(index: int, count: int, *entropy: int) -> int:
+    """Where a random permutation of `range(count)` sends an index.
+
+    A Feistel network on the next power of 4, repeated until it is below the count.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    low, keys = 2**half - 1, _draw(*entropy)
+    while True:
+        left, right = index >> half, index & low
+        for key in keys:
+            mixed = (right ^ key) * _FACTOR & _MASK
+            left, right = right, left ^ (mixed ^ mixed >> 29) * _FACTOR >> 32 & low
+        index = left << half | right
+        if index < count:
+            return index
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class BlockOrder:
         turn, offset = divmod(self._shuffled(lane, key), self.size)
         epoch, block = self._block(lane, turn)
         if self._tail and block == self._giver(epoch):
-            place = _permuted(offset, self.size, _draw(self.seed, 3, epoch))
+            place = permuted(offset, self.size, self.seed, 3, epoch)
             if place < self._tail:
                 return self.blocks * self.size + place
         return block * self.size + offset
@@ -116,17 +134,17 @@ class BlockOrder:
     def _shuffled(self, lane: int, key: int) -> int:
         """Place in its lane that an example would have if it were not for the windows."""
         keys = self.window_of(lane, key)
-        seed = _draw(self.seed, 0, lane, keys.stop)
-        return keys.start + _permuted(key - keys.start, len(keys), seed)
+        at = permuted(key - keys.start, len(keys), self.seed, 0, lane, keys.stop)
+        return keys.start + at
 
     def _block(self, lane: int, turn: int) -> tuple[int, int]:
         """The epoch and the number of a lane's block."""
         epoch, place = divmod(lane + self.lanes * turn, self.blocks)
-        return epoch, _permuted(place, self.blocks, _draw(self.seed, 1, epoch))
+        return epoch, permuted(place, self.blocks, self.seed, 1, epoch)
 
     def _giver(self, epoch: int) -> int:
         """The block that gives up places to the examples after the last whole one."""
-        return _draw(self.seed, 2, epoch) % self.blocks
+        return permuted(0, self.blocks, self.seed, 2, epoch)
 
 
 @dataclass(frozen=True)
@@ -171,7 +189,7 @@ class Draws:
         return counts
 
     def _keys(self, lane: int, key: int) -> list[int]:
-        late = _permuted(lane, self.lanes, _draw(self.seed, 4)) * sum(self.proportions)
+        late = permuted(lane, self.lanes, self.seed, 4) * sum(self.proportions)
         late //= self.lanes
         before, after = drawn(late, self.proportions), drawn(late + key, self.proportions)
         return [end - start for start, end in zip(before, after, strict=True)]

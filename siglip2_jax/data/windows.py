@@ -69,17 +69,23 @@ class Readers:
                     task.future.set_result(task.call())
                 except BaseException as error:  # for the thread that asks for the result
                     task.future.set_exception(error)
+            del task  # or a thread that waits would hold what it read last
+
+    def _ready(self) -> bool:
+        """Whether the thread has something to do; drops what was hurried and is done."""
+        while self._queue and self._queue[0][-1].taken:
+            heapq.heappop(self._queue)
+        return self._closed or bool(self._queue)
 
     def _next(self) -> _Task | None:
+        """The task that is needed first, once there is one; None at the end."""
         with self._changed:
-            while not self._closed:
-                while self._queue:
-                    *_, task = heapq.heappop(self._queue)
-                    if not task.taken:
-                        task.taken = True
-                        return task
-                self._changed.wait()
-        return None
+            self._changed.wait_for(self._ready)
+            if self._closed:
+                return None
+            *_, task = heapq.heappop(self._queue)
+            task.taken = True
+            return task
 
 
 @dataclass(eq=False)
@@ -163,7 +169,7 @@ class Windows:
         slack = max(_SLACK * length, _STEPS * step)
         if distance <= slack:
             return 1.0
-        return max(0, length - distance) / (length - slack) if length > slack else 0.0
+        return max(0.0, (length - distance) / (length - slack)) if length > slack else 0.0
 
     def _window(self, lane: int, key: int) -> _Window:
         keys = self._order.window_of(lane, key)
@@ -191,7 +197,7 @@ class Windows:
                 block.task.future.cancel()
                 del self.held[number]
 
-    def _fetch(self, block: int) -> Sequence[dict[str, Any]]:
+    def _fetch(self, block: int) -> Sequence[Any]:
         examples = patiently(
             lambda: self._examples.read_block(block), f"block {block}", self._patience
         )
