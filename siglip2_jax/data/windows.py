@@ -72,7 +72,7 @@ class Readers:
             del task  # or a thread that waits would hold what it read last
 
     def _ready(self) -> bool:
-        """Whether the thread has something to do; drops what was hurried and is done."""
+        """True where the thread has something to do; drops what was hurried and is done."""
         while self._queue and self._queue[0][-1].taken:
             heapq.heappop(self._queue)
         return self._closed or bool(self._queue)

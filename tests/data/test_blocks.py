@@ -225,6 +225,8 @@ def test_pieces_are_all_rows_once(lanes, workers, hosts):
     rows = []
     for h in range(hosts):
         pieces = layout(READING, h, hosts, 5, workers, lanes)
+        assert 1 <= pieces.workers <= max(1, workers) and pieces.parts % pieces.workers == 0
+        belong = {}
         for i, (_, _, size, _) in enumerate(READING):
             parts = [pieces.rows(i, part) for part in range(pieces.parts)]
             assert [row for part in parts for row in part] == list(range(size // hosts))
@@ -232,16 +234,15 @@ def test_pieces_are_all_rows_once(lanes, workers, hosts):
             if i == 0:
                 rows += [index for part in range(pieces.parts) for index in pieces.indices(0, part)]
             if lanes:
-                belong = {}
                 for part in range(pieces.parts):
                     its = {index % lanes for index in pieces.indices(i, part)}
                     assert its == set(pieces.lanes_of(part))
-                    for lane in its:
-                        assert belong.setdefault(lane, pieces.worker(i, part)) < max(1, workers)
+                    worker = part % pieces.workers
+                    assert all(belong.setdefault(lane, worker) == worker for lane in its)
     assert sorted(rows) == list(range(READING[0][3], READING[0][3] + READING[0][2]))
 
 
 def test_tree_is_numpy():
-    """What a batch holds does not refer to what windows hold."""
+    """Arrays of a batch do not refer to what windows hold."""
     (loaded, *_) = read(make(), StepSchedule(((4, 32),), 1))
     assert all(isinstance(array, np.ndarray) for array in jax.tree.leaves(loaded.batch))

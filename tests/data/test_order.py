@@ -32,7 +32,7 @@ def test_permutations(count):
 
 
 def test_permutations_look_random():
-    """Where an index goes, and neighbours go, is uniform: chi-squared against its spread."""
+    """Images of an index and of neighbours are uniform: chi-squared against its spread."""
     bins, draws = 16, 1600
     spots = [permuted(3, 1000, 9, seed) * bins // 1000 for seed in range(draws)]
     gaps = [
