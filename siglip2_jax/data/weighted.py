@@ -81,6 +81,7 @@ def draw(weights: Float[np.ndarray, " n"], offset: float) -> Int64[np.ndarray, "
 class _Chosen:
     def __init__(self, examples: Examples, indices: Int64[np.ndarray, " m"]) -> None:
         self._examples, self._indices = examples, indices
+        self.store = getattr(examples, "store", None)  # whose patience a pipeline sets
 
     def __len__(self) -> int:
         return len(self._indices)
