@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int64
 
-from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.data.sources import Blocked, Examples, Source
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Weighted:
             raise ValueError(
                 f"{self.weights} leaves no example to read; its sum is {weights.sum()}"
             )
-        return _Chosen(examples, indices)
+        kind = _ChosenInBlocks if isinstance(examples, Blocked) else _Chosen
+        return kind(examples, indices)
 
 
 def draw(weights: Float[np.ndarray, " n"], offset: float) -> Int64[np.ndarray, " m"]:
@@ -88,6 +91,49 @@ class _Chosen:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return self._examples[int(self._indices[index])]
+
+
+class _ChosenInBlocks(_Chosen):
+    """The same of data that is read in blocks: draws of a round are in the source's order."""
+
+    _examples: Blocked
+
+    @property
+    def block_size(self) -> int:
+        return self._examples.block_size
+
+    @property
+    def remote(self) -> bool:
+        return self._examples.remote
+
+    def read_block(self, block: int, /) -> Sequence[Any]:
+        size, items = self.block_size, []
+        indices = self._indices[block * size : (block + 1) * size].tolist()
+        for number, chosen in groupby(indices, lambda index: index // size):
+            examples = self._examples.read_block(number)
+            items += [_taken(examples, index % size) for index in chosen]
+        return _Items(items)  # and not the blocks: of small weights, few examples are used
+
+
+def _taken(examples: Sequence[Any], index: int) -> Any:
+    try:
+        return examples[index]
+    except ValueError as error:
+        return error
+
+
+class _Items(Sequence[Any]):
+    def __init__(self, items: list[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        item = self._items[index]
+        if isinstance(item, ValueError):
+            raise item
+        return item
 
 
 def _read(path: str) -> Float[np.ndarray, " n"]:
