@@ -94,6 +94,21 @@ def test_a_worker_that_is_killed_begins_anew_where_it_was():
     assert sum(batch.restarts for batch in loaded) == 1
 
 
+@pytest.mark.parametrize("count", [100, 11])
+def test_little_data_is_dealt_in_parts_of_blocks(tmp_path, count):
+    """Of which several lanes need parts, and one process reads each once while it is needed."""
+    log = tmp_path / "log"
+    source = Blocks(count, 32, log=str(log))
+    reading = StepSchedule(((4, 32),), 6)
+    whole = read(make(source), reading)
+    reads = Counter(line.split()[0] for line in log.read_text().splitlines())
+    assert len(reads) == -(-count // 32) and max(reads.values()) <= 2
+    seen = Counter(ids(whole).tolist())
+    assert len(seen) == count and max(seen.values()) - min(seen.values()) <= 3
+    parts = [read(make(source, process_index=h, process_count=4), reading) for h in range(4)]
+    assert_same(joined(parts), whole)
+
+
 def test_resuming_in_the_middle_of_a_window():
     whole = read(make())
     for stop in (1, 4, 7):
