@@ -292,8 +292,8 @@ def test_pieces_are_all_rows_once(lanes, workers, hosts):
                 for part in range(pieces.parts):
                     its = {index % lanes for index in pieces.indices(i, part)}
                     assert its == set(pieces.lanes_of(part))
-                    for lane in its:
-                        assert belong.setdefault(lane, part % pieces.workers) < max(1, workers)
+                    worker = part % pieces.workers
+                    assert all(belong.setdefault(lane, worker) == worker for lane in its)
     assert sorted(rows) == list(range(READING[0][3], READING[0][3] + READING[0][2]))
 
 
