@@ -179,6 +179,14 @@ def test_shares_hold_among_the_lanes_at_any_time():
         assert draws.counts(lane, 80) == np.bincount([s for s, _ in stream]).tolist()
 
 
+def test_the_order_does_not_change_with_a_release():
+    order, draws = BlockOrder(1003, 8, 4, 3, 2), Draws.weighted((0, 1), [1.0, 3.0], 4, 5)
+    numbers = [order.example(key % 4, 7 * key) for key in range(12)]
+    assert numbers == [482, 294, 85, 173, 53, 612, 655, 706, 868, 896, 259, 940]
+    located = [draws.locate(lane, key) for lane in range(4) for key in (0, 9)]
+    assert located == [(0, 0), (1, 6), (0, 0), (1, 6), (0, 0), (1, 6), (0, 0), (1, 6)]
+
+
 @pytest.mark.parametrize(
     ("options", "batch_sizes", "lanes_and_window"),
     [
