@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class Data:
     Attributes:
       source: where examples come from.
       transforms: what is done to an example before the standard preprocessing, in order.
-      workers: processes that prepare batches; 0 prepares them in the training process.
+      workers: processes that prepare batches; 0 prepares them in the training process, "auto" takes
+        one for each core of the host but one (0 on hosts of one or two).
       threads: threads that read examples, per process.
       prefetch: batches that are ready ahead of the step.
       max_bad_share: the share of unusable examples that is tolerated, 0 to 1; each is replaced.
@@ -52,7 +54,7 @@ class Data:
 
     source: Source | Mixture
     transforms: tuple[Transform, ...] = ()
-    workers: int = 0
+    workers: int | Literal["auto"] = 0
     threads: int = 2
     prefetch: int = 2
     max_bad_share: float = 0.05
@@ -62,8 +64,13 @@ class Data:
     scaled_decode: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "workers", "max_bad_share", "patience")
+        if isinstance(self.workers, str) and self.workers != "auto":
+            raise ValueError(f'Data.workers is {self.workers!r}; it is a number or "auto"')
+        at_least(self, 0, *([] if self.workers == "auto" else ["workers"]))
+        at_least(self, 0, "max_bad_share", "patience")
         at_least(self, 1, "threads", "prefetch")
+        if self.cache is not None and "://" in self.cache:
+            raise ValueError(f"Data.cache is {self.cache}; give a local directory, or None")
         if self.max_bad_share > 1:
             raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")
 

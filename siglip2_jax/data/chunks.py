@@ -14,7 +14,7 @@ from siglip2_jax.data.layout import Layout
 from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.ring import batch_bytes
-from siglip2_jax.data.workers import Outcome
+from siglip2_jax.data.work import Outcome
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
@@ -44,7 +44,7 @@ class Stream(Protocol):
 
 
 class Chunks:
-    """All pieces of work of a reading, as `workers.Work`. Picklable if its parts are.
+    """All pieces of work of a reading, as `work.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
     attempt a, its choice included, from `default_rng((seed, g, a))`. Only an example whose content

@@ -14,7 +14,6 @@ from functools import cached_property
 
 import jax
 import numpy as np
-from absl import flags
 
 from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
 from siglip2_jax.data.layout import Layout, layout
@@ -23,15 +22,10 @@ from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
+from siglip2_jax.data.steps import Steps
 from siglip2_jax.data.stores import Store
 from siglip2_jax.data.streams import BlockStream, WholeStream
-from siglip2_jax.data.workers import Steps
 from siglip2_jax.types import Batch
-
-# grain's worker processes read absl flags, which fails in a program that never parsed any
-# (github.com/google/grain/issues/1355).
-if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
 
 # Before this many examples, a share of bad ones says little.
 _JUDGED_FROM = 200
@@ -153,6 +147,10 @@ class Pipeline:
             row, _ = chunks.like(0)
             chunks.fill(0, 0, row)
 
+    def memory(self, reading: StepSchedule) -> int:
+        """Bytes of the buffers that batches are prepared in."""
+        return self._slots * self._chunks(reading).buffer_bytes()
+
     def batches(
         self, reading: StepSchedule, place: Callable[[Batch], Batch] = _copy
     ) -> Generator[HostBatch, None, None]:
@@ -169,8 +167,10 @@ class Pipeline:
             the number of hosts; later, where too many examples are bad.
           OSError: a source cannot be opened; later, a SourceError where it cannot be read.
         """
-        chunks = Chunks(*self._planned(reading), self.prepare, self.seed, self.patience)
-        return self._run(reading, chunks, place)
+        return self._run(reading, self._chunks(reading), place)
+
+    def _chunks(self, reading: StepSchedule) -> Chunks:
+        return Chunks(*self._planned(reading), self.prepare, self.seed, self.patience)
 
     def _planned(self, reading: StepSchedule) -> tuple[Stream, Layout]:
         """Examples in their order, and the pieces that this host's part is read in."""
@@ -182,8 +182,8 @@ class Pipeline:
             return whole, layout(reading, *hosts, self.workers)
         lanes, window = shuffle.resolve(reading.batch_sizes)
         pieces = layout(reading, *hosts, self.workers, lanes)
-        args = (self.source, self._opened, self.seed, pieces, window, self.cache, self.patience)
-        return BlockStream(*args), pieces
+        held = (window, self.cache, self.patience)
+        return BlockStream(self.source, self._opened, self.seed, pieces, *held), pieces
 
     def _run(
         self, reading: StepSchedule, chunks: Chunks, place: Callable[[Batch], Batch]
@@ -224,8 +224,11 @@ class Pipeline:
 
     def _start(self, chunks: Chunks) -> Steps:
         workers = min(self.workers, chunks.layout.workers)
-        slots = self.prefetch + AHEAD
-        return Steps(chunks, workers=workers, threads=self.threads, slots=slots)
+        return Steps(chunks, workers=workers, threads=self.threads, slots=self._slots)
+
+    @property
+    def _slots(self) -> int:
+        return self.prefetch + AHEAD
 
     def _judge(self, read: int, bad: int, problems: tuple[str, ...]) -> None:
         if read >= _JUDGED_FROM and bad > self.max_bad_share * read:

@@ -82,7 +82,7 @@ class BlockStream:
         seed: int,
         layout: Layout,
         window: int,
-        cache: str | None,
+        cache: str | None = None,
         patience: float = PATIENCE,
     ) -> None:
         """A stream.
@@ -94,7 +94,7 @@ class BlockStream:
           layout: what of it is read here.
           window: blocks of a lane that are permuted together, in all sources together.
           cache: a local directory for blocks that are held; None for memory.
-          patience: seconds that reading a block goes on trying what may pass.
+          patience: seconds for which reading goes on after errors that may pass.
         """
         assert layout.lanes is not None
         self._layout, self._lanes = layout, layout.lanes

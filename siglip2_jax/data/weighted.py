@@ -27,6 +27,9 @@ class Weighted:
     times in each, and the rounds differ. Weights of a whole data set keep their proportions better
     than independent draws would: one random number decides a round (systematic sampling).
 
+    Of a source that is read in blocks, a block of chosen examples reads and holds all the blocks
+    that they are in: at weights of a half, two or three.
+
     Attributes:
       source: where examples come from.
       weights: path of a `.npy` file with one number for each example, at least 0, in the source's

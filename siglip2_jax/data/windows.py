@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from threading import Condition, Lock, Thread
 from typing import Any
 
 from siglip2_jax.data.cache import Cache
 from siglip2_jax.data.order import BlockOrder
-from siglip2_jax.data.patience import PATIENCE, patiently
+from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.sources import Blocked
 
 # Requests at once, of one process.
@@ -115,8 +116,8 @@ class Windows:
         order: BlockOrder,
         share: float,
         readers: Readers,
-        cache: str | None = None,
-        patience: float = PATIENCE,
+        cache: str | None,
+        patience: float,
     ) -> None:
         """Windows of a source.
 
@@ -127,11 +128,11 @@ class Windows:
             is read first.
           readers: threads, for all sources of a process.
           cache: a local directory where blocks are held; None for memory.
-          patience: seconds that reading a block goes on trying what may pass.
+          patience: seconds for which reading goes on after errors that may pass.
         """
         self._examples, self._order, self._share = examples, order, share
         self._readers, self._cache = readers, Cache(cache) if cache is not None else None
-        self._lock, self._patience = Lock(), patience
+        self._patience, self._lock = patience, Lock()
         self._lanes: dict[int, dict[int, _Window]] = {}
         self.held: dict[int, _Block] = {}
 
@@ -182,7 +183,7 @@ class Windows:
     def _hold(self, window: _Window, block: int, key: int) -> _Task:
         if block not in window.held:
             if block not in self.held:
-                task = _Task(lambda: self._fetch(block))
+                task = _Task(partial(self._fetch, block))
                 self.held[block] = _Block(task)
                 self._readers.submit(key / self._share, task)
             self.held[block].uses += 1
@@ -198,7 +199,6 @@ class Windows:
                 del self.held[number]
 
     def _fetch(self, block: int) -> Sequence[Any]:
-        examples = patiently(
-            lambda: self._examples.read_block(block), f"block {block}", self._patience
-        )
+        read = partial(self._examples.read_block, block)
+        examples = patiently(read, f"block {block} of the data", self._patience)
         return self._cache.keep(examples) if self._cache else examples

@@ -1,4 +1,4 @@
-"""Workers of a pipeline: threads or processes that fill the steps' buffers, ahead and in order.
+"""Workers of a pipeline: threads or processes that fill the steps' buffers.
 
 Parts of steps are work that gives the same whenever and wherever it is done. So a process that is
 killed is started again, and does again what it had not finished.
@@ -21,160 +21,15 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.ring import Ring, SharedBytes
-from siglip2_jax.types import Batch
+from siglip2_jax.data.work import Done, Outcome, Task, Work, do
 
 LOSSES, SECONDS = 3, 60.0  # so many workers lost in so short a time are no accident
-
-
-class Outcome(NamedTuple):
-    """Result of a piece of work, beside the rows it has written.
-
-    Attributes:
-      bad: examples that could not be used and were replaced.
-      problems: why, each with a name.
-    """
-
-    bad: int
-    problems: tuple[str, ...]
-
-
-@runtime_checkable
-class Work(Protocol):
-    """Steps, each in parts that may be done in any order. Picklable."""
-
-    def __len__(self) -> int:
-        """Number of steps."""
-        ...
-
-    def buffer_bytes(self) -> int:
-        """Memory of the largest step's batch (`ring.batch_bytes`)."""
-        ...
-
-    def parts(self, step: int, /) -> int:
-        """Number of parts of a step."""
-        ...
-
-    def like(self, step: int, /) -> tuple[Batch, int]:
-        """A batch of one row like those of a step, and the number of its rows."""
-        ...
-
-    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
-        """Writes the part's rows of the step's batch."""
-        ...
-
-
-class Task(NamedTuple):
-    """A part of a step to do, and the buffer that it goes to."""
-
-    step: int
-    part: int
-    slot: int
-
-
-class Done(NamedTuple):
-    """A task that is over."""
-
-    task: Task | None  # None where a worker could not begin
-    outcome: Outcome | Exception
-
-
-class Filled(NamedTuple):
-    """One step's batch in its buffer.
-
-    Attributes:
-      batch: arrays within the buffer, valid until it is released.
-      slot: the buffer.
-      outcomes: of its parts, in order.
-      restarts: workers that were lost and started again since the step before.
-    """
-
-    batch: Batch
-    slot: int
-    outcomes: list[Outcome]
-    restarts: int
-
-
-class Steps:
-    """The steps of some work, one after the other; as many ahead as there are free buffers."""
-
-    def __init__(self, work: Work, *, workers: int, threads: int, slots: int) -> None:
-        """Starts to work.
-
-        Args:
-          work: what to do.
-          workers: number of processes; 0 for threads of this one alone.
-          threads: number of threads, in each process.
-          slots: number of buffers; as many steps at a time are worked on or not yet released.
-        """
-        self._work = work
-        self._ring = Ring(slots, work.buffer_bytes())
-        self._free = deque(range(slots))
-        self._started = self._taken = self._restarts = 0
-        self._slots: dict[int, int] = {}
-        self._outcomes: dict[int, dict[int, Outcome | Exception]] = {}
-        self._team = (
-            Processes(work, self._ring, workers, threads)
-            if workers
-            else Threads(work, self._ring, threads)
-        )
-
-    def take(self) -> Filled:
-        """Waits for the next step.
-
-        Raises:
-          SourceError: workers are lost again and again.
-          ValueError or OSError: that of a part of this step.
-        """
-        self._start()
-        step = self._taken
-        outcomes = self._outcomes[step]
-        while len(outcomes) < self._work.parts(step):
-            for task, outcome in self._team.wait():
-                if task is None:
-                    assert isinstance(outcome, Exception)
-                    raise outcome
-                self._outcomes[task.step][task.part] = outcome
-        del self._outcomes[step]
-        self._taken += 1
-        in_order = [outcomes[part] for part in range(len(outcomes))]
-        for outcome in in_order:
-            if isinstance(outcome, Exception):
-                raise outcome
-        slot, (row, rows) = self._slots.pop(step), self._work.like(step)
-        restarts, self._restarts = self._team.restarts - self._restarts, self._team.restarts
-        return Filled(self._ring.batch(slot, row, rows), slot, in_order, restarts)
-
-    def release(self, slot: int) -> None:
-        """Gives a buffer back, which is soon written again."""
-        self._free.append(slot)
-        self._start()
-
-    def close(self) -> None:
-        """Ends all workers."""
-        self._team.close()
-
-    def _start(self) -> None:
-        while self._free and self._started < len(self._work):
-            step, slot = self._started, self._free.popleft()
-            self._slots[step], self._outcomes[step] = slot, {}
-            for part in range(self._work.parts(step)):
-                self._team.submit(Task(step, part, slot))
-            self._started += 1
-
-
-def _do(work: Work, ring: Ring, task: Task) -> Done:
-    """Does a task; its error is a result like any other."""
-    try:
-        out = ring.batch(task.slot, *work.like(task.step))
-        return Done(task, work.fill(task.step, task.part, out))
-    except Exception as error:
-        return Done(task, error)
 
 
 class Threads:
@@ -190,7 +45,7 @@ class Threads:
 
     def submit(self, task: Task) -> None:
         """Hands a task to whoever is free."""
-        self._pool.submit(lambda: self._done.put(_do(self._work, self._ring, task)))
+        self._pool.submit(lambda: self._done.put(do(self._work, self._ring, task)))
 
     def wait(self) -> Iterable[Done]:
         """The next task that is over."""
@@ -335,15 +190,16 @@ def _serve(connection: Connection, ring: Ring, program: SharedBytes, threads: in
         with suppress(EOFError, OSError):
             while True:
                 task = connection.recv()
-                pool.submit(lambda task=task: send(_do(work, ring, task)))
+                pool.submit(lambda task=task: send(do(work, ring, task)))
     os._exit(0)  # whatever its threads wait for
 
 
 def _portable(done: Done) -> Done:
-    """A result whose error can be pickled and unpickled, with a note on where it was raised."""
+    """A result whose error can be pickled, with a note on where it was raised if no user's."""
     error = done.outcome
     assert isinstance(error, Exception)
-    error.add_note("".join(traceback.format_exception(error)))
+    if not isinstance(error, ValueError | OSError):  # whose sentence says all
+        error.add_note("".join(traceback.format_exception(error)))
     with suppress(Exception):
         pickle.loads(pickle.dumps(error))
         return done

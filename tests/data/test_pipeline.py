@@ -272,6 +272,46 @@ def test_stopping_early_leaves_no_threads():
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_placed_one_step_before_they_are_needed(workers):
+    """What `place` gets is written again later; what it makes of that is given."""
+    expected, placed = read(make(3)), []
+
+    def place(batch):
+        placed.append(batch)
+        return jax.tree.map(lambda x: np.array(x).astype(np.float64), batch)
+
+    pipeline = make(3, workers=workers, prefetch=2)
+    with closing(pipeline.batches(READING, place)) as batches:
+        for step, (found, wanted) in enumerate(zip(batches, expected, strict=True)):
+            assert len(placed) == min(step + 2, len(expected))
+            for array, its in zip(*map(jax.tree.leaves, (found.batch, wanted.batch)), strict=True):
+                assert array.dtype == np.float64
+                np.testing.assert_array_equal(array, its)
+    places = {batch.text.__array_interface__["data"][0] for batch in placed}
+    assert 1 < len(places) <= 3 * len(LENGTHS.budgets)  # in three buffers
+
+
+def test_steps_before_an_error_are_given():
+    """Though they were read ahead of it."""
+    pipeline = make(*range(0, 50, 5))
+    reading = Lengths((6,)).reading(0, 100, 8)
+    seen = []
+    with pytest.raises(ValueError, match="could not be used"):
+        seen.extend(loaded.step for loaded in pipeline.batches(reading))
+    whole = read(make(*range(0, 50, 5), max_bad_share=1.0), reading)
+    read_so_far = np.cumsum([8 + loaded.bad for loaded in whole])
+    assert seen == list(range(np.searchsorted(read_so_far, 200)))
+
+
+def test_memory_of_the_buffers():
+    """Room for the largest step's host batch, once for each batch ahead and one that is placed."""
+    row = 30 * (48 * 4 + 2 * 4 + 1) + 12 * 4 + 8 + 2 * 8  # patches, text, id and draw
+    assert 3 * 4 * row <= make().memory(READING) <= 3 * (4 * row + 6 * 128)
+    assert make(prefetch=5).memory(READING) == 2 * make().memory(READING)
+    assert make(process_count=2).memory(READING) < 0.6 * make().memory(READING)
+
+
 def test_mistakes_are_told_at_once():
     with pytest.raises(ValueError, match="a batch of 8 cannot be divided among 3 hosts"):
         make(process_count=3).batches(Lengths((12,)).reading(0, 2, 8))

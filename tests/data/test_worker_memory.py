@@ -1,6 +1,7 @@
 """Worker processes are gone when reading ends, however it ends, and their memory with them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,40 @@ if __name__ == "__main__":
         assert sum(1 for _ in batches) == 59
     batches.close()
 """
+
+
+SMALL_SHM = """
+import numpy as np
+import os
+import jax
+from siglip2_jax.data.collate import blank_row
+from siglip2_jax.data.tools.transport import transport_rate
+from siglip2_jax.preprocess.image import ImagePreprocessor
+
+def check(batch):
+    assert all((array == 0).all() for array in jax.tree.leaves(batch))
+
+if __name__ == "__main__":
+    assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize == 2**26
+    row = blank_row(ImagePreprocessor(16, None), 64, (), 256)
+    transport_rate(row, 128, check, steps=2)  # 3 buffers of 101 MB
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount of its own")
+def test_a_small_dev_shm_does_not_matter(tmp_path):
+    """64 MB, as containers have it unless told otherwise."""
+    (tmp_path / "reading.py").write_text(SMALL_SHM)
+    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("mounting needs a privilege that is not there")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = f"{mount} && exec {sys.executable} {tmp_path / 'reading.py'}"
+    found = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0 and found.stderr == "", found.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what is mapped")
