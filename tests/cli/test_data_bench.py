@@ -40,6 +40,14 @@ def test_a_need(bench, need, slow):
     assert "(100% of the examples)" in result.out and "images/s a core" in result.out
 
 
+@pytest.mark.slow
+def test_transport_is_measured(siglip2):
+    result = siglip2("data", "bench", "tiny", "--seconds", 1, "--budget", 64, "--json")
+    assert result.code == 0, result.err
+    (row,) = json.loads(result.out)["budgets"]
+    assert row["transport"] > row["prepare"]  # it does nothing but hand over what is there
+
+
 def test_the_need_of_a_step(bench):
     """A batch of 32 on two hosts, each of which needs 16 images in 10 ms."""
     row = json.loads(bench("--budget", 64, "--step-ms", 10, "--hosts", 2, "--json").out)
