@@ -1,11 +1,11 @@
-"""`siglip2 data`: index tars, pack data sets, add regions, look at batches."""
+"""`siglip2 data`: index tars, pack data sets, add regions, look at batches, measure."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli import data_regions
+from siglip2_jax.cli import data_bench, data_regions
 from siglip2_jax.cli.options import add_config_options, load_run, local_path, output_file, positive
 from siglip2_jax.cli.printing import print_json
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the subcommand with its own four."""
+    """Adds the subcommand with its jobs."""
     parser = commands.add_parser(
         "data",
-        help="index, pack, annotate and inspect training data",
+        help="index, pack, annotate, inspect and measure training data",
         epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
@@ -27,6 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     _add_pack(jobs)
     data_regions.add_parser(jobs)
     _add_inspect(jobs)
+    data_bench.add_parser(jobs)
 
 
 def _add_index(jobs: argparse._SubParsersAction) -> None:

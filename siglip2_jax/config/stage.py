@@ -69,6 +69,8 @@ class Data:
         at_least(self, 0, *([] if self.workers == "auto" else ["workers"]))
         at_least(self, 0, "max_bad_share", "patience")
         at_least(self, 1, "threads", "prefetch")
+        if self.cache is not None and "://" in self.cache:
+            raise ValueError(f"Data.cache is {self.cache}; give a local directory, or None")
         if self.max_bad_share > 1:
             raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")
 

@@ -31,7 +31,7 @@ def _draw(*entropy: int) -> tuple[int, ...]:
 
 
 def permuted(index: int, count: int, *entropy: int) -> int:
-    """Where a random permutation of `range(count)` sends an index.
+    """Index that a random permutation of `range(count)` sends an index to.
 
     A Feistel network on the next power of 4, repeated until it is below the count.
     """

@@ -177,8 +177,8 @@ class Pipeline:
             return whole, layout(reading, *hosts, self.workers)
         lanes, window = shuffle.resolve(reading.batch_sizes)
         pieces = layout(reading, *hosts, self.workers, lanes)
-        args = (self.source, self._opened, self.seed, pieces, window, self.cache)
-        return BlockStream(*args), pieces
+        held = (window, self.cache, self.patience)
+        return BlockStream(self.source, self._opened, self.seed, pieces, *held), pieces
 
     def _run(
         self, reading: StepSchedule, chunks: Chunks, place: Callable[[Batch], Batch]

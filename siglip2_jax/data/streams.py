@@ -14,6 +14,7 @@ import numpy as np
 
 from siglip2_jax.data.layout import Layout
 from siglip2_jax.data.order import BlockOrder, Draws
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.shuffle import LEAST_WINDOW
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
 from siglip2_jax.data.windows import Readers, Windows
@@ -81,7 +82,8 @@ class BlockStream:
         seed: int,
         layout: Layout,
         window: int,
-        cache: str | None,
+        cache: str | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         """A stream.
 
@@ -92,9 +94,11 @@ class BlockStream:
           layout: what of it is read here.
           window: blocks of a lane that are permuted together, in all sources together.
           cache: a local directory for blocks that are held; None for memory.
+          patience: seconds for which reading goes on after errors that may pass.
         """
         assert layout.lanes is not None
-        self._layout, self._lanes, self._cache = layout, layout.lanes, cache
+        self._layout, self._lanes = layout, layout.lanes
+        self._cache, self._patience = cache, patience
         self._opened, self._shares, self._orders = list(opened), [], []
         self._draws = self._plan(source, iter(opened), seed, 1.0, window)
         self._running: _Running | None = None
@@ -183,7 +187,7 @@ class BlockStream:
                 self._running = _Running(
                     readers,
                     [
-                        Windows(examples, order, share, readers, self._cache)
+                        Windows(examples, order, share, readers, self._cache, self._patience)
                         if isinstance(examples, Blocked)
                         else None
                         for examples, order, share in zip(

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from threading import Condition, Lock, Thread
 from typing import Any
 
 from siglip2_jax.data.cache import Cache
 from siglip2_jax.data.order import BlockOrder
+from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.sources import Blocked
 
 # Requests at once, of one process.
@@ -71,7 +73,7 @@ class Readers:
             del task  # or a thread that waits would hold what it read last
 
     def _ready(self) -> bool:
-        """Whether the thread has something to do; drops what was hurried and is done."""
+        """True where the thread has something to do; drops what was hurried and is done."""
         while self._queue and self._queue[0][-1].taken:
             heapq.heappop(self._queue)
         return self._closed or bool(self._queue)
@@ -114,7 +116,8 @@ class Windows:
         order: BlockOrder,
         share: float,
         readers: Readers,
-        cache: str | None = None,
+        cache: str | None,
+        patience: float,
     ) -> None:
         """Windows of a source.
 
@@ -125,10 +128,11 @@ class Windows:
             is read first.
           readers: threads, for all sources of a process.
           cache: a local directory where blocks are held; None for memory.
+          patience: seconds for which reading goes on after errors that may pass.
         """
         self._examples, self._order, self._share = examples, order, share
         self._readers, self._cache = readers, Cache(cache) if cache is not None else None
-        self._lock = Lock()
+        self._patience, self._lock = patience, Lock()
         self._lanes: dict[int, dict[int, _Window]] = {}
         self.held: dict[int, _Block] = {}
 
@@ -179,7 +183,7 @@ class Windows:
     def _hold(self, window: _Window, block: int, key: int) -> _Task:
         if block not in window.held:
             if block not in self.held:
-                task = _Task(lambda: self._fetch(block))
+                task = _Task(partial(self._fetch, block))
                 self.held[block] = _Block(task)
                 self._readers.submit(key / self._share, task)
             self.held[block].uses += 1
@@ -195,5 +199,6 @@ class Windows:
                 del self.held[number]
 
     def _fetch(self, block: int) -> Sequence[Any]:
-        examples = self._examples.read_block(block)
+        read = partial(self._examples.read_block, block)
+        examples = patiently(read, f"block {block} of the data", self._patience)
         return self._cache.keep(examples) if self._cache else examples

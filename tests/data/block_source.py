@@ -1,8 +1,10 @@
 """Data in blocks, computed from numbers, that notes what is read."""
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.samples import picture
 
@@ -46,6 +48,7 @@ class Blocks:
     bad: tuple[int, ...] = ()
     log: str | None = None
     gone: int | None = None  # a block that cannot be read
+    stale: str | None = None  # a file; each block is read at the second try, and named in it
 
     def open(self):
         return self
@@ -62,6 +65,11 @@ class Blocks:
                 file.write(f"{block} {os.getpid()}\n")
         if block == self.gone:
             raise SourceError(f"block {block} is gone.")
+        if self.stale:
+            path = Path(f"{self.stale}{block}")
+            if not path.exists():
+                path.touch()
+                raise OSError(errno.ESTALE, "stale")
         start = block * self.block_size
         assert 0 <= start < self.count
         return Block(range(start, min(start + self.block_size, self.count)), self.bad)

@@ -29,3 +29,15 @@ class Failing:
 
 
 ALWAYS = 10**9
+
+
+@dataclass
+class FailingBlocks(Failing):
+    """The same, read in blocks of five, whose numbers those of `times` are."""
+
+    block_size: int = 5
+    remote: bool = True
+
+    def read_block(self, block):
+        super().__getitem__(block)
+        return [example(i) for i in range(5 * block, min(5 * block + 5, self.length))]

@@ -15,6 +15,7 @@ from data.samples import Stamp, preparation
 from data.test_pipeline import assert_same, joined
 
 from siglip2_jax.data.chunks import Chunks
+from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.layout import layout
 from siglip2_jax.data.lengths import Lengths, StepSchedule
 from siglip2_jax.data.order import BlockOrder
@@ -116,7 +117,7 @@ def test_little_is_held_and_nothing_is_left():
 def test_blocks_are_there_before_they_are_needed():
     """After the first step no example waits for a block that was not asked for before."""
     pieces = layout(StepSchedule(((4, 64),), 100), 0, 1, 64, lanes=16)
-    stream = BlockStream(Blocks(4000, 8), [Blocks(4000, 8)], 3, pieces, 4, None)
+    stream = BlockStream(Blocks(4000, 8), [Blocks(4000, 8)], 3, pieces, 4)
     seen = Counter()
     for i in range(100):
         with stream.using(i, 0):
@@ -205,10 +206,19 @@ def test_a_billion_examples_take_no_longer_than_a_thousand():
 def test_a_source_that_fails_is_heard():
     (gone,) = {int(ids(read(make(), StepSchedule(((4, 32),), 1)))[5]) // 4}
     stream, _ = make(Blocks(300, 4, gone=gone))._planned(READING)
-    with pytest.raises(OSError, match=f"block {gone} is gone"):
+    with pytest.raises(SourceError, match=f"block {gone} is gone"):
         for index in range(32):
             stream[index]
     stream.close()
+
+
+def test_errors_that_pass_are_waited_for(tmp_path):
+    expected = read(make(), StepSchedule(((4, 32),), 2))
+    stale = Blocks(300, 4, stale=str(tmp_path / "block"))
+    assert_same(read(make(stale), StepSchedule(((4, 32),), 2)), expected)
+    gone = Blocks(300, 4, stale=str(tmp_path / "absent" / "block"))
+    with pytest.raises(SourceError, match="absent.* cannot be read .*No such file"):
+        read(make(gone), StepSchedule(((4, 32),), 2))
 
 
 def test_mistakes_are_told_at_once():
@@ -225,6 +235,8 @@ def test_pieces_are_all_rows_once(lanes, workers, hosts):
     rows = []
     for h in range(hosts):
         pieces = layout(READING, h, hosts, 5, workers, lanes)
+        assert 1 <= pieces.workers <= max(1, workers) and pieces.parts % pieces.workers == 0
+        belong = {}
         for i, (_, _, size, _) in enumerate(READING):
             parts = [pieces.rows(i, part) for part in range(pieces.parts)]
             assert [row for part in parts for row in part] == list(range(size // hosts))
@@ -232,16 +244,15 @@ def test_pieces_are_all_rows_once(lanes, workers, hosts):
             if i == 0:
                 rows += [index for part in range(pieces.parts) for index in pieces.indices(0, part)]
             if lanes:
-                belong = {}
                 for part in range(pieces.parts):
                     its = {index % lanes for index in pieces.indices(i, part)}
                     assert its == set(pieces.lanes_of(part))
-                    for lane in its:
-                        assert belong.setdefault(lane, pieces.worker(i, part)) < max(1, workers)
+                    worker = part % pieces.workers
+                    assert all(belong.setdefault(lane, worker) == worker for lane in its)
     assert sorted(rows) == list(range(READING[0][3], READING[0][3] + READING[0][2]))
 
 
 def test_tree_is_numpy():
-    """What a batch holds does not refer to what windows hold."""
+    """Arrays of a batch do not refer to what windows hold."""
     (loaded, *_) = read(make(), StepSchedule(((4, 32),), 1))
     assert all(isinstance(array, np.ndarray) for array in jax.tree.leaves(loaded.batch))

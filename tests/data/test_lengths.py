@@ -1,5 +1,7 @@
 """Budgets of steps, and a reading that continues from two integers."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,29 @@ def test_reading_continues():
     other = list(lengths.reading(5, 20, 16, step=12, position=whole[12][3]))
     assert [row[:2] for row in other] == [row[:2] for row in whole[12:]]
     assert other[0][3] == whole[12][3] and other[1][3] == whole[12][3] + other[0][2]
+
+
+def test_any_step_is_found_without_those_before_it():
+    """Across the strides at which positions are kept; a schedule of a budget has no arrays."""
+    lengths = Lengths((16, 64, 256), batch_scale=((64, 0.5), (256, 3.0)))
+    for reading in (
+        lengths.reading(1, 5000, 8, step=700, position=123),
+        StepSchedule(((16, 8),), 4300, step=700, position=123),
+    ):
+        rows = list(reading)
+        assert len(rows) == len(reading) == 4300
+        sizes = np.array([size for *_, size, _ in rows])
+        positions = 123 + np.cumsum(sizes) - sizes
+        np.testing.assert_array_equal([row[3] for row in rows], positions)
+        assert reading.end == positions[-1] + sizes[-1]
+        assert [reading[i] for i in (0, 1023, 1024, 4096, 4299)] == [
+            rows[i] for i in (0, 1023, 1024, 4096, 4299)
+        ]
+        assert set(reading.budgets) == {row[1] for row in rows}
+        with pytest.raises(IndexError, match="there are 4300 steps, no number 4300"):
+            reading[4300]
+    assert len(pickle.dumps(StepSchedule(((16, 8),), 10**6))) < 500
+    assert len(pickle.dumps(lengths.reading(1, 10**5, 8))) < 1.1 * 10**5
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_permutations(count):
 
 
 def test_permutations_look_random():
-    """Where an index goes, and neighbours go, is uniform: chi-squared against its spread."""
+    """Images of an index and of neighbours are uniform: chi-squared against its spread."""
     bins, draws = 16, 1600
     spots = [permuted(3, 1000, 9, seed) * bins // 1000 for seed in range(draws)]
     gaps = [
@@ -195,6 +195,27 @@ def test_shares_hold_among_the_lanes_at_any_time():
 )
 def test_settings(options, batch_sizes, lanes_and_window):
     assert BlockShuffle(**options).resolve(batch_sizes) == lanes_and_window
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "least", "most"),
+    [(BlockShuffle(), 0.95, 1.2), (BlockShuffle(lanes=16, window=4), 1.9, 2.8)],
+)
+def test_batches_mix_sorted_data(shuffle, least, most):
+    """Pairs of one of 100 classes, against the full shuffle's, with many blocks and with few.
+
+    With few, a pair of one lane (15 of 255 are) is of one block with a chance of 1 / 4.
+    """
+    lanes, window = shuffle.resolve((256,))
+    order = BlockOrder(64_000, 64, lanes, window, 3)
+    each, pairs = 256 // lanes, []
+    for step in range(0, 250, 10):
+        keys = range(step * each, (step + 1) * each)
+        numbers = [order.example(lane, key) for lane in range(lanes) for key in keys]
+        counts = np.bincount(np.array(numbers) // 640)
+        pairs.append(np.sum(counts * (counts - 1)) / 2)
+    full = 256 * 255 / 2 * 639 / 63_999
+    assert least < np.mean(pairs) / full < most
 
 
 def test_mistakes_are_told():

@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from data.faults import ALWAYS, Failing
+from data.faults import ALWAYS, Failing, FailingBlocks
 from data.samples import Stamp, example, picture, preparation, write_tar
 
 from siglip2_jax.data import patience
@@ -193,6 +193,16 @@ def test_errors_of_the_machine_stop_and_replace_nothing(number, message):
     pipeline = Pipeline(source, preparation(Stamp()), 9, max_bad_share=1.0, patience=0.0)
     with pytest.raises(SourceError, match=re.escape(f"/mnt/3.jpg cannot be read {message}")):
         read(pipeline)
+
+
+def test_a_block_that_cannot_be_read_is_tried_again_or_stops(monkeypatch):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.001)
+    options = {"prepare": preparation(Stamp()), "seed": 9}
+    whole = read(Pipeline(FailingBlocks(), **options))
+    assert_same(read(Pipeline(FailingBlocks(times={2: 2, 3: 1}), **options)), whole)
+    source = FailingBlocks(number=errno.EACCES, times={2: ALWAYS})
+    with pytest.raises(SourceError, match=r"^/mnt/2.jpg cannot be read \(Permission denied\)"):
+        read(Pipeline(source, **options, max_bad_share=1.0))
 
 
 def test_errors_of_the_machine_come_through_a_worker():

@@ -13,7 +13,7 @@ from etils import epath
 from siglip2_jax.data.example import with_name
 from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.prefetch import thread_map
-from siglip2_jax.data.records import SUFFIX, encode_example
+from siglip2_jax.data.records import COUNTS, SUFFIX, encode_example, write_counts
 from siglip2_jax.data.sources import Examples, Incomplete, Source
 from siglip2_jax.fingerprint import fingerprint
 from siglip2_jax.outputs import replacing
@@ -97,6 +97,9 @@ def pack(
             errors += [{"shard": shard, **error} for error in bad]
             # The errors first: a shard that is there under its name is wholly accounted for.
             write_errors(errors_file, errors)
+    counts = destination / f"{name}{COUNTS}"
+    if todo or not counts.exists():
+        write_counts([str(destination / shard) for shard in shards], counts)
     if len(errors) == total:
         raise ValueError(
             f"none of {total} examples could be packed; {errors_file} says why for each"
