@@ -230,6 +230,8 @@ def test_what_makes_sense():
         ("objectives.loss.label=true", lambda c: c.stages[0].objectives["loss"].label, "true"),
         ("objectives.loss.on=true", lambda c: c.stages[0].objectives["loss"].on, True),
         ("objectives.loss.free={1: 'x'}", lambda c: c.stages[0].objectives["loss"].free, {1: "x"}),
+        ("data.workers=auto", lambda c: c.stages[0].data.workers, "auto"),
+        ("data.workers=3", lambda c: c.stages[0].data.workers, 3),
         ("objectives.loss.sizes.1=7", lambda c: c.stages[0].objectives["loss"].sizes, (1, 7)),
     ],
 )
@@ -271,6 +273,7 @@ def test_overrides_apply_together():
         ("optim.b1=True", "expected float, found True"),
         ("model.vision.depth=1.5", "expected int, found 1.5"),
         ("model.vision.depth=True", "expected int, found True"),
+        ("data.workers=all", "expected int or 'auto', found all"),
         ("data.shuffle=1", "expected bool or BlockShuffle, found 1"),
         ("optim.kind=sgd", "expected 'adam' or 'adafactor', found sgd"),
         ("compute.remat=dot", "expected 'none' or 'full' or 'dots' or tuple\\[str, ...\\]"),
