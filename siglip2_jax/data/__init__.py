@@ -2,6 +2,7 @@
 
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.parquet import Parquet
 from siglip2_jax.data.prepare import Prepare, Transform, Views, collate
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Examples, Folder, Memory, Mixture, Source
@@ -18,6 +19,7 @@ __all__ = [
     "Lengths",
     "Memory",
     "Mixture",
+    "Parquet",
     "Prepare",
     "RandomResizedCrop",
     "Records",

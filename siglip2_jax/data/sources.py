@@ -49,7 +49,7 @@ class Blocked(Examples, Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether one example costs as much as its block, as in a store or a row group."""
+        """True where one example costs as much as its block, as in a store or a row group."""
         ...
 
     def read_block(self, block: int, /) -> Sequence[dict[str, Any]]:

@@ -33,7 +33,7 @@ NO_PATHS = set(
     "--num-processes --process-id --head --locate --describe --beams --temperature --set "
     "--topology --slices --stage --budget --images-per-core-second --batches --remats --tfds "
     "--template --templates --split --shard-size --device --min-score "
-    "--max-per-image --count".split()
+    "--max-per-image --count --shard --shuffle".split()
 )
 
 
@@ -68,7 +68,7 @@ def command_line(command: str, option: str, value: str) -> list[str]:
             words += [(action.choices or ["x.npz"])[0]]
     if command == "embed" and option not in ("--images", "--texts"):
         words += ["--texts", "x"]
-    if command == "data pack" and option not in ("--tars", "--folder"):
+    if command == "data pack" and option not in ("--tars", "--parquet", "--folder"):
         words += ["--folder", "x"]
     return [*words, "--annotations"] if command == "data regions" else words
 
