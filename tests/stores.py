@@ -82,7 +82,10 @@ class Store:
 
     def _send(self, method: str, path: str, data: bytes = b"") -> None:
         url = f"http://{HOST}:{self._inner}/{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, data, method=method)):
+        credentials = "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request"
+        headers = {"Content-Type": "application/octet-stream", "Authorization": credentials}
+        request = urllib.request.Request(url, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=SECONDS_TO_START):
             pass
 
     def _accept(self, listener: socket.socket) -> None:

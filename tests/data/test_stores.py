@@ -101,12 +101,13 @@ def test_no_credentials_are_one_sentence(monkeypatch, tmp_path, scheme):
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     start = time.monotonic()
-    with pytest.raises(SourceError, match=f"^{scheme}://bucket/a cannot be read without cred"):
+    with pytest.raises(SourceError, match=f"^{scheme}://bucket(/a)? cannot be read without cred"):
         Store().stat(f"{scheme}://bucket/a")
     assert time.monotonic() - start < 15
 
 
-def test_many_threads(cloud, reader):
+def test_many_threads(cloud):
+    reader = Store()
     cloud.put("a", DATA)
     file = reader.stat(f"{cloud.scheme}://bucket/a")
     faults = random.Random(1)
