@@ -176,7 +176,8 @@ class _ParquetBlocks(BlockReader):
         except SourceError:
             raise
         except (pyarrow.ArrowException, OSError) as error:
-            raise _Damaged(f"its row group {group} is damaged ({error})") from error
+            reason = " ".join(str(error).split())
+            raise _Damaged(f"its row group {group} is damaged ({reason})") from error
 
     def _make(self, row: _Row) -> dict[str, Any]:
         source, name = self._source, row.name

@@ -111,7 +111,7 @@ def test_many_threads(cloud):
     cloud.put("a", DATA)
     file = reader.stat(f"{cloud.scheme}://bucket/a")
     faults = random.Random(1)
-    cloud.fault = lambda: faults.choice([None, None, None, "503", "reset", "cut"])
+    cloud.fault = lambda: faults.choice([*[None] * 9, "503", "reset", "cut"])
     starts = [faults.randrange(len(DATA) - 1000) for _ in range(200)]
     with ThreadPoolExecutor(16) as pool:
         read = list(pool.map(lambda start: reader.read(file, start, start + 1000), starts))
