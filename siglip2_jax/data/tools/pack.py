@@ -94,6 +94,10 @@ def pack(
             f"{destination} is not a local directory, to which alone ArrayRecord files are "
             "written; use the format tar"
         )
+    if os.fspath(destination).startswith("s3://"):
+        raise ValueError(
+            f"{destination} is neither a local directory nor on gs://; pack to a local one and copy"
+        )
     examples = source.open()
     if shuffle is not None and isinstance(examples, Blocked) and examples.remote:
         raise ValueError(
