@@ -36,9 +36,10 @@ from PIL import Image
 
 from siglip2_jax.cli.options import positive
 from siglip2_jax.data import prepare as preparation
+from siglip2_jax.data.collate import collate
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import Pipeline
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Source
 from siglip2_jax.data.tars import Tars
@@ -150,7 +151,7 @@ def ways(budget: int, tokenizer: Tokenizer) -> dict[str, Prepare]:
 def images_per_second(source: Source, prepare: Prepare, budget: int, count: int) -> float:
     """Reads `count` examples once, with the pipeline of training."""
     steps = count // BATCH
-    reading = StepSchedule(np.full(steps, budget), np.full(steps, BATCH))
+    reading = StepSchedule(((budget, BATCH),), steps)
     pipeline = Pipeline(source, prepare, seed=0, threads=1)
     with closing(pipeline.batches(reading)) as batches:  # opens the source, starts no work
         start = time.process_time()

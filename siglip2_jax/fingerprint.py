@@ -93,6 +93,6 @@ def fingerprint_file(path: str) -> str | None:
             with open(path, "rb") as file:
                 return file_digest(file, "sha256").hexdigest()[:32]
         stat = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return f"{stat.st_size} {stat.st_mtime_ns}"

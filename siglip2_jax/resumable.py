@@ -120,7 +120,9 @@ class Rows:
         while (name := self._name(len(self.notes))) in there:
             try:
                 notes = json.loads(_read(directory / name, "notes").tobytes())
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # of the system, not of zlib: the part may well be whole
                 return
             self._blocks.append(directory / name)
             self.notes += notes

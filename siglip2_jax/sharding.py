@@ -37,6 +37,7 @@ WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
 FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 
+_ALIGNMENT = 64  # bytes; of arrays on a CPU
 ROWS = 8  # of a tile: a part with fewer would fill a tile's memory all the same
 
 
@@ -135,6 +136,9 @@ def device_put_global(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def put_batch(batch: T, mesh: Mesh) -> T:
     """Places this process's rows of a global batch.
 
+    Each device is sent its rows from where they are, with no copy on the host. What is given may be
+    written again once the result is ready (`jax.block_until_ready`).
+
     Args:
       batch: a pytree of arrays whose leading axis is this process's part of the batch.
       mesh: the mesh.
@@ -143,7 +147,19 @@ def put_batch(batch: T, mesh: Mesh) -> T:
       The same pytree of global arrays.
     """
     sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    # A CPU's arrays may be the very memory that they are made of, whatever `may_alias` says.
+    own = _copy if mesh.devices.flat[0].platform == "cpu" else np.asarray
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, own(x)), batch)
+
+
+def _copy(x: ArrayLike) -> np.ndarray:
+    """A copy that begins where XLA wants its arrays to begin, so that it needs none of its own."""
+    x = np.asarray(x)
+    memory = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def has_mesh() -> bool:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from siglip2_jax import fingerprint as module
-from siglip2_jax.fingerprint import fingerprint, fingerprint_arrays, fingerprint_files
+from siglip2_jax.fingerprint import (
+    fingerprint,
+    fingerprint_arrays,
+    fingerprint_file,
+    fingerprint_files,
+)
 
 
 @dataclasses.dataclass
@@ -121,6 +126,13 @@ def test_only_what_is_read_counts(root):
     (root / "results").mkdir()
     (root / "results" / "r.json").touch()
     assert fingerprint_files(root, skip=root / "results") == whole
+
+
+def test_a_file_that_the_disk_does_not_give_is_no_absent_one(tmp_path):
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    assert fingerprint_file(str(tmp_path / "absent.jpg")) is None
+    with pytest.raises(OSError, match="symbolic links"):
+        fingerprint_file(str(tmp_path / "circle.jpg"))
 
 
 def test_links_are_followed_once(root, tmp_path):

@@ -133,6 +133,7 @@ def test_names_that_are_not_utf8(tmp_path):
     assert json.loads(path.read_bytes().decode("utf-8")) == {"名": name}
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_links_and_pipes(tmp_path):
     source = checkpoints.read(_tiny(tmp_path / "tiny.npz"))
     (tmp_path / "disk").mkdir()

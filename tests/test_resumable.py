@@ -69,6 +69,16 @@ def test_a_damaged_part_and_those_after_it_are_made_again(tmp_path):
     check(Rows(tmp_path, 3))
 
 
+def test_a_part_that_the_disk_does_not_give_is_not_made_again(tmp_path):
+    with Rows(tmp_path, 3) as rows:
+        fill(rows)
+    (part,) = tmp_path.iterdir()
+    part.unlink()
+    part.symlink_to(part.name)  # a circle: opening it is an error of the system
+    with pytest.raises(OSError, match="symbolic links"):
+        Rows(tmp_path, 3)
+
+
 def test_prefixes_keep_rows_apart(tmp_path):
     for prefix, value in ("a-", 1), ("b-", 2):
         with Rows(tmp_path, 1, prefix=prefix) as rows:

@@ -107,6 +107,18 @@ def test_placing(shape):
         np.testing.assert_array_equal(shard.data, parts[shard.device])
 
 
+@pytest.mark.parametrize("offset", [0, 4, 64])
+def test_what_was_placed_may_be_written_again(offset):
+    """Whatever the alignment, at which JAX decides whether it takes a copy on a CPU."""
+    memory = np.zeros(2**16, np.uint8)
+    start = -memory.ctypes.data % 128 + offset
+    rows = memory[start : start + 8 * 4096].view(np.float32).reshape(8, 1024)
+    rows[:] = 1
+    placed = jax.block_until_ready(put_batch(rows, mesh_of((1, 2))))
+    rows[:] = 2
+    np.testing.assert_array_equal(placed, np.ones((8, 1024), np.float32))
+
+
 def test_without_a_mesh():
     x = jnp.arange(12.0).reshape(6, 2)
     assert not has_mesh()

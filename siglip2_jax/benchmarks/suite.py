@@ -131,7 +131,7 @@ def _open_decoder(
         return None, "it needs a decoder; load the model by load_captioner"
     try:
         return decoder(), ""
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return None, str(error)
 
 

@@ -49,7 +49,8 @@ def draw_patches(
     side = math.isqrt(pixels.shape[1] // 3)
     rows, columns = yx[valid].max(axis=0, initial=0) + 1
     canvas = np.full((rows * side, columns * side, 3), 128, np.uint8)
-    levels = np.clip(np.rint((pixels[valid] + 1) * 127.5), 0, 255).astype(np.uint8)
+    shown = pixels[valid].astype(np.float32)
+    levels = np.clip(np.rint((shown + 1) * 127.5), 0, 255).astype(np.uint8)
     for (y, x), patch in zip(yx[valid], levels.reshape(-1, side, side, 3), strict=True):
         canvas[y * side : (y + 1) * side, x * side : (x + 1) * side] = patch
     image = Image.fromarray(canvas)

@@ -1,11 +1,11 @@
-"""`siglip2 data`: index and pack data sets, add regions, look at batches."""
+"""`siglip2 data`: index and pack data sets, add regions, look at batches, measure."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli import data_index, data_pack, data_regions
+from siglip2_jax.cli import data_bench, data_index, data_pack, data_regions
 from siglip2_jax.cli.options import add_config_options, load_run, output_file, positive
 from siglip2_jax.cli.printing import print_json
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the subcommand with its own four."""
+    """Adds the subcommand with its jobs."""
     parser = commands.add_parser(
         "data",
-        help="index, pack, annotate and inspect training data",
+        help="index, pack, annotate, inspect and measure training data",
         epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
@@ -26,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     data_pack.add_parser(jobs)
     data_regions.add_parser(jobs)
     _add_inspect(jobs)
+    data_bench.add_parser(jobs)
 
 
 def _add_inspect(jobs: argparse._SubParsersAction) -> None:
@@ -86,17 +87,13 @@ def _batches(stage: ResolvedStage, tokenizer: Tokenizer, count: int):
     """The stage's first examples at each of its budgets, and their texts."""
     from contextlib import closing
 
-    import numpy as np
-
     from siglip2_jax.data.lengths import StepSchedule
     from siglip2_jax.train.inputs import stage_pipeline
 
     batches, texts = {}, {}
     for budget in stage.lengths.budgets:
         pipeline = stage_pipeline(stage, tokenizer)
-        with closing(
-            pipeline.batches(StepSchedule(np.array([budget]), np.array([count])))
-        ) as steps:
+        with closing(pipeline.batches(StepSchedule(((budget, count),), 1))) as steps:
             batches[budget] = next(steps).batch
         texts[budget] = tokenizer.decode(batches[budget].text)
     return batches, texts

@@ -55,6 +55,27 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "scripts/bench_input.py measures it "
         f"(default: {IMAGES_PER_CORE_SECOND:g}, for 1024x768 JPEGs without views)",
     )
+    parser.add_argument(
+        "--kilobytes-per-image",
+        type=positive,
+        default=264,
+        metavar="N",
+        help="size of an image's file, to compute bandwidth and memory (default: 264)",
+    )
+    parser.add_argument(
+        "--images-per-request",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="number of images that are read from a store at once (default: 128)",
+    )
+    parser.add_argument(
+        "--dollars-per-1000-requests",
+        type=float,
+        default=0.0004,
+        metavar="PRICE",
+        help="price of 1,000 reads from a store (default: 0.0004, class B of Cloud Storage)",
+    )
     search = parser.add_argument_group(
         "search",
         "Tries settings for one stage and sequence length. Ctrl-C ends the search after the "
@@ -115,6 +136,9 @@ def _plan(
     args: argparse.Namespace,
 ) -> Answer:
     """Every program once."""
+    import dataclasses
+
+    from siglip2_jax.planner.host_input import Assumptions, host_input, request_dollars
     from siglip2_jax.planner.max_batch import largest_batch
     from siglip2_jax.planner.plan import plan_step
     from siglip2_jax.planner.report import report
@@ -130,8 +154,19 @@ def _plan(
             show(i + 1, len(work))
     summary: dict[str, object] = {"steps": [plan.to_json() for plan in plans]}
     summary |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
-    rate = args.images_per_core_second or IMAGES_PER_CORE_SECOND
-    lines = [report(plans, where, rate)]
+    assumed = Assumptions(
+        images_per_core_second=float(args.images_per_core_second or IMAGES_PER_CORE_SECOND),
+        image_bytes=args.kilobytes_per_image * 1e3,
+        images_per_request=args.images_per_request,
+        dollars_per_request=args.dollars_per_1000_requests / 1e3,
+    )
+    needs = [host_input(plan, stage, assumed) for plan, (stage, _) in zip(plans, work, strict=True)]
+    summary["input"] = {
+        "assumed": dataclasses.asdict(assumed),
+        "hosts": [dataclasses.asdict(its_needs) for its_needs in needs],
+        "request_dollars": request_dollars(plans, assumed),
+    }
+    lines = [report(plans, where, needs, assumed)]
     lines += [
         f"largest batch at {plan.budget} patches: {plan.batch_size:,} "
         f"({plan.memory['peak'] / GIB:.1f} GiB, {plan.seconds * 1e3:.0f} ms)"

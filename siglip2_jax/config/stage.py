@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.optim import Optim
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
 from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Transform
+from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Mixture, Source
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.models.config import ModelConfig
@@ -32,11 +35,18 @@ class Data:
     Attributes:
       source: where examples come from.
       transforms: what is done to an example before the standard preprocessing, in order.
-      workers: processes that prepare batches; 0 prepares them in the training process.
+      workers: processes that prepare batches; 0 prepares them in the training process, "auto" takes
+        one for each core of the host but one (0 on hosts of one or two).
       threads: threads that read examples, per process.
       prefetch: batches that are ready ahead of the step.
-      max_bad_share: the share of unreadable examples that is tolerated, 0 to 1; each is replaced.
-      shuffle: draw examples in random order, another one each epoch.
+      max_bad_share: the share of unusable examples that is tolerated, 0 to 1; each is replaced.
+      shuffle: draw examples in random order, another one each epoch. True draws them one by one,
+        unless a source is in an object store: then, and wherever it is given, `BlockShuffle` says
+        how whole blocks of examples are drawn.
+      cache: a local directory for blocks of examples that are read ahead of their use; None holds
+        them in memory.
+      patience: seconds that reading goes on trying what may pass, such as an error of a network
+        disk; then the run stops.
       scaled_decode: decode JPEGs that are several times larger than what the model reads at a
         fraction of their size, which is faster and changes images slightly (`data.prepare.Prepare`
         says how much). For antialiased resizes, without crops or views; evaluation never does it.
@@ -44,16 +54,23 @@ class Data:
 
     source: Source | Mixture
     transforms: tuple[Transform, ...] = ()
-    workers: int = 0
+    workers: int | Literal["auto"] = 0
     threads: int = 2
     prefetch: int = 2
     max_bad_share: float = 0.05
-    shuffle: bool = True
+    shuffle: bool | BlockShuffle = True
+    cache: str | None = None
+    patience: float = PATIENCE
     scaled_decode: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "workers", "max_bad_share")
+        if isinstance(self.workers, str) and self.workers != "auto":
+            raise ValueError(f'Data.workers is {self.workers!r}; it is a number or "auto"')
+        at_least(self, 0, *([] if self.workers == "auto" else ["workers"]))
+        at_least(self, 0, "max_bad_share", "patience")
         at_least(self, 1, "threads", "prefetch")
+        if self.cache is not None and "://" in self.cache:
+            raise ValueError(f"Data.cache is {self.cache}; give a local directory, or None")
         if self.max_bad_share > 1:
             raise ValueError(f"Data.max_bad_share is {self.max_bad_share}; it is a share, 0 to 1")
 

@@ -2,113 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
 
-from siglip2_jax.data.example import with_name
-from siglip2_jax.data.lengths import StepSchedule
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.collate import blank_row, write_row
+from siglip2_jax.data.example import ExampleError, with_name
+from siglip2_jax.data.layout import Layout
+from siglip2_jax.data.patience import PATIENCE, patiently
+from siglip2_jax.data.prepare import Prepare
+from siglip2_jax.data.ring import batch_bytes
+from siglip2_jax.data.work import Outcome
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
 _ATTEMPTS = 20
-# A stream is endless: replacements are drawn from its first so many indices.
-_REPLACEMENTS = 2**40
+SHOWN = 3  # problems that are told of a piece of work
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Raw examples by global index, endless."""
+    """Raw examples by global index, endless. Picklable before use, thread-safe."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """Example `index`; ValueError or OSError where it is corrupt."""
+        """Example `index`; ValueError where it cannot be used, OSError where it is not read."""
+        ...
+
+    def near(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Another example, drawn by `rng`, in place of one that cannot be used."""
+        ...
+
+    def using(self, i: int, part: int) -> AbstractContextManager[None]:
+        """Context within which a piece of the i-th step reads its examples."""
+        ...
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
         ...
 
 
-class Chunk(NamedTuple):
-    """Some consecutive examples of one step.
-
-    Attributes:
-      batch: their arrays.
-      bad: examples that could not be used and were replaced.
-      problems: why, each with a name.
-    """
-
-    batch: Batch
-    bad: int
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Examples of each piece of work, on one host.
-
-    Attributes:
-      parts: number of pieces of each step.
-      starts, ends: global index of each piece's first example, and of the one after its last.
-      budgets: patches an image may have in each piece.
-    """
-
-    parts: Int64[np.ndarray, " S"]
-    starts: Int64[np.ndarray, " K"]
-    ends: Int64[np.ndarray, " K"]
-    budgets: Int64[np.ndarray, " K"]
-
-
-def layout(reading: StepSchedule, process_index: int, process_count: int, chunk: int) -> Layout:
-    """Cuts one host's share of each step into pieces of at most `chunk` examples, evenly."""
-    local = reading.batch_sizes // process_count
-    parts = -(-local // chunk)
-    step = np.repeat(np.arange(len(reading)), parts)
-    piece = np.arange(len(step)) - np.repeat(np.cumsum(parts) - parts, parts)
-    first = reading.positions[:-1][step] + process_index * local[step]
-    starts = first + piece * local[step] // parts[step]
-    ends = first + (piece + 1) * local[step] // parts[step]
-    return Layout(parts, starts, ends, reading.budgets[step])
-
-
 class Chunks:
-    """All pieces of work of a reading, with random access. Picklable if its parts are.
+    """All pieces of work of a reading, as `work.Work`. Picklable if its parts are.
 
     All randomness of example g comes from `default_rng((seed, g))`; that of the replacement at
-    attempt a, its choice included, from `default_rng((seed, g, a))`.
+    attempt a, its choice included, from `default_rng((seed, g, a))`. Only an example whose content
+    cannot be used is replaced: what is wrong with the machine is a SourceError, after `patience`
+    seconds where it may pass.
     """
 
-    def __init__(self, stream: Stream, prepare: Prepare, seed: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        layout: Layout,
+        prepare: Prepare,
+        seed: int,
+        patience: float = PATIENCE,
+    ) -> None:
         self.layout = layout
         self._stream, self._prepare, self._seed = stream, prepare, seed
+        self._patience = patience
 
     def __len__(self) -> int:
-        return len(self.layout.starts)
+        """Number of steps."""
+        return len(self.layout.reading)
 
-    def __getitem__(self, k: int) -> Chunk:
-        budget = int(self.layout.budgets[k])
-        items, problems = [], []
-        for index in range(int(self.layout.starts[k]), int(self.layout.ends[k])):
-            item, its_problems = self._item(index, budget)
-            items.append(item)
-            problems += its_problems
-        batch = collate(items, self._prepare.num_tokens(budget))
-        return Chunk(batch, len(problems), tuple(problems))
+    @cached_property
+    def _rows(self) -> dict[int, Batch]:
+        """An empty row of each budget."""
+        prepare = self._prepare
+        return {
+            budget: blank_row(
+                prepare.preprocess,
+                prepare.tokenizer.length,
+                prepare.transforms,
+                budget,
+                prepare.pixels,
+            )
+            for budget in self.layout.reading.budgets
+        }
+
+    def buffer_bytes(self) -> int:
+        """Memory of the largest step's batch."""
+        sizes = dict(self.layout.reading.sizes)
+        hosts = self.layout.process_count
+        rows = ((row, sizes[budget] // hosts) for budget, row in self._rows.items())
+        return max((batch_bytes(*x) for x in rows), default=0)
+
+    def parts(self, step: int, /) -> int:
+        """Number of pieces of a step."""
+        return self.layout.parts
+
+    def like(self, step: int, /) -> tuple[Batch, int]:
+        """A batch of one row like those of a step, and the number of its rows."""
+        _, budget, size, _ = self.layout.reading[step]
+        return self._rows[budget], size // self.layout.process_count
+
+    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
+        """Prepares the examples of a piece of work, each in its row of the step's batch."""
+        _, budget, *_ = self.layout.reading[step]
+        rows, indices = self.layout.rows(step, part), self.layout.indices(step, part)
+        problems: list[str] = []
+        with self._stream.using(step, part):
+            for row, index in zip(rows, indices, strict=True):
+                item, its_problems = self._item(index, budget)
+                write_row(item, out, row)
+                problems += its_problems
+        return Outcome(len(problems), tuple(problems[:SHOWN]))
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        self._stream.close()
 
     def _item(self, index: int, budget: int) -> tuple[dict[str, Any], list[str]]:
         """The arrays of an example or its replacement, and the problems of those it replaces."""
         problems: list[str] = []
         while len(problems) < _ATTEMPTS:
-            attempt, candidate = len(problems), index
-            rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
-            if attempt:
-                candidate = int(rng.integers(_REPLACEMENTS))
-            name = f"example {candidate}"
+            read = partial(self._read, index, len(problems), budget)
             try:
-                example = self._stream[candidate]
-                name = example["name"]
-                return self._prepare(example, rng, budget), problems
-            except (ValueError, OSError) as error:
-                problems.append(str(with_name(error, name)))
+                return patiently(read, f"example {index}", self._patience), problems
+            except ExampleError as error:
+                problems.append(str(error))
         raise ValueError(
             f"{_ATTEMPTS} examples in a row could not be used; the first: {' '.join(problems[:3])}"
         )
+
+    def _read(self, index: int, attempt: int, budget: int) -> dict[str, Any]:
+        """The arrays of an example, or of its replacement from the first attempt on."""
+        rng = np.random.default_rng((self._seed, index, *([attempt] if attempt else [])))
+        name = f"example {index}"
+        try:
+            example = self._stream.near(index, rng) if attempt else self._stream[index]
+            name = example["name"]
+            return self._prepare(example, rng, budget)
+        except ValueError as error:
+            raise with_name(error, name) from error

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 
 Aspect = Literal["keep", "square"]
 
@@ -37,8 +37,10 @@ class Lengths:
 
     def __post_init__(self) -> None:
         budgets, shares = self.budgets, self.shares
-        if not budgets or min(budgets) < 1 or len(set(budgets)) < len(budgets):
-            raise ValueError(f"budgets must be different numbers from 1 up, got {budgets}")
+        if not 1 <= len(budgets) <= 256 or min(budgets) < 1 or len(set(budgets)) < len(budgets):
+            raise ValueError(
+                f"budgets must be different numbers from 1 up, at most 256, got {budgets}"
+            )
         if shares is not None and (
             len(shares) != len(budgets) or min(shares) < 0 or not 0 < sum(shares) < np.inf
         ):
@@ -68,9 +70,7 @@ class Lengths:
 
         Step s has the same budget on every host and whatever `steps` is.
         """
-        draws = np.random.Generator(np.random.PCG64((seed, 0x1E))).random(steps)
-        edges = np.cumsum(self.probabilities)[:-1]
-        return np.array(self.budgets, np.int64)[np.searchsorted(edges, draws, side="right")]
+        return np.array(self.budgets, np.int64)[self._choices(seed, steps)]
 
     def batch_size(self, budget: int, full: int) -> int:
         """The global batch size at a budget, where the unscaled one is `full`.
@@ -101,49 +101,93 @@ class Lengths:
         Raises:
           ValueError: a scaled batch size is no whole number.
         """
-        budgets = self.sample(seed, steps)[step:]
-        sizes = {budget: self.batch_size(budget, batch) for budget in self.budgets}
-        batch_sizes = np.array([sizes[int(budget)] for budget in budgets], np.int64)
-        return StepSchedule(budgets, batch_sizes, step, position)
+        sizes = tuple((budget, self.batch_size(budget, batch)) for budget in self.budgets)
+        choices = self._choices(seed, steps)[step:] if len(sizes) > 1 else None
+        return StepSchedule(sizes, max(0, steps - step), choices, step, position)
+
+    def _choices(self, seed: int, steps: int) -> UInt8[np.ndarray, " S"]:
+        """Number of the budget of each step."""
+        draws = np.random.Generator(np.random.PCG64((seed, 0x1E))).random(steps)
+        edges = np.cumsum(self.probabilities)[:-1]
+        return np.searchsorted(edges, draws, side="right").astype(np.uint8)
+
+
+# Steps between those whose positions are kept.
+_STRIDE = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class StepSchedule:
-    """Token budgets and batch sizes of consecutive steps.
+    """Token budgets and batch sizes of consecutive steps, in a byte a step or less.
 
     Examples of a run are numbered by one global index; a step reads the next `batch_size` of them.
     So a run continues exactly from two integers, the step and the position, whatever the number of
     hosts, and even if batch sizes change.
 
     Attributes:
-      budgets: patches an image may have, of each step.
-      batch_sizes: examples of each step, on all hosts together.
+      sizes: every budget that a step may have (patches of an image), and its batch size: examples
+        of a step on all hosts together.
+      steps: number of steps.
+      choices: which of `sizes` each step has; None for the first one throughout.
       step: number of the first step.
       position: global index of its first example.
     """
 
-    budgets: Int64[np.ndarray, " S"]
-    batch_sizes: Int64[np.ndarray, " S"]
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+    choices: UInt8[np.ndarray, " S"] | None = None
     step: int = 0
     position: int = 0
 
     def __post_init__(self) -> None:
-        if len(self) and min(self.budgets.min(), self.batch_sizes.min()) < 1:
+        if min(min(pair) for pair in self.sizes) < 1:
             raise ValueError("budgets and batch sizes of a reading must be at least 1")
         if min(self.step, self.position) < 0:
             raise ValueError(
                 f"step and position must be at least 0, got {self.step} and {self.position}"
             )
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that a step may have, in the order of `sizes`."""
+        return tuple(size for _, size in self.sizes)
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Budgets that a step of these has, in ascending order."""
+        if self.choices is None:
+            return (self.sizes[0][0],) if self.steps else ()
+        return tuple(sorted(self.sizes[i][0] for i in np.unique(self.choices)))
+
     @cached_property
-    def positions(self) -> Int64[np.ndarray, " S_plus_1"]:
-        """The global index of each step's first example, and where the last step ends."""
-        return self.position + np.concatenate([[0], np.cumsum(self.batch_sizes)]).astype(np.int64)
+    def _marks(self) -> Int64[np.ndarray, " M"]:
+        """The position of every step whose number here is a multiple of the stride."""
+        sizes = np.array(self.batch_sizes, np.int64)[self.choices]
+        return self.position + np.concatenate([[0], np.cumsum(sizes)])[::_STRIDE].astype(np.int64)
+
+    def _position(self, i: int) -> int:
+        """The global index of the first example of step `self.step + i`."""
+        if self.choices is None:
+            return self.position + i * self.batch_sizes[0]
+        mark = i // _STRIDE
+        since = np.bincount(self.choices[mark * _STRIDE : i], minlength=len(self.sizes))
+        return int(self._marks[mark]) + int(since @ np.array(self.batch_sizes))
+
+    @property
+    def end(self) -> int:
+        """The global index of the example after the last."""
+        return self._position(self.steps)
 
     def __len__(self) -> int:
-        return len(self.budgets)
+        return self.steps
+
+    def __getitem__(self, i: int) -> tuple[int, int, int, int]:
+        """Step, budget, batch size and position of step `self.step + i`."""
+        if not 0 <= i < self.steps:
+            raise IndexError(f"there are {self.steps} steps, no number {i} from 0 on")
+        budget, size = self.sizes[0 if self.choices is None else int(self.choices[i])]
+        return self.step + i, budget, size, self._position(i)
 
     def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
         """Step, budget, batch size and position of each step."""
-        for i, (budget, size) in enumerate(zip(self.budgets, self.batch_sizes, strict=True)):
-            yield self.step + i, int(budget), int(size), int(self.positions[i])
+        return map(self.__getitem__, range(self.steps))

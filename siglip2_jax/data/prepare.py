@@ -1,13 +1,12 @@
-"""Preparation: an example to the arrays of one row, and rows to a batch; NumPy only."""
+"""Preparation: an example to the arrays of one row; NumPy only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isqrt
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
@@ -18,12 +17,10 @@ from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.preprocess.image import (
     ImagePatches,
     ImagePreprocessor,
-    pad_and_stack,
     patchify,
 )
 from siglip2_jax.preprocess.resize import resize_antialias
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.types import Batch, Patches
 
 # A scaled decode keeps this many times the sides that the resize needs: closer to 1, what libjpeg
 # leaves out begins to show, at 1.5 it is less than what the choice of the filter changes.
@@ -90,6 +87,7 @@ class Prepare:
         images differ from those of a full decode by 1.4 grey levels on average at 1/2 and by 2.2
         at 1/4 (bilinear from bicubic: 1.8 and 2.3), and rounded sides may cost or give a row or
         column of patches.
+      pixels: the dtype of patches in batches, "float32" or "bfloat16".
     """
 
     preprocess: ImagePreprocessor
@@ -97,6 +95,7 @@ class Prepare:
     transforms: tuple[Transform, ...] = ()
     aspect: Aspect = "keep"
     scaled_decode: bool = False
+    pixels: str = "float32"
 
     def __post_init__(self) -> None:
         if self.aspect not in ("keep", "square"):
@@ -189,39 +188,3 @@ def check_scaled_decode(antialiased: bool, transforms: Sequence[Transform]) -> N
                 "it off, or set scale_free = True on a transform that neither crops nor counts in "
                 "pixels"
             )
-
-
-def collate(items: Sequence[Mapping[str, Any]], num_tokens: int) -> Batch:
-    """Stacks the arrays of examples.
-
-    Args:
-      items: what `Prepare` gave for each of B examples.
-      num_tokens: N, the length that images are padded to.
-
-    Returns:
-      A batch of NumPy arrays; `fields` has the transforms' fields: arrays [B, ...], and `Patches`
-      [B, V, N, P] of `Views`.
-
-    Raises:
-      ValueError: there are no items, an image has more patches than `num_tokens`, or the examples'
-        fields differ in names or shapes.
-    """
-    image = pad_and_stack([item["image"] for item in items], num_tokens)
-    keys = set().union(*items)
-    columns: dict[str, list[Any]] = {key: [item.get(key) for item in items] for key in keys}
-    for key, column in columns.items():
-        if any(value is None for value in column):
-            raise ValueError(f"only some examples of a batch have the field {key}; give it to all")
-    text = np.stack(columns.pop("text"))
-    del columns["image"]
-    return Batch(
-        image=image, text=text, fields={key: _stack(columns[key]) for key in sorted(columns)}
-    )
-
-
-def _stack(column: list[Any]) -> Patches | np.ndarray | dict[str, np.ndarray]:
-    if not isinstance(column[0], Views):
-        return jax.tree.map(lambda *rows: np.stack(rows), *column)
-    images = [image for views in column for image in views.images]
-    patches = pad_and_stack(images, column[0].num_tokens)
-    return jax.tree.map(lambda x: x.reshape(len(column), -1, *x.shape[1:]), patches)

@@ -13,24 +13,30 @@ So a record reads without this package, and holds neither pickle nor protocol bu
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
 import struct
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
-from siglip2_jax import git_lfs
-from siglip2_jax.data.example import as_captions, with_name
+from siglip2_jax.data.example import as_captions
 from siglip2_jax.data.files import find_shards
+from siglip2_jax.data.record_files import RecordExamples, RecordFiles, count_records
 from siglip2_jax.data.sources import Examples
+from siglip2_jax.data.text import read_json
+from siglip2_jax.outputs import write_whole
+from siglip2_jax.strings import Strings
 
 SUFFIX = ".arrayrecord"
+COUNTS = ".counts.json"
 _MAGIC = b"SIGLIP2\x01"
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})" + re.escape(SUFFIX) + "$")
+_SHARD = re.compile(r"-(\d{5,})-of-(\d{5,})" + re.escape(SUFFIX) + "$")
 
 
 def encode_example(example: dict[str, Any]) -> bytes:
@@ -96,17 +102,21 @@ class Records:
     pattern: str
 
     def open(self) -> Examples:
-        """Reads how many records each file has.
+        """Finds how many records each file has: in the pack's `<name>.counts.json`, or in the file.
 
         Raises:
           ValueError: files are missing, unreadable, empty, or hold other records.
+          OSError: a file cannot be read.
         """
         paths = find_shards(self.pattern, SUFFIX)
+        packs = _packs(paths)
         if os.path.isdir(self.pattern):
-            _check_complete(self.pattern, paths)
-        examples = _RecordExamples(_open(paths), self.pattern)
-        if not len(examples):
+            _check_complete(self.pattern, packs)
+        counts = _counts(paths, packs)
+        files = RecordFiles(Strings.join(paths), np.zeros_like(counts), counts, counts)
+        if not len(files):
             raise ValueError(f"{self.pattern}: there are no records in {len(paths)} files")
+        examples = _Examples(files=files, pattern=self.pattern)
         try:
             examples[0]
         except ValueError as error:
@@ -117,43 +127,60 @@ class Records:
         return examples
 
 
-def _check_complete(directory: str, paths: list[str]) -> None:
-    for path in paths:
+def write_counts(paths: Sequence[str], file: str | os.PathLike[str]) -> None:
+    """Writes down how many records each file of a whole pack has, so that none is opened for it.
+
+    Args:
+      paths: of the files, in order.
+      file: `<name>.counts.json` beside them.
+    """
+    write_whole(file, json.dumps({"records": count_records(paths).tolist()}))
+
+
+def _packs(paths: Sequence[str]) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    """Files of packs, by the pack's path and number of files: shard, and place in `paths`."""
+    packs = defaultdict(list)
+    for i, path in enumerate(paths):
         if match := _SHARD.search(path):
-            count = int(match[2])
-            family = f"{glob.escape(path[: match.start()])}-?????-of-{match[2]}{SUFFIX}"
-            if (present := len(glob.glob(family))) != count:
-                raise ValueError(
-                    f"{directory} holds {present} of {count} files; finish packing it, or name the "
-                    "files to use by a glob"
-                )
+            packs[path[: match.start()], int(match[2])].append((int(match[1]), i))
+    return packs
 
 
-def _open(paths: list[str]) -> Any:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    try:
-        return ArrayRecordDataSource(paths)
-    except RuntimeError as error:
-        for path in paths:
-            try:
-                ArrayRecordDataSource([path])
-            except RuntimeError as its_error:
-                if git_lfs.is_pointer_file(path):
-                    raise ValueError(f"{path} is {git_lfs.POINTER}") from error
-                raise ValueError(f"{path} is not a whole ArrayRecord file ({its_error})") from error
-        raise
+def _check_complete(directory: str, packs: Mapping[tuple[str, int], Sequence[Any]]) -> None:
+    for (_, count), files in packs.items():
+        if len(files) != count:
+            raise ValueError(
+                f"{directory} holds {len(files)} of {count} files; finish packing it, or name the "
+                "files to use by a glob"
+            )
 
 
-class _RecordExamples:
-    def __init__(self, records: Any, pattern: str) -> None:
-        self._records, self._pattern = records, pattern
+def _counts(
+    paths: Sequence[str], packs: Mapping[tuple[str, int], Sequence[tuple[int, int]]]
+) -> Int64[np.ndarray, " files"]:
+    """Numbers of records, of files of packs as `write_counts` noted them."""
+    counts = np.full(len(paths), -1, np.int64)
+    for (prefix, count), files in packs.items():
+        if os.path.isfile(file := f"{prefix}{COUNTS}"):
+            noted = read_json(file)
+            noted = noted.get("records", ()) if isinstance(noted, dict) else ()
+            if len(noted) == count and all(isinstance(x, int) and x >= 0 for x in noted):
+                shards, places = np.array(files).T
+                counts[places] = np.array(noted)[shards % count]
+    (unknown,) = np.nonzero(counts < 0)
+    counts[unknown] = count_records([paths[i] for i in unknown])
+    return counts
 
-    def __len__(self) -> int:
-        return len(self._records)
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Examples(RecordExamples):
+    pattern: str
+
+    def name(self, index: int) -> str:
+        return f"{self.pattern}, record {index}"
+
+    def make(self, record: bytes, name: str) -> dict[str, Any]:
         try:
-            return decode_example(self._records[index])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise with_name(error, f"{self._pattern}, record {index}") from error
+            return decode_example(record)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its header is malformed ({error!r})") from error

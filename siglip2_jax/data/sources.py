@@ -7,23 +7,33 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from etils import epath
+from jaxtyping import Bool, Int64
 
-from siglip2_jax.data.example import CAPTION_FIELDS, make_example, naming, row_captions
-from siglip2_jax.data.text import read_rows
+from siglip2_jax.data.example import (
+    CAPTION_FIELDS,
+    SourceError,
+    make_example,
+    naming,
+    row_captions,
+)
+from siglip2_jax.data.json_rows import JsonRows
 
 
 @runtime_checkable
 class Examples(Protocol):
     """Opened data: random access to examples (see `data.example`).
 
-    Item i is always the same example. Objects may be pickled, and read from several threads. A
-    corrupt item raises ValueError or OSError with a sentence that names it, or holds bytes that do
-    not decode.
+    Item i is always the same example. Objects may be pickled, and read from several threads. An
+    item whose content cannot be used raises ValueError with a sentence that names it, or holds
+    bytes that do not decode: it is replaced by another one. An OSError says that it could not be
+    read at all, and stops the run, unless it passes.
     """
 
     def __len__(self) -> int:
@@ -117,7 +127,7 @@ class Folder:
     template: str | None = None
 
     def open(self) -> Examples:
-        """Reads the rows; images are read one by one later.
+        """Finds the rows; they and the images are read one by one later.
 
         Raises:
           ValueError: the file is missing or malformed, or there is no row to use.
@@ -125,62 +135,70 @@ class Folder:
         path = epath.Path(self.path) / self.captions
         if not path.is_file():
             raise ValueError(f"{path}: no such file; expected JSON lines with a row for each image")
-        rows = [
-            row
-            for row in _read_rows(path)
-            if all(row.get(key) == value for key, value in self.where)
-        ]
-        if not rows:
+        files, has_captions = array("q"), False
+
+        def keep(number: int, row: Any) -> bool:
+            nonlocal has_captions
+            if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+                raise ValueError(
+                    f'{path}, line {number}: expected an object with a text "file", the path of an '
+                    f"image, found {row!r:.60}"
+                )
+            if not all(row.get(key) == value for key, value in self.where):
+                return False
+            files.append(hash(row["file"]))
+            has_captions = has_captions or any(map(row.get, CAPTION_FIELDS))
+            return True
+
+        rows = JsonRows(path, keep)
+        if not len(rows):
             condition = " and ".join(f"{key}={value!r}" for key, value in self.where)
             raise ValueError(f"{path}: no row{f' has {condition}' if condition else 's'}")
         if self.template is not None:
             row_captions(rows[0], self.template, str(path))
-        elif not any(row.get(key) for row in rows for key in CAPTION_FIELDS):
+        elif not has_captions:
             raise ValueError(
                 f"{path}: no row has one of the keys {', '.join(CAPTION_FIELDS)}; add captions, or "
                 'give a template such as "a photo of a {name}"'
             )
-        return _FolderExamples(str(epath.Path(self.path) / self.images), rows, self.template)
+        return _FolderExamples(self, rows, _repeats(np.array(files, np.int64)))
 
 
-def _read_rows(path: epath.Path) -> list[dict[str, Any]]:
-    """Rows of JSON, each an object with a text `file`."""
-    rows = []
-    for number, row in read_rows(path):
-        if not isinstance(row, dict) or not isinstance(row.get("file"), str):
-            raise ValueError(
-                f'{path}, line {number}: expected an object with a text "file", the path of an '
-                f"image, found {row!r:.60}"
-            )
-        rows.append(row)
-    return rows
+def _repeats(values: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """True where a value was there before."""
+    repeats = np.ones(len(values), np.bool_)
+    repeats[np.unique(values, return_index=True)[1]] = False
+    return repeats
 
 
 class _FolderExamples:
-    def __init__(self, images: str, rows: list[dict[str, Any]], template: str | None) -> None:
-        self._images, self._rows, self._template = images, rows, template
-        seen: dict[str, int] = {}
-        self._repeats = [seen.setdefault(row["file"], i) != i for i, row in enumerate(rows)]
+    def __init__(self, source: Folder, rows: JsonRows, repeats: Bool[np.ndarray, " n"]) -> None:
+        self._source, self._rows, self._repeats = source, rows, repeats
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def without_image(self, index: int, /) -> dict[str, Any]:
-        row, path = self._rows[index], self._path(index)
-        name = f"{path}#{index}" if self._repeats[index] else str(path)
-        with naming(name):
-            return make_example(b"", row_captions(row, self._template, name), name, row)
+        return self._described(index)[0]
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        example = self.without_image(index)
-        with naming(example["name"]):
-            try:
-                return example | {"image": self._path(index).read_bytes()}
-            except FileNotFoundError as error:
-                raise ValueError("there is no such file") from error
+        example, path = self._described(index)
+        try:
+            return example | {"image": path.read_bytes()}
+        except FileNotFoundError as error:
+            captions = epath.Path(self._source.path) / self._source.captions
+            raise SourceError(
+                f"{path}: there is no such file; put it back, or remove its row from {captions}"
+            ) from error
 
-    def _path(self, index: int) -> epath.Path:
-        return epath.Path(self._images) / self._rows[index]["file"]
+    def _described(self, index: int) -> tuple[dict[str, Any], epath.Path]:
+        """An example without its image, and where that is."""
+        row = self._rows[index]
+        path = epath.Path(self._source.path) / self._source.images / row["file"]
+        name = f"{path}#{index}" if self._repeats[index] else str(path)
+        with naming(name):
+            captions = row_captions(row, self._source.template, name)
+            return make_example(b"", captions, name, row), path
 
 
 @dataclass(frozen=True, repr=False)

@@ -85,18 +85,33 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    r"""Lines that are not blank, each with its number, from 1 on.
+    """Lines that are not blank, each with its number, from 1 on."""
+    return ((number, text) for number, text, _ in read_spans(path))
+
+
+def read_spans(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, tuple[int, int]]]:
+    r"""Lines of a text file that are not blank, with their numbers and places in bytes.
 
     They end in `\n`, `\r\n` or `\r`. `str.splitlines` also cuts at eight characters that may stand
     within a line, U+2028 and the form feed among them.
+
+    Yields:
+      A line's number, from 1 on; its text; the offset and length of its bytes, in which a
+      byte-order mark and the line's end may be.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line is not text in UTF-8, or the file is a Git LFS pointer.
     """
     file = epath.Path(path)
     if not file.exists():  # a store's client would not say which
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     with file.open("rb") as pieces:
         # Of bytes, splitlines knows the three ends alone.
-        lines = (line for piece in pieces for line in piece.splitlines())
+        lines = (line for piece in pieces for line in piece.splitlines(keepends=True))
+        end = 0
         for number, line in enumerate(lines, 1):
+            start, end = end, end + len(line)
             if number == 1 and git_lfs.is_pointer(line):
                 raise ValueError(f"{path}: it is {git_lfs.POINTER}")
             try:
@@ -104,4 +119,4 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             if text.strip():
-                yield number, text
+                yield number, text, (start, len(line))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from etils import epath
+from google.protobuf.message import DecodeError
 
-from siglip2_jax.data.example import as_captions, fill, make_example, naming
+from siglip2_jax.data.example import as_captions, fill, make_example
+from siglip2_jax.data.record_files import RecordExamples, RecordFiles
 from siglip2_jax.data.sources import Examples
 from siglip2_jax.data.text import plain_text
+from siglip2_jax.strings import Strings
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,8 @@ class Tfds:
         """
         import tensorflow_datasets as tfds
 
-        features, data = self._open(tfds)
-        if not len(data):
+        features, files = self._open(tfds)
+        if not len(files):
             raise ValueError(f"{self._label} holds no examples")
         fields = [self.image] if self.template else [self.image, self.captions.split("/")[0]]
         for field in fields:
@@ -64,69 +69,78 @@ class Tfds:
         )
         if self.template:
             fill(self.template, dict.fromkeys(features, 0), self._label)
-        return _TfdsExamples(data, self, classes, texts)
+        # Images are decoded by our own rules, and only those that are used.
+        decoders = {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        return _TfdsExamples(
+            files=files,
+            source=self,
+            features=features,
+            decoders=decoders,
+            classes=classes,
+            texts=texts,
+        )
 
     @property
     def _label(self) -> str:
         return f"{self.name}:{self.split}"
 
-    def _open(self, tfds: Any) -> tuple[Any, Any]:
-        """The features and the data source."""
+    def _open(self, tfds: Any) -> tuple[Any, RecordFiles]:
+        """The features and the records."""
         directory = self.directory and epath.Path(self.directory)
         try:
             if directory and (directory / "dataset_info.json").is_file():
                 builder = tfds.builder_from_directory(directory)
             else:
                 builder = tfds.builder(self.name, data_dir=directory)
-            features = builder.info.features
-            # Images are decoded by our own rules, and only those that are used.
-            decoders = {
-                key: tfds.decode.SkipDecoding()
-                for key, feature in features.items()
-                if isinstance(feature, tfds.features.Image)
-            }
-            return features, builder.as_data_source(split=self.split, decoders=decoders)
+            if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+                raise ValueError(f"its format is {builder.info.file_format}")
+            pieces = builder.info.splits[self.split].file_instructions
         except Exception as error:  # TFDS raises many kinds
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ValueError(
                 f"{self._label} cannot be opened in {self.directory or 'the TFDS directory'} "
                 f"({reason}); expected a dataset prepared with file_format='array_record'"
             ) from error
+        firsts, counts, totals = (
+            np.array([(x.skip, x.take, x.examples_in_shard) for x in pieces], np.int64)
+            .reshape(-1, 3)
+            .T
+        )
+        paths = Strings.join(os.fspath(piece.filename) for piece in pieces)
+        return builder.info.features, RecordFiles(paths, firsts, counts, totals)
 
 
-class _TfdsExamples:
-    def __init__(
-        self,
-        data: Any,
-        source: Tfds,
-        classes: dict[str, tuple[str, ...]],
-        texts: tuple[str, ...],
-    ) -> None:
-        self._data, self._source, self._classes, self._texts = data, source, classes, texts
+@dataclass(frozen=True, kw_only=True)
+class _TfdsExamples(RecordExamples):
+    source: Tfds
+    features: Any
+    decoders: dict[str, Any]
+    classes: dict[str, tuple[str, ...]]
+    texts: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self._data)
+    def name(self, index: int) -> str:
+        return f"{self.source.name}:{self.source.split}[{index}]"
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        source = self._source
-        name = f"{source.name}:{source.split}[{index}]"
-        with naming(name):
-            try:
-                row = self._data[index]
-            except RuntimeError as error:
-                raise ValueError(f"the record cannot be read ({error}).") from error
-            row.update({key: plain_text(row[key]) for key in self._texts})
-            image = row.pop(source.image)
-            if not isinstance(image, bytes):
-                raise ValueError(
-                    f"{source.image} is {type(image).__name__}, expected encoded bytes."
-                )
-            if source.template:
-                classes = {key: x[row[key]] for key, x in self._classes.items() if row[key] >= 0}
-                captions = (fill(source.template, row | classes, name),)
-            else:
-                captions = as_captions(_at(row, source.captions, name), name)
-            return make_example(image, captions, name, row)
+    def make(self, record: bytes, name: str) -> dict[str, Any]:
+        source = self.source
+        try:
+            row = self.features.deserialize_example_np(record, decoders=self.decoders)
+        except DecodeError as error:
+            raise ValueError(f"the record is damaged ({error})") from error
+        row.update({key: plain_text(row[key]) for key in self.texts})
+        image = row.pop(source.image)
+        if not isinstance(image, bytes):
+            raise ValueError(f"{source.image} is {type(image).__name__}, expected encoded bytes.")
+        if source.template:
+            classes = {key: x[row[key]] for key, x in self.classes.items() if row[key] >= 0}
+            captions = (fill(source.template, row | classes, name),)
+        else:
+            captions = as_captions(_at(row, source.captions, name), name)
+        return make_example(image, captions, name, row)
 
 
 def _at(row: dict[str, Any], path: str, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int64
 
-from siglip2_jax.data.sources import Examples, Source
+from siglip2_jax.data.sources import Blocked, Examples, Source
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Weighted:
     An example of weight w is read w times in a round, on average over rounds: floor(w) or ceil(w)
     times in each, and the rounds differ. Weights of a whole data set keep their proportions better
     than independent draws would: one random number decides a round (systematic sampling).
+
+    Of a source that is read in blocks, a block of chosen examples reads and holds all the blocks
+    that they are in: at weights of a half, two or three.
 
     Attributes:
       source: where examples come from.
@@ -63,7 +67,8 @@ class Weighted:
             raise ValueError(
                 f"{self.weights} leaves no example to read; its sum is {weights.sum()}"
             )
-        return _Chosen(examples, indices)
+        kind = _ChosenBlocks if isinstance(examples, Blocked) else _Chosen
+        return kind(examples, indices)
 
 
 def draw(weights: Float[np.ndarray, " n"], offset: float) -> Int64[np.ndarray, " m"]:
@@ -87,6 +92,36 @@ class _Chosen:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return self._examples[int(self._indices[index])]
+
+
+class _ChosenBlocks(_Chosen):
+    """Blocks of chosen examples; each reads all the blocks of the source that they are in."""
+
+    def __init__(self, examples: Blocked, indices: Int64[np.ndarray, " m"]) -> None:
+        super().__init__(examples, indices)
+        self._blocks = examples
+        self.block_size, self.remote = examples.block_size, examples.remote
+
+    def read_block(self, block: int, /) -> Sequence[Any]:
+        start = block * self.block_size
+        indices = self._indices[start : start + self.block_size].tolist()
+        numbers = sorted({index // self.block_size for index in indices})
+        blocks = {number: self._blocks.read_block(number) for number in numbers}
+        return _Picked(indices, self.block_size, blocks)
+
+
+class _Picked(Sequence):
+    """Examples that stand in several blocks, each made when it is taken."""
+
+    def __init__(self, indices: list[int], size: int, blocks: dict[int, Sequence]) -> None:
+        self._indices, self._size, self._blocks = indices, size, blocks
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index):
+        block, offset = divmod(self._indices[index], self._size)
+        return self._blocks[block][offset]
 
 
 def _read(path: str) -> Float[np.ndarray, " n"]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 from scipy.special import expit
@@ -20,48 +19,19 @@ from siglip2_jax import __version__, checkpoints
 from siglip2_jax.data.prefetch import batched, thread_map
 from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
 from siglip2_jax.inference.pretrained import SigLIP2
+from siglip2_jax.inference.programs import programs, run_batches
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
-from siglip2_jax.models.siglip2 import Params, abstract_model, flatten
+from siglip2_jax.models.siglip2 import Params, flatten
 from siglip2_jax.preprocess.decode import ImageError, ImageSource, as_images
 from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.sharding import BATCH, Device, device_put_global, make_mesh, replicate
+from siglip2_jax.sharding import Device, device_put_global, make_mesh
 from siglip2_jax.types import Features, Patches
 
 DEFAULT_MAX_NUM_PATCHES = 256
 DEFAULT_BATCH_SIZE = 32
-CPU_TOKENS = 2048
-
-
-@functools.cache
-def _programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
-    """Programs of a model: features of images, embeddings of images, embeddings of texts.
-
-    Models of the same sizes share them, so that XLA compiles each once in a process.
-    """
-    graphdef, _ = abstract_model(config, Compute(dtype=dtype))
-
-    # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
-    @jax.jit
-    def encode_image(params: Params, image: Patches) -> Features:
-        with jax.default_matmul_precision("highest"):
-            features = nnx.merge(graphdef, params).encode_image(image)
-            return jax.tree.map(replicate, features)
-
-    @functools.partial(jax.jit, static_argnames="normalize")
-    def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
-        with jax.default_matmul_precision("highest"):
-            features = nnx.merge(graphdef, params).encode_image(image)
-            return replicate(features.image if normalize else features.pooled)
-
-    @jax.jit
-    def embed_text(params: Params, ids: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision("highest"):
-            return replicate(nnx.merge(graphdef, params).encode_text(ids))
-
-    return encode_image, embed_image, embed_text
 
 
 class Embedder:
@@ -100,7 +70,7 @@ class Embedder:
         self.dtype = dtype
         self.mesh = mesh
         self.data_wait = 0.0
-        self._encode_image, self._embed_image, self._embed_text = _programs(config, dtype)
+        self._encode_image, self._embed_image, self._embed_text = programs(config, dtype)
 
     def replicate_over(self, devices: Sequence[Device]) -> None:
         """Runs batches on several devices of this process from now on, each with all parameters."""
@@ -348,35 +318,8 @@ class Embedder:
             yield errors, pad_and_stack(good, num_tokens) if good else None
             start = time.perf_counter()
 
-    def _run(self, program, inputs, batch_size: int) -> Iterator:
-        """Runs `program` over the leading axis in batches of a few fixed sizes, as NumPy."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        total, tokens = jax.tree.leaves(inputs)[0].shape[:2]
-        if jax.default_backend() == "cpu":  # larger batches only fall out of its caches
-            batch_size = min(batch_size, max(1, CPU_TOKENS // tokens))
-        # Three sizes bound both the programs compiled and the work wasted on filling up.
-        devices = 1 if self.mesh is None else self.mesh.size
-        sizes = sorted({-(-n // devices) * devices for n in (1, min(8, batch_size), batch_size)})
-        for start in range(0, total, batch_size):
-            batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
-            n = jax.tree.leaves(batch)[0].shape[0]
-            size = next(size for size in sizes if size >= n)
-            batch = jax.tree.map(functools.partial(_fill, size=size), batch)
-            if self.mesh is None:
-                outputs = program(self.params, batch)
-            else:
-                split = functools.partial(
-                    device_put_global, sharding=NamedSharding(self.mesh, BATCH)
-                )
-                with jax.set_mesh(self.mesh):
-                    outputs = program(self.params, jax.tree.map(split, batch))
-            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
-
-
-def _fill(x: np.ndarray, size: int) -> np.ndarray:
-    """Appends zero rows up to `size`; as `Patches` such rows are all padding."""
-    return x if len(x) == size else np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+    def _run(self, program: Callable[..., Any], inputs: Any, batch_size: int) -> Iterator[Any]:
+        return run_batches(program, self.params, inputs, batch_size, self.mesh)
 
 
 def _rows(parts: Iterable[np.ndarray], width: int) -> Float[np.ndarray, "n E"]:

@@ -88,12 +88,15 @@ class Objective:
         tower that no objective reads does not run, and no FLOPs are counted for it.
       has_teacher: True if it learns from the moving average of the student, which `View.teacher`
         then holds.
+      reads_pixels: True if it looks at the patches themselves, not just at what the towers make of
+        them: they are then float32 in batches whatever the towers compute in.
     """
 
     weight: float
     across_examples: bool = False
     towers: tuple[str, ...] = ("vision", "text")
     has_teacher: bool = False
+    reads_pixels: bool = False
 
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> nnx.Module | None:
         """A module with parameters of its own, which live under `heads/<name>`; or None.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from siglip2_jax.planner.hlo.program import AMOUNTS, merged, top
 from siglip2_jax.planner.hlo.walk import Operation
-from siglip2_jax.planner.host_cores import CHIPS_PER_HOST, IMAGES_PER_CORE_SECOND, host_cores_needed
+from siglip2_jax.planner.host_input import Assumptions, HostInput, describe, request_dollars
 from siglip2_jax.planner.plan import StepPlan
 from siglip2_jax.planner.search import Trial, pareto
 from siglip2_jax.train.chips import GIB
@@ -18,24 +18,33 @@ _TITLES = {"time": "most time", "hbm": "most HBM traffic", "collectives": "most 
 
 
 def report(
-    plans: Sequence[StepPlan], topology: str, images_per_core: float = IMAGES_PER_CORE_SECOND
+    plans: Sequence[StepPlan],
+    topology: str,
+    needs: Sequence[HostInput] = (),
+    assumed: Assumptions | None = None,
 ) -> str:
     """Plans one after the other, per chip and step.
 
     Args:
       plans: of steps of one run.
       topology: what they are for, in words.
-      images_per_core: images a second that one CPU core prepares.
+      needs: what their input needs, of each plan or of none.
+      assumed: by which those were computed; None for the defaults.
 
     Returns:
       Lines without a last newline.
     """
-    blocks = [_block(plan, topology, images_per_core) for plan in plans]
-    days = sum(plan.days for plan in plans)
-    return "\n\n".join([*blocks, f"all steps above: {days:.2f} days"])
+    assumed = assumed or Assumptions()
+    inputs = [describe(its_needs, assumed) for its_needs in needs] or [[]] * len(plans)
+    blocks = [_block(plan, topology, lines) for plan, lines in zip(plans, inputs, strict=True)]
+    last = f"all steps above: {sum(plan.days for plan in plans):.2f} days"
+    if needs:
+        dollars, price = request_dollars(plans, assumed), assumed.dollars_per_request * 1000
+        last += f"; {dollars:,.2f} dollars of requests from a store, at {price:g} per 1,000"
+    return "\n\n".join([*blocks, last])
 
 
-def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
+def _block(plan: StepPlan, topology: str, input_lines: list[str]) -> str:
     sizes, chip = plan.memory, plan.chip
     fits = "fits" if plan.fits else "DOES NOT FIT"
     parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
@@ -62,12 +71,7 @@ def _block(plan: StepPlan, topology: str, images_per_core: float) -> str:
     ]
     if plan.untimed:
         lines.append(f"               ({plan.untimed} operations are not in the estimate)")
-    cores = host_cores_needed(plan.examples_per_second, images_per_core)
-    lines.append(
-        f"  input        {cores} CPU cores a host of {CHIPS_PER_HOST} chips, at "
-        f"{images_per_core:g} images/s a core"
-    )
-    return "\n".join(lines + _largest(plan))
+    return "\n".join(lines + input_lines + _largest(plan))
 
 
 def _largest(plan: StepPlan) -> list[str]:

@@ -84,6 +84,8 @@ def decode(
     Raises:
       ImageError: the file is missing, a directory, empty, damaged, too large or no image; or
         the array or Pillow image is empty or of a kind not listed above.
+      OSError: the file is there and cannot be read: permissions, the disk or the system stand
+        against it, not its content.
     """
     if isinstance(source, NamedImage):
         source, name = source.image, name or source.name
@@ -94,7 +96,10 @@ def decode(
         load(source, label, max_pixels)
         return _to_upright_rgb(source, exif, label)
     with _open_stream(source, label) as stream:
-        image = read_image(stream, label, max_pixels, least_size)
+        try:
+            image = read_image(stream, label, max_pixels, least_size)
+        except OSError as error:  # of the file's system; the stream does not know its name
+            raise OSError(error.errno, error.strerror, label) from error
         return _to_upright_rgb(image, exif, label)
 
 
@@ -128,7 +133,7 @@ def _open_stream(source: str | os.PathLike | bytes, label: str) -> Stream:
         raise ImageError(
             f"{label}: reading gs:// paths needs siglip2_jax[gcs] installed ({error})."
         ) from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ImageError(f"{label}: the file cannot be read ({error}).") from error
 
 

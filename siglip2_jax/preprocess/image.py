@@ -247,17 +247,36 @@ def pad_and_stack(items: Sequence[ImagePatches], num_tokens: int) -> Patches:
     """
     if not items:
         raise ValueError("A batch needs at least one image.")
-    pixels = np.zeros((len(items), num_tokens, items[0][0].shape[1]), np.float32)
-    yx = np.zeros((len(items), num_tokens, 2), np.int32)
-    valid = np.zeros((len(items), num_tokens), np.bool_)
-    for i, (patches, (rows, cols)) in enumerate(items):
-        length = len(patches)
-        if length > num_tokens:
-            raise ValueError(
-                f"Image {i} of the batch has {length} patches ({rows} x {cols}), more than the "
-                f"{num_tokens} the batch is padded to; preprocess it with a smaller budget."
-            )
-        pixels[i, :length] = patches
-        yx[i, :length] = np.indices((rows, cols)).reshape(2, -1).T
-        valid[i, :length] = True
-    return Patches(pixels=pixels, yx=yx, valid=valid)
+    out = Patches(
+        pixels=np.empty((len(items), num_tokens, items[0][0].shape[1]), np.float32),
+        yx=np.empty((len(items), num_tokens, 2), np.int32),
+        valid=np.empty((len(items), num_tokens), np.bool_),
+    )
+    for i, item in enumerate(items):
+        write_padded(item, out, i)
+    return out
+
+
+def write_padded(item: ImagePatches, out: Patches, index: int) -> None:
+    """Writes the patches of one image, and zeros behind them, into arrays of several.
+
+    Args:
+      item: its patches and the rows and columns of its grid.
+      out: arrays [B, N, ...], whose row `index` is written.
+      index: which image of the batch it is.
+
+    Raises:
+      ValueError: it has more patches than `out` has room for.
+    """
+    patches, (rows, cols) = item
+    length, num_tokens = len(patches), out.valid.shape[1]
+    if length > num_tokens:
+        raise ValueError(
+            f"Image {index} of the batch has {length} patches ({rows} x {cols}), more than the "
+            f"{num_tokens} the batch is padded to; preprocess it with a smaller budget."
+        )
+    yx = np.indices((rows, cols)).reshape(2, -1).T
+    for array, values in ((out.pixels, patches), (out.yx, yx), (out.valid, True)):
+        assert isinstance(array, np.ndarray)
+        array[index, :length] = values
+        array[index, length:] = 0

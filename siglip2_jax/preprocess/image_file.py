@@ -49,6 +49,13 @@ class _DamagedError(ImageError):
         )
 
 
+def _damage(label: str, format_name: str | None, error: Exception) -> Exception:
+    """The error of damaged data; but an error of the system, which has a number, as it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return _DamagedError(label, format_name, error)
+
+
 def read_image(
     stream: Stream, label: str, max_pixels: int, least_size: LeastSize | None = None
 ) -> Image.Image:
@@ -62,6 +69,7 @@ def read_image(
 
     Raises:
       ImageError: the file is empty, of no known format, too large, or its pixels are damaged.
+      OSError: the file cannot be read.
     """
     try:
         return _read(stream, label, max_pixels, least_size)
@@ -82,12 +90,13 @@ def load(image: Image.Image, label: str, max_pixels: int) -> None:
 
     Raises:
       ImageError: it has no pixels, too many, or damaged ones.
+      OSError: its file cannot be read.
     """
     _check_size(image, label, max_pixels)
     try:
         image.load()
     except Exception as error:  # whatever a plugin trips over in damaged data
-        raise _DamagedError(label, image.format, error) from error
+        raise _damage(label, image.format, error) from error
 
 
 def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
@@ -158,7 +167,7 @@ def _identify(stream: Stream, label: str) -> ImageFile.ImageFile:
     except ImageError:
         raise
     except Exception as error:  # whatever a plugin trips over in damaged data
-        raise _DamagedError(label, format_name, error) from error
+        raise _damage(label, format_name, error) from error
     raise ImageError(
         f"{label}: not an image file (it starts with {prefix[:16]!r}); expected one of "
         f"{', '.join(_FORMATS)} or HEIC, or open it with Pillow and pass the image."

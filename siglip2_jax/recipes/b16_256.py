@@ -33,7 +33,7 @@ def config() -> TrainConfig:
         name="main",
         examples=40_000_000_000,
         batch_size=32_768,
-        data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
+        data=Data(source=Records("/data/train/*.arrayrecord"), workers="auto", threads=1),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-3, weight_decay=1e-4, schedule=Schedule(warmup=20_000 / 1_220_704)),
     )

@@ -48,7 +48,7 @@ def config() -> TrainConfig:
         examples=int(TAIL * EXAMPLES),
         batch_size=BATCH,
         start=Continue(workdir="gs://BUCKET/b16_256", stage="main", fraction=0.9),
-        data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
+        data=Data(source=Records("/data/train/*.arrayrecord"), workers="auto", threads=1),
         lengths=Lengths(),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(

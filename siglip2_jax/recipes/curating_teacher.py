@@ -52,7 +52,7 @@ def config(
         examples=1_000_000_000,
         batch_size=BATCH,
         start=Pretrained(source=f"google/siglip2-so400m-patch{patch}-{pixels}"),
-        data=Data(source=Records(data), workers=32, threads=1),
+        data=Data(source=Records(data), workers="auto", threads=1),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=1e-5, weight_decay=0.0, schedule=Schedule(kind="constant")),
     )

@@ -60,7 +60,7 @@ def config(
         batch_size=8192,
         start=Pretrained(source=source, parts=("vision/.*", "text/.*", "t", "b")),
         data=Data(
-            source=Records(data), transforms=(DecoderTargets(tokenizer),), workers=32, threads=1
+            source=Records(data), transforms=(DecoderTargets(tokenizer),), workers="auto", threads=1
         ),
         lengths=Lengths(budgets=(256, 576), batch_scale=()),  # of native resolution
         objectives={"caption": Captioning(parallel=0.5)},

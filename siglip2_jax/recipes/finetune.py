@@ -43,7 +43,7 @@ def config() -> TrainConfig:
             source="google/siglip2-base-patch16-naflex",
             bias_shift=math.log(RELEASED_BATCH / BATCH),
         ),
-        data=Data(source=Folder("/data/pairs"), workers=16, threads=1),
+        data=Data(source=Folder("/data/pairs"), workers="auto", threads=1),
         lengths=Lengths(budgets=(256,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(

@@ -31,7 +31,7 @@ def config() -> TrainConfig:
         examples=900_000_000,
         batch_size=4096,
         start=Pretrained(source="google/siglip2-base-patch16-256", parts=("vision/.*",)),
-        data=Data(source=Records("/data/train/*.arrayrecord"), workers=32, threads=1),
+        data=Data(source=Records("/data/train/*.arrayrecord"), workers="auto", threads=1),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(
             peak_lr=1e-3,

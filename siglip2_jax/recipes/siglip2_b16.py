@@ -113,7 +113,7 @@ class Recipe:
     def data(self, *transforms: Transform) -> Data:
         """All stages but the fifth write captions and boxes of the original image."""
         data = Data(source=self.source, transforms=transforms)
-        return replace(data, workers=32, threads=1) if self.full else data
+        return replace(data, workers="auto", threads=1) if self.full else data
 
     @property
     def targets(self) -> DecoderTargets:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator
-from typing import Any
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
+from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import HostBatch
 from siglip2_jax.inference.embedder import Embedder
@@ -22,7 +23,8 @@ from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
 from siglip2_jax.train.compiler import jit_step
-from siglip2_jax.train.distributed import ending_together, meet, total
+from siglip2_jax.train.data_counts import DataCounts
+from siglip2_jax.train.distributed import ending_together, meet
 from siglip2_jax.train.inputs import (
     abstract_batch,
     image_preprocessor,
@@ -30,7 +32,7 @@ from siglip2_jax.train.inputs import (
     stage_reading,
 )
 from siglip2_jax.train.preflight import preflight
-from siglip2_jax.train.requirements import check_stage
+from siglip2_jax.train.requirements import check_memory, check_stage
 from siglip2_jax.train.run import Run, last_good
 from siglip2_jax.train.start import (
     abstract_state,
@@ -44,7 +46,6 @@ from siglip2_jax.train.throughput import Throughput
 from siglip2_jax.train.versions import agreed_versions, in_words
 
 IN_FLIGHT = 2  # steps that may be under way before their losses are looked at
-BAD_SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged
 
 log = logging.getLogger(__name__)
 
@@ -97,23 +98,24 @@ class StageRun:
         self._pending: list[tuple[int, Metrics]] = []
         self._model: Embedder | None = None  # what evaluators see
         self._alarmed: set[str] = set()  # objectives whose alarms were shown
-        self._bad = 0  # examples replaced by this process
-        self._bad_before = 0  # by all, before the checkpoint that is resumed
+        self._counts = DataCounts()
 
     def check(self) -> None:
         """Checks for errors that would stop the stage later, before anything compiles."""
         check_stage(self._program, self._pipeline, self._run.config, self._run.workdir)
+        check_memory(self._pipeline, stage_reading(self._stage))
 
     def run(self) -> bool:
         """Runs the stage; False if a signal stopped it."""
-        warn_if_unsplit(self._program, self._run.mesh)
+        run = self._run
+        warn_if_unsplit(self._program, run.mesh)
         self._warn_if_uncounted()
         state, reading = self._restore()
         steps = self._compile(reading)
-        batches = self._pipeline.batches(reading)
+        batches = self._pipeline.batches(reading, partial(put_batch, mesh=run.mesh))
         try:
             with progress(f"stage {self._stage.name}", done=reading.step) as show:
-                return self._train(state, steps, batches, show)
+                return self._train(state, reading.position, steps, batches, show)
         finally:
             batches.close()
 
@@ -133,7 +135,7 @@ class StageRun:
         with run.storing():
             record = run.checkpoints.record(run.saved)
             state = run.checkpoints.restore(run.saved, abstract_state(self._program, run.mesh))
-        self._bad_before = record["bad_examples"]
+        self._counts.bad_before = record["bad_examples"]
         run.compare_sizes(record, self._pipeline.sizes)
         teacher = load_teacher_params(self._program, run.config, run.mesh, run.workdir)
         state = dataclasses.replace(state, teacher_params=teacher)
@@ -145,7 +147,7 @@ class StageRun:
         state = abstract_state(self._program, self._run.mesh)
         split = NamedSharding(self._run.mesh, BATCH)
         step = jit_step(self._program.step)
-        budgets = sorted({int(budget) for budget in reading.budgets})
+        budgets = reading.budgets
         programs = {}
         with progress(f"compiling stage {self._stage.name}") as show:
             for budget in budgets:
@@ -159,40 +161,45 @@ class StageRun:
     def _train(
         self,
         state: TrainState,
+        position: int,
         steps: dict[int, Callable],
         batches: Generator[HostBatch, None, None],
         show: Update,
     ) -> bool:
         """Runs step after step; the order of the actions after each is deliberate."""
         run, stage = self._run, self._stage
+        done = run.saved
         self._throughput.restart()
-        for host_batch in self._throughput.waiting(batches):
-            batch = put_batch(host_batch.batch, run.mesh)
-            done = stage.first_step + host_batch.step + 1
-            self._count_bad(host_batch)
-            if host_batch.step == 0:
-                self._preflight(state, batch)
-            run.trace.before(done - 1, state)
-            state, metrics = steps[host_batch.budget](state, batch)
-            size = batch.text.shape[0]
-            self._throughput.count(
-                self._program.batch_size(size), self._program.flops(host_batch.budget, size)
-            )
-            self._pending.append((done, metrics))
-            values = self._look(IN_FLIGHT)
-            evaluators = [x for x in stage.evals if done % x.every == 0 or done == stage.end]
-            if evaluators or done % run.config.logging.every == 0 or done == stage.end:
-                values = self._report(state, done, evaluators)
-            show(host_batch.step + 1, stage.num_steps, _note(values))
-            stopping = run.signal.should_stop(done)
-            if stopping or self._save_is_due(done):
-                self._look(0)
-                run.save(state, done, stage, self._progress(host_batch.position))
-            if stopping:
-                with run.storing():
-                    run.checkpoints.wait()
-                log.warning("SIGTERM: step %d is saved in %s", done, run.workdir)
-                return False
+        try:
+            for host_batch in self._throughput.waiting(batches):
+                batch = host_batch.batch
+                self._counts.add(host_batch)
+                if host_batch.step == 0:
+                    self._preflight(state, batch)
+                run.trace.before(stage.first_step + host_batch.step, state)
+                state, metrics = steps[host_batch.budget](state, batch)
+                done, position = stage.first_step + host_batch.step + 1, host_batch.position
+                size = batch.text.shape[0]
+                self._throughput.count(
+                    self._program.batch_size(size), self._program.flops(host_batch.budget, size)
+                )
+                self._pending.append((done, metrics))
+                values = self._look(IN_FLIGHT)
+                evaluators = [x for x in stage.evals if done % x.every == 0 or done == stage.end]
+                if evaluators or done % run.config.logging.every == 0 or done == stage.end:
+                    values = self._report(state, done, evaluators)
+                show(host_batch.step + 1, stage.num_steps, _note(values))
+                stopping = run.signal.should_stop(done)
+                if stopping or self._save_is_due(done):
+                    self._save(state, done, position, wait=stopping)
+                if stopping:
+                    log.warning("SIGTERM: step %d is saved in %s", done, run.workdir)
+                    return False
+        except SourceError:
+            if jax.process_count() == 1:  # the others are at another step
+                self._save(state, done, position, wait=True)
+                log.warning("the data cannot be read; %s", last_good(run.saved, run.workdir))
+            raise
         return True
 
     def _look(self, in_flight: int) -> dict[str, float]:
@@ -214,25 +221,18 @@ class StageRun:
             "optim.peak_lr or look at the data around it"
         )
 
-    def _count_bad(self, loaded: HostBatch) -> None:
-        """Counts examples that were replaced, and names the first few."""
-        if loaded.bad and self._bad < BAD_SHOWN:
-            log.warning("replaced by other examples: %s", " ".join(loaded.problems))
-        self._bad += loaded.bad
-
-    def _bad_in_all(self) -> int:
-        """Examples of the stage that were replaced so far; every process asks at once."""
-        return self._bad_before + total(self._bad)
-
-    def _progress(self, position: int) -> dict[str, Any]:
-        """The record of the stage's data in a checkpoint; every process asks at once."""
-        bad = self._bad_in_all()
-        return {"position": position, "bad_examples": bad, "examples": self._pipeline.sizes}
+    def _save(self, state: TrainState, step: int, position: int, wait: bool = False) -> None:
+        """Saves the state after a step, and how far the data was read; every process at once."""
+        self._look(0)
+        data = {"position": position, "bad_examples": self._counts.bad()}
+        self._run.save(state, step, self._stage, data | {"examples": self._pipeline.sizes})
+        if wait:
+            with self._run.storing():
+                self._run.checkpoints.wait()
 
     def _report(self, state: TrainState, done: int, evaluators: list) -> dict[str, float]:
         """Writes this step's line: losses, rates and the evaluators' scores."""
-        values = self._look(0) | self._throughput.report()
-        values["bad_examples"] = float(self._bad_in_all())
+        values = self._look(0) | self._throughput.report() | self._counts.report()
         for evaluator in evaluators:
             model = self._embedder(state)
             scores = evaluator(model)

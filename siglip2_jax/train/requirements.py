@@ -9,6 +9,8 @@ from typing import Any
 
 from siglip2_jax.checkpoints.run_layout import PARAMS
 from siglip2_jax.config import Continue, Pretrained, Scratch, TrainConfig
+from siglip2_jax.data.lengths import StepSchedule
+from siglip2_jax.data.machine import free_memory
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Source
 from siglip2_jax.train.branch import (
@@ -51,6 +53,22 @@ def check_stage(
         shapes = program.selector.shapes
         saved = _saved(program, stage.curation.teacher, shapes, config, workdir)
         check_teacher(stage.name, shapes, saved)
+
+
+def check_memory(pipeline: Pipeline, reading: StepSchedule) -> None:
+    """Checks that there is memory for the batches that are prepared ahead.
+
+    Raises:
+      ValueError: there is not.
+    """
+    needed, free = pipeline.memory(reading), free_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"batches that are prepared ahead need {needed / 1e6:,.0f} MB of memory and "
+            f"{free / 1e6:,.0f} MB are free on this host; lower data.prefetch "
+            f"({pipeline.prefetch}), or give the container more (docker run --memory, "
+            "resources.limits.memory of a pod)"
+        )
 
 
 def _saved(

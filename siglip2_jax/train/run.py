@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool
 from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import Origin, ResolvedStage, TrainConfig, to_json
 from siglip2_jax.config.files import to_record
+from siglip2_jax.data.open_files import raise_file_limit
 from siglip2_jax.outputs import names_no_file, write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
@@ -61,6 +62,7 @@ class Run:
         versions: Versions,
     ):
         """Opens the workdir and finds the last whole checkpoint."""
+        raise_file_limit()
         self.config, self.workdir, self.versions = config, workdir, versions
         self.mesh = make_mesh(config.replica)
         self.stage_steps = stage_steps(config)

@@ -103,6 +103,7 @@ def reverse_names(data) -> None:
     os.utime(path, ns=(time, time))
 
 
+@pytest.mark.slow
 def test_old_numbers_are_not_taken_for_new(model, data, tmp_path, monkeypatch):
     """With results, and with class embeddings only; the true numbers are those without `out`."""
     out, others = tmp_path / "out", {"tokenizer": other_words(), "exif": False}

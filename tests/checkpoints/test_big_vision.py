@@ -52,6 +52,7 @@ def test_write_is_official(tmp_path, checkpoint, layout):
 
 
 @pytest.mark.parametrize("format", ["npz", "orbax"])
+@pytest.mark.slow
 def test_texts_pooled_by_attention(tmp_path, mapped, fixed, assert_equal, format):
     path = tmp_path / ("model.npz" if format == "npz" else "model")
     write(mapped, path, format)

@@ -19,6 +19,7 @@ def test_round_trip(directory, checkpoint, assert_equal):
     assert_equal(found, checkpoint)
 
 
+@pytest.mark.slow
 def test_many_parts_make_one_tree(tmp_path, fixed, assert_equal, monkeypatch):
     monkeypatch.setattr(orbax, "PART", 20_000)
     write(fixed, tmp_path / "ours", "orbax")

@@ -52,6 +52,7 @@ def assert_round_trip(checkpoint, folder) -> None:
 
 
 @BY_NAME
+@pytest.mark.slow
 def test_every_format_and_back(tmp_path, make_checkpoint, release):
     assert_round_trip(make_checkpoint(cut(release.config, vocab_size=512)), tmp_path)
 

@@ -108,6 +108,7 @@ def test_arrays_in_memory_can_be_written(tmp_path, fixed, assert_equal):
     assert_equal(read(tmp_path / "out"), fixed)
 
 
+@pytest.mark.slow
 def test_tokenizers_travel(tmp_path, shared, make_checkpoint, fixed):
     tokenizer = Tokenizer.load(shared / "data" / "tokenizer" / "gemma_256k.model")
     text = dataclasses.replace(fixed.config.text, vocab_size=tokenizer.vocab_size)

@@ -11,6 +11,7 @@ FORMATS = ("npz", "hf", "orbax")
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.slow
 def test_every_format(siglip2, model_dir, tmp_path, name):
     target = tmp_path / ("model.npz" if name == "npz" else "model")
     result = siglip2("convert", model_dir, target, "--to", name, "--json")

@@ -104,7 +104,7 @@ def test_categories_are_looked_for_in_every_image(siglip2, folder, monkeypatch):
 
 def test_no_row_can_be_used(siglip2, folder):
     for path in (folder / "images").iterdir():
-        path.unlink()
+        path.write_bytes(b"no image")
     options = "data", "regions", "--folder", folder, "--captions", "annotations.jsonl"
     result = siglip2(*options, "--annotations", "--out", folder / "regions.jsonl")
     assert result.code == 1 and "0 rows with 0 regions, 5 left out" in result.out

@@ -32,6 +32,8 @@ NO_PATHS = set(
     "--steps --seed --max-num-patches --batch-size --labels --top --task --budgets --coordinator "
     "--num-processes --process-id --head --locate --describe --beams --temperature --set "
     "--topology --slices --stage --budget --images-per-core-second --batches --remats --tfds "
+    "--kilobytes-per-image --images-per-request --dollars-per-1000-requests --step-ms --hosts "
+    "--images-per-second --seconds "
     "--template --templates --split --shard-size --device --min-score "
     "--max-per-image --count --shard --shuffle".split()
 )

@@ -158,7 +158,7 @@ def test_sizes():
     made = config(curation=dataclasses.replace(CURATION, filter_ratio=0.75))
     (curated,) = made.resolved
     assert (curated.batch_size, curated.read_size) == (8, 32)
-    assert stage_reading(curated).batch_sizes.tolist() == [32] * 10
+    assert [size for *_, size, _ in stage_reading(curated)] == [32] * 10
     program, plain = Program(made.resolved[0]), Program(config(curation=None).resolved[0])
     assert program.batch_size(32) == 8
     towers = forward_flops(SQUARE, 4) + forward_flops(FINER, 16)

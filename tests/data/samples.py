@@ -48,7 +48,7 @@ class Stamp:
     crops: bool = False
 
     def __call__(self, example: dict, rng: np.random.Generator) -> dict:
-        example["fields"]["id"] = np.array(example["id"])
+        example["fields"]["id"] = np.array(example.get("id", 0))
         example["fields"]["draw"] = np.array([rng.random(), example["budget"]])
         if self.crops:
             left, top = (int(side) for side in rng.integers(0, 8, 2))

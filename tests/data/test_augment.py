@@ -8,7 +8,7 @@ from data.samples import example, preparation
 from PIL import Image
 
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
-from siglip2_jax.data.prepare import collate
+from siglip2_jax.data.collate import collate
 
 WIDTH, HEIGHT = 240, 160
 

@@ -1,384 +1,258 @@
-"""Tars and Parquet in blocks: the same examples as one by one, with one request a block."""
+"""Training in blocks: the same batches whatever the hosts, each block read once, little held."""
 
-import io
-import json
-import os
+import gc
+import multiprocessing
 import pickle
-import tarfile
-from pathlib import Path
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
-from data.samples import picture, write_tar
-from data.test_tar_index import link
+from data.block_source import Block, Blocks
+from data.samples import Stamp, preparation
+from data.test_pipeline import assert_same, joined
 
-from siglip2_jax.data import Parquet, Tars
-from siglip2_jax.data.example import ExampleError, SourceError
-from siglip2_jax.data.manifest import Entry, Manifest, concatenate, entries, join
-from siglip2_jax.data.manifest_files import About, Shard, decode_part, encode_part
-from siglip2_jax.data.sources import Blocked
-from siglip2_jax.data.store_client import counts
-from siglip2_jax.data.stores import File
-from siglip2_jax.data.tools import index as index_module
-from siglip2_jax.data.tools.index import index
+from siglip2_jax.data.chunks import Chunks
+from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.layout import layout
+from siglip2_jax.data.lengths import Lengths, StepSchedule
+from siglip2_jax.data.order import BlockOrder
+from siglip2_jax.data.pipeline import Pipeline
+from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.sources import Blocked, Memory, Mixture
+from siglip2_jax.data.streams import BlockStream
 
-
-def sample(key: str, seed: int) -> list[tuple[str, bytes]]:
-    fields = {"caption": f"{key} is {seed}", "seed": seed}
-    return [(f"{key}.jpg", picture(seed)), (f"{key}.json", json.dumps(fields).encode())]
-
-
-def write_messy(folder: Path) -> None:
-    """Tars with everything that spans blocks: links, keys that come again, joins, damage."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hard, soft = tarfile.LNKTYPE, tarfile.SYMTYPE
-    plain = [member for i in range(11) for member in sample(f"{i:03d}", i)]
-    write_tar(folder / "a.tar", plain)
-    links = [
-        ("first.jpg", picture(50)),
-        ("first.txt", b"the first"),
-        *(member for i in range(5) for member in sample(f"in/{i}", 60 + i)),
-        ("again.jpg", link(hard, "first.jpg")),
-        ("again.txt", b"a link back"),
-        ("later.jpg", link(soft, "last.jpg")),
-        ("later.txt", link(soft, "first.txt")),
-        *sample("in/0", 70),
-        *(member for i in range(3) for member in sample(f"out/{i}", 80 + i)),
-        ("last.jpg", picture(51)),
-    ]
-    write_tar(folder / "b.tar", links)
-    left_out = [
-        ("0.txt", b"no image"),
-        *sample("1", 90),
-        ("1.cls", b"other"),
-        ("2.jpg", picture(1)),
-        ("2.jpg", picture(2)),
-        ("x" * 150 + "/" + "y" * 150 + ".jpg", picture(3)),
-        *sample("4", 94),
-        ("5.mask.png", picture(4, kind="PNG")),
-        *sample("5", 95),
-        *sample("6", 96),
-    ]
-    write_tar(folder / "c.tar", left_out)
-    joined = (folder / "a.tar").read_bytes() + (folder / "c.tar").read_bytes()
-    (folder / "d.tar").write_bytes(joined)
-    (folder / "e.tar").write_bytes((folder / "a.tar").read_bytes()[:-14_000])
-    write_tar(folder / "f.tar", sample("only", 99), tarfile.GNU_FORMAT)
-    with tarfile.open(folder / "g.tar", "w", pax_headers={"comment": "of all"}) as tar:
-        for name, data in sample("g", 100) + sample("h", 101):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    write_tar(folder / "h.tar", [("only.txt", b"no sample")])
+LENGTHS = Lengths((4, 6), batch_scale=((6, 0.5),))
+READING = LENGTHS.reading(4, 8, 32)
+SHUFFLE = BlockShuffle(lanes=16, window=2)
 
 
-def by_name(examples) -> dict[str, dict]:
-    return {example["name"]: example for example in examples}
+def make(source=None, shuffle=SHUFFLE, **options) -> Pipeline:
+    """A pipeline of 300 examples in blocks of 4."""
+    source = source or Blocks(300, 4)
+    return Pipeline(source, preparation(Stamp()), seed=9, shuffle=shuffle, **options)
 
 
-def blocks_of(examples) -> list[list[dict]]:
-    count = -(-len(examples) // examples.block_size)
-    return [list(examples.read_block(block)) for block in range(count)]
+def read(pipeline: Pipeline, reading=READING) -> list:
+    with closing(pipeline.batches(reading)) as batches:
+        return list(batches)
 
 
-def upload(cloud, folder: Path, name: str = "data") -> str:
-    for path in sorted(folder.glob("*.*")):
-        if not path.name.endswith(".npz"):
-            cloud.put(f"{name}/{path.name}", path.read_bytes())
-    return f"{cloud.scheme}://bucket/{name}"
+def ids(batches: list) -> np.ndarray:
+    return np.concatenate([loaded.batch.fields["id"] for loaded in batches])
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 128])
-def test_blocks_of_messy_tars(tmp_path, monkeypatch, size):
-    """The same examples as without a manifest, in whole blocks and then what is left."""
-    write_messy(tmp_path / "t")
-    plain = Tars(str(tmp_path / "t")).open()
-    expected = [plain[i] for i in range(len(plain))]
-    monkeypatch.setattr(index_module, "BLOCK_SIZE", size)
-    summary = index(str(tmp_path / "t"))
-    assert (summary.files, summary.examples) == (8, len(expected))
-    assert summary.left_out == plain.left_out == 6 and summary.damaged == 1
-    examples = pickle.loads(pickle.dumps(Tars(str(tmp_path / "t")).open()))
-    assert isinstance(examples, Blocked) and not examples.remote
-    assert examples.block_size == size and len(examples) == len(expected)
-    blocks = blocks_of(examples)
-    assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
-    assert [x for block in blocks for x in block] == [examples[i] for i in range(len(examples))]
-    assert by_name(expected) == by_name(x for block in blocks for x in block)
-    # Whole blocks of a file are its examples in order.
-    files = [
-        [x for x in expected if x["name"].startswith(f"{tmp_path}/t/{c}.tar:")] for c in "abcdefgh"
-    ]
-    whole = [file[i : i + size] for file in files for i in range(0, len(file) // size * size, size)]
-    rest = [x for file in files for x in file[len(file) // size * size :]]
-    assert blocks == whole + [rest[i : i + size] for i in range(0, len(rest), size)]
+def test_rows_belong_to_lanes():
+    order = BlockOrder(300, 4, 16, 2, 9)
+    for loaded, (_, _, size, position) in zip(read(make()), READING, strict=True):
+        each = size // 16
+        expected = [order.example(row // each, position // 16 + row % each) for row in range(size)]
+        assert loaded.batch.fields["id"].tolist() == expected
+        assert loaded.position == position + size
 
 
-def test_blocks_in_a_store(cloud, tmp_path, monkeypatch):
-    """One request a block; the same examples as on a disk. The manifest is made in shares."""
-    monkeypatch.setattr(index_module, "BLOCK_SIZE", 4)
-    write_messy(tmp_path / "t")
-    address = upload(cloud, tmp_path / "t")
-    with pytest.raises(
-        ValueError, match=f"^{address} has no manifest.*siglip2 data index '{address}'"
-    ):
-        Tars(address).open()
-    for number in (2, 0):
-        index(address, shard=Shard(number, 3))
-    with pytest.raises(
-        ValueError, match=r"lacks 1 of 3 parts, the first .*/00001-of-00003.npz; fin.*1/3"
-    ):
-        Tars(address).open()
-    index(address, shard=Shard(1, 3))
-    index(str(tmp_path / "t"))
-    local, before = Tars(str(tmp_path / "t")).open(), counts()
-    examples = pickle.loads(pickle.dumps(Tars(address).open()))
-    assert (counts() - before).requests == 4  # a listing and three parts
-    assert examples.remote and examples.left_out == local.left_out == 6
-    whole = int(examples.manifest._whole[-1])
-    for block, expected in enumerate(blocks_of(local)):
-        before = counts()
-        read = list(examples.read_block(block))
-        made = (counts() - before).requests
-        assert made == 1 or block >= whole or "/b.tar:" in read[0]["name"]
-        assert read == [
-            x | {"name": x["name"].replace(str(tmp_path / "t"), address)} for x in expected
-        ]
-    before = counts()
-    assert [examples[i]["name"] for i in range(8)] == [
-        x["name"] for block in (0, 1) for x in examples.read_block(block)
-    ]
-    assert (counts() - before).requests == 4  # each block once, one by one and as blocks
-    narrow = Tars(f"{address}/[af].tar").open()
-    assert len(narrow) == 12 and {x["name"][-8:-4] for b in blocks_of(narrow) for x in b}
-    assert (
-        by_name(x for b in blocks_of(narrow) for x in b).items()
-        <= by_name(x for b in blocks_of(examples) for x in b).items()
-    )
+@pytest.mark.parametrize("hosts", [2, 8])
+def test_same_global_batches_on_any_number_of_hosts(hosts):
+    source = Blocks(301, 4, bad=(3, 77, 120, 121, 122, 123, 299))
+    common = {"max_bad_share": 1.0}
+    whole = read(make(source, **common))
+    options = {**common, "process_count": hosts, "chunk": 3, "threads": 3, "prefetch": 1}
+    parts = [read(make(source, process_index=h, **options)) for h in range(hosts)]
+    assert_same(joined(parts), whole)
+    assert sum(b.bad for b in whole) == sum(b.bad for part in parts for b in part) > 0
 
 
-def test_a_tar_that_has_changed_is_named(cloud, tmp_path):
-    write_tar(tmp_path / "a.tar", sample("1", 1) + sample("2", 2))
-    address = upload(cloud, tmp_path)
-    index(address)
-    examples = Tars(address).open()
-    write_tar(tmp_path / "a.tar", sample("1", 1) + sample("3", 2))
-    upload(cloud, tmp_path)
-    with pytest.raises(
-        SourceError, match="a.tar has changed since it was indexed; remove.*data index"
-    ):
-        examples.read_block(0)
+def test_worker_processes_give_the_same_and_share_no_block(tmp_path):
+    source = Blocks(640, 4)
+    expected = read(make(source))
+    log = tmp_path / "log"
+    logged = replace(source, log=str(log))
+    batches = read(make(logged, workers=2, threads=2, chunk=3, cache=str(tmp_path / "cache")))
+    assert_same(batches, expected)
+    assert multiprocessing.active_children() == []
+    reads = [line.split() for line in log.read_text().splitlines()]
+    assert len({process for _, process in reads}) == 2
+    assert max(Counter(block for block, _ in reads).values()) == 1
+    assert not any((tmp_path / "cache").iterdir())
 
 
-def test_faults_do_not_change_what_is_read(cloud, tmp_path):
-    write_messy(tmp_path / "t")
-    address = upload(cloud, tmp_path / "t")
-    kinds = iter(["503", None, "reset", None, "cut", None, "429"] * 100)
-    reads = ("GET", "/bucket/")  # writes are another client's
-    cloud.fault = lambda: (
-        next(kinds) if (cloud.requests[-1][0], cloud.requests[-1][1][:8]) == reads else None
-    )
-    index(address)
-    faulty = blocks_of(Tars(address).open())
-    cloud.fault = lambda: None
-    assert faulty == blocks_of(Tars(address).open())
+def test_resuming_in_the_middle_of_a_window():
+    whole = read(make())
+    for stop in (1, 4, 7):
+        reading = LENGTHS.reading(4, 8, 32, step=stop, position=whole[stop - 1].position)
+        assert_same(read(make(chunk=5), reading), whole[stop:])
 
 
-def test_a_local_index_goes_on_and_is_renewed(tmp_path, monkeypatch):
-    for i in range(6):
-        write_tar(tmp_path / f"{i}.tar", sample(f"{i}", i))
-    seen = []
-    describe = index_module.index_blocks
-
-    def watched(file, *rest):
-        seen.append(Path(file.path).name)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return describe(file, *rest)
-
-    monkeypatch.setattr(index_module, "index_blocks", watched)
-    monkeypatch.setattr("siglip2_jax.data.tools.manifest_job._SECONDS", 0)
-    monkeypatch.setattr(index_module, "thread_map", lambda f, items, _: map(f, items))
-    with pytest.raises(KeyboardInterrupt):
-        index(str(tmp_path))
-    seen[:] = ["x"] * 9
-    assert index(str(tmp_path)).examples == 6
-    assert seen[9:] == ["3.tar", "4.tar", "5.tar"]
-    assert [x.name for x in (tmp_path / "manifest").iterdir()] == ["00000-of-00001.npz"]
-    write_tar(tmp_path / "2.tar", sample("x", 7) + sample("y", 8))
-    with pytest.raises(SourceError, match="2.tar has changed"):
-        blocks_of(Tars(str(tmp_path)).open())
-    assert index(str(tmp_path)).examples == 7 and seen[12:] == ["2.tar"]
-    assert len(Tars(str(tmp_path)).open()) == 7
-    write_tar(tmp_path / "6.tar", sample("z", 8))
-    with pytest.raises(ValueError, match="is of 6 files.*remove .*/manifest to index all anew"):
-        index(str(tmp_path))
-    with pytest.raises(ValueError, match="has a manifest in 1 parts, not 2"):
-        index(str(tmp_path), shard=Shard(0, 2))
-    (tmp_path / "manifest" / "00000-of-00001.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="00000-of-00001.npz is damaged"):
-        Tars(str(tmp_path)).open()
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_each_block_is_read_once_by_one_host(tmp_path, hosts):
+    """Within an epoch: 24 blocks of each lane, of which 12 are used."""
+    log = tmp_path / "log"
+    source = Blocks(16 * 24 * 4, 4, log=str(log))
+    reading = StepSchedule(((4, 32),), 16 * 12 * 4 // 32)
+    used = set()
+    for h in range(hosts):
+        used |= set(ids(read(make(source, process_index=h, process_count=hosts), reading)) // 4)
+    reads = Counter(map(int, (line.split()[0] for line in log.read_text().splitlines())))
+    assert max(reads.values()) == 1
+    assert used <= set(reads)
+    assert len(reads) <= 16 * (12 + 2 * 2)
 
 
-def test_a_manifest_of_other_files(tmp_path):
-    write_tar(tmp_path / "a0.tar", sample("1", 1))
-    write_tar(tmp_path / "b0.tar", sample("2", 2))
-    index(str(tmp_path / "a*.tar"))
-    assert len(Tars(str(tmp_path / "a*.tar")).open()) == 1
-    with pytest.raises(ValueError, match=r"is of a\*.tar, not of \*.tar; use that pattern"):
-        Tars(str(tmp_path)).open()
+def test_little_is_held_and_nothing_is_left():
+    gc.collect()
+    before = Block.alive
+    reading = StepSchedule(((4, 32),), 40)
+    most = 0
+    with closing(make(Blocks(16_000, 16), threads=1, prefetch=1).batches(reading)) as batches:
+        for _ in batches:
+            most = max(most, Block.alive - before)
+    # Two windows of two blocks in sixteen lanes, and what threads have at hand.
+    assert 16 * 2 < most <= 16 * 2 * 2 + 4
+    gc.collect()
+    assert Block.alive == before
 
 
-def random_manifest(seed: int, size: int) -> Manifest:
-    rng = np.random.default_rng(seed)
-    described = []
-    for i in range(9):
-        count = int(rng.integers(0, 12))
-        lengths = rng.integers(1, 99, -(-count // size)).astype(np.uint32)
-        described.append(
-            Entry(File(f"d/{i}", i, f"v{i}"), count, int(rng.integers(9)), lengths, {}, 1)
-        )
-    return join("d", size, described)
+def test_blocks_are_there_before_they_are_needed():
+    """After the first step no example waits for a block that was not asked for before."""
+    pieces = layout(StepSchedule(((4, 64),), 100), 0, 1, 64, lanes=16)
+    stream = BlockStream(Blocks(4000, 8), [Blocks(4000, 8)], 3, pieces, 4)
+    seen = Counter()
+    for i in range(100):
+        with stream.using(i, 0):
+            (windows,) = stream._state().windows
+            order = windows._order
+            if i > 0:
+                for lane in range(16):
+                    for key in pieces.keys(i):
+                        assert order.example(lane, key) // 8 in windows.held
+            seen["held"] = max(seen["held"], len(windows.held))
+            for index in pieces.indices(i, 0):
+                stream[index]
+    assert seen["held"] <= 16 * 4 * 2
+    stream.close()
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 20])
-@pytest.mark.parametrize("seed", range(3))
-def test_numbering(seed, size):
-    """Every example in one place; whole blocks first, each of one file."""
-    manifest = random_manifest(seed, size)
-    counts_of = manifest.counts.tolist()
-    expected = [(f, i) for f, n in enumerate(counts_of) for i in range(n // size * size)]
-    expected += [(f, i) for f, n in enumerate(counts_of) for i in range(n // size * size, n)]
-    assert [manifest.place(i) for i in range(len(manifest))] == expected
-    for block in range(-(-len(manifest) // size)):
-        pieces = manifest.pieces(block)
-        assert [(f, i) for f, a, b in pieces for i in range(a, b)] == expected[block * size :][
-            :size
-        ]
-        for piece in pieces:
-            number, start, stop = manifest.block_range(piece)
-            assert stop - start == manifest.lengths[number]
-            its_blocks = list(entries(manifest))[piece.file]
-            before = its_blocks.lengths[: piece.first // size].sum()
-            assert start == its_blocks.start + before
-    about = About(".tar", "*.tar", 9, "x", size)
-    described = list(entries(manifest))
-    parts = [join("d", size, described[:4]), join("d", size, described[4:])]
-    read = [decode_part(encode_part(part, about), "d", "p") for part in parts]
-    assert {its_about for _, its_about in read} == {about}
-    again = concatenate([part for part, _ in read])
-    for x, y in zip(entries(again), described, strict=True):
-        assert x.file == y.file and (x.count, x.start) == (y.count, y.start)
-        np.testing.assert_array_equal(x.lengths, y.lengths)
-    assert again.left_out == 9
+def test_mixtures_of_blocks_and_single_examples():
+    def part(start: int, count: int) -> Memory:
+        example = Blocks(1)[0]
+        return Memory(tuple({**example, "id": start + i} for i in range(count)))
+
+    inner = Mixture(((part(10_000, 60), 1.0), (part(20_000, 500), 1.0)))
+    source = Mixture(((Blocks(400, 4), 0.5), (inner, 0.5)))
+    reading = StepSchedule(((4, 64),), 12)
+    batches = read(make(source), reading)
+    for loaded in batches:
+        shares = np.bincount(loaded.batch.fields["id"] // 10_000, minlength=3)
+        assert shares[0] == 32 and 8 <= shares[1] <= 24
+    numbers = ids(batches)
+    blocked, few = numbers[numbers < 10_000], numbers[numbers // 10_000 == 1]
+    # Little less than an epoch of one, and some of the other.
+    assert len(blocked) == 384 and max(Counter(blocked).values()) <= 2
+    assert set(Counter(few).values()) <= {2, 3, 4} and len(set(few)) == 60
+    parts = [read(make(source, process_index=h, process_count=4), reading) for h in range(4)]
+    assert_same(joined(parts), batches)
 
 
-def write_parquet(folder: Path, sizes=(25, 10, 7), **options) -> list[dict]:
-    """Files as `datasets` writes them; gives the rows."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    folder.mkdir(parents=True, exist_ok=True)
-    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    rows, start = [], 0
-    for file, count in enumerate(sizes):
-        its_rows = [
-            {
-                "image": {"bytes": picture(i), "path": f"{i}.jpg"},
-                "raw": picture(i),
-                "caption": f"row {i}",
-                "unused": os.urandom(3000),
-                "captions": [f"row {i}", "x"],
-                "label": i % 2,
-            }
-            for i in range(start, start + count)
-        ]
-        table = pyarrow.Table.from_pylist(its_rows).replace_schema_metadata(metadata)
-        parquet.write_table(table, folder / f"{file}.parquet", **{"row_group_size": 10, **options})
-        rows += its_rows
-        start += count
-    return rows
+def test_bad_examples_are_replaced_from_their_window():
+    order = BlockOrder(300, 4, 16, 2, 9)
+    bad = tuple(range(0, 300, 7))
+    clean, mended = read(make()), read(make(Blocks(300, 4, bad=bad), max_bad_share=1.0))
+    replaced = 0
+    for before, after, (_, _, size, position) in zip(clean, mended, READING, strict=True):
+        each = size // 16
+        for row, (was, now) in enumerate(
+            zip(before.batch.fields["id"], after.batch.fields["id"], strict=True)
+        ):
+            if was not in bad:
+                assert was == now
+                continue
+            window = order.window_of(row // each, position // 16 + row % each)
+            near = {order.example(row // each, key) for key in window}
+            assert now in near - set(bad)
+            replaced += 1
+        assert all(problem.endswith("it is broken.") for problem in after.problems)
+    assert replaced > 10
 
 
-def numbered(folder, sizes=(25, 10, 7), group=10) -> list[str]:
-    """Names in the order of the examples."""
-    places = [(f, i) for f, n in enumerate(sizes) for i in range(n // group * group)]
-    places += [(f, i) for f, n in enumerate(sizes) for i in range(n // group * group, n)]
-    return [f"{folder}/{f}.parquet:{i}" for f, i in places]
+def test_remote_data_is_read_in_blocks_unless_told_otherwise(tmp_path):
+    assert isinstance(Blocks(1), Blocked)
+    for source, shuffle, blocks in [
+        (Blocks(100), True, True),
+        (Mixture(((Memory((Blocks(1)[0],)), 1.0), (Blocks(100), 1.0))), True, True),
+        (Blocks(100, remote=False), True, False),
+        (Blocks(100, remote=False), BlockShuffle(), True),
+        (Memory((Blocks(1)[0],)), BlockShuffle(), True),
+        (Blocks(100), False, False),
+    ]:
+        stream, pieces = make(source, shuffle=shuffle)._planned(READING)
+        assert isinstance(stream, BlockStream) == blocks == (pieces.lanes is not None)
+    log = tmp_path / "log"
+    make(Blocks(100, log=str(log)), shuffle=True).check(4)
+    assert not log.exists()  # one example, not a window
 
 
-def test_parquet_against_pyarrow(tmp_path):
-    rows = write_parquet(tmp_path)
-    by_row = {f"row {i}": row for i, row in enumerate(rows)}
-    for examples in (
-        Parquet(str(tmp_path)).open(),
-        pickle.loads(pickle.dumps(Parquet(str(tmp_path)).open())),
-    ):
-        assert (len(examples), examples.block_size, examples.remote) == (42, 10, True)
-        read = [x for block in blocks_of(examples) for x in block]
-        assert [x["name"] for x in read] == numbered(tmp_path)
-        for x in read:
-            (caption,) = x["captions"]
-            assert x["image"] == by_row[caption]["raw"] and x.keys() == {
-                "image",
-                "captions",
-                "name",
-            }
-        assert [examples[i] for i in range(42)] == read
-    other = Parquet(str(tmp_path), image="raw", caption="captions", fields=("label",)).open()
-    assert other[11] == {
-        "image": rows[11]["raw"],
-        "captions": ("row 11", "x"),
-        "name": f"{tmp_path}/0.parquet:11",
-        "label": 1,
-    }
-    labels = Parquet(str(tmp_path), template="a {label} of {caption}").open()
-    assert labels[11]["captions"] == ("a dog of row 11",)
+def test_a_billion_examples_take_no_longer_than_a_thousand():
+    reading = StepSchedule(((4, 32),), 1_220_704)
+    pipeline = make(Blocks(10**9, 128), shuffle=True)
+    chunks = Chunks(*pipeline._planned(reading), pipeline.prepare, pipeline.seed)
+    assert len(pickle.dumps(chunks.layout)) < 1000
+    with closing(pipeline.batches(reading)) as batches:
+        numbers = next(batches).batch.fields["id"]
+    assert len(set(numbers)) == 32 and numbers.max() > 10**8
 
 
-@pytest.mark.parametrize(
-    "options", [{"row_group_size": 7}, {"compression": "zstd"}, {"use_dictionary": False}]
-)
-def test_parquet_of_other_shapes(tmp_path, options):
-    rows = write_parquet(tmp_path, **options)
-    examples = Parquet(str(tmp_path)).open()
-    read = [x for block in blocks_of(examples) for x in block]
-    assert [x["name"] for x in read] == numbered(tmp_path, group=options.get("row_group_size", 10))
-    assert sorted(x["image"] for x in read) == sorted(row["raw"] for row in rows)
+def test_a_source_that_fails_is_heard():
+    (gone,) = {int(ids(read(make(), StepSchedule(((4, 32),), 1)))[5]) // 4}
+    stream, _ = make(Blocks(300, 4, gone=gone))._planned(READING)
+    with pytest.raises(SourceError, match=f"block {gone} is gone"):
+        for index in range(32):
+            stream[index]
+    stream.close()
 
 
-def test_parquet_in_a_store(cloud, tmp_path):
-    """A request for the columns of a row group that stand together, and one for a file's footer."""
-    write_parquet(tmp_path)
-    address = upload(cloud, tmp_path)
-    with pytest.raises(ValueError, match="has no manifest"):
-        Parquet(address).open()
-    for number in (1, 0):
-        index(f"{address}/*.parquet", shard=Shard(number, 2))
-    before = counts()
-    examples = Parquet(address).open()
-    assert (counts() - before).requests == 4  # a listing, two parts and a footer
-    before = counts()
-    read = [x["name"] for x in examples.read_block(0)]
-    assert (counts() - before).requests == 1
-    read += [x["name"] for block in blocks_of(examples)[1:] for x in block]
-    assert read == numbered(address)
+def test_errors_that_pass_are_waited_for(tmp_path):
+    expected = read(make(), StepSchedule(((4, 32),), 2))
+    stale = Blocks(300, 4, stale=str(tmp_path / "block"))
+    assert_same(read(make(stale), StepSchedule(((4, 32),), 2)), expected)
+    gone = Blocks(300, 4, stale=str(tmp_path / "absent" / "block"))
+    with pytest.raises(SourceError, match="absent.* cannot be read .*No such file"):
+        read(make(gone), StepSchedule(((4, 32),), 2))
 
 
-def test_parquet_that_is_no_use(tmp_path, cloud):
-    write_parquet(tmp_path / "p")
-    with pytest.raises(
-        ValueError, match="0.parquet has no column 'text'; its columns are image, raw"
-    ):
-        Parquet(str(tmp_path / "p"), caption="text").open()
-    damaged = (tmp_path / "p" / "0.parquet").read_bytes()
-    (tmp_path / "p" / "0.parquet").write_bytes(damaged[:9] + bytes(2000) + damaged[2009:])
-    examples = Parquet(str(tmp_path / "p")).open()
-    block = examples.read_block(0)
-    with pytest.raises(ExampleError, match=r"0.parquet:3: its row group 0 is damaged \(.*\)$"):
-        block[3]
-    assert examples.read_block(2)[0]["captions"]
-    (tmp_path / "p" / "1.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(ValueError, match="1.parquet is not a whole Parquet file"):
-        Parquet(str(tmp_path / "p")).open()
+def test_mistakes_are_told_at_once():
+    with pytest.raises(ValueError, match="the 16 lanes .* cannot be divided among 3 hosts"):
+        make(process_count=3).batches(StepSchedule(((4, 48),), 1))
+    with pytest.raises(ValueError, match="stands at example 8, which 16 lanes .* do not divide"):
+        make().batches(StepSchedule(((4, 32),), 2, position=8))
+
+
+@pytest.mark.parametrize("lanes", [None, 8, 16])
+@pytest.mark.parametrize("workers", [0, 1, 3, 4, 40])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_pieces_are_all_rows_once(lanes, workers, hosts):
+    rows = []
+    for h in range(hosts):
+        pieces = layout(READING, h, hosts, 5, workers, lanes)
+        assert 1 <= pieces.workers <= max(1, workers) and pieces.parts % pieces.workers == 0
+        belong = {}
+        for i, (_, _, size, _) in enumerate(READING):
+            parts = [pieces.rows(i, part) for part in range(pieces.parts)]
+            assert [row for part in parts for row in part] == list(range(size // hosts))
+            assert all(len(part) for part in parts)
+            if i == 0:
+                rows += [index for part in range(pieces.parts) for index in pieces.indices(0, part)]
+            if lanes:
+                for part in range(pieces.parts):
+                    its = {index % lanes for index in pieces.indices(i, part)}
+                    assert its == set(pieces.lanes_of(part))
+                    worker = part % pieces.workers
+                    assert all(belong.setdefault(lane, worker) == worker for lane in its)
+    assert sorted(rows) == list(range(READING[0][3], READING[0][3] + READING[0][2]))
+
+
+def test_tree_is_numpy():
+    """Arrays of a batch do not refer to what windows hold."""
+    (loaded, *_) = read(make(), StepSchedule(((4, 32),), 1))
+    assert all(isinstance(array, np.ndarray) for array in jax.tree.leaves(loaded.batch))

@@ -1,5 +1,7 @@
 """Budgets of steps, and a reading that continues from two integers."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -43,10 +45,33 @@ def test_reading_continues():
         rest = lengths.reading(5, 20, 8, step=step, position=position)
         assert list(rest) == whole[step:]
         position += size
-    assert rest.positions[-1] == position
+    assert rest.end == position
     other = list(lengths.reading(5, 20, 16, step=12, position=whole[12][3]))
     assert [row[:2] for row in other] == [row[:2] for row in whole[12:]]
     assert other[0][3] == whole[12][3] and other[1][3] == whole[12][3] + other[0][2]
+
+
+def test_any_step_is_found_without_those_before_it():
+    """Across the strides at which positions are kept; a schedule of a budget has no arrays."""
+    lengths = Lengths((16, 64, 256), batch_scale=((64, 0.5), (256, 3.0)))
+    for reading in (
+        lengths.reading(1, 5000, 8, step=700, position=123),
+        StepSchedule(((16, 8),), 4300, step=700, position=123),
+    ):
+        rows = list(reading)
+        assert len(rows) == len(reading) == 4300
+        sizes = np.array([size for *_, size, _ in rows])
+        positions = 123 + np.cumsum(sizes) - sizes
+        np.testing.assert_array_equal([row[3] for row in rows], positions)
+        assert reading.end == positions[-1] + sizes[-1]
+        assert [reading[i] for i in (0, 1023, 1024, 4096, 4299)] == [
+            rows[i] for i in (0, 1023, 1024, 4096, 4299)
+        ]
+        assert set(reading.budgets) == {row[1] for row in rows}
+        with pytest.raises(IndexError, match="there are 4300 steps, no number 4300"):
+            reading[4300]
+    assert len(pickle.dumps(StepSchedule(((16, 8),), 10**6))) < 500
+    assert len(pickle.dumps(lengths.reading(1, 10**5, 8))) < 1.1 * 10**5
 
 
 @pytest.mark.parametrize(
@@ -71,6 +96,6 @@ def test_batches_that_do_not_scale_are_refused():
     with pytest.raises(ValueError, match=r"a batch of 3 scaled by 0.5 for budget 1024 is 1.5"):
         Lengths().reading(0, 10, 3)
     with pytest.raises(ValueError, match="must be at least 1"):
-        StepSchedule(np.array([16]), np.array([0]))
+        StepSchedule(((16, 0),), 1)
     with pytest.raises(ValueError, match="step and position"):
-        StepSchedule(np.array([16]), np.array([1]), 0, -1)
+        StepSchedule(((16, 1),), 1, None, 0, -1)

@@ -1,6 +1,8 @@
 """Batches: the same whatever the hosts, workers and interruptions; bad examples; mixtures."""
 
+import errno
 import multiprocessing
+import re
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -8,8 +10,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from data.faults import ALWAYS, Failing, FailingBlocks
 from data.samples import Stamp, example, picture, preparation, write_tar
 
+from siglip2_jax.data import patience
+from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Folder, Memory, Mixture
@@ -65,8 +70,10 @@ def test_steps_are_as_planned():
     assert [(loaded.step, loaded.budget) for loaded in batches] == [
         (step, budget) for step, budget, *_ in READING
     ]
-    assert [loaded.position for loaded in batches] == READING.positions[1:].tolist()
-    for loaded, size in zip(batches, READING.batch_sizes, strict=True):
+    assert [loaded.position for loaded in batches] == [
+        position + size for *_, size, position in READING
+    ]
+    for loaded, (*_, size, _) in zip(batches, READING, strict=True):
         assert loaded.batch.image.pixels.shape == (size, loaded.budget, 48)
         assert loaded.batch.text.shape == (size, 12)
         assert loaded.bad == 0 and loaded.problems == ()
@@ -149,18 +156,60 @@ def test_too_many_bad_examples_stop():
         read(make(*range(50)))
 
 
-def test_missing_files_are_bad_examples(tmp_path):
+def test_a_missing_file_stops_with_its_name(tmp_path):
     rows = [f'{{"file": "{i}.jpg", "caption": "text {i}", "id": {i}}}' for i in range(20)]
     (tmp_path / "captions.jsonl").write_text("\n".join(rows))
     (tmp_path / "images").mkdir()
     for i in range(19):
         (tmp_path / "images" / f"{i}.jpg").write_bytes(EXAMPLES[i]["image"])
-    pipeline = Pipeline(Folder(str(tmp_path)), preparation(Stamp()), 0)
-    batches = read(pipeline, Lengths((12,)).reading(0, 5, 4))
-    assert sum(loaded.bad for loaded in batches) >= 1
-    problems = [problem for loaded in batches for problem in loaded.problems]
-    path = tmp_path / "images" / "19.jpg"
-    assert set(problems) == {f"{path}: there is no such file"}
+    pipeline = Pipeline(Folder(str(tmp_path)), preparation(Stamp()), 0, max_bad_share=1.0)
+    with pytest.raises(SourceError) as error:
+        read(pipeline, Lengths((12,)).reading(0, 5, 4))
+    path, captions = tmp_path / "images" / "19.jpg", tmp_path / "captions.jsonl"
+    assert str(error.value) == (
+        f"{path}: there is no such file; put it back, or remove its row from {captions}"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_passes_is_tried_again_and_changes_nothing(monkeypatch, workers):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.001)
+    failing = Pipeline(Failing(times={3: 2, 4: 1}), preparation(Stamp()), 9, workers=workers)
+    assert_same(read(failing), read(make()))
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EIO, r"(Input/output error), tried for 0 s (Data.patience); run the same command "),
+        (errno.ENOENT, "(No such file or directory); put it back and run"),
+        (errno.EACCES, "(Permission denied); let the user of this process read it"),
+        (errno.EMFILE, "(Too many open files); raise the limit of open files (ulimit -n)"),
+        (errno.ENOSPC, "(No space left on device); run the same command again once it can"),
+    ],
+)
+def test_errors_of_the_machine_stop_and_replace_nothing(number, message):
+    source = Failing(number=number, times={3: ALWAYS})
+    pipeline = Pipeline(source, preparation(Stamp()), 9, max_bad_share=1.0, patience=0.0)
+    with pytest.raises(SourceError, match=re.escape(f"/mnt/3.jpg cannot be read {message}")):
+        read(pipeline)
+
+
+def test_a_block_that_cannot_be_read_is_tried_again_or_stops(monkeypatch):
+    monkeypatch.setattr(patience, "_FIRST_PAUSE", 0.001)
+    options = {"prepare": preparation(Stamp()), "seed": 9}
+    whole = read(Pipeline(FailingBlocks(), **options))
+    assert_same(read(Pipeline(FailingBlocks(times={2: 2, 3: 1}), **options)), whole)
+    source = FailingBlocks(number=errno.EACCES, times={2: ALWAYS})
+    with pytest.raises(SourceError, match=r"^/mnt/2.jpg cannot be read \(Permission denied\)"):
+        read(Pipeline(source, **options, max_bad_share=1.0))
+
+
+def test_errors_of_the_machine_come_through_a_worker():
+    source = Failing(number=errno.EACCES, times={3: ALWAYS})
+    pipeline = Pipeline(source, preparation(Stamp()), 9, workers=1)
+    with pytest.raises(SourceError, match=r"^/mnt/3.jpg cannot be read \(Permission denied\)"):
+        read(pipeline)
 
 
 def test_broken_sample_is_named_by_its_tar_and_key(tmp_path):
@@ -212,6 +261,46 @@ def test_stopping_early_leaves_no_threads():
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_placed_one_step_before_they_are_needed(workers):
+    """What `place` gets is written again later; what it makes of that is given."""
+    expected, placed = read(make(3)), []
+
+    def place(batch):
+        placed.append(batch)
+        return jax.tree.map(lambda x: np.array(x).astype(np.float64), batch)
+
+    pipeline = make(3, workers=workers, prefetch=2)
+    with closing(pipeline.batches(READING, place)) as batches:
+        for step, (found, wanted) in enumerate(zip(batches, expected, strict=True)):
+            assert len(placed) == min(step + 2, len(expected))
+            for array, its in zip(*map(jax.tree.leaves, (found.batch, wanted.batch)), strict=True):
+                assert array.dtype == np.float64
+                np.testing.assert_array_equal(array, its)
+    places = {batch.text.__array_interface__["data"][0] for batch in placed}
+    assert 1 < len(places) <= 3 * len(LENGTHS.budgets)  # in three buffers
+
+
+def test_steps_before_an_error_are_given():
+    """Though they were read ahead of it."""
+    pipeline = make(*range(0, 50, 5))
+    reading = Lengths((6,)).reading(0, 100, 8)
+    seen = []
+    with pytest.raises(ValueError, match="could not be used"):
+        seen.extend(loaded.step for loaded in pipeline.batches(reading))
+    whole = read(make(*range(0, 50, 5), max_bad_share=1.0), reading)
+    read_so_far = np.cumsum([8 + loaded.bad for loaded in whole])
+    assert seen == list(range(np.searchsorted(read_so_far, 200)))
+
+
+def test_memory_of_the_buffers():
+    """Room for the largest step's host batch, once for each batch ahead and one that is placed."""
+    row = 30 * (48 * 4 + 2 * 4 + 1) + 12 * 4 + 8 + 2 * 8  # patches, text, id and draw
+    assert 3 * 4 * row <= make().memory(READING) <= 3 * (4 * row + 6 * 128)
+    assert make(prefetch=5).memory(READING) == 2 * make().memory(READING)
+    assert make(process_count=2).memory(READING) < 0.6 * make().memory(READING)
 
 
 def test_mistakes_are_told_at_once():

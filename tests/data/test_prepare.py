@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from data.samples import Stamp, example, picture, preparation
 
+from siglip2_jax.data.collate import collate
 from siglip2_jax.data.example import ExampleError
-from siglip2_jax.data.prepare import collate
 from siglip2_jax.preprocess.decode import ImageError, decode
 
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 from data.samples import example, picture
 
-from siglip2_jax.data.example import ExampleError, as_captions
+from siglip2_jax.data.example import SourceError, as_captions
 from siglip2_jax.data.sources import Folder, Memory, Mixture
 
 
@@ -75,13 +75,28 @@ def test_malformed_folders(tmp_path, content, message):
     assert str(tmp_path) in str(error.value)
 
 
-def test_missing_image_is_an_error_of_its_example(tmp_path):
+def test_a_missing_image_is_no_bad_example(tmp_path):
     make_folder(tmp_path, ROWS)
     (tmp_path / "images" / "c.jpg").unlink()
     examples = Folder(str(tmp_path)).open()
-    with pytest.raises(ExampleError, match=r"images/c\.jpg: there is no such file$"):
+    with pytest.raises(SourceError, match=r"images/c\.jpg: there is no such file; put it back, or"):
         examples[2]
     assert examples[1]["captions"] == ("three",)
+
+
+def test_rows_stay_in_their_file(tmp_path):
+    """12 bytes a row and a flag, however long it is; a file that changed is not read as before."""
+    path = tmp_path / "captions.jsonl"
+    rows = [{"file": f"{i}.jpg", "caption": "a long text " * 50} for i in range(1000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = Folder(str(tmp_path)).open()
+    pickled = pickle.dumps(examples)
+    assert len(pickled) < 13 * 1000 + 2000
+    again = pickle.loads(pickled)
+    assert again.without_image(999)["captions"] == (rows[999]["caption"],)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(SourceError, match=r"captions\.jsonl has changed since it was opened"):
+        pickle.loads(pickled).without_image(999)
 
 
 def test_development_folders(shared):

@@ -9,8 +9,8 @@ from data.samples import example, preparation
 
 from siglip2_jax.data.augment import HorizontalFlip
 from siglip2_jax.data.boxes import BoxText
+from siglip2_jax.data.collate import collate
 from siglip2_jax.data.example import ExampleError
-from siglip2_jax.data.prepare import collate
 from siglip2_jax.data.targets import PREFIXES, DecoderTargets, Parsed, parse
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError

@@ -11,7 +11,7 @@ import pytest
 from data.samples import POINTER, picture, write_tar
 
 from siglip2_jax.data import tar_index
-from siglip2_jax.data.example import ExampleError
+from siglip2_jax.data.example import ExampleError, SourceError
 from siglip2_jax.data.tar_index import index_file, index_tar
 from siglip2_jax.data.tars import Tars, index_tars
 
@@ -139,7 +139,7 @@ def test_tar_that_shrinks_after_it_was_opened(tmp_path):
     write_tar(path, members(["a", "b"]))
     examples = Tars(str(path)).open()
     os.truncate(path, 1000)
-    with pytest.raises(OSError, match=r"a.tar:b: the tar has become shorter"):
+    with pytest.raises(SourceError, match=r"a.tar:b: the tar has become shorter"):
         examples[1]
 
 

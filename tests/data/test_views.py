@@ -10,8 +10,8 @@ from PIL import Image
 
 from siglip2_jax.config import Data, Stage, TrainConfig
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
+from siglip2_jax.data.collate import collate
 from siglip2_jax.data.colour import ColorJitter, GaussianBlur, Grayscale, Solarize
-from siglip2_jax.data.prepare import collate
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import tiny_config

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from data.block_source import Blocks
 
-from siglip2_jax.data.sources import Memory, Mixture
+from siglip2_jax.data.example import ExampleError
+from siglip2_jax.data.sources import Blocked, Memory, Mixture
 from siglip2_jax.data.weighted import Weighted, draw
 
 EXAMPLES = tuple({"image": b"", "captions": ("a",), "name": str(i)} for i in range(5))
@@ -34,6 +36,29 @@ def test_shares_hold_over_rounds(tmp_path):
     # The mean of 4000 draws with a deviation of at most a half: 5 of its standard errors.
     np.testing.assert_allclose(counts, weights, atol=5 * 0.5 / 4000**0.5)
     assert counts[3] == 0
+
+
+def test_blocks_stay_blocks(tmp_path):
+    """Each reads the blocks that its examples are in, once."""
+    log = tmp_path / "log"
+    source = Blocks(40, 4, bad=(9,), log=str(log))
+    weights = tmp_path / "weights.npy"
+    np.save(weights, np.tile([1.0, 0.0, 2.0, 0.0, 1.0], 8))
+    chosen = Weighted(source, str(weights)).open()
+    assert isinstance(chosen, Blocked) and (chosen.block_size, chosen.remote) == (4, True)
+    assert len(chosen) == 32
+    for block in range(8):
+        items = chosen.read_block(block)
+        assert [items[i]["id"] for i in range(4) if block != 1 or i != 3] == [
+            chosen[4 * block + i]["id"] for i in range(4) if block != 1 or i != 3
+        ]
+    with pytest.raises(ExampleError, match="no 9: it is broken"):
+        chosen.read_block(1)[3]
+    first = [line.split()[0] for line in log.read_text().splitlines()[:4]]
+    assert first == ["0", "1", "1", "2"]  # examples 0 2 2 4, then 5 7 7 9
+    plain = Weighted(SOURCE, str(tmp_path / "five.npy"))
+    np.save(plain.weights, np.ones(5))
+    assert not isinstance(plain.open(), Blocked)
 
 
 def test_rounds_and_seeds_differ(tmp_path):

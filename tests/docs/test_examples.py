@@ -58,11 +58,13 @@ def test_readme(demo_run, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_evaluation(demo_run, capsys):
     run_blocks(ROOT / "docs" / "evaluation.md")
     assert "text_to_image@1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_captions(tmp_path, monkeypatch):
     """With a decoder that always writes the same caption."""
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,7 @@ def test_one_penalty_is_one_fit():
     assert found.l2 == 0.01 and 0.4 < found.top1 < 1
 
 
+@pytest.mark.slow
 def test_the_penalty_with_the_best_held_out_part_is_taken():
     """With many useless inputs a large penalty is right; ties go to the larger one."""
     rng = np.random.default_rng(0)

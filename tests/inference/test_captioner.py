@@ -137,6 +137,7 @@ def test_what_a_tokenizer_joins_is_left_to_the_decoder():
     assert ids == [*learned[0], *learned[1], learned[2][0]] and learned[2][0] == hash(" ")
 
 
+@pytest.mark.slow
 def test_neither_the_batch_nor_the_call_matters():
     for method in ("greedy", "sample"):
         options = {"method": method, "max_num_patches": 16}

@@ -92,6 +92,7 @@ def test_a_failure_before_the_first_row_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_long_text_costs_its_characters(tmp_path):
     """NumPy's own arrays of texts would take 16 GB here."""
     items = ["x" * 200_000] + [f"text {i}" for i in range(20_000)]

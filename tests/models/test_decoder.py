@@ -146,6 +146,7 @@ def test_captions_of_an_image_do_not_see_each_other():
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_schedules_agree_in_value_and_gradient(compute):
     weights = np.random.default_rng(2).standard_normal(hidden().shape).astype(np.float32)
     found, plain = (

@@ -145,6 +145,7 @@ def test_a_beam_of_one_is_greedy():
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.slow
 def test_a_wide_beam_finds_the_best_of_all(length_penalty):
     # As wide as there are ways to go on at any position: nothing is ever dropped. One image at a
     # time, so that none searches on because another does.

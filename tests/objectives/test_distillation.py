@@ -210,6 +210,7 @@ def test_metrics():
             assert 1 / 8 - 1e-6 <= metrics[f"{name}/rank"] <= 1
 
 
+@pytest.mark.slow
 def test_the_average_is_of_what_teaches():
     """The vision tower, heads, mask token and centers."""
     history = run()

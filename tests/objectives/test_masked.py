@@ -80,6 +80,7 @@ def tokens(shown):
     return np.asarray(masked), np.asarray(student.tokens), np.asarray(teacher.tokens)
 
 
+@pytest.mark.slow
 def test_loss_report_and_center():
     """All hidden patches in one list, each with the weight that makes the mean of means."""
     shown = scene(OBJECTIVE)

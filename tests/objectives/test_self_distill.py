@@ -38,6 +38,7 @@ def features(shown):
     return np.stack(student, axis=1), np.asarray(encode(shown.teacher, one(seen, 0)))
 
 
+@pytest.mark.slow
 def test_loss_report_and_center():
     shown = scene(OBJECTIVE)
     loss, report, center, _ = measure(shown)

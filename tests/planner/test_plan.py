@@ -104,7 +104,6 @@ def test_no_line_of_a_library_is_shown(plan):
     assert sources and all("siglip2_jax/" in source for source in sources)
     text = report([plan], "v5e:2x2")
     assert "site-packages" not in text
-    assert "CPU cores a host of 8 chips, at 113 images/s a core" in text
     for title in ("most time", "most HBM traffic", "most communication"):
         rows = text.partition(f"  {title}\n")[2].splitlines()[:5]
         assert len(rows) == 5 and all("  x" in row for row in rows)

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import struct
@@ -186,6 +187,29 @@ def test_arrays() -> None:
     for source in [*empty, Image.new("RGB", (0, 5))]:
         with pytest.raises(ImageError, match="no pixels"):
             decode(source)
+
+
+def test_a_file_that_cannot_be_read_is_no_damaged_image(tmp_path: Path, monkeypatch) -> None:
+    """Errors of a disk come at the first byte or in the middle of the pixels."""
+
+    def is_of_the_system(path: str) -> None:
+        with pytest.raises(OSError, match="Input/output error") as info:
+            decode(path)
+        assert (info.value.errno, info.value.filename) == (errno.EIO, path)
+
+    if os.path.exists("/proc/self/mem"):  # whose first page is never there
+        is_of_the_system("/proc/self/mem")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(picture(), "JPEG"))
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if size is None or not 0 <= size < 4096:  # the header comes in smaller pieces
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    monkeypatch.setattr("builtins.open", lambda *_: Failing(path.read_bytes()))
+    is_of_the_system(str(path))
 
 
 def test_errors_name_the_file_and_what_was_found(tmp_path: Path) -> None:

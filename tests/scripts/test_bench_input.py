@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_input.py"
+pytestmark = pytest.mark.slow
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:

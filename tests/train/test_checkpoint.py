@@ -92,6 +92,7 @@ def test_what_does_not_fit(workdir, saved, other, message):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_no_average(tmp_path):
     plain = run(stage(optim=Optim()))
     mesh = mesh_of((1, 4))

@@ -100,6 +100,7 @@ def test_damage_of_every_file_is_noticed(workdir):
 @pytest.mark.parametrize(
     "content", [{}, {"custom_metadata": {"step": NEWEST}, "item_handlers": {"params": ""}}, []]
 )
+@pytest.mark.slow
 def test_a_record_without_what_resuming_needs(workdir, content):
     (newest(workdir) / "_CHECKPOINT_METADATA").write_text(json.dumps(content))
     phrase = find_damage(epath.Path(newest(workdir)))
@@ -127,6 +128,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("pattern", "kind"), CASES)
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(
     saved, workdir, caplog, capfd, pattern, kind
 ):

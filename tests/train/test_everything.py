@@ -20,12 +20,13 @@ from train.processes import (
 )
 
 from siglip2_jax.config import Schedule, TrainConfig, load_config
-from siglip2_jax.data.prepare import Prepare, collate
+from siglip2_jax.data.collate import collate
+from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.train.inputs import abstract_batch, image_preprocessor, open_tokenizer
 from siglip2_jax.train.step import Program
-from siglip2_jax.types import Batch
+from siglip2_jax.types import Batch, Patches
 
 EVERYTHING = CONFIGS / "everything.py"
 MAIN, END = 15, 30  # last steps of its stages
@@ -194,6 +195,32 @@ def test_all_losses_with_the_kernels_of_tpus_as_without():
     found, expected = first_step(kernels), first_step(Compute())
     assert {"loss/caption", "loss/self_distill", "loss/masked"} <= found.keys()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1], ids=["main", "curated"])
+def test_patches_may_travel_in_the_dtype_of_the_towers(index):
+    """In all losses, with views and a curating teacher, two steps are the same bit for bit."""
+    stage = config().stages[index]
+    objectives = {name: x for name, x in stage.objectives.items() if not x.reads_pixels}
+    size = config().resolved[index].read_size
+    made = program(objectives, index, compute=Compute(dtype="bfloat16"))
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x])[:size], pairs())
+    likes = abstract_batch(made.stage, PATCHES, size)
+    batch = dataclasses.replace(batch, fields={key: batch.fields[key] for key in likes.fields})
+    halved = jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype), batch, likes)
+    images = [halved.image] + [x for x in halved.fields.values() if isinstance(x, Patches)]
+    assert {image.pixels.dtype for image in images} == {jnp.dtype("bfloat16")}
+    assert len(images) == (3 if index == 0 else 1)
+    ends = []
+    for given in (batch, halved):
+        params = jax.jit(made.init_params)(jax.random.key(0))
+        state = jax.jit(made.init_state)(params, params if made.selector else None)
+        for _ in range(2):
+            state, metrics = jax.jit(made.step)(state, given)
+        ends.append(jax.tree.map(np.asarray, (state.params, state.optimizer, metrics)))
+    for found, expected in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @functools.cache

@@ -85,16 +85,16 @@ def test_abstract_batches_are_what_the_pipeline_gives(fixed, transforms):
 def test_fixed_resolution_has_one_length_and_whole_batches():
     stage = config(fixed=True).resolved[0]
     assert stage.lengths.budgets == (16,)
-    assert set(stage_reading(stage).batch_sizes) == {4}
+    assert {size for *_, size, _ in stage_reading(stage)} == {4}
 
 
 def test_readings_continue_and_stages_differ():
     found = config()
     one, two = found.resolved
     whole, rest = stage_reading(one), stage_reading(one, step=7, position=99)
-    np.testing.assert_array_equal(whole.budgets[7:], rest.budgets)
+    assert [row[:3] for row in whole][7:] == [row[:3] for row in rest]
     assert rest.position == 99 and rest.step == 7
-    assert (whole.budgets != stage_reading(two).budgets).any()
+    assert [row[1] for row in whole] != [row[1] for row in stage_reading(two)]
     tokenizer = open_tokenizer(found)
     assert stage_pipeline(one, tokenizer).seed != stage_pipeline(two, tokenizer).seed
 

@@ -102,6 +102,7 @@ def test_the_second_stage_is_refused_before_the_first_compiles(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_what_lacks_nothing_begins(stored, tmp_path, reached):
     """The config is recorded; a stage may start from what an earlier one has yet to make."""
     fits = [
@@ -112,6 +113,19 @@ def test_what_lacks_nothing_begins(stored, tmp_path, reached):
     assert train_here(run(GOOD, *fits), tmp_path / "run")
     assert reached == ["good", "wrong", "npz", "run"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["stages"]
+
+
+def test_memory_of_batches_is_there_before_anything_compiles(
+    tmp_path, reached, caplog, monkeypatch
+):
+    monkeypatch.setattr("siglip2_jax.train.requirements.free_memory", lambda: 200_000_000)
+    large = dataclasses.replace(GOOD, batch_size=64, name="large")
+    message = r"^batches that are prepared ahead need \d+ MB of memory and 200 MB are free on this "
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        with pytest.raises(ValueError, match=message + "host; lower data.prefetch .2., or give"):
+            train_here(run(GOOD, large), tmp_path / "run")
+    assert "Finished XLA compilation" not in caplog.text and not reached
+    assert train_here(run(GOOD), tmp_path / "run")
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path, reached):

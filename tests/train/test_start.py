@@ -104,6 +104,7 @@ def test_pretrained(formats, format):
     assert_fresh(state)
 
 
+@pytest.mark.slow
 def test_pretrained_by_a_run(tmp_path):
     """Its last checkpoint's average here; heads stay behind."""
     saved = save_run(tmp_path, run(stage(objectives=HEADS)), [10], MESH)
@@ -233,6 +234,7 @@ def test_continue_the_average_of_what_teaches(tmp_path):
         np.testing.assert_array_equal(x, wanted, err_msg=path)
 
 
+@pytest.mark.slow
 def test_continue_with_a_fresh_optimizer(workdir, saved):
     state = start(second(Continue(optimizer=False)), 1, workdir)
     np.testing.assert_array_equal(state.params["b"], saved[10]["params/b"])
@@ -280,6 +282,7 @@ def test_heads_that_are_gone(workdir, tmp_path):
     assert not [path for path in by_path(state) if "colour" in path]
 
 
+@pytest.mark.slow
 def test_another_part_learns(workdir, saved):
     """A tower that is frozen from here on has no moments; the other's go on."""
     optim = Optim(groups=(Group(pattern="vision/.*", frozen=True),))
@@ -304,6 +307,7 @@ def test_continue_resized(workdir, saved):
     assert {k: x.shape for k, x in numbers(state.ema_params).items() if k in RESIZED} == RESIZED
 
 
+@pytest.mark.slow
 def test_nothing_to_continue(workdir, saved, tmp_path):
     with pytest.raises(ValueError, match="is no run to continue: it has no checkpoints/"):
         start(run(stage(start=Continue(workdir=str(tmp_path / "typo")))))

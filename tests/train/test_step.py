@@ -258,6 +258,7 @@ def test_metrics():
         assert {x.dtype for x in values.values()} == {np.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_groups_and_frozen_tower():
     """Rates and decay by group; a frozen tower keeps its bits and has no moments (LiT)."""
     found = run(FSDP, **LOCKED)
@@ -269,6 +270,7 @@ def test_groups_and_frozen_tower():
     assert not [path for path in kinds if path.startswith("optimizer/") and "vision" in path]
 
 
+@pytest.mark.slow
 def test_moments_are_split_like_their_parameters():
     kinds = run(FSDP, **LOCKED).kinds
     of = {path: kind for path, kind in kinds.items() if path.startswith("params/text")}
@@ -312,6 +314,7 @@ def test_objective_of_single_examples(mesh, sigmoid, accumulate):
         np.testing.assert_allclose(values["loss"], total, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_part_of_a_batch_draws_anew():
     draws = run(FSDP, sigmoid=RING, accumulate=2, **TWO_LOSSES).metrics
     assert len({float(values["colour/draw"]) for values in draws}) == UPDATES
@@ -355,6 +358,7 @@ def test_randomness_does_not_depend_on_other_objectives():
     assert (more["also"]["kernel"] != more["colour"]["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_an_objective_that_fails_is_named():
     class Broken(Colour):
         def loss(self, head, view):
@@ -367,6 +371,7 @@ def test_an_objective_that_fails_is_named():
     assert "in the loss of the objective 'colour'" in raised.value.__notes__
 
 
+@pytest.mark.slow
 def test_embeddings_keep_their_order():
     program = Program(config(accumulate=2).resolved[0])
     params, batch = jax.tree.map(jnp.asarray, (random_params(TINY), batches()[0]))

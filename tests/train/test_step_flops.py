@@ -71,6 +71,7 @@ def program(objective: Objective, frozen: str | None = None) -> Program:
     ],
     ids=["both forward", "image forward", "text frozen", "text unread", "both"],
 )
+@pytest.mark.slow
 def test_towers_that_run_are_counted(objective, frozen, expected):
     made = program(objective, frozen)
     assert made.flops(PATCHES, BATCH) == BATCH * expected

@@ -1,6 +1,9 @@
 """Runs with worker processes: they end in good order, whoever gets the signal."""
 
+import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from train.processes import (
@@ -41,6 +44,56 @@ def test_a_signal_ends_a_run_and_its_workers(tmp_path, number, code, to_all):
     assert "resource_tracker" not in end.text and "Traceback" not in end.text, end.text
     if code == 143:
         assert saved_steps(workdir)[-1] == metrics(workdir)[-1]["step"]
+
+
+def workers_of(process: int) -> list[int]:
+    """Data workers of a training process."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    commands = {int(x): Path(f"/proc/{x}/cmdline").read_bytes() for x in children}
+    return [x for x, command in commands.items() if b"spawn_main" in command]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists the processes of a process")
+def test_a_killed_worker_changes_no_number(tmp_path):
+    changes = (*ONE_LENGTH, "stages.main.steps=200", "data.workers=2", "data.prefetch=4")
+    with training(LIGHT, tmp_path / "run", *changes) as run:
+        run.wait_for(lambda: steps_done(tmp_path / "run") >= 3)
+        os.kill(workers_of(run.popen[0].pid)[1], signal.SIGKILL)
+        (end,) = run.wait()
+    assert end.code == 0, end.text
+    assert "data workers that were lost and started again: 1" in end.text
+    (end,) = train(LIGHT, tmp_path / "alone", *changes[:-2])
+    assert end.code == 0, end.text
+    found, expected = numbers(tmp_path / "run"), numbers(tmp_path / "alone")
+    restarts = [line.pop("data/worker_restarts") for line in found.values()]
+    assert restarts[0] == 0 and restarts[-1] == 1 and restarts == sorted(restarts)
+    assert {line.pop("data/worker_restarts") for line in expected.values()} == {0}
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists the processes of a process")
+def test_a_run_whose_workers_are_killed_again_and_again_saves_first(tmp_path):
+    changes = (*ONE_LENGTH, "data.workers=1", "checkpoints.every=1000000")
+    workdir, killed = tmp_path / "run", set()
+
+    def kill() -> bool:
+        for worker in workers_of(run.popen[0].pid):
+            if worker not in killed and steps_done(workdir) >= 3:
+                os.kill(worker, signal.SIGKILL)
+                killed.add(worker)
+        return False
+
+    with training(LIGHT, workdir, *changes, "stages.main.steps=100000") as run:
+        run.wait_for(kill)
+        (end,) = run.wait()
+    assert end.code == 2 and "Traceback" not in end.text, end.text
+    assert "siglip2: error: 3 data workers were lost within" in end.text
+    assert "the last by SIGKILL" in end.text and len(killed) == 3
+    last = metrics(workdir)[-1]["step"]
+    assert saved_steps(workdir) == [last]
+    assert f"the last good checkpoint is step {last} in {workdir}" in end.text
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 from PIL.Image import Image
 
+from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples, Folder
 from siglip2_jax.data.text import read_rows
@@ -72,7 +73,7 @@ def annotate(
     """Writes the rows of a folder with `regions` added; see `regions.read_regions`.
 
     `Folder(path, captions=out)` reads the result, with `out` relative to the folder or absolute. A
-    row's own `regions` are replaced. Rows without a readable image, or that the annotator refuses,
+    row's own `regions` are replaced. Rows whose image is damaged, or that the annotator refuses,
     are left out and listed in `<out>.errors.jsonl`, `<out>` without its suffix. Until all rows are
     done, results are in `<out>.partial`, with which an interrupted job continues.
 
@@ -86,7 +87,7 @@ def annotate(
     Raises:
       ValueError: the source cannot be opened, `out` exists already, or was begun with another
         source or other settings.
-      OSError: a file cannot be written.
+      OSError: a file cannot be written; a SourceError where an image cannot be read.
     """
     out, limits = Path(out), limits or Limits()
     if out.exists():
@@ -131,9 +132,9 @@ def _results(
 
     def read(index: int) -> tuple[dict[str, Any], Image] | Exception:
         try:
-            example = examples[index]
+            example = patiently(lambda: examples[index], f"row {index}")
             return example, decode(example["image"], name=example["name"])
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             return error
 
     for result in thread_map(read, range(start, len(examples)), _AHEAD):

@@ -17,7 +17,9 @@ from grain.experimental import index_shuffle
 from siglip2_jax.data.example import ExampleError, with_name
 from siglip2_jax.data.manifest import BLOCK_SIZE, Entry
 from siglip2_jax.data.manifest_files import ALL, Shard
+from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.prefetch import thread_map
+from siglip2_jax.data.records import COUNTS, write_counts
 from siglip2_jax.data.sources import Blocked, Examples, Incomplete, Source
 from siglip2_jax.data.stores import File, Store, is_remote
 from siglip2_jax.data.tar_blocks import index_blocks
@@ -66,9 +68,10 @@ def pack(
 ) -> Summary:
     """Writes the examples of a source to `<name>-00000-of-0000N.arrayrecord`, or to tars.
 
-    Images are kept as they are, byte for byte, but decoded to see that they can be. Examples that
-    are unreadable or have no caption are skipped and listed in `<name>.errors.jsonl`. A pack that
-    was interrupted continues after its last whole file. Tars get a manifest.
+    Images are kept as they are, byte for byte, but decoded to see that they can be. Examples whose
+    image is damaged or that have no caption are skipped and listed in `<name>.errors.jsonl`; one
+    that cannot be read at all stops the pack. A pack that was interrupted continues after its last
+    whole file. Tars get a manifest.
 
     Args:
       source: what to write. Not a mixture: its parts are packed one by one.
@@ -83,7 +86,7 @@ def pack(
     Raises:
       ValueError: the source cannot be opened, all its examples are bad, or the destination holds a
         pack of another source or file size.
-      OSError: a file cannot be written.
+      OSError: a file cannot be written; a SourceError where an example cannot be read.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
@@ -149,6 +152,9 @@ def pack(
         sizes = [entry.file.size for entry in manifest.finish()]
     else:
         sizes = [(destination / file).stat().length for file in files]
+        counts = destination / f"{name}{COUNTS}"
+        if not missing(destination, names) and (todo or not counts.exists()):
+            write_counts([str(destination / file) for file in names], counts)
     if count and len(errors) == count:
         raise ValueError(
             f"none of {count} examples could be packed; {errors_file} says why for each"
@@ -233,11 +239,11 @@ def _encode(examples: Examples, index: int, kind: ShardKind, place: int) -> Any:
     """An example as the writer takes it, or what is wrong with it."""
     name = f"example {index}"
     try:
-        example = examples[index]
+        example = patiently(lambda: examples[index], name)
         name = example["name"]
         if not example["captions"]:
             raise ValueError(f"{name}: it has no caption.")
         decode(example["image"], name=name)
         return kind.encode(example, place)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return with_name(error, name)

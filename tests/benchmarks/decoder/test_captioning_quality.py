@@ -45,6 +45,7 @@ def test_written_captions_against_those_of_the_set():
     }
 
 
+@pytest.mark.slow
 def test_nothing_is_written():
     rows = examples(["a dog"], ["a cat"], ["a bus"])
     evaluator = CaptionQuality(source=Memory(tuple(rows)), count=2, **BUDGET)

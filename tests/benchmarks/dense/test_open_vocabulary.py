@@ -110,6 +110,7 @@ def plain_maps(pairs):
         yield plain_bilinear(colours, *truth.shape).argmax(-1), truth
 
 
+@pytest.mark.slow
 def test_scenes_whose_colours_have_names(tmp_path):
     """Images of several shapes, a class that no image has, void pixels, figures."""
     data = write_scenes(tmp_path, "classes")

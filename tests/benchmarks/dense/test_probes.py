@@ -34,6 +34,7 @@ from siglip2_jax.testing import random_params
 RECIPE = Recipe(steps=120, batch_size=4, learning_rate=0.1, weight_decay=0.0)
 
 
+@pytest.mark.slow
 def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
     """Images of several shapes: padding on both sides, void pixels, figures of predictions."""
     data = write_scenes(tmp_path, "classes")
@@ -55,6 +56,7 @@ def test_segmentation_of_scenes_that_tokens_tell(tmp_path):
     assert found == SegmentationProbe(**options)(Painted())
 
 
+@pytest.mark.slow
 def test_segmentation_on_a_mesh_is_the_same(tmp_path):
     """The mesh of all devices is set, as it is where training calls evaluators."""
     recipe = Recipe(steps=4, batch_size=4, dropout=0.2)
@@ -87,6 +89,7 @@ ONE_NORMAL = math.degrees(math.acos(3**-0.5))
 """Error in degrees of one answer for the scenes' three normals, which are 90 degrees apart."""
 
 
+@pytest.mark.slow
 def test_normals_of_scenes_that_tokens_tell(tmp_path):
     data = write_scenes(tmp_path, "normals")
     figures = str(tmp_path / "drawn")

@@ -8,6 +8,7 @@ import pytest
 from data.samples import picture
 from PIL import Image
 
+from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.regions import Region, read_regions
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.tools.annotate import Limits, Summary, annotate
@@ -28,15 +29,15 @@ class StandIn:
 
 
 def write_folder(path, changes=()):
-    """Eight rows of pictures 40 + i pixels wide; row 3 has no picture and row 6 no file."""
+    """Eight rows of pictures 40 + i pixels wide; row 3 has no picture and row 6 half of one."""
     (path / "images").mkdir(parents=True)
     rows = []
     for i in range(8):
         row = {"file": f"{i}.png", "captions": [f"a dog {i}", "the dog"], "width": 40, "height": 28}
         rows.append({**row, "boxes": [DOG] if i else None, "é": "\u2028"})
-        if i != 6:
-            data = b"nothing" if i == 3 else picture(i, 40 + (i if i == 1 else 0), 28, "PNG")
-            (path / "images" / row["file"]).write_bytes(data)
+        data = b"nothing" if i == 3 else picture(i, 40 + (i if i == 1 else 0), 28, "PNG")
+        data = data[: len(data) // 2] if i == 6 else data
+        (path / "images" / row["file"]).write_bytes(data)
     for i, change in changes:
         rows[i] |= change
     (path / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
@@ -70,6 +71,17 @@ def test_annotated_boxes(tmp_path, rows):
     examples = Folder(str(tmp_path), captions="regions.jsonl").open()
     assert read_regions(examples[1]) == (Region((0.25, 0.25, 0.75, 0.75), "dog", 1.0),)
     assert examples[1]["captions"] == ("a dog 1", "the dog")
+
+
+def test_a_missing_file_stops_and_can_be_put_back(tmp_path, rows):
+    image, out = tmp_path / "images" / "4.png", tmp_path / "regions.jsonl"
+    data = image.read_bytes()
+    image.unlink()
+    with pytest.raises(SourceError, match=r"4\.png: there is no such file; put it back, or remove"):
+        annotate(Folder(str(tmp_path)), out, Annotations())
+    assert not out.exists()
+    image.write_bytes(data)
+    assert annotate(Folder(str(tmp_path)), out, Annotations()).skipped == 2
 
 
 def test_detections_are_of_the_captions_and_limited(tmp_path, rows):

@@ -1,13 +1,16 @@
 """Packs read back equal, continue after a stop, and say what was left out."""
 
+import errno
 import json
 import shutil
 import tarfile
 from dataclasses import replace
 
 import pytest
+from data.faults import Failing
 from data.samples import example, picture, write_tar
 
+from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.manifest_files import Shard
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Memory
@@ -104,17 +107,27 @@ def test_every_bad_sample_has_its_name(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.jpg").write_bytes(picture(0))
-    captions = [{"file": name, "caption": "x"} for name in ("a.jpg", "absent.jpg")]
+    (images / "cut.jpg").write_bytes(picture(0)[:250])
+    captions = [{"file": name, "caption": "x"} for name in ("a.jpg", "cut.jpg")]
     captions.append({"file": "a.jpg", "caption": 5})
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, captions)))
     assert pack(Folder(str(tmp_path)), tmp_path / "folder").skipped == 2
     assert [row["name"] for row in errors(tmp_path / "folder")] == [
-        f"{images}/absent.jpg",
+        f"{images}/cut.jpg",
         f"{images}/a.jpg#2",
     ]
     assert pack(Unnamed(), tmp_path / "unnamed").skipped == 1
     (row,) = errors(tmp_path / "unnamed")
     assert (row["name"], row["error"]) == ("example 1", "example 1: broken")
+
+
+def test_what_cannot_be_read_stops_the_pack(tmp_path):
+    source = Failing(6, errno.EACCES, {3: 1})
+    with pytest.raises(SourceError, match=r"^/mnt/3.jpg cannot be read \(Permission denied\)"):
+        pack(source, tmp_path, shard_size=2)
+    assert not (tmp_path / "examples.errors.jsonl").exists()
+    assert pack(source, tmp_path, shard_size=2).written == 2
+    assert read(tmp_path) == [example(i) for i in range(6)]
 
 
 def test_what_the_source_left_out_is_counted(tmp_path):

@@ -221,6 +221,7 @@ def test_large_scores_do_not_overflow(kind):
     check(kind, (query * 10, key * 10, value, cotangent), None, 2e-4)
 
 
+@pytest.mark.slow
 def test_under_scan_remat_and_vmap():
     inputs = operands((2, 16, 2, 64))[:3]
     valid = jnp.asarray(np.arange(16) < np.array([[16], [5]]))
@@ -242,6 +243,7 @@ def test_under_scan_remat_and_vmap():
 
 
 @pytest.mark.parametrize("kind", ["pallas", "splash"])
+@pytest.mark.slow
 def test_on_a_mesh_as_on_one_device(kind):
     inputs = operands((8, 16, 2, 64))
     valid = jnp.asarray(np.arange(16) < np.arange(1, 9)[:, None])

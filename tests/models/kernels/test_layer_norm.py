@@ -90,6 +90,7 @@ def test_bfloat16_is_rounded_once(kind):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.slow
 def test_an_encoder_with_the_kernel_as_without(dtype):
     """Under scan and remat, and one step of bfloat16 apart at most."""
     tower = Tower(width=32, depth=2, mlp_dim=64, num_heads=2)

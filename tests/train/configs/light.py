@@ -15,6 +15,7 @@ class Brightness(Objective):
 
     weight: float = 1.0
     poison: int | None = None
+    reads_pixels: bool = True
 
     def loss(self, head, view):
         t, b, image = view.student.t[...], view.student.b[...], view.batch.image

@@ -21,6 +21,7 @@ class Digest(Objective):
     """Reports a number that tells sets of examples apart, whatever their order; no loss."""
 
     weight: float = 1.0
+    reads_pixels: bool = True
 
     def loss(self, head, view):
         image, text = view.batch.image, view.batch.text

@@ -1,0 +1,69 @@
+"""Contract between the steps of a pipeline and the workers that fill their buffers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from siglip2_jax.data.ring import Ring
+from siglip2_jax.types import Batch
+
+
+class Outcome(NamedTuple):
+    """Result of a piece of work, beside the rows it has written.
+
+    Attributes:
+      bad: examples that could not be used and were replaced.
+      problems: why, each with a name.
+    """
+
+    bad: int
+    problems: tuple[str, ...]
+
+
+@runtime_checkable
+class Work(Protocol):
+    """Steps, each in parts that may be done in any order. Picklable."""
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        ...
+
+    def buffer_bytes(self) -> int:
+        """Memory of the largest step's batch (`ring.batch_bytes`)."""
+        ...
+
+    def parts(self, step: int, /) -> int:
+        """Number of parts of a step."""
+        ...
+
+    def like(self, step: int, /) -> tuple[Batch, int]:
+        """A batch of one row like those of a step, and the number of its rows."""
+        ...
+
+    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
+        """Writes the part's rows of the step's batch."""
+        ...
+
+
+class Task(NamedTuple):
+    """A part of a step to do, and the buffer that it goes to."""
+
+    step: int
+    part: int
+    slot: int
+
+
+class Done(NamedTuple):
+    """A task that is over."""
+
+    task: Task | None  # None where a worker could not begin
+    outcome: Outcome | Exception
+
+
+def do(work: Work, ring: Ring, task: Task) -> Done:
+    """Does a task; its error is a result like any other."""
+    try:
+        out = ring.batch(task.slot, *work.like(task.step))
+        return Done(task, work.fill(task.step, task.part, out))
+    except Exception as error:
+        return Done(task, error)

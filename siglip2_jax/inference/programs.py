@@ -1,0 +1,94 @@
+"""Compiled programs of a model, and inputs of any length run through them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from siglip2_jax.models.config import ModelConfig
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.siglip2 import Params, abstract_model
+from siglip2_jax.sharding import BATCH, device_put_global, replicate
+from siglip2_jax.types import Features, Patches
+
+CPU_TOKENS = 2048
+
+
+@functools.cache
+def programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
+    """Programs of a model: features of images, embeddings of images, embeddings of texts.
+
+    Models of the same sizes share them, so that XLA compiles each once in a process.
+    """
+    graphdef, _ = abstract_model(config, Compute(dtype=dtype))
+
+    # On TPU float32 products are bfloat16 by default; "highest" makes float32 mean it.
+    @jax.jit
+    def encode_image(params: Params, image: Patches) -> Features:
+        with jax.default_matmul_precision("highest"):
+            features = nnx.merge(graphdef, params).encode_image(image)
+            return jax.tree.map(replicate, features)
+
+    @functools.partial(jax.jit, static_argnames="normalize")
+    def embed_image(params: Params, image: Patches, normalize: bool) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            features = nnx.merge(graphdef, params).encode_image(image)
+            return replicate(features.image if normalize else features.pooled)
+
+    @jax.jit
+    def embed_text(params: Params, ids: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return replicate(nnx.merge(graphdef, params).encode_text(ids))
+
+    return encode_image, embed_image, embed_text
+
+
+def run_batches(
+    program: Callable[..., Any], params: Params, inputs: Any, batch_size: int, mesh: Mesh | None
+) -> Iterator[Any]:
+    """Runs a program over inputs of any length, in batches of at most three sizes.
+
+    Args:
+      program: takes parameters and a batch.
+      params: the model's parameters.
+      inputs: a tree of arrays that share their leading axis.
+      batch_size: examples of a batch, at least 1.
+      mesh: where batches are split; None runs on one device.
+
+    Yields:
+      The program's outputs of each batch as NumPy arrays, without what filled it up.
+
+    Raises:
+      ValueError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    total, tokens = jax.tree.leaves(inputs)[0].shape[:2]
+    if jax.default_backend() == "cpu":  # larger batches only fall out of its caches
+        batch_size = min(batch_size, max(1, CPU_TOKENS // tokens))
+    # Three sizes bound both the programs compiled and the work wasted on filling up.
+    devices = 1 if mesh is None else mesh.size
+    sizes = sorted({-(-n // devices) * devices for n in (1, min(8, batch_size), batch_size)})
+    for start in range(0, total, batch_size):
+        batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
+        n = jax.tree.leaves(batch)[0].shape[0]
+        size = next(size for size in sizes if size >= n)
+        batch = jax.tree.map(functools.partial(_fill, size=size), batch)
+        if mesh is None:
+            outputs = program(params, batch)
+        else:
+            split = functools.partial(device_put_global, sharding=NamedSharding(mesh, BATCH))
+            with jax.set_mesh(mesh):
+                outputs = program(params, jax.tree.map(split, batch))
+        yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
+
+
+def _fill(x: np.ndarray, size: int) -> np.ndarray:
+    """Appends zero rows up to `size`; as `Patches` such rows are all padding."""
+    return x if len(x) == size else np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
