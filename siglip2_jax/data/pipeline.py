@@ -15,6 +15,7 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from siglip2_jax.data.block_reader import BlockReader
 from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
 from siglip2_jax.data.layout import Layout, layout
 from siglip2_jax.data.lengths import StepSchedule
@@ -23,6 +24,7 @@ from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
 from siglip2_jax.data.steps import Steps
+from siglip2_jax.data.store_client import Counts
 from siglip2_jax.data.streams import BlockStream, WholeStream
 from siglip2_jax.types import Batch
 
@@ -48,6 +50,7 @@ class HostBatch:
       bad: examples of this host's part that could not be used and were replaced.
       problems: the first few reasons, each with a name.
       restarts: worker processes that were lost and started again since the step before.
+      requests: those to stores that this host has made since the step before.
     """
 
     batch: Batch
@@ -57,6 +60,7 @@ class HostBatch:
     bad: int
     problems: tuple[str, ...]
     restarts: int = 0
+    requests: Counts = Counts()
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,11 @@ class Pipeline:
     @cached_property
     def _opened(self) -> list[Examples]:
         """The sources of the mixture, or the single source, each opened once."""
-        return [source.open() for source in _flatten(self.source)]
+        opened = [source.open() for source in _flatten(self.source)]
+        for examples in opened:
+            if isinstance(examples, BlockReader):
+                examples.store.client.patience = self.patience
+        return opened
 
     @property
     def sizes(self) -> list[tuple[str, int]]:
@@ -209,6 +217,7 @@ class Pipeline:
                         step_bad,
                         step_problems,
                         filled.restarts,
+                        sum((part.requests for part in filled.outcomes), Counts()),
                     )
                 )
                 if len(held) > AHEAD:

@@ -44,7 +44,7 @@ _CREDENTIALS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counts:
     """Requests to stores.
 
@@ -69,20 +69,27 @@ class Counts:
 
 
 _lock = threading.Lock()
-_total = Counts()
+_total = _taken = Counts()
 
 
 def counts() -> Counts:
     """The requests of this process so far."""
-    with _lock:
-        return dataclasses.replace(_total)
+    return _total
 
 
-def count(**more: int | float) -> None:
-    """Adds to the counts of this process, by their names."""
+def take() -> Counts:
+    """The requests of this process since this was last called."""
+    global _taken
     with _lock:
-        for name, number in more.items():
-            setattr(_total, name, getattr(_total, name) + number)
+        new, _taken = _total - _taken, _total
+    return new
+
+
+def count(requests: int = 0, size: int = 0, retries: int = 0, seconds: float = 0.0) -> None:
+    """Adds to the counts of this process."""
+    global _total
+    with _lock:
+        _total += Counts(requests, size, retries, seconds)
 
 
 class Client:

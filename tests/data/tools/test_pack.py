@@ -173,7 +173,7 @@ def tars(path):
 
 
 def contents(examples):
-    """What tars keep of examples: all but their names."""
+    """Examples without their names, which is all that tars keep."""
     return [{key: x for key, x in example.items() if key != "name"} for example in examples]
 
 
