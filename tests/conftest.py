@@ -45,10 +45,24 @@ def store(tmp_path, monkeypatch):
         pytest.importorskip(package)
     root = tmp_path / "store"
     (root / "bucket").mkdir(parents=True)
-    with stores.google_store(root) as running:
+    with stores.running(stores.GoogleStore(root)) as running:
         for name, value in running.variables().items():
             monkeypatch.setenv(name, value)
         yield running
+
+
+@pytest.fixture(params=[stores.GoogleStore, stores.AmazonStore])
+def cloud(request, tmp_path, monkeypatch):
+    """Servers that hold `gs://bucket` and `s3://bucket`; skipped without the group `remote`."""
+    for package in (request.param.package, "obstore", "gcsfs"):
+        pytest.importorskip(package)
+    (tmp_path / "store" / "bucket").mkdir(parents=True)
+    google = request.param is stores.GoogleStore
+    store = stores.GoogleStore(tmp_path / "store") if google else stores.AmazonStore()
+    with stores.running(store):
+        for name, value in store.variables().items():
+            monkeypatch.setenv(name, value)
+        yield store
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +89,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs the development data or a store, so that it can be chosen by name."""
-    fixtures = {"shared": pytest.mark.shared, "store": pytest.mark.remote}
+    fixtures = {"shared": pytest.mark.shared} | dict.fromkeys(
+        ("store", "cloud"), pytest.mark.remote
+    )
     for item in items:
         for name in fixtures.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(fixtures[name])

@@ -1,17 +1,16 @@
-"""`siglip2 data`: index tars, pack data sets, add regions, look at batches, measure."""
+"""`siglip2 data`: index and pack data sets, add regions, look at batches, measure."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli import data_bench, data_regions
-from siglip2_jax.cli.options import add_config_options, load_run, local_path, output_file, positive
+from siglip2_jax.cli import data_bench, data_index, data_pack, data_regions
+from siglip2_jax.cli.options import add_config_options, load_run, output_file, positive
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     from siglip2_jax.config import ResolvedStage
-    from siglip2_jax.data.sources import Source
     from siglip2_jax.preprocess.tokenizer import Tokenizer
 
 
@@ -23,69 +22,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog="example: siglip2 data inspect tiny --out batch.html",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
-    _add_index(jobs)
-    _add_pack(jobs)
+    data_index.add_parser(jobs)
+    data_pack.add_parser(jobs)
     data_regions.add_parser(jobs)
     _add_inspect(jobs)
     data_bench.add_parser(jobs)
-
-
-def _add_index(jobs: argparse._SubParsersAction) -> None:
-    parser = jobs.add_parser(
-        "index",
-        help="write TAR.idx.npz beside webdataset tars",
-        description="Writes TAR.idx.npz with the position of each sample, so that training reads "
-        "it directly. Tars with an index that is up to date are skipped. Samples that cannot be "
-        "used are counted.",
-        epilog="example: siglip2 data index '/data/train/*.tar'",
-    )
-    parser.add_argument(
-        "pattern", metavar="PATTERN", type=local_path, help="webdataset tar, or glob of tars"
-    )
-    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    parser.set_defaults(run=index)
-
-
-def _add_pack(jobs: argparse._SubParsersAction) -> None:
-    parser = jobs.add_parser(
-        "pack",
-        help="turn tars, a folder or a TFDS data set into ArrayRecord files",
-        description="Writes ArrayRecord shards, which are read at random positions without an "
-        "index. An interrupted job continues. Items without a readable image or a caption are "
-        "left out and listed in a file of errors.",
-        epilog="example: siglip2 data pack --tars '/data/cc/*.tar' --out /data/cc_records",
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--tars",
-        metavar="PATTERN",
-        type=local_path,
-        help="glob of webdataset tars, as img2dataset writes them",
-    )
-    source.add_argument("--folder", metavar="DIR", help="folder with captions.jsonl and images/")
-    source.add_argument("--tfds", metavar="NAME", help="name of a prepared TFDS data set")
-    parser.add_argument(
-        "--captions",
-        type=local_path,
-        help="name of the folder's .jsonl of captions, or of the TFDS feature with captions",
-    )
-    parser.add_argument(
-        "--template", help='template of captions made from fields, such as "a photo of a {name}"'
-    )
-    parser.add_argument(
-        "--split", default="train", help="split of the TFDS data set (default: train)"
-    )
-    parser.add_argument(
-        "--data-dir", type=local_path, help="directory in which the TFDS data set was prepared"
-    )
-    parser.add_argument(
-        "--out", type=local_path, required=True, help="directory to write the shards to"
-    )
-    parser.add_argument(
-        "--shard-size", type=positive, default=10_000, help="examples per shard (default: 10000)"
-    )
-    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    parser.set_defaults(run=pack)
 
 
 def _add_inspect(jobs: argparse._SubParsersAction) -> None:
@@ -110,44 +51,6 @@ def _add_inspect(jobs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
     parser.set_defaults(run=inspect)
-
-
-def index(args: argparse.Namespace) -> None:
-    """Indexes tars."""
-    from collections import Counter
-
-    from siglip2_jax.data.tars import index_tars
-    from siglip2_jax.progress import progress
-
-    with progress("indexing") as show:
-        indices = index_tars(args.pattern, show)
-    counts = Counter()
-    for index in indices:
-        counts.update({reason: remark.count for reason, remark in index.remarks.items()})
-    summary = {
-        "tars": len(indices),
-        "damaged": sum(index.damage is not None for index in indices),
-        "samples": sum(map(len, indices)),
-        "left_out": sum(index.left_out for index in indices),
-        "remarks": dict(counts),
-    }
-    _print(summary, args.json, "{tars} tars hold {samples} samples; {left_out} are left out")
-
-
-def pack(args: argparse.Namespace) -> int:
-    """Packs a data set; exit code 1 if nothing in it could be used."""
-    import dataclasses
-
-    from siglip2_jax.data.tools.pack import pack as write
-    from siglip2_jax.progress import progress
-
-    with progress("packing") as show:
-        result = write(_source(args), args.out, shard_size=args.shard_size, progress=show)
-    text = "{examples} examples in {shards} shards ({bytes} bytes); {skipped} were bad"
-    if result.left_out:
-        text += ", {left_out} in the files are no samples that can be used"
-    _print(dataclasses.asdict(result), args.json, text)
-    return 0 if result.examples else 1
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -211,26 +114,3 @@ def _targets(stage: ResolvedStage, batches: dict):
         ]
         for budget, batch in batches.items()
     }
-
-
-def _source(args: argparse.Namespace) -> Source:
-    from siglip2_jax.data.sources import Folder
-    from siglip2_jax.data.tars import Tars
-    from siglip2_jax.data.tfds import Tfds
-
-    if args.tars is not None:
-        return Tars(args.tars)
-    if args.folder is not None:
-        captions = args.captions or "captions.jsonl"
-        return Folder(args.folder, captions=captions, template=args.template)
-    captions = args.captions or "captions"
-    return Tfds(
-        args.tfds, args.split, directory=args.data_dir, captions=captions, template=args.template
-    )
-
-
-def _print(summary: dict, as_json: bool, text: str) -> None:
-    if as_json:
-        print_json(summary)
-    else:
-        print(text.format_map(summary))

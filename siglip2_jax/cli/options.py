@@ -43,6 +43,34 @@ def local_path(text: str) -> str:
     return text
 
 
+def stored_path(text: str) -> str:
+    """An argparse type: a path on this machine or in a store."""
+    if "://" in text and not text.startswith(("gs://", "s3://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a local path, nor on gs:// or s3://")
+    return text
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count) < 1e5):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a share such as 3/16: a number from 0 up, and how many there are"
+        )
+    return int(number), int(count)
+
+
+def add_shard_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the share of a job that is done in several places."""
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        default=(0, 1),
+        help="share of the files that is done here, 0/N to (N-1)/N, on any machines at the same "
+        "time (default: all)",
+    )
+
+
 def output_file(text: str) -> epath.Path:
     """An argparse type: a file to write, local or `gs://`, checked to be writable."""
     from siglip2_jax.outputs import check_output

@@ -3,6 +3,7 @@
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.collate import collate
 from siglip2_jax.data.lengths import Lengths
+from siglip2_jax.data.parquet import Parquet
 from siglip2_jax.data.prepare import Prepare, Transform, Views
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.shuffle import BlockShuffle
@@ -21,6 +22,7 @@ __all__ = [
     "Lengths",
     "Memory",
     "Mixture",
+    "Parquet",
     "Prepare",
     "RandomResizedCrop",
     "Records",

@@ -45,7 +45,7 @@ class BlockReader(ABC):
         self._begin()
 
     def _begin(self) -> None:
-        self._lock, self._held = Lock(), OrderedDict[int, Future[Sequence[dict[str, Any]]]]()
+        self._lock, self._held = Lock(), OrderedDict[int, Future[Items]]()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: x for name, x in self.__dict__.items() if name not in ("_lock", "_held")}
@@ -61,7 +61,7 @@ class BlockReader(ABC):
         block, offset = divmod(index, self.block_size)
         return self._block(block)[offset]
 
-    def read_block(self, block: int, /) -> Sequence[dict[str, Any]]:
+    def read_block(self, block: int, /) -> Items:
         """The examples of a block; raises what `Blocked` says."""
         return Items([make for piece in self.manifest.pieces(block) for make in self._read(piece)])
 
@@ -73,7 +73,7 @@ class BlockReader(ABC):
           SourceError: they cannot be read.
         """
 
-    def _block(self, block: int) -> Sequence[dict[str, Any]]:
+    def _block(self, block: int) -> Items:
         """A block that is held, or read by one of the threads that want it."""
         with self._lock:
             if waiting := block in self._held:

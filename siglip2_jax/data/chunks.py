@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from siglip2_jax.data import store_client
 from siglip2_jax.data.collate import blank_row, write_row
 from siglip2_jax.data.example import ExampleError, with_name
 from siglip2_jax.data.layout import Layout
@@ -109,7 +110,7 @@ class Chunks:
                 item, its_problems = self._item(index, budget)
                 write_row(item, out, row)
                 problems += its_problems
-        return Outcome(len(problems), tuple(problems[:SHOWN]))
+        return Outcome(len(problems), tuple(problems[:SHOWN]), store_client.take())
 
     def close(self) -> None:
         """Ends what reads ahead."""

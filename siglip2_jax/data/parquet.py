@@ -178,7 +178,8 @@ class _ParquetBlocks(BlockReader):
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the system; damage has no number
-            raise _Damaged(f"its row group {group} is damaged ({error})") from error
+            reason = " ".join(str(error).split())
+            raise _Damaged(f"its row group {group} is damaged ({reason})") from error
 
     def _make(self, row: _Row) -> dict[str, Any]:
         source, name = self._source, row.name

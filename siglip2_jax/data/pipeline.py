@@ -15,6 +15,7 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from siglip2_jax.data.block_reader import BlockReader
 from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
 from siglip2_jax.data.layout import Layout, layout
 from siglip2_jax.data.lengths import StepSchedule
@@ -23,7 +24,7 @@ from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
 from siglip2_jax.data.steps import Steps
-from siglip2_jax.data.stores import Store
+from siglip2_jax.data.store_client import Counts
 from siglip2_jax.data.streams import BlockStream, WholeStream
 from siglip2_jax.types import Batch
 
@@ -49,6 +50,7 @@ class HostBatch:
       bad: examples of this host's part that could not be used and were replaced.
       problems: the first few reasons, each with a name.
       restarts: worker processes that were lost and started again since the step before.
+      requests: those to stores that this host has made since the step before.
     """
 
     batch: Batch
@@ -58,6 +60,7 @@ class HostBatch:
     bad: int
     problems: tuple[str, ...]
     restarts: int = 0
+    requests: Counts = Counts()
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ class Pipeline:
         """The sources of the mixture, or the single source, each opened once."""
         opened = [source.open() for source in _flatten(self.source)]
         for examples in opened:
-            if isinstance(store := getattr(examples, "store", None), Store):
-                store.client.patience = self.patience
+            if isinstance(examples, BlockReader):
+                examples.store.client.patience = self.patience
         return opened
 
     @property
@@ -214,6 +217,7 @@ class Pipeline:
                         step_bad,
                         step_problems,
                         filled.restarts,
+                        sum((part.requests for part in filled.outcomes), Counts()),
                     )
                 )
                 if len(held) > AHEAD:

@@ -51,7 +51,7 @@ def encode_example(example: dict[str, Any]) -> bytes:
     fields = {key: value for key, value in example.items() if key not in blobs}
     header = {"fields": fields, "blobs": [[key, len(blob)] for key, blob in blobs.items()]}
     try:
-        text = json.dumps(header, ensure_ascii=False, default=_plain).encode()
+        text = json.dumps(header, ensure_ascii=False, default=as_json).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{example.get('name', 'an example')}: a field cannot be written as JSON ({error})."
@@ -80,7 +80,12 @@ def decode_example(record: bytes) -> dict[str, Any]:
     return example
 
 
-def _plain(value: object) -> Any:
+def as_json(value: object) -> Any:
+    """The value of a NumPy array or scalar as JSON has it, for `json.dumps`.
+
+    Raises:
+      TypeError: it is something else.
+    """
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not a kind of JSON value")

@@ -8,21 +8,32 @@ import json
 import os
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.patience import PATIENCE
 
 T = TypeVar("T")
+
 CHANGED = (
     "has changed since it was indexed; remove the manifest files beside it and run `siglip2 data "
     "index` again"
 )
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
+_SECONDS_TO_ANSWER = 3.0
+_AWS_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
 _STATUS = re.compile(r"status code: (\d{3})")
 _OF_CREDENTIALS = re.compile(r"token request|169\.254\.\d|metadata\.google|oauth2")
 _CREDENTIALS = {
@@ -33,7 +44,7 @@ _CREDENTIALS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counts:
     """Requests to stores.
 
@@ -58,20 +69,27 @@ class Counts:
 
 
 _lock = threading.Lock()
-_total = Counts()
+_total = _taken = Counts()
 
 
 def counts() -> Counts:
     """The requests of this process so far."""
-    with _lock:
-        return dataclasses.replace(_total)
+    return _total
 
 
-def count(**more: float) -> None:
-    """Adds to the counts of this process, by their names."""
+def take() -> Counts:
+    """The requests of this process since this was last called."""
+    global _taken
     with _lock:
-        for name, number in more.items():
-            setattr(_total, name, getattr(_total, name) + number)
+        new, _taken = _total - _taken, _total
+    return new
+
+
+def count(requests: int = 0, size: int = 0, retries: int = 0, seconds: float = 0.0) -> None:
+    """Adds to the counts of this process."""
+    global _total
+    with _lock:
+        _total += Counts(requests, size, retries, seconds)
 
 
 class Client:
@@ -152,9 +170,10 @@ class Client:
         if name not in self._buckets:
             try:
                 self._buckets[name] = _connect(scheme, bucket, self.stall)
-            except Exception as error:  # such as a file of credentials that is none
+            except Exception as error:  # there are none, or a file that is none
                 raise SourceError(
-                    f"{name} cannot be opened ({_reason(error)}); {_CREDENTIALS[scheme]}"
+                    f"{name} cannot be read without credentials ({_reason(error)}); "
+                    f"{_CREDENTIALS[scheme]}"
                 ) from error
         return self._buckets[name]
 
@@ -173,6 +192,20 @@ def check_client() -> None:
         ) from error
 
 
+def _check_instance() -> None:
+    """Refuses a bucket of S3 where there are no credentials, which obstore would wait for.
+
+    Raises:
+      OSError: neither the environment nor the machine it would ask has any.
+    """
+    if any(map(os.environ.get, _AWS_CREDENTIALS)):
+        return
+    address = os.environ.get("AWS_METADATA_ENDPOINT", "http://169.254.169.254")
+    parts = urlsplit(address)
+    with socket.create_connection((parts.hostname or "", parts.port or 80), _SECONDS_TO_ANSWER):
+        pass
+
+
 def _connect(scheme: str, bucket: str, stall: float) -> Any:
     """The client of a bucket, or of its stand-in at STORAGE_EMULATOR_HOST or AWS_ENDPOINT_URL."""
     from obstore.store import GCSStore, S3Store
@@ -186,6 +219,7 @@ def _connect(scheme: str, bucket: str, stall: float) -> Any:
     }
     retries = {"max_retries": 0}  # they are made and counted here
     if scheme == "s3":
+        _check_instance()
         return S3Store(bucket, client_options=http, retry_config=retries)
     if not emulator:
         return GCSStore(bucket, client_options=http, retry_config=retries)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from siglip2_jax.data.stores import File, Store
 
 
-class StoreFile(io.RawIOBase):
+class StoreFile(io.BufferedIOBase):
     """A file that is read by ranges.
 
     Args:

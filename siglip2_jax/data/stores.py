@@ -174,7 +174,7 @@ class Store:
             return bytes(answer.bytes())
 
         data = self.client.request(file.path, ask)
-        count(bytes=len(data))
+        count(size=len(data))
         return data
 
     def _walk(self, folder: str, deep: bool) -> Iterator[File]:

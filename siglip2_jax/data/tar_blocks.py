@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import io
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -32,7 +32,7 @@ def index_blocks(file: File, store: Store, block_size: int) -> tuple[Entry, TarI
     """
     stream = StoreFile(file, store, ahead=_AHEAD) if is_remote(file.path) else open(file.path, "rb")
     with stream:
-        headers, damage = read_entries(cast(BinaryIO, stream), file.path, file.size)
+        headers, damage = read_entries(stream, file.path, file.size)
     index, places = make_index(file.path, resolve(headers), damage)
     firsts = range(0, len(index), block_size)
     starts = [int(places[first, 0]) for first in firsts]

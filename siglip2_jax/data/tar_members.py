@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from siglip2_jax import git_lfs
 
@@ -76,7 +77,7 @@ def read_members(path: str) -> tuple[list[Member], str | None]:
     return resolve(entries), damage
 
 
-def read_entries(file: BinaryIO, path: str, size: int) -> tuple[list[Entry], str | None]:
+def read_entries(file: io.BufferedIOBase, path: str, size: int) -> tuple[list[Entry], str | None]:
     """Reads all headers of a tar, but those of directories.
 
     Args:
@@ -130,7 +131,7 @@ class _Damage(Exception):
         self.inside = inside
 
 
-def _headers(file: BinaryIO, path: str, size: int) -> Iterator[Entry]:
+def _headers(file: io.BufferedIOBase, path: str, size: int) -> Iterator[Entry]:
     """Headers of all but directories.
 
     `tarfile` itself stops at the first end mark, and takes a damaged header for one.
@@ -182,7 +183,7 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _after_zeros(file: BinaryIO, position: int) -> int | None:
+def _after_zeros(file: io.BufferedIOBase, position: int) -> int | None:
     """The first block from a position on that is not all zeros; None where there is none."""
     file.seek(position)
     while piece := file.read(_PIECE):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from siglip2_jax.data.ring import Ring
+from siglip2_jax.data.store_client import Counts
 from siglip2_jax.types import Batch
 
 
@@ -14,10 +15,12 @@ class Outcome(NamedTuple):
     Attributes:
       bad: examples that could not be used and were replaced.
       problems: why, each with a name.
+      requests: those to stores, of this process since its last piece of work.
     """
 
     bad: int
     problems: tuple[str, ...]
+    requests: Counts = Counts()
 
 
 @runtime_checkable

@@ -1,11 +1,13 @@
-"""Counts of what goes wrong with a stage's data, over all processes."""
+"""Counts of a stage's data, over all processes: what goes wrong, and requests to stores."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 from siglip2_jax.data.pipeline import HostBatch
-from siglip2_jax.train.distributed import total
+from siglip2_jax.data.store_client import Counts
+from siglip2_jax.train.distributed import total, totals
 
 SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged
 
@@ -13,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class DataCounts:
-    """Examples that were replaced and data workers that were started again.
+    """Examples that were replaced, data workers that were started again, requests to stores.
 
     Attributes:
       bad_before: examples replaced by all processes before the checkpoint that is resumed.
@@ -23,6 +25,7 @@ class DataCounts:
         """Starts at 0."""
         self.bad_before = 0
         self._bad = self._restarts = 0  # of this process
+        self._requests = Counts()
 
     def add(self, batch: HostBatch) -> None:
         """Counts what a batch tells, and names the first few examples."""
@@ -32,6 +35,7 @@ class DataCounts:
             log.warning("data workers that were lost and started again: %d", batch.restarts)
         self._bad += batch.bad
         self._restarts += batch.restarts
+        self._requests += batch.requests
 
     def bad(self) -> int:
         """Examples of the stage that were replaced so far; every process asks at once."""
@@ -39,5 +43,11 @@ class DataCounts:
 
     def report(self) -> dict[str, float]:
         """Values for the metrics; every process asks at once."""
-        restarts = float(total(self._restarts))
-        return {"bad_examples": float(self.bad()), "data/worker_restarts": restarts}
+        counted = {"bad_examples": self._bad, "data/worker_restarts": self._restarts}
+        requests = dataclasses.asdict(self._requests)
+        counted |= {f"data/store_{name}": n for name, n in requests.items()}
+        values = dict(zip(counted, totals(list(counted.values())), strict=True))
+        values["bad_examples"] += self.bad_before
+        if not values["data/store_requests"]:
+            values = {name: x for name, x in values.items() if not name.startswith("data/store_")}
+        return {name: float(x) for name, x in values.items()}

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -268,6 +268,14 @@ def exchange(text: str) -> list[str]:
 
 def total(count: int) -> int:
     """The sum of a number over all processes, each of which calls it."""
+    return int(totals([count])[0])
+
+
+def totals(numbers: Sequence[float]) -> list[float]:
+    """The sums of some numbers over all processes, each of which calls it."""
     if jax.process_count() == 1:
-        return count
-    return int(multihost_utils.process_allgather(np.int64(count)).sum())
+        return list(numbers)
+    # As they lie in memory: JAX itself would round them to 32 bits.
+    bits = np.array(numbers, np.float64).view(np.uint32)
+    everywhere = np.ascontiguousarray(multihost_utils.process_allgather(bits))
+    return everywhere.view(np.float64).sum(0).tolist()

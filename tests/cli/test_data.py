@@ -70,10 +70,10 @@ def test_indexes_tars(siglip2, tmp_path, caplog):
             tar.addfile(info, io.BytesIO(data))
     result = siglip2("data", "index", tmp_path / "*.tar", "--json")
     assert json.loads(result.out) == {
-        "tars": 1,
-        "damaged": 0,
-        "samples": 2,
+        "files": 1,
+        "examples": 2,
         "left_out": 1,
+        "damaged": 0,
         "remarks": {"no_image": 1, "other": 1},
     }
     assert (tmp_path / "a.tar.idx.npz").exists()

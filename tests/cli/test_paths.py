@@ -35,7 +35,7 @@ NO_PATHS = set(
     "--kilobytes-per-image --images-per-request --dollars-per-1000-requests --step-ms --hosts "
     "--images-per-second --seconds "
     "--template --templates --split --shard-size --device --min-score "
-    "--max-per-image --count".split()
+    "--max-per-image --count --shard --shuffle".split()
 )
 
 
@@ -70,7 +70,7 @@ def command_line(command: str, option: str, value: str) -> list[str]:
             words += [(action.choices or ["x.npz"])[0]]
     if command == "embed" and option not in ("--images", "--texts"):
         words += ["--texts", "x"]
-    if command == "data pack" and option not in ("--tars", "--folder"):
+    if command == "data pack" and option not in ("--tars", "--parquet", "--folder"):
         words += ["--folder", "x"]
     return [*words, "--annotations"] if command == "data regions" else words
 

@@ -82,6 +82,10 @@ class ManifestJob:
         entry = self._done.get(name_in(self._folder, file.path))
         return entry is not None and not entry.file.differs(file)
 
+    def has(self, name: str) -> bool:
+        """True if a file with this name is described."""
+        return name in self._done
+
     def add(self, entry: Entry, *, save: bool = False) -> None:
         """Takes the description of a file, and saves all now and then, or now."""
         self._done[name_in(self._folder, entry.file.path)] = entry

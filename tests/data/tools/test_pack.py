@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shutil
+import tarfile
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from data.faults import Failing
 from data.samples import example, picture, write_tar
 
 from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.manifest_files import Shard
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Memory
 from siglip2_jax.data.tars import Tars
@@ -161,3 +164,101 @@ def test_a_folder_packs_with_its_fields(tmp_path, shared):
     examples = source.open()
     assert summary.skipped == 0 and summary.examples == len(examples)
     assert read(tmp_path) == [examples[i] for i in range(len(examples))]
+
+
+def tars(path):
+    examples = Tars(str(path)).open()
+    blocks = -(-len(examples) // examples.block_size)
+    return [example for block in range(blocks) for example in examples.read_block(block)]
+
+
+def contents(examples):
+    """Examples without their names, which is all that tars keep."""
+    return [{key: x for key, x in example.items() if key != "name"} for example in examples]
+
+
+def test_tars_read_back_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack_module, "BLOCK_SIZE", 2)
+    summary = pack(SOURCE, tmp_path / "p", kind="tar", shard_size=4)
+    shards = sorted((tmp_path / "p").glob("*.tar"))
+    assert [shard.name for shard in shards] == [f"examples-0000{i}-of-00003.tar" for i in range(3)]
+    size = sum(shard.stat().st_size for shard in shards)
+    assert summary == Summary(examples=8, skipped=3, shards=3, written=3, bytes=size)
+    read = tars(tmp_path / "p")
+    assert [row["index"] for row in errors(tmp_path / "p")] == [2, 5, 9]
+    # Whole blocks of two first: 0 1, then 4 6, then 8 10; then what is left, 3 and 7.
+    order = [0, 1, 4, 6, 8, 10, 3, 7]
+    assert contents(read) == contents(GOOD[i] for i in order)
+    assert [x["name"].rpartition(":")[2] for x in read] == [f"{i:09d}" for i in order]
+    with tarfile.open(shards[0]) as tar:  # as img2dataset writes them
+        assert tar.getnames()[:3] == ["000000000.jpg", "000000000.txt", "000000000.json"]
+        assert tar.extractfile("000000000.txt").read() == b"picture 0 said in way 0"
+    assert pack(SOURCE, tmp_path / "p", kind="tar", shard_size=4) == replace(summary, written=0)
+    shutil.rmtree(tmp_path / "p" / "manifest")  # lost: they are written again
+    assert pack(SOURCE, tmp_path / "p", kind="tar", shard_size=4) == summary
+    shutil.copytree(tmp_path / "p", tmp_path / "copy")
+    assert contents(tars(tmp_path / "copy")) == contents(read)
+
+
+@pytest.mark.parametrize("kind", ["tar", "arrayrecord"])
+def test_shares_make_the_same_pack(tmp_path, kind):
+    whole = pack(SOURCE, tmp_path / "whole", kind=kind, shard_size=2)
+    parts = [
+        pack(SOURCE, tmp_path / "shared", kind=kind, shard_size=2, shard=Shard(number, 4))
+        for number in (3, 0, 2, 1)
+    ]
+    assert sum(part.shards for part in parts) == whole.shards == 6
+    assert sum(part.examples for part in parts) == whole.examples == 8
+    assert sum(part.bytes for part in parts) == whole.bytes
+    for path in (tmp_path / "whole").glob("*.[at]*r*"):
+        assert (tmp_path / "shared" / path.name).read_bytes() == path.read_bytes()
+    found = [row for path in (tmp_path / "shared").glob("*.errors-*") for row in lines(path)]
+    assert sorted(row["index"] for row in found) == [2, 5, 9]
+    if kind == "tar":
+        assert contents(tars(tmp_path / "shared")) == contents(tars(tmp_path / "whole"))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_random_order(tmp_path):
+    source = Memory(tuple(example(i) for i in range(40)))
+    orders = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        pack(source, tmp_path / name, shard_size=16, shuffle=seed)
+        orders.append([item["id"] for item in read(tmp_path / name)])
+    assert orders[0] == orders[1] != orders[2]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len(set(orders[0][:16]) & set(range(16))) < 13
+    with pytest.raises(ValueError, match=r"made with shuffle 1 \(now 3\)"):
+        pack(source, tmp_path / "a", shard_size=16, shuffle=3)
+
+
+def test_from_and_to_a_store(cloud, tmp_path):
+    """Tars in a store, of tars in a store, in shares."""
+    if cloud.scheme == "s3":
+        with pytest.raises(ValueError, match="s3://bucket/x .*gs://.* copy"):
+            pack(SOURCE, "s3://bucket/x", kind="tar")
+        return
+    address = "gs://bucket/packed"
+    for number in (0, 1):
+        pack(SOURCE, address, kind="tar", shard_size=4, shard=Shard(number, 2))
+    pack(SOURCE, tmp_path / "local", kind="tar", shard_size=4)
+    assert contents(tars(address)) == contents(tars(tmp_path / "local"))
+    again = pack(SOURCE, address, kind="tar", shard_size=4, shard=Shard(1, 2))
+    assert (again.written, again.shards) == (0, 2)
+    pack(Tars(address), tmp_path / "back")
+    assert contents(read(tmp_path / "back")) == contents(tars(address))
+    with pytest.raises(ValueError, match="is read in blocks, too slowly for --shuffle"):
+        pack(Tars(address), tmp_path / "x", shuffle=1)
+    with pytest.raises(ValueError, match="ArrayRecord files are written; use the format tar"):
+        pack(SOURCE, address)
+
+
+def test_what_tars_cannot_keep(tmp_path):
+    source = Memory((GOOD[0], GOOD[1] | {"depth": b"1"}))
+    assert pack(source, tmp_path, kind="tar").skipped == 1
+    assert "no 1: a field cannot be written as JSON" in errors(tmp_path)[0]["error"]
+    with pytest.raises(ValueError, match="of the kind arrayrecord or tar, got 'zip'"):
+        pack(source, tmp_path, kind="zip")
