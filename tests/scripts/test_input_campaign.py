@@ -1,0 +1,28 @@
+"""The campaign of kills and faults, in short: nothing differs, is lost or doubled."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stores import GOOGLE
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "input_campaign.py"
+pytestmark = [pytest.mark.slow, pytest.mark.remote]
+
+
+def test_kills_and_faults_change_nothing(tmp_path):
+    for package in (GOOGLE, "obstore"):
+        pytest.importorskip(package)
+    path = tmp_path / "figures.json"
+    command = [sys.executable, str(SCRIPT), "--kills", "3", "--steps", "100", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(path.read_text())
+    assert figures["steps"] == 100 and len(figures["killed_after_steps"]) == 3
+    assert figures["whole_epochs"] == 1 and figures["examples_an_epoch"] == 2045 // 16 * 16
+    wrong = ("differing_steps", "lost", "doubled", "bad_examples", "processes_left_behind")
+    assert [figures[name] for name in wrong] == [0] * 5
+    assert figures["numbers_a_step"] > 32  # beside the examples' numbers, losses and the digest
+    assert min(figures["requests"][name] for name in ("503", "429", "reset", "cut")) > 0
