@@ -1,14 +1,18 @@
 """Opening of large data sets: seconds of CPU time, memory and what every worker process is sent.
 
-Writes ArrayRecord shards of a few small records and a folder's list of rows (without images) to a
-temporary directory, and opens each in a process of its own.
+Writes ArrayRecord shards of a few small records, a folder's list of rows (without images) and tars
+with a manifest, all of which are the same file, to a temporary directory, and opens each in a
+process of its own. `--train` then trains three steps with two workers on the tars and on 1,000 of
+their examples, and compares the memory of the processes.
 
-    python scripts/bench_open.py [--shards 10000] [--rows 1000000]
+    python scripts/bench_open.py [--shards 10000] [--rows 1000000] [--tars 100000] [--train]
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import io
 import json
 import os
 import pickle
@@ -17,12 +21,38 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from PIL import Image
+
+from siglip2_jax.config import Data, TrainConfig
+from siglip2_jax.data.manifest import BLOCK_SIZE, join
+from siglip2_jax.data.manifest_files import ALL, About, encode_part, part_path
 from siglip2_jax.data.records import SUFFIX, Records, encode_example
-from siglip2_jax.data.sources import Folder, Source
+from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.sources import Folder, Memory, Source
+from siglip2_jax.data.stores import Store
+from siglip2_jax.data.tar_blocks import index_blocks
+from siglip2_jax.data.tars import Tars
+from siglip2_jax.data.tools.pack import pack
+from siglip2_jax.demo import shipped_examples
+from siglip2_jax.recipes import tiny
 
 RECORDS = 4  # of a shard
+IN_A_TAR = 10_000
+FEW = 1_000  # examples of the small run
+STEPS, WORKERS = 3, 2
+SOURCES = {"rows": Folder, "shards": Records, "shards and counts": Records, "manifest": Tars}
+
+
+def config() -> TrainConfig:
+    """The run of `--train`; the pattern of its tars is to be set."""
+    run = tiny.config()
+    (stage,) = run.stages
+    data = Data(source=Tars("nowhere"), workers=WORKERS, shuffle=BlockShuffle())
+    stage = dataclasses.replace(stage, data=data, steps=STEPS, evals=())
+    return dataclasses.replace(run, stages=(stage,))
 
 
 def write_shards(directory: Path, count: int) -> None:
@@ -54,6 +84,27 @@ def write_rows(directory: Path, count: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def write_tars(directory: Path, count: int, examples: int = IN_A_TAR) -> None:
+    """Tars of images, all links to one file, and their manifest in one part."""
+    shipped, stream = shipped_examples()[0], io.BytesIO()
+    Image.open(shipped.image).resize((64, 64)).save(stream, "JPEG")
+    example = {"image": stream.getvalue(), "captions": shipped.captions}
+    source = Memory(tuple(example | {"name": f"{i:05d}"} for i in range(examples)))
+    directory.mkdir()
+    pack(source, directory / "one", kind="tar", shard_size=examples)
+    (file,) = Store().list(str(directory / "one"), ".tar")
+    entry, _ = index_blocks(file, Store(), BLOCK_SIZE)
+    entries = []
+    for i in range(count):
+        path = directory / f"examples-{i:06d}-of-{count:06d}.tar"
+        path.symlink_to(file.path)
+        entries.append(entry._replace(file=file._replace(path=str(path))))
+    about = About(".tar", "*.tar", count, "", BLOCK_SIZE)
+    part = Path(part_path(str(directory), ALL))
+    part.parent.mkdir()
+    part.write_bytes(encode_part(join(str(directory), BLOCK_SIZE, entries), about))
+
+
 def measure(source: Source) -> dict[str, float]:
     """Opens a source in this process."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -77,17 +128,67 @@ def in_a_process(kind: str, directory: Path) -> None:
     )
 
 
+def memory_of(process: int) -> int:
+    """Bytes of a process, what it shares divided by those that share it; 0 once it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def children(process: int) -> dict[int, str]:
+    """The processes that a process has started, and their commands."""
+    with suppress(OSError):
+        pids = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in pids}
+    return {}
+
+
+def train(directory: Path) -> dict[str, float]:
+    """Trains on tars.
+
+    Returns:
+      The most megabytes that the training process has taken, and the larger of its workers.
+    """
+    pattern = f"data.source.pattern={directory}"
+    workdir = directory.with_name(f"{directory.name}.run")
+    command = [sys.executable, "-m", "siglip2_jax", "train", __file__, "--workdir", str(workdir)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    most = {"training": 0, "worker": 0}
+    with subprocess.Popen([*command, "--set", pattern], env=env) as run:
+        while run.poll() is None:
+            most["training"] = max(most["training"], memory_of(run.pid))
+            for child, its_command in children(run.pid).items():
+                if "spawn_main" in its_command:
+                    most["worker"] = max(most["worker"], memory_of(child))
+            time.sleep(0.1)
+    if run.returncode:
+        raise SystemExit(f"training on {directory} failed")
+    return {name: size / 1e6 for name, size in most.items()}
+
+
+def compare_memory(small: Path, large: Path, examples: int) -> None:
+    """Prints the memory of training on few and on all examples."""
+    write_tars(small, 1, FEW)
+    few, many = train(small), train(large)
+    print(f"\n| MB | {FEW:,} examples | {examples:,} | more |\n|---|---|---|---|")
+    for name, size in few.items():
+        print(f"| {name} process | {size:.0f} | {many[name]:.0f} | {many[name] - size:.0f} |")
+
+
 def main() -> None:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--tars", type=int, default=100_000)
+    parser.add_argument("--train", action="store_true", help="compare the memory of training, too")
     parser.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open:
         kind, directory = args.open
-        source = Folder(directory) if kind == "rows" else Records(directory)
-        print(json.dumps(measure(source)))
+        print(json.dumps(measure(SOURCES[kind](directory))))
         return
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -98,6 +199,10 @@ def main() -> None:
         in_a_process("shards", directory / "pack")
         write_counts(directory / "pack", args.shards)
         in_a_process("shards and counts", directory / "pack")
+        write_tars(directory / "tars", args.tars)
+        in_a_process("manifest", directory / "tars")
+        if args.train:
+            compare_memory(directory / "few", directory / "tars", args.tars * IN_A_TAR)
 
 
 if __name__ == "__main__":
