@@ -98,7 +98,7 @@ def write_tars(directory: Path, count: int, examples: int = IN_A_TAR) -> None:
     for i in range(count):
         path = directory / f"examples-{i:06d}-of-{count:06d}.tar"
         path.symlink_to(file.path)
-        entries.append(entry._replace(file=file._replace(path=str(path))))
+        entries.append(entry._replace(file=dataclasses.replace(file, path=str(path))))
     about = About(".tar", "*.tar", count, "", BLOCK_SIZE)
     part = Path(part_path(str(directory), ALL))
     part.parent.mkdir()
