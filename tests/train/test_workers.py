@@ -1,18 +1,22 @@
 """Runs with worker processes: they end in good order, whoever gets the signal."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from train.processes import (
+    COMMAND,
     CONFIGS,
     LIGHT,
     ONE_LENGTH,
     metrics,
     numbers,
     saved_steps,
+    started,
     steps_done,
     train,
     training,
@@ -108,3 +112,21 @@ def test_workers_know_the_classes_of_a_config(tmp_path, processes):
         assert all(end.code == 0 for end in ends), ends
     alone, with_worker = numbers(tmp_path / "0"), numbers(tmp_path / "1")
     assert len(alone) == 5 and alone == with_worker
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount of its own")
+def test_a_run_needs_no_more_dev_shm_than_containers_have(tmp_path):
+    """64 MB, where the buffers of three batches take 300 MB."""
+    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm && df /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("mounting needs a privilege that is not there")
+    changes = ["lengths.budgets=(64,)", "stages.main.batch_size=512", "stages.main.steps=3"]
+    changes += ["data.workers=4", "optim.schedule.warmup=1"]
+    sets = [x for change in changes for x in ("--set", change)]
+    train_it = [sys.executable, "-c", COMMAND, "train", str(LIGHT), "--workdir", tmp_path / "run"]
+    within = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *map(str, train_it)]
+    command = f"import os; os.execvp('unshare', {[*within, *sets]!r})"
+    with started(tmp_path, [["-c", command]], devices=2) as run:
+        (end,) = run.wait()
+    assert end.code == 0 and " 65536 " in end.text and "stage main: 3/3" in end.text, end.text
