@@ -136,6 +136,7 @@ def test_stages_know_their_place_in_the_run():
         (lambda: Continue(fraction=1.1), "fraction is 1.1; it is a fraction"),
         (lambda: Continue(fraction=0.5, step=5), "both a fraction and a step"),
         (lambda: Data(source=Folder("x"), max_bad_share=1.5), "max_bad_share is 1.5"),
+        (lambda: Data(source=Folder("x"), cache="gs://b"), "cache is gs://b; give a local dir"),
         (lambda: Data(source=Folder("x"), threads=0), "threads is 0; it must be at least 1"),
         (lambda: stage("1"), "a stage cannot be called '1'"),
         (lambda: stage("a.b"), "a stage cannot be called 'a.b'"),

@@ -23,6 +23,7 @@ from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
 from siglip2_jax.data.steps import Steps
+from siglip2_jax.data.stores import Store
 from siglip2_jax.data.streams import BlockStream, WholeStream
 from siglip2_jax.types import Batch
 
@@ -65,8 +66,8 @@ class Pipeline:
 
     The global batches depend on the source, `prepare`, `seed` and `shuffle` alone. Host h of P
     gets examples [h * b / P, (h + 1) * b / P) of each step's b. Corrupt examples and those without
-    a caption are replaced by others, drawn by the seed and their global index; data that cannot be
-    read for another reason stops the run.
+    a caption are replaced by others, drawn by the seed and their global index, in block order from
+    the same window; data that cannot be read for another reason stops the run.
 
     Attributes:
       source: where examples come from.
@@ -117,7 +118,11 @@ class Pipeline:
     @cached_property
     def _opened(self) -> list[Examples]:
         """The sources of the mixture, or the single source, each opened once."""
-        return [source.open() for source in _flatten(self.source)]
+        opened = [source.open() for source in _flatten(self.source)]
+        for examples in opened:
+            if isinstance(store := getattr(examples, "store", None), Store):
+                store.client.patience = self.patience
+        return opened
 
     @property
     def sizes(self) -> list[tuple[str, int]]:

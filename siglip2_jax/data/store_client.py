@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.patience import PATIENCE
 
 T = TypeVar("T")
-PATIENCE = 300.0
 CHANGED = (
     "has changed since it was indexed; remove the manifest files beside it and run `siglip2 data "
     "index` again"
