@@ -51,7 +51,8 @@ class BlockReader(ABC):
         return {name: x for name, x in self.__dict__.items() if name not in ("_lock", "_held")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
+        for name, value in state.items():
+            setattr(self, name, value)
         self._begin()
 
     def __len__(self) -> int:

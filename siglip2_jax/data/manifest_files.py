@@ -177,7 +177,10 @@ def decode_part(data: bytes, folder: str, path: str) -> tuple[Manifest, About]:
             about["block_size"],
             Strings(part["names"], part["name_ends"]),
             Strings(part["versions"], part["version_ends"]),
-            *(part[name] for name in ("sizes", "counts", "starts", "lengths")),
+            part["sizes"],
+            part["counts"],
+            part["starts"],
+            part["lengths"],
             odd,
             left_out,
         )

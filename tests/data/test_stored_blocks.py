@@ -165,7 +165,7 @@ def test_a_tar_that_has_changed_is_named(cloud, tmp_path):
     write_tar(tmp_path / "a.tar", sample("1", 1) + sample("3", 2))
     upload(cloud, tmp_path)
     with pytest.raises(
-        SourceError, match="a.tar has changed since it was indexed; remove.*data index"
+        SourceError, match="a.tar has changed since it was indexed; run `siglip2 data index"
     ):
         examples.read_block(0)
 
