@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from siglip2_jax.data.tools.bench import Read
 
 
+_ROWS = 512  # of the batches that are handed over: larger ones only take more memory
+
+
 def add_parser(jobs: argparse._SubParsersAction) -> None:
     """Adds the job."""
     parser = jobs.add_parser(
@@ -92,7 +95,7 @@ def _measure(
     cores = _cores()
     with progress("measuring") as show:
         show(0, 1 + len(budgets), "reading")
-        reads = _reads(stage, args.seconds)
+        reads = _reads(stage, pipeline.workers, args.seconds)
         rows = []
         for i, budget in enumerate(budgets, 1):
             show(i, 1 + len(budgets), f"{budget} patches")
@@ -115,7 +118,7 @@ def _measure(
     }
 
 
-def _reads(stage: ResolvedStage, seconds: int) -> list[Read]:
+def _reads(stage: ResolvedStage, workers: int, seconds: int) -> list[Read]:
     """Reads each source in turn, as training would: by as many threads, in blocks or not."""
     from siglip2_jax.data.shuffle import BlockShuffle
     from siglip2_jax.data.sources import Blocked
@@ -123,7 +126,6 @@ def _reads(stage: ResolvedStage, seconds: int) -> list[Read]:
     from siglip2_jax.data.windows import READERS
 
     data = stage.data
-    workers = data.workers if isinstance(data.workers, int) else _cores()
     reads = []
     opened = [(source, share, source.open()) for source, share in leaves(data.source)]
     remote = any(isinstance(x, Blocked) and x.remote for *_, x in opened)
@@ -154,7 +156,7 @@ def _transport(stage: ResolvedStage, prepare: Any, budget: int, hosts: int) -> f
         prepare.preprocess, prepare.tokenizer.length, prepare.transforms, budget, prepare.pixels
     )
     rows = max(1, stage.lengths.batch_size(budget, stage.read_size) // hosts)
-    rate, _ = transport_rate(row, rows, jax.device_put)
+    rate, _ = transport_rate(row, min(rows, _ROWS), jax.device_put)
     return rate
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.patience import of_file
 from siglip2_jax.data.text import parse_json, plain_text, read_spans
 
 
@@ -64,7 +65,8 @@ class JsonRows:
         if self._data is not None:
             line = self._data[start : start + length]
         else:
-            line = os.pread(self._open(), length, start)
+            with of_file(self._path):
+                line = os.pread(self._open(), length, start)
         try:
             return parse_json(plain_text(line))
         except ValueError as error:  # it was JSON when it was opened

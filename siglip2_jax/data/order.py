@@ -151,8 +151,9 @@ class BlockOrder:
 class Draws:
     """Sources that a lane's examples come from, in a mixture.
 
-    Each lane mixes as grain does, from another point of the pattern on: so that the shares hold
-    among the lanes at any time, and not only over time.
+    Each lane mixes as grain does, each from another one of the first L points of the pattern on. So
+    at any time the lanes draw as many consecutive examples of the mixture would: the shares hold
+    among them, and not only over time.
 
     Attributes:
       parts: numbers of sources, in order, or mixtures of them.
@@ -189,10 +190,10 @@ class Draws:
         return counts
 
     def _keys(self, lane: int, key: int) -> list[int]:
-        late = permuted(lane, self.lanes, self.seed, 4) * sum(self.proportions)
-        late //= self.lanes
-        before, after = drawn(late, self.proportions), drawn(late + key, self.proportions)
-        return [end - start for start, end in zip(before, after, strict=True)]
+        """Examples of each part before the one at a key."""
+        start = permuted(lane, self.lanes, self.seed, 4)
+        before, after = drawn(start, self.proportions), drawn(start + key, self.proportions)
+        return [end - first for first, end in zip(before, after, strict=True)]
 
 
 def drawn(count: int, proportions: tuple[int, ...]) -> list[int]:

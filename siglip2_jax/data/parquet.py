@@ -176,6 +176,8 @@ class _ParquetBlocks(BlockReader):
         except SourceError:
             raise
         except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the system; damage has no number
             reason = " ".join(str(error).split())
             raise _Damaged(f"its row group {group} is damaged ({reason})") from error
 

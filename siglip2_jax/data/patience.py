@@ -6,7 +6,8 @@ import errno
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from siglip2_jax.data.example import SourceError
@@ -59,6 +60,17 @@ def patiently(read: Callable[[], T], name: str, patience: float = PATIENCE) -> T
                 raise SourceError(_sentence(error, name, patience if passing else None)) from error
         time.sleep(pause * random.uniform(0.5, 1))  # many processes are at it
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+@contextmanager
+def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives errors of the system a file's name, which they lack where it is open already."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _sentence(error: OSError, name: str, tried: float | None) -> str:

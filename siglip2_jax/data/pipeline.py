@@ -69,8 +69,8 @@ class Pipeline:
 
     The global batches depend on the source, `prepare`, `seed` and `shuffle` alone. Host h of P
     gets examples [h * b / P, (h + 1) * b / P) of each step's b. Corrupt examples and those without
-    a caption are replaced by others, drawn by the seed and their global index; data that cannot be
-    read for another reason stops the run.
+    a caption are replaced by others, drawn by the seed and their global index, in block order from
+    the same window; data that cannot be read for another reason stops the run.
 
     Attributes:
       source: where examples come from.

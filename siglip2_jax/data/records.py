@@ -168,7 +168,7 @@ def _counts(
                 shards, places = np.array(files).T
                 counts[places] = np.array(noted)[shards % count]
     (unknown,) = np.nonzero(counts < 0)
-    counts[unknown] = count_records([paths[i] for i in unknown])
+    counts[unknown] = count_records([paths[i] for i in unknown.tolist()])
     return counts
 
 

@@ -69,10 +69,12 @@ class Steps:
                 self._outcomes[task.step][task.part] = outcome
         del self._outcomes[step]
         self._taken += 1
-        in_order = [outcomes[part] for part in range(len(outcomes))]
-        for outcome in in_order:
+        in_order: list[Outcome] = []
+        for part in range(len(outcomes)):
+            outcome = outcomes[part]
             if isinstance(outcome, Exception):
                 raise outcome
+            in_order.append(outcome)
         slot, (row, rows) = self._slots.pop(step), self._work.like(step)
         restarts, self._restarts = self._team.restarts - self._restarts, self._team.restarts
         return Filled(self._ring.batch(slot, row, rows), slot, in_order, restarts)

@@ -16,6 +16,7 @@ from etils import epath
 
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.files import find_shards, select_files, suggest_glob
+from siglip2_jax.data.patience import of_file
 from siglip2_jax.data.store_client import CHANGED, Client, count
 from siglip2_jax.outputs import write_whole
 
@@ -257,7 +258,7 @@ def _local(path: str, stat: os.stat_result) -> File:
 
 
 def _read_local(file: File, start: int, stop: int) -> bytes:
-    with open(file.path, "rb", buffering=0) as stream:
+    with of_file(file.path), open(file.path, "rb", buffering=0) as stream:
         file.check(_local(file.path, os.fstat(stream.fileno())))
         data = b""
         while len(data) < stop - start:  # a system call gives at most 2 GiB, network disks less

@@ -19,6 +19,7 @@ from siglip2_jax.data.example import (
     make_example,
     row_captions,
 )
+from siglip2_jax.data.patience import of_file
 from siglip2_jax.data.tar_index import TarIndex
 from siglip2_jax.data.text import parse_json
 
@@ -78,10 +79,11 @@ def _read_files(path: str, spans: Int64[np.ndarray, 6], name: str) -> list[bytes
     # Opened anew each time: handles of thousands of tars would exceed the system's limit.
     handle = os.open(path, os.O_RDONLY)
     try:
-        return [
-            _read(handle, int(offset), int(size), name) if offset >= 0 else None
-            for offset, size in spans.reshape(3, 2)
-        ]
+        with of_file(path):
+            return [
+                _read(handle, int(offset), int(size), name) if offset >= 0 else None
+                for offset, size in spans.reshape(3, 2)
+            ]
     finally:
         os.close(handle)
 

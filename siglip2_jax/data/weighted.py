@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Weighted:
             raise ValueError(
                 f"{self.weights} leaves no example to read; its sum is {weights.sum()}"
             )
-        kind = _ChosenBlocks if isinstance(examples, Blocked) else _Chosen
+        kind = _ChosenInBlocks if isinstance(examples, Blocked) else _Chosen
         return kind(examples, indices)
 
 
@@ -86,6 +87,7 @@ def draw(weights: Float[np.ndarray, " n"], offset: float) -> Int64[np.ndarray, "
 class _Chosen:
     def __init__(self, examples: Examples, indices: Int64[np.ndarray, " m"]) -> None:
         self._examples, self._indices = examples, indices
+        self.store = getattr(examples, "store", None)  # whose patience a pipeline sets
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -94,34 +96,47 @@ class _Chosen:
         return self._examples[int(self._indices[index])]
 
 
-class _ChosenBlocks(_Chosen):
-    """Blocks of chosen examples; each reads all the blocks of the source that they are in."""
+class _ChosenInBlocks(_Chosen):
+    """The same of data that is read in blocks: draws of a round are in the source's order."""
 
-    def __init__(self, examples: Blocked, indices: Int64[np.ndarray, " m"]) -> None:
-        super().__init__(examples, indices)
-        self._blocks = examples
-        self.block_size, self.remote = examples.block_size, examples.remote
+    _examples: Blocked
+
+    @property
+    def block_size(self) -> int:
+        return self._examples.block_size
+
+    @property
+    def remote(self) -> bool:
+        return self._examples.remote
 
     def read_block(self, block: int, /) -> Sequence[Any]:
-        start = block * self.block_size
-        indices = self._indices[start : start + self.block_size].tolist()
-        numbers = sorted({index // self.block_size for index in indices})
-        blocks = {number: self._blocks.read_block(number) for number in numbers}
-        return _Picked(indices, self.block_size, blocks)
+        size, items = self.block_size, []
+        indices = self._indices[block * size : (block + 1) * size].tolist()
+        for number, chosen in groupby(indices, lambda index: index // size):
+            examples = self._examples.read_block(number)
+            items += [_taken(examples, index % size) for index in chosen]
+        return _Items(items)  # and not the blocks: of small weights, few examples are used
 
 
-class _Picked(Sequence):
-    """Examples that stand in several blocks, each made when it is taken."""
+def _taken(examples: Sequence[Any], index: int) -> Any:
+    try:
+        return examples[index]
+    except ValueError as error:
+        return error
 
-    def __init__(self, indices: list[int], size: int, blocks: dict[int, Sequence]) -> None:
-        self._indices, self._size, self._blocks = indices, size, blocks
+
+class _Items(Sequence[Any]):
+    def __init__(self, items: list[Any]) -> None:
+        self._items = items
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._items)
 
-    def __getitem__(self, index):
-        block, offset = divmod(self._indices[index], self._size)
-        return self._blocks[block][offset]
+    def __getitem__(self, index: Any, /) -> Any:
+        item = self._items[index]
+        if isinstance(item, ValueError):
+            raise item
+        return item
 
 
 def _read(path: str) -> Float[np.ndarray, " n"]:

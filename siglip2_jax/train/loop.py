@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding
 
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
-from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import HostBatch
 from siglip2_jax.inference.embedder import Embedder
@@ -25,6 +24,7 @@ from siglip2_jax.sharding import BATCH, put_batch
 from siglip2_jax.train.compiler import jit_step
 from siglip2_jax.train.data_counts import DataCounts
 from siglip2_jax.train.distributed import ending_together, meet
+from siglip2_jax.train.feed import NoBatch, agreed
 from siglip2_jax.train.inputs import (
     abstract_batch,
     image_preprocessor,
@@ -115,7 +115,7 @@ class StageRun:
         batches = self._pipeline.batches(reading, partial(put_batch, mesh=run.mesh))
         try:
             with progress(f"stage {self._stage.name}", done=reading.step) as show:
-                return self._train(state, reading.position, steps, batches, show)
+                return self._train(state, reading, steps, batches, show)
         finally:
             batches.close()
 
@@ -161,17 +161,18 @@ class StageRun:
     def _train(
         self,
         state: TrainState,
-        position: int,
+        reading: StepSchedule,
         steps: dict[int, Callable],
         batches: Generator[HostBatch, None, None],
         show: Update,
     ) -> bool:
         """Runs step after step; the order of the actions after each is deliberate."""
         run, stage = self._run, self._stage
-        done = run.saved
+        done, position = run.saved, reading.position
         self._throughput.restart()
         try:
-            for host_batch in self._throughput.waiting(batches):
+            waiting = self._throughput.waiting(batches)
+            for host_batch in agreed(waiting, len(reading), run.mesh):
                 batch = host_batch.batch
                 self._counts.add(host_batch)
                 if host_batch.step == 0:
@@ -195,10 +196,9 @@ class StageRun:
                 if stopping:
                     log.warning("SIGTERM: step %d is saved in %s", done, run.workdir)
                     return False
-        except SourceError:
-            if jax.process_count() == 1:  # the others are at another step
-                self._save(state, done, position, wait=True)
-                log.warning("the data cannot be read; %s", last_good(run.saved, run.workdir))
+        except NoBatch:
+            self._save(state, done, position, wait=True)
+            log.warning("the data cannot be read; %s", last_good(run.saved, run.workdir))
             raise
         return True
 

@@ -2,10 +2,13 @@
 
 import gc
 import multiprocessing
+import os
 import pickle
+import signal
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -23,6 +26,7 @@ from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Memory, Mixture
 from siglip2_jax.data.streams import BlockStream
+from siglip2_jax.data.windows import Readers, Windows
 
 LENGTHS = Lengths((4, 6), batch_scale=((6, 0.5),))
 READING = LENGTHS.reading(4, 8, 32)
@@ -76,6 +80,33 @@ def test_worker_processes_give_the_same_and_share_no_block(tmp_path):
     assert len({process for _, process in reads}) == 2
     assert max(Counter(block for block, _ in reads).values()) == 1
     assert not any((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_begins_anew_where_it_was():
+    source = Blocks(640, 4)
+    expected = read(make(source))
+    with closing(make(source, workers=2, threads=2, prefetch=1).batches(READING)) as batches:
+        loaded = [next(batches)]
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        loaded += batches
+    assert_same(loaded, expected)
+    assert sum(batch.restarts for batch in loaded) == 1
+
+
+@pytest.mark.parametrize("count", [100, 11])
+def test_little_data_is_dealt_in_parts_of_blocks(tmp_path, count):
+    """Of which several lanes need parts, and one process reads each once while it is needed."""
+    log = tmp_path / "log"
+    source = Blocks(count, 32, log=str(log))
+    reading = StepSchedule(((4, 32),), 6)
+    whole = read(make(source), reading)
+    reads = Counter(line.split()[0] for line in log.read_text().splitlines())
+    assert len(reads) == -(-count // 32) and max(reads.values()) <= 2
+    seen = Counter(ids(whole).tolist())
+    assert len(seen) == count and max(seen.values()) - min(seen.values()) <= 3
+    parts = [read(make(source, process_index=h, process_count=4), reading) for h in range(4)]
+    assert_same(joined(parts), whole)
 
 
 def test_resuming_in_the_middle_of_a_window():
@@ -132,6 +163,20 @@ def test_blocks_are_there_before_they_are_needed():
                 stream[index]
     assert seen["held"] <= 16 * 4 * 2
     stream.close()
+
+
+def test_requests_are_spread_over_a_window():
+    """Of a lane: the next window is asked for block by block, all when a quarter is left."""
+    source, readers = Blocks(4000, 8), Readers(1)
+    windows = Windows(source, BlockOrder(4000, 8, 1, 16, 3), 1.0, readers, None, 1.0)
+    held = []
+    for key in range(2 * 128 + 1):
+        windows.advance(0, key, 1)
+        held.append(len(windows.held))
+    assert held[0] == 16 and held[48] == 24 and held[95] == held[127] == 32
+    assert held[129] == 17 and held[176] == 24  # those of the first window are gone
+    assert all(0 <= after - before <= 1 for before, after in pairwise(held[:128]))
+    readers.close()
 
 
 def test_mixtures_of_blocks_and_single_examples():

@@ -154,29 +154,45 @@ def marked(number: int) -> grain.MapDataset:
     return grain.MapDataset.range(10**6).map(lambda key: (number, key))
 
 
-def test_a_lane_mixes_as_grain_does():
-    inner = grain_mix([marked(1), marked(2), marked(3)], [0.5, 0.2, 1.3])
-    expected = grain_mix([marked(0), inner, marked(4)], [0.7, 0.21, 0.09])
-    draws = Draws.weighted((1, 2, 3), [0.5, 0.2, 1.3], 1, 5)
-    draws = Draws.weighted((0, draws, 4), [0.7, 0.21, 0.09], 1, 6)
-    for key in (*range(300), 123_456):
-        assert draws.locate(0, key) == expected[key]
-    counts = np.bincount([draws.locate(0, key)[0] for key in range(300)], minlength=5)
-    assert draws.counts(0, 300) == counts.tolist()
+@pytest.mark.parametrize("weights", [[0.7, 0.21, 0.09], [1.0, 1.0], [5.0]])
+def test_a_lane_mixes_as_grain_does_from_some_point_on(weights):
+    expected = grain_mix([marked(i) for i in range(len(weights))], weights)
+    pattern = [expected[key][0] for key in range(2000)]
+    for lane in range(3):
+        draws = Draws.weighted(tuple(range(len(weights))), weights, 3, 5)
+        sources = [draws.locate(lane, key)[0] for key in range(300)]
+        assert any(pattern[start : start + 300] == sources for start in range(1700))
 
 
-def test_shares_hold_among_the_lanes_at_any_time():
-    inner = Draws.weighted((1, 2), [1.0, 1.0], 16, 8)
-    draws = Draws.weighted((0, inner), [3.0, 1.0], 16, 9)
-    located = [[draws.locate(lane, key) for key in range(80)] for lane in range(16)]
-    for at_once in zip(*located, strict=True):
-        sources = np.bincount([source for source, _ in at_once], minlength=3)
-        assert sources[0] == 12 and sources.sum() == 16
-    for lane, stream in enumerate(located):
-        for number in range(3):
-            keys = [key for source, key in stream if source == number]
-            assert keys == list(range(len(keys))), "no example of a source is left out"
-        assert draws.counts(lane, 80) == np.bincount([s for s, _ in stream]).tolist()
+def test_parts_are_drawn_in_order_and_all_of_them():
+    inner = Draws.weighted((1, 2, 3), [0.5, 0.2, 1.3], 4, 5)
+    draws = Draws.weighted((0, inner, 4), [0.7, 0.21, 0.09], 4, 6)
+    for lane in range(4):
+        located = [draws.locate(lane, key) for key in range(1000)]
+        counts = np.bincount([source for source, _ in located], minlength=5)
+        for source, count in enumerate(counts):
+            assert [key for its, key in located if its == source] == list(range(count))
+        assert draws.counts(lane, 1000) == counts.tolist()
+        shares = [0.7, 0.21 / 4, 0.21 / 10, 0.21 * 0.65, 0.09]
+        np.testing.assert_allclose(counts, np.multiply(shares, 1000), atol=3)
+
+
+@pytest.mark.parametrize("lanes", [4, 16, 100])
+@pytest.mark.parametrize("weights", [[1.0, 3.0], [0.7, 0.21, 0.09], [1.0, 3.03, 0.2, 0.01]])
+def test_shares_hold_among_the_lanes_at_any_time(lanes, weights):
+    draws = Draws.weighted(tuple(range(len(weights))), weights, lanes, 9)
+    for key in (0, 1, 5, 77, 12_345):
+        sources = [draws.locate(lane, key)[0] for lane in range(lanes)]
+        shares = lanes * np.array(weights) / sum(weights)
+        assert (abs(np.bincount(sources, minlength=len(weights)) - shares) < 2).all()
+
+
+def test_the_order_does_not_change_with_a_release():
+    order, draws = BlockOrder(1003, 8, 4, 3, 2), Draws.weighted((0, 1), [1.0, 3.0], 4, 5)
+    numbers = [order.example(key % 4, 7 * key) for key in range(12)]
+    assert numbers == [482, 294, 85, 173, 53, 612, 655, 706, 868, 896, 259, 940]
+    located = [draws.locate(lane, key) for lane in range(4) for key in (0, 9)]
+    assert located == [(1, 0), (1, 7), (1, 0), (0, 2), (1, 0), (1, 7), (0, 0), (1, 6)]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Folder, Memory, Mixture
+from siglip2_jax.data.stores import Store
 from siglip2_jax.data.tars import Tars
 
 LENGTHS = Lengths((12, 30), batch_scale=((30, 0.5),))
@@ -205,6 +206,14 @@ def test_a_block_that_cannot_be_read_is_tried_again_or_stops(monkeypatch):
         read(Pipeline(source, **options, max_bad_share=1.0))
 
 
+def test_a_store_is_as_patient_as_the_run():
+    source = Failing()
+    source.store = Store()
+    assert source.store.client.patience == 300
+    assert Pipeline(source, preparation(Stamp()), 9, patience=7.5).sizes[0][1] == 50
+    assert source.store.client.patience == 7.5
+
+
 def test_errors_of_the_machine_come_through_a_worker():
     source = Failing(number=errno.EACCES, times={3: ALWAYS})
     pipeline = Pipeline(source, preparation(Stamp()), 9, workers=1)
@@ -265,7 +274,7 @@ def test_stopping_early_leaves_no_threads():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_placed_one_step_before_they_are_needed(workers):
-    """What `place` gets is written again later; what it makes of that is given."""
+    """Arrays that `place` gets are written again later; those that it makes of them are given."""
     expected, placed = read(make(3)), []
 
     def place(batch):

@@ -1,10 +1,13 @@
 """Folders, examples in memory and mixtures: what is read, and what is said of mistakes."""
 
+import errno
 import json
+import os
 import pickle
 
 import pytest
 from data.samples import example, picture
+from etils import epath
 
 from siglip2_jax.data.example import SourceError, as_captions
 from siglip2_jax.data.sources import Folder, Memory, Mixture
@@ -82,6 +85,33 @@ def test_a_missing_image_is_no_bad_example(tmp_path):
     with pytest.raises(SourceError, match=r"images/c\.jpg: there is no such file; put it back, or"):
         examples[2]
     assert examples[1]["captions"] == ("three",)
+
+
+def test_errors_of_the_system_name_the_file(tmp_path, monkeypatch):
+    """A file that is open already does not know its name, nor does the client of a store."""
+    make_folder(tmp_path, ROWS)
+    examples = Folder(str(tmp_path)).open()
+
+    def fail(error):
+        def read(*_):
+            raise error
+
+        return read
+
+    def is_of(name, reason):
+        with pytest.raises(OSError) as raised:
+            examples[1]
+        assert raised.value.filename == str(tmp_path / name)
+        assert (raised.value.errno, raised.value.strerror) == (errno.EIO, reason)
+
+    path = type(epath.Path(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(path, "read_bytes", fail(OSError(errno.EIO, "no disk")))
+        is_of("images/deep/b.jpg", "no disk")
+        patch.setattr(path, "read_bytes", fail(RuntimeError("503,\n later")))
+        is_of("images/deep/b.jpg", "503, later")
+    monkeypatch.setattr(os, "pread", fail(OSError(errno.EIO, "no disk")))
+    is_of("captions.jsonl", "no disk")
 
 
 def test_rows_stay_in_their_file(tmp_path):

@@ -1,5 +1,6 @@
 """Tars against the standard library's reader, whole, damaged, changed and in odd shapes."""
 
+import errno
 import json
 import logging
 import os
@@ -190,3 +191,16 @@ def test_braces_are_no_glob(tmp_path):
     write_tar(tmp_path / "0.tar", members(["a"]))
     with pytest.raises(ValueError, match=r"braces are not expanded, write the glob .*/\*\.tar$"):
         Tars(str(tmp_path / "{0..1}.tar")).open()
+
+
+def test_errors_of_the_system_name_the_tar(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", [("a.jpg", picture(0)), ("a.txt", b"a text")])
+    examples = Tars(str(tmp_path)).open()
+
+    def pread(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        examples[0]
+    assert error.value.filename == str(tmp_path / "a.tar")

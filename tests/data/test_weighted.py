@@ -1,5 +1,7 @@
 """Sources read by weights: counts, order, files that do not fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from data.block_source import Blocks
@@ -80,6 +82,55 @@ def test_floor_or_ceil():
             counts = np.bincount(chosen, minlength=size)
             assert (abs(counts - weights) < 1 + 1e-9).all()
             assert (abs(np.cumsum(counts) - np.cumsum(weights)) <= 1 + 1e-9).all()
+
+
+class InBlocks:
+    """Fifty examples in blocks of eight, of which the last is damaged; notes what is read."""
+
+    block_size, remote = 8, True
+
+    def __init__(self):
+        self.read = []
+
+    def open(self):
+        return self
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return self.read_block(index // 8)[index % 8]
+
+    def read_block(self, block):
+        self.read.append(block)
+        return Damaged(range(8 * block, min(8 * block + 8, 50)))
+
+
+class Damaged(list):
+    def __getitem__(self, index):
+        if (number := super().__getitem__(index)) == 49:
+            raise ExampleError("no 49: damaged")
+        return {"image": b"", "captions": (), "name": str(number)}
+
+
+def test_blocks_of_what_is_chosen(tmp_path):
+    """Each block of the source is read about once for each block of chosen examples within it."""
+    source, weights = InBlocks(), np.full(50, 0.5)
+    weights[[3, 49]] = 3, 1
+    examples = replace(weighted(tmp_path, weights), source=source).open()
+    assert isinstance(examples, Blocked) and examples.block_size == 8 and examples.remote
+    blocks = [examples.read_block(b) for b in range(-(-len(examples) // 8))]
+    assert source.read == sorted(source.read) and len(source.read) <= 7 + len(blocks)
+    items = []
+    for block in blocks:
+        for i in range(len(block)):
+            try:
+                items.append(int(block[i]["name"]))
+            except ExampleError as error:
+                assert str(error) == "no 49: damaged"
+                items.append(49)
+    (offset,) = np.random.default_rng(0).random(1)
+    assert items == draw(weights, offset).tolist() and items[-1] == 49
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_all_losses_with_the_kernels_of_tpus_as_without():
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1], ids=["main", "curated"])
 def test_patches_may_travel_in_the_dtype_of_the_towers(index):
-    """In all losses, with views and a curating teacher, two steps are the same bit for bit."""
+    """Two steps with all losses, views and a curating teacher are the same bit for bit."""
     stage = config().stages[index]
     objectives = {name: x for name, x in stage.objectives.items() if not x.reads_pixels}
     size = config().resolved[index].read_size

@@ -4,6 +4,7 @@ import dataclasses
 from contextlib import closing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from data.samples import example
@@ -14,6 +15,8 @@ from siglip2_jax.data.prepare import Views
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.demo import TOKENIZER, tiny_config
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.layers import Compute
+from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.train.inputs import (
@@ -23,6 +26,7 @@ from siglip2_jax.train.inputs import (
     stage_pipeline,
     stage_reading,
 )
+from siglip2_jax.types import Patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,24 @@ class Extras:
         return example
 
 
+SIGMOID = Sigmoid()
 SOURCE = Memory(tuple(example(i) for i in range(12)))
 
 
-def config(fixed: bool = False, transforms: tuple = (), batch_size: int = 4) -> TrainConfig:
+@dataclasses.dataclass(frozen=True)
+class Reading(Sigmoid):
+    """Looks at the patches themselves."""
+
+    reads_pixels: bool = True
+
+
+def config(
+    fixed: bool = False,
+    transforms: tuple = (),
+    batch_size: int = 4,
+    dtype: str = "float32",
+    objective: Objective = SIGMOID,
+) -> TrainConfig:
     model = tiny_config()
     if fixed:
         sizes = dataclasses.asdict(model.vision) | {"grid": 4, "image_size": 64}
@@ -56,18 +74,30 @@ def config(fixed: bool = False, transforms: tuple = (), batch_size: int = 4) -> 
             batch_size=batch_size,
             data=Data(source=SOURCE, transforms=transforms),
             lengths=Lengths(budgets=(6, 12), batch_scale=((12, 0.5),)),
-            objectives={"sigmoid": Sigmoid()},
+            objectives={"sigmoid": objective},
         )
         for name in ("one", "two")
     )
-    return TrainConfig(model=model, stages=stages, tokenizer=str(TOKENIZER))
+    compute = Compute(dtype=dtype)
+    return TrainConfig(model=model, stages=stages, tokenizer=str(TOKENIZER), compute=compute)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("transforms", [(), (Extras(),)])
-def test_abstract_batches_are_what_the_pipeline_gives(fixed, transforms):
+@pytest.mark.parametrize(
+    ("dtype", "objective", "expected"),
+    [
+        ("float32", SIGMOID, "float32"),
+        ("bfloat16", SIGMOID, "bfloat16"),
+        ("bfloat16", Reading(), "float32"),
+    ],
+)
+def test_abstract_batches_are_what_the_pipeline_gives(
+    fixed, transforms, dtype, objective, expected
+):
     """Programs compiled before any data is read fit the data."""
-    found = config(fixed, transforms)
+    found = config(fixed, transforms, dtype=dtype, objective=objective)
+    pixels = jnp.dtype(expected)
     stage = found.resolved[0]
     tokenizer = open_tokenizer(found)
     seen = set()
@@ -78,6 +108,10 @@ def test_abstract_batches_are_what_the_pipeline_gives(fixed, transforms):
             got, expected = jax.tree.leaves(loaded.batch), jax.tree.leaves(abstract)
             assert [(x.shape, x.dtype) for x in got] == [(x.shape, x.dtype) for x in expected]
             assert jax.tree.structure(loaded.batch) == jax.tree.structure(abstract)
+            images = [loaded.batch.image, *loaded.batch.fields.values()]
+            images = [image for image in images if isinstance(image, Patches)]
+            assert {image.pixels.dtype for image in images} == {pixels}
+            assert len(images) == 1 + len(transforms)
             seen.add(loaded.budget)
     assert seen == ({16} if fixed else {6, 12})
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
+from siglip2_jax.data.store_client import counts as counts_of_stores
 
 _SAMPLE = 64  # examples that preparation is timed on
 
@@ -24,8 +25,8 @@ class Read:
       source: what is read, in short.
       share: its share of the examples.
       examples: how many were read.
-      bytes: of their images.
-      requests: how many reads that took.
+      bytes: of their images, or all that came from a store.
+      requests: how many reads that took, or how many requests to a store.
       seconds: how long.
       bad: how many could not be used.
       sample: some of them.
@@ -101,11 +102,11 @@ def read_rate(
         for place in np.roll(places, -first):
             if time.perf_counter() >= end:
                 return
-            items = blocked.read_block(int(place)) if blocked else [None]
+            block = blocked.read_block(int(place)) if blocked else None
             good, bad, length = [], 0, 0
-            for i in range(len(items)):
+            for i in range(1 if block is None else len(block)):
                 try:
-                    item = items[i] if blocked else examples[int(place)]
+                    item = examples[int(place)] if block is None else block[i]
                 except ValueError:
                     bad += 1
                     continue
@@ -115,12 +116,14 @@ def read_rate(
                 counts[:] += len(good), length, 1, bad
                 sample.extend(good[: _SAMPLE - len(sample)])
 
-    start = time.perf_counter()
+    start, before = time.perf_counter(), counts_of_stores()
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(read, i * len(places) // threads) for i in range(threads)]:
             done.result()
     elapsed = max(time.perf_counter() - start, 1e-9)
     number, length, requests, bad = counts.tolist()
+    traffic = counts_of_stores() - before
+    length, requests = traffic.bytes or length, traffic.requests or requests
     return Read(source, share, number, length, requests, elapsed, bad, tuple(sample))
 
 
