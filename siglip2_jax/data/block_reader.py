@@ -41,7 +41,7 @@ class BlockReader(ABC):
 
     def __init__(self, manifest: Manifest, store: Store) -> None:
         self.manifest, self.store = manifest, store
-        self.block_size, self.left_out = manifest.block_size, manifest.left_out
+        self.block_size, self.left_out = manifest.block_size, int(manifest.left_out.sum())
         self._begin()
 
     def _begin(self) -> None:

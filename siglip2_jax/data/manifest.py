@@ -69,10 +69,9 @@ class Manifest:
       folder: what the names are relative to.
       block_size: examples of a whole block.
       names, versions: of the files.
-      sizes, counts, starts: of the files, as an `Entry` has them.
+      sizes, counts, starts, left_out: of the files, as an `Entry` has them.
       lengths: of the blocks of all files.
       odd: blocks that do not tell of themselves what is in them, by their number in `lengths`.
-      left_out: samples in the files that are none of the examples.
     """
 
     folder: str
@@ -84,7 +83,7 @@ class Manifest:
     starts: Int64[np.ndarray, " files"]
     lengths: UInt32[np.ndarray, " blocks"]
     odd: dict[int, Spans]
-    left_out: int
+    left_out: Int64[np.ndarray, " files"]
 
     @cached_property
     def _whole(self) -> Int64[np.ndarray, " files"]:
@@ -164,6 +163,7 @@ class Manifest:
             sizes=self.sizes[kept],
             counts=self.counts[kept],
             starts=self.starts[kept],
+            left_out=self.left_out[kept],
             lengths=self.lengths[blocks] if len(self.lengths) else self.lengths,
             odd={int(number[i]): spans for i, spans in self.odd.items() if blocks[i]},
         )
@@ -188,7 +188,7 @@ def concatenate(parts: Sequence[Manifest]) -> Manifest:
         starts=np.concatenate([part.starts for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
         odd=odd,
-        left_out=sum(part.left_out for part in parts),
+        left_out=np.concatenate([part.left_out for part in parts]),
     )
 
 
@@ -208,12 +208,12 @@ def join(folder: str, block_size: int, entries: Sequence[Entry]) -> Manifest:
         np.array([entry.start for entry in entries], np.int64),
         np.concatenate([np.zeros(0, np.uint32), *(entry.lengths for entry in entries)]),
         odd,
-        sum(entry.left_out for entry in entries),
+        np.array([entry.left_out for entry in entries], np.int64),
     )
 
 
 def entries(manifest: Manifest) -> Iterator[Entry]:
-    """The files of a manifest one by one; what was left out counts with the first."""
+    """The files of a manifest one by one."""
     for number, count in enumerate(manifest.counts.tolist()):
         end = int(manifest._blocks[number])
         start = _before(manifest._blocks, number)
@@ -224,5 +224,5 @@ def entries(manifest: Manifest) -> Iterator[Entry]:
             int(manifest.starts[number]),
             manifest.lengths[start:end],
             odd,
-            0 if number else manifest.left_out,
+            int(manifest.left_out[number]),
         )

@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_begins_anew_where_it_was():
 
 @pytest.mark.parametrize("count", [100, 11])
 def test_little_data_is_dealt_in_parts_of_blocks(tmp_path, count):
-    """Of which several lanes need parts, and one process reads each once while it is needed."""
+    """Blocks that several lanes need parts of are read once by a process while they are needed."""
     log = tmp_path / "log"
     source = Blocks(count, 32, log=str(log))
     reading = StepSchedule(((4, 32),), 6)
@@ -166,7 +166,7 @@ def test_blocks_are_there_before_they_are_needed():
 
 
 def test_requests_are_spread_over_a_window():
-    """Of a lane: the next window is asked for block by block, all when a quarter is left."""
+    """Blocks of the next window are asked for one by one, all at a quarter of this one."""
     source, readers = Blocks(4000, 8), Readers(1)
     windows = Windows(source, BlockOrder(4000, 8, 1, 16, 3), 1.0, readers, None, 1.0)
     held = []

@@ -18,7 +18,6 @@ from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Folder, Memory, Mixture
-from siglip2_jax.data.stores import Store
 from siglip2_jax.data.tars import Tars
 
 LENGTHS = Lengths((12, 30), batch_scale=((30, 0.5),))
@@ -204,14 +203,6 @@ def test_a_block_that_cannot_be_read_is_tried_again_or_stops(monkeypatch):
     source = FailingBlocks(number=errno.EACCES, times={2: ALWAYS})
     with pytest.raises(SourceError, match=r"^/mnt/2.jpg cannot be read \(Permission denied\)"):
         read(Pipeline(source, **options, max_bad_share=1.0))
-
-
-def test_a_store_is_as_patient_as_the_run():
-    source = Failing()
-    source.store = Store()
-    assert source.store.client.patience == 300
-    assert Pipeline(source, preparation(Stamp()), 9, patience=7.5).sizes[0][1] == 50
-    assert source.store.client.patience == 7.5
 
 
 def test_errors_of_the_machine_come_through_a_worker():
