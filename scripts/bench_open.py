@@ -1,9 +1,10 @@
 """Opening of large data sets: seconds of CPU time, memory and what every worker process is sent.
 
-Writes ArrayRecord shards of a few small records and a folder's list of rows (without images) to a
-temporary directory, and opens each in a process of its own.
+Writes ArrayRecord shards of a few small records, a folder's list of rows (without images) and the
+manifest of tars of 10,000 examples (without the tars) to a temporary directory, and opens each in a
+process of its own.
 
-    python scripts/bench_open.py [--shards 10000] [--rows 1000000]
+    python scripts/bench_open.py [--shards 10000] [--rows 1000000] [--tars 100000]
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+from siglip2_jax.data.manifest import BLOCK_SIZE, Entry, join
+from siglip2_jax.data.manifest_files import FOLDER, About, Shard, encode_part, part_path
 from siglip2_jax.data.records import SUFFIX, Records, encode_example
 from siglip2_jax.data.sources import Folder, Source
+from siglip2_jax.data.stores import File
+from siglip2_jax.data.tars import Tars
+from siglip2_jax.fingerprint import fingerprint
 
 RECORDS = 4  # of a shard
+SAMPLES = 10_000  # of a tar
 
 
 def write_shards(directory: Path, count: int) -> None:
@@ -54,6 +63,21 @@ def write_rows(directory: Path, count: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def write_manifest(directory: Path, count: int) -> None:
+    """The manifest of tars that `pack` wrote on 16 machines."""
+    names = [f"examples-{i:05d}-of-{count:05d}.tar" for i in range(count)]
+    about = About(".tar", "*.tar", count, fingerprint(names), BLOCK_SIZE)
+    lengths = np.full(-(-SAMPLES // BLOCK_SIZE), 30_000 * BLOCK_SIZE, np.uint32)
+    (directory / FOLDER).mkdir(parents=True)
+    for shard in (Shard(i, 16) for i in range(16)):
+        entries = [
+            Entry(File(f"{directory}/{names[i]}", int(lengths.sum()), ""), SAMPLES, 0, lengths, {})
+            for i in shard.share(count)
+        ]
+        part = encode_part(join(str(directory), BLOCK_SIZE, entries), about)
+        Path(part_path(str(directory), shard)).write_bytes(part)
+
+
 def measure(source: Source) -> dict[str, float]:
     """Opens a source in this process."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -82,11 +106,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--tars", type=int, default=100_000)
     parser.add_argument("--open", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.open:
         kind, directory = args.open
-        source = Folder(directory) if kind == "rows" else Records(directory)
+        kinds = {"rows": Folder, "tars": Tars}
+        source = kinds.get(kind, Records)(directory)
         print(json.dumps(measure(source)))
         return
     with tempfile.TemporaryDirectory() as name:
@@ -98,6 +124,8 @@ def main() -> None:
         in_a_process("shards", directory / "pack")
         write_counts(directory / "pack", args.shards)
         in_a_process("shards and counts", directory / "pack")
+        write_manifest(directory / "tars", args.tars)
+        in_a_process("tars", directory / "tars")
 
 
 if __name__ == "__main__":
