@@ -64,7 +64,8 @@ def run_config(order: str, steps: int, seed: int) -> TrainConfig:
     (stage,) = config.stages
     source = InBlocks(small_flickr8k.images("train"))
     data = dataclasses.replace(stage.data, source=source, shuffle=ORDERS[order])
-    evals = (Retrieval(small_flickr8k.images("val"), "val", every=steps, max_num_patches=64),)
+    val = small_flickr8k.images("val")
+    evals = (Retrieval(source=val, name="val", every=steps, max_num_patches=64),)
     stage = dataclasses.replace(stage, data=data, steps=steps, evals=evals)
     return dataclasses.replace(config, stages=(stage,), seed=seed)
 
