@@ -28,7 +28,7 @@ from PIL import Image
 
 from siglip2_jax.config import Data, TrainConfig
 from siglip2_jax.data.manifest import BLOCK_SIZE, join
-from siglip2_jax.data.manifest_files import ALL, About, encode_part, part_path
+from siglip2_jax.data.manifest_files import FOLDER, About, Shard, encode_part, part_path
 from siglip2_jax.data.records import SUFFIX, Records, encode_example
 from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Folder, Memory, Source
@@ -40,7 +40,7 @@ from siglip2_jax.demo import shipped_examples
 from siglip2_jax.recipes import tiny
 
 RECORDS = 4  # of a shard
-IN_A_TAR = 10_000
+IN_A_TAR, PARTS = 10_000, 16
 FEW = 1_000  # examples of the small run
 STEPS, WORKERS = 3, 2
 LATENCY = 0.05  # of the store's answers
@@ -92,7 +92,7 @@ def write_rows(directory: Path, count: int) -> None:
 
 
 def write_tars(directory: Path, count: int, examples: int = IN_A_TAR) -> None:
-    """Tars of images, all links to one file, and their manifest in one part."""
+    """Tars of images, all links to one file, and their manifest as several machines write it."""
     shipped, stream = shipped_examples()[0], io.BytesIO()
     Image.open(shipped.image).resize((64, 64)).save(stream, "JPEG")
     example = {"image": stream.getvalue(), "captions": shipped.captions}
@@ -107,9 +107,11 @@ def write_tars(directory: Path, count: int, examples: int = IN_A_TAR) -> None:
         path.symlink_to(file.path)
         entries.append(entry._replace(file=dataclasses.replace(file, path=str(path))))
     about = About(".tar", "*.tar", count, "", BLOCK_SIZE)
-    part = Path(part_path(str(directory), ALL))
-    part.parent.mkdir()
-    part.write_bytes(encode_part(join(str(directory), BLOCK_SIZE, entries), about))
+    (directory / FOLDER).mkdir()
+    for shard in (Shard(i, PARTS) for i in range(PARTS)):
+        share = [entries[i] for i in shard.share(count)]
+        part = encode_part(join(str(directory), BLOCK_SIZE, share), about)
+        Path(part_path(str(directory), shard)).write_bytes(part)
 
 
 def peak() -> int:

@@ -36,7 +36,7 @@ from siglip2_jax.data.order import BlockOrder  # noqa: E402
 from siglip2_jax.data.sources import Memory  # noqa: E402
 from siglip2_jax.data.tools import pack as pack_module  # noqa: E402
 
-CONFIG = CONFIGS / "stored.py"
+CONFIG = CONFIGS / "numbered.py"
 # Neither blocks nor shards come out even.
 EXAMPLES, SHARD, BLOCK = 2045, 300, 16
 # Of 1,000 requests. A stall costs the 30 seconds after which the client gives up.

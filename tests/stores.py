@@ -34,6 +34,7 @@ class Store:
     Attributes:
       url: where the server is reached.
       requests: method and path of every request so far, those that were answered with a fault too.
+      sent: bytes of all answers so far.
       latency: seconds that a request takes longer.
       bandwidth: bytes a second of each connection.
       fault: asked at each request for one of FAULTS, or None.
@@ -46,6 +47,7 @@ class Store:
         self._port, self._inner = free_port(), free_port()
         self.url = f"http://{HOST}:{self._port}"
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
         self.latency, self.bandwidth = 0.0, float("inf")
         self.fault: Callable[[], str | None] = lambda: None
         self._listener: socket.socket | None = None
@@ -135,6 +137,7 @@ class Connection:
                 if self._left is not None:
                     data, self._left = data[: self._left], self._left - len(data)
                 self._client.sendall(data)
+                self._store.sent += len(data)
                 time.sleep(len(data) / self._store.bandwidth)
                 if self._left is not None and self._left <= 0:
                     if self._fault == "cut":

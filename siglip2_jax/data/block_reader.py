@@ -41,7 +41,7 @@ class BlockReader(ABC):
 
     def __init__(self, manifest: Manifest, store: Store) -> None:
         self.manifest, self.store = manifest, store
-        self.block_size, self.left_out = manifest.block_size, manifest.left_out
+        self.block_size, self.left_out = manifest.block_size, int(manifest.left_out.sum())
         self._begin()
 
     def _begin(self) -> None:
@@ -51,7 +51,8 @@ class BlockReader(ABC):
         return {name: x for name, x in self.__dict__.items() if name not in ("_lock", "_held")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
+        for name, value in state.items():
+            setattr(self, name, value)
         self._begin()
 
     def __len__(self) -> int:

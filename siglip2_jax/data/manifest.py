@@ -6,6 +6,7 @@ what is left at the end of each file, taken together, makes up the last blocks.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,10 +69,9 @@ class Manifest:
       folder: what the names are relative to.
       block_size: examples of a whole block.
       names, versions: of the files.
-      sizes, counts, starts: of the files, as an `Entry` has them.
+      sizes, counts, starts, left_out: of the files, as an `Entry` has them.
       lengths: of the blocks of all files.
       odd: blocks that do not tell of themselves what is in them, by their number in `lengths`.
-      left_out: samples in the files that are none of the examples.
     """
 
     folder: str
@@ -83,7 +83,7 @@ class Manifest:
     starts: Int64[np.ndarray, " files"]
     lengths: UInt32[np.ndarray, " blocks"]
     odd: dict[int, Spans]
-    left_out: int
+    left_out: Int64[np.ndarray, " files"]
 
     @cached_property
     def _whole(self) -> Int64[np.ndarray, " files"]:
@@ -154,18 +154,18 @@ class Manifest:
             return self
         if not kept.any():
             raise ValueError(f"{pattern} matches none of the files of {self.folder}/manifest")
-        per_file = -(-self.counts // self.block_size)
-        blocks = np.repeat(kept, per_file)
-        new_number = np.cumsum(blocks) - 1
-        return Manifest(
-            self.folder,
-            self.block_size,
-            Strings.join(name for name, keep in zip(self.names, kept, strict=True) if keep),
-            Strings.join(name for name, keep in zip(self.versions, kept, strict=True) if keep),
-            *(array[kept] for array in (self.sizes, self.counts, self.starts)),
-            self.lengths[blocks] if len(self.lengths) else self.lengths,
-            {int(new_number[i]): spans for i, spans in self.odd.items() if blocks[i]},
-            self.left_out,
+        blocks = np.repeat(kept, -(-self.counts // self.block_size))
+        number = np.cumsum(blocks) - 1
+        return dataclasses.replace(
+            self,
+            names=Strings.join(name for name, keep in zip(self.names, kept, strict=True) if keep),
+            versions=Strings.join(x for x, keep in zip(self.versions, kept, strict=True) if keep),
+            sizes=self.sizes[kept],
+            counts=self.counts[kept],
+            starts=self.starts[kept],
+            left_out=self.left_out[kept],
+            lengths=self.lengths[blocks] if len(self.lengths) else self.lengths,
+            odd={int(number[i]): spans for i, spans in self.odd.items() if blocks[i]},
         )
 
 
@@ -179,17 +179,16 @@ def concatenate(parts: Sequence[Manifest]) -> Manifest:
     for part in parts:
         odd |= {blocks + number: spans for number, spans in part.odd.items()}
         blocks += int(part._blocks[-1]) if len(part.counts) else 0
-    return Manifest(
-        parts[0].folder,
-        parts[0].block_size,
-        Strings.concatenate([part.names for part in parts]),
-        Strings.concatenate([part.versions for part in parts]),
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("sizes", "counts", "starts", "lengths")
-        ),
-        odd,
-        sum(part.left_out for part in parts),
+    return dataclasses.replace(
+        parts[0],
+        names=Strings.concatenate([part.names for part in parts]),
+        versions=Strings.concatenate([part.versions for part in parts]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+        starts=np.concatenate([part.starts for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        odd=odd,
+        left_out=np.concatenate([part.left_out for part in parts]),
     )
 
 
@@ -199,21 +198,22 @@ def join(folder: str, block_size: int, entries: Sequence[Entry]) -> Manifest:
     for entry in entries:
         odd |= {blocks + i: spans for i, spans in entry.odd.items()}
         blocks += -(-entry.count // block_size)
-    numbers = [(entry.file.size, entry.count, entry.start) for entry in entries]
     return Manifest(
         folder,
         block_size,
         Strings.join(name_in(folder, entry.file.path) for entry in entries),
         Strings.join(entry.file.version for entry in entries),
-        *np.array(numbers, np.int64).reshape(-1, 3).T,
+        np.array([entry.file.size for entry in entries], np.int64),
+        np.array([entry.count for entry in entries], np.int64),
+        np.array([entry.start for entry in entries], np.int64),
         np.concatenate([np.zeros(0, np.uint32), *(entry.lengths for entry in entries)]),
         odd,
-        sum(entry.left_out for entry in entries),
+        np.array([entry.left_out for entry in entries], np.int64),
     )
 
 
 def entries(manifest: Manifest) -> Iterator[Entry]:
-    """The files of a manifest one by one; what was left out counts with the first."""
+    """The files of a manifest one by one."""
     for number, count in enumerate(manifest.counts.tolist()):
         end = int(manifest._blocks[number])
         start = _before(manifest._blocks, number)
@@ -224,5 +224,5 @@ def entries(manifest: Manifest) -> Iterator[Entry]:
             int(manifest.starts[number]),
             manifest.lengths[start:end],
             odd,
-            0 if number else manifest.left_out,
+            int(manifest.left_out[number]),
         )

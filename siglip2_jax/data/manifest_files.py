@@ -131,7 +131,7 @@ def encode_part(manifest: Manifest, about: About) -> bytes:
     numbers = np.array(sorted(manifest.odd), np.int64)
     odd = [manifest.odd[i] for i in numbers.tolist()]
     keys = Strings.join(key for spans in odd for key in spans.keys)
-    text = {"format": FORMAT, **about._asdict(), "left_out": manifest.left_out}
+    text = {"format": FORMAT, **about._asdict()}
     file = io.BytesIO()
     np.savez(
         file,
@@ -143,6 +143,7 @@ def encode_part(manifest: Manifest, about: About) -> bytes:
         sizes=manifest.sizes,
         counts=manifest.counts,
         starts=manifest.starts,
+        left_out=manifest.left_out,
         lengths=manifest.lengths,
         odd=numbers,
         odd_counts=np.array([len(spans.keys) for spans in odd], np.int64),
@@ -165,7 +166,6 @@ def decode_part(data: bytes, folder: str, path: str) -> tuple[Manifest, About]:
         about = json.loads(part["about"].tobytes())
         if (format := about.pop("format")) != FORMAT:
             raise ValueError(f"its format is {format!r:.80}, expected {FORMAT}")
-        left_out = about.pop("left_out")
         keys = list(Strings(part["odd_keys"], part["odd_key_ends"]))
         ends = np.cumsum(part["odd_counts"]).tolist()
         odd, start = {}, 0
@@ -177,9 +177,12 @@ def decode_part(data: bytes, folder: str, path: str) -> tuple[Manifest, About]:
             about["block_size"],
             Strings(part["names"], part["name_ends"]),
             Strings(part["versions"], part["version_ends"]),
-            *(part[name] for name in ("sizes", "counts", "starts", "lengths")),
+            part["sizes"],
+            part["counts"],
+            part["starts"],
+            part["lengths"],
             odd,
-            left_out,
+            part["left_out"],
         )
     except Exception as error:  # zip files and arrays are damaged in many ways
         raise ValueError(

@@ -21,10 +21,7 @@ from siglip2_jax.data.patience import PATIENCE
 
 T = TypeVar("T")
 
-CHANGED = (
-    "has changed since it was indexed; remove the manifest files beside it and run `siglip2 data "
-    "index` again"
-)
+CHANGED = "has changed since it was indexed; run `siglip2 data index` on its files again"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
 _SECONDS_TO_ANSWER = 3.0
 _AWS_CREDENTIALS = (
@@ -211,13 +208,13 @@ def _connect(scheme: str, bucket: str, stall: float) -> Any:
     from obstore.store import GCSStore, S3Store
 
     emulator = os.environ.get("STORAGE_EMULATOR_HOST" if scheme == "gs" else "AWS_ENDPOINT_URL", "")
-    http = {
+    http: Any = {
         "connect_timeout": "10s",
         "read_timeout": f"{stall}s",
         "timeout": "10m",
         "allow_http": emulator.startswith("http://"),
     }
-    retries = {"max_retries": 0}  # they are made and counted here
+    retries: Any = {"max_retries": 0}  # they are made and counted here
     if scheme == "s3":
         _check_instance()
         return S3Store(bucket, client_options=http, retry_config=retries)

@@ -240,7 +240,7 @@ def _delete(bucket: Any, key: str) -> None:
 def _list_folder(bucket: Any, key: str) -> list[Any]:
     from obstore import list_with_delimiter
 
-    return list_with_delimiter(bucket, key)["objects"]
+    return list(list_with_delimiter(bucket, key)["objects"])
 
 
 def _list_all(bucket: Any, key: str) -> list[Any]:

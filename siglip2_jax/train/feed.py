@@ -33,6 +33,17 @@ def agreed(batches: Iterator[HostBatch], count: int, mesh: Mesh) -> Iterator[Hos
     Raises:
       NoBatch: this process cannot read its data, or another one cannot.
     """
+    if jax.process_count() == 1:
+        try:
+            yield from batches
+        except SourceError as error:
+            raise NoBatch(str(error)) from error
+        return
+    yield from _together(batches, count, mesh)
+
+
+def _together(batches: Iterator[HostBatch], count: int, mesh: Mesh) -> Iterator[HostBatch]:
+    """Yields each batch after the next one is there and all devices have said so."""
     error: SourceError | None = None
     waiting: tuple[HostBatch | None, jax.Array] | None = None
 

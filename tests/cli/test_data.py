@@ -9,6 +9,7 @@ import pytest
 from data.samples import picture
 
 from siglip2_jax.data.records import Records
+from siglip2_jax.data.tars import Tars
 
 CONFIG = """
 from siglip2_jax.config import Data, Stage, TrainConfig
@@ -83,6 +84,42 @@ def test_indexes_tars(siglip2, tmp_path, caplog):
     assert "1 in the files are no samples that can be used" in packed.out
     (line,) = (tmp_path / "out" / "examples.errors.jsonl").read_text().splitlines()
     assert json.loads(line)["name"] == f"{tmp_path}/a.tar:2"
+
+
+def test_tars_in_shares_and_in_random_order(siglip2, folder, tmp_path):
+    out = tmp_path / "out"
+    words = ("data", "pack", "--folder", folder, "--format", "tar", "--shard-size", 2)
+    for share in ("2/3", "0/3", "1/3"):
+        result = siglip2(*words, "--shuffle", 3, "--shard", share, "--out", out)
+        assert result.code == 0, result.err
+    examples = Tars(str(out)).open()
+    captions = [examples[i]["captions"] for i in range(len(examples))]
+    assert len(captions) == 5 and captions != sorted(captions)
+    index = siglip2("data", "index", out, "--shard", "0/3", "--json")
+    assert json.loads(index.out)["files"] == 1
+    assert "has a manifest in 3 parts, not 1" in siglip2("data", "index", out).err
+
+
+def test_packs_parquet(siglip2, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"image": {"bytes": picture(i), "path": None}, "text": f"row {i}"} for i in range(5)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    words = ("data", "pack", "--parquet", tmp_path / "*.parquet", "--out", tmp_path / "out")
+    assert "has no column 'caption'" in siglip2(*words).err
+    assert "5 examples in 1 shards" in siglip2(*words, "--captions", "text").out
+    examples = Records(str(tmp_path / "out")).open()
+    assert [examples[i]["captions"] for i in range(5)] == [(f"row {i}",) for i in range(5)]
+    indexed = siglip2("data", "index", tmp_path)
+    assert "1 files hold 5 examples; 0 are left out" in indexed.out
+
+
+@pytest.mark.parametrize("option", ["--shard 3/3", "--shard 1", "--shard a/b", "--shuffle -1"])
+def test_options_of_shares_and_order(siglip2, capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        siglip2("data", "pack", "--folder", "x", "--out", "y", *option.split())
+    assert stop.value.code == 2
 
 
 def test_draws_a_batch_at_every_length(siglip2, folder, tmp_path):

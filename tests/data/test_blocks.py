@@ -166,7 +166,7 @@ def test_blocks_are_there_before_they_are_needed():
 
 
 def test_requests_are_spread_over_a_window():
-    """Blocks of the next window are asked for one by one, all when a quarter of this one is left."""
+    """Blocks of the next window are asked for one by one, all at a quarter of this one."""
     source, readers = Blocks(4000, 8), Readers(1)
     windows = Windows(source, BlockOrder(4000, 8, 1, 16, 3), 1.0, readers, None, 1.0)
     held = []

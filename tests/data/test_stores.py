@@ -124,7 +124,7 @@ def test_local_files(tmp_path):
     file = store.stat(str(tmp_path / "a"))
     assert store.read(file, 7, 5000) == DATA[7:5000]
     os.utime(tmp_path / "a", ns=(1, 1))
-    with pytest.raises(SourceError, match="/a has changed since it was indexed; remove the man"):
+    with pytest.raises(SourceError, match="/a has changed since it was indexed; run `siglip2 da"):
         store.read(file, 0, 1)
     with pytest.raises(SourceError, match="/b: there is no such file"):
         store.stat(str(tmp_path / "b"))
