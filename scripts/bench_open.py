@@ -27,13 +27,13 @@ from pathlib import Path
 from PIL import Image
 
 from siglip2_jax.config import Data, TrainConfig
-from siglip2_jax.data.manifest import BLOCK_SIZE, join
-from siglip2_jax.data.manifest_files import FOLDER, About, Shard, encode_part, part_path
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.records import SUFFIX, Records, encode_example
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Folder, Memory, Source
-from siglip2_jax.data.stores import Store
-from siglip2_jax.data.tar_blocks import index_blocks
+from siglip2_jax.data.stores.manifest import BLOCK_SIZE, join
+from siglip2_jax.data.stores.manifest_files import FOLDER, About, Shard, encode_part, part_path
+from siglip2_jax.data.stores.store import Store
+from siglip2_jax.data.tar.blocks import index_blocks
 from siglip2_jax.data.tars import Tars
 from siglip2_jax.data.tools.pack import pack
 from siglip2_jax.demo import shipped_examples

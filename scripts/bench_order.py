@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from siglip2_jax.cli.options import positive
-from siglip2_jax.data.order import BlockOrder
-from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.order import BlockOrder
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.progress import progress
 
 CLASSES = 1000

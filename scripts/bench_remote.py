@@ -38,11 +38,11 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.collate import collate
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.data.tars import Tars
 from siglip2_jax.data.tools.pack import pack

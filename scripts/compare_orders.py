@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip2_jax.config import TrainConfig
-from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Examples, Source
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.recipes import small_flickr8k

@@ -32,7 +32,7 @@ from stores import GoogleStore, running  # noqa: E402
 from train.processes import CONFIGS, metrics, steps_done, train, training  # noqa: E402
 
 from siglip2_jax.config import load_config  # noqa: E402
-from siglip2_jax.data.order import BlockOrder  # noqa: E402
+from siglip2_jax.data.blocks.order import BlockOrder  # noqa: E402
 from siglip2_jax.data.sources import Memory  # noqa: E402
 from siglip2_jax.data.tools import pack as pack_module  # noqa: E402
 

@@ -120,10 +120,10 @@ def _measure(
 
 def _reads(stage: ResolvedStage, workers: int, seconds: int) -> list[Read]:
     """Reads each source in turn, as training would: by as many threads, in blocks or not."""
-    from siglip2_jax.data.shuffle import BlockShuffle
+    from siglip2_jax.data.blocks.shuffle import BlockShuffle
+    from siglip2_jax.data.blocks.windows import READERS
     from siglip2_jax.data.sources import Blocked
     from siglip2_jax.data.tools.bench import leaves, read_rate
-    from siglip2_jax.data.windows import READERS
 
     data = stage.data
     reads = []

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Indexes files."""
     import dataclasses
 
-    from siglip2_jax.data.manifest_files import Shard
+    from siglip2_jax.data.stores.manifest_files import Shard
     from siglip2_jax.data.tools.index import index
     from siglip2_jax.progress import progress
 

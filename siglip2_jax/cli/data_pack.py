@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Packs a data set; exit code 1 if nothing in it could be used."""
     import dataclasses
 
-    from siglip2_jax.data.manifest_files import Shard
+    from siglip2_jax.data.stores.manifest_files import Shard
     from siglip2_jax.data.tools.pack import pack
     from siglip2_jax.progress import progress
 

@@ -15,10 +15,10 @@ from siglip2_jax.config.checks import at_least
 from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.optim import Optim
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Transform
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Mixture, Source
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.models.config import ModelConfig

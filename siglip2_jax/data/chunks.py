@@ -8,14 +8,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from siglip2_jax.data import store_client
+from siglip2_jax.data.blocks.layout import Layout
 from siglip2_jax.data.collate import blank_row, write_row
 from siglip2_jax.data.example import ExampleError, with_name
-from siglip2_jax.data.layout import Layout
 from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.ring import batch_bytes
-from siglip2_jax.data.work import Outcome
+from siglip2_jax.data.stores import client
+from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.work import Outcome
 from siglip2_jax.types import Batch
 
 # So many bad examples in a row are no accident.
@@ -110,7 +110,7 @@ class Chunks:
                 item, its_problems = self._item(index, budget)
                 write_row(item, out, row)
                 problems += its_problems
-        return Outcome(len(problems), tuple(problems[:SHOWN]), store_client.take())
+        return Outcome(len(problems), tuple(problems[:SHOWN]), client.take())
 
     def close(self) -> None:
         """Ends what reads ahead."""

@@ -11,7 +11,6 @@ from functools import partial
 from string import Formatter
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from siglip2_jax.data.block_reader import BlockReader, Make
 from siglip2_jax.data.example import (
     ExampleError,
     SourceError,
@@ -20,8 +19,6 @@ from siglip2_jax.data.example import (
     make_example,
     naming,
 )
-from siglip2_jax.data.manifest import Manifest, Piece, join
-from siglip2_jax.data.manifest_files import folder_of, load_manifest
 from siglip2_jax.data.parquet_footer import (
     check_pyarrow,
     column_ranges,
@@ -32,9 +29,12 @@ from siglip2_jax.data.parquet_footer import (
 )
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples
-from siglip2_jax.data.store_client import CHANGED
-from siglip2_jax.data.store_file import StoreFile
-from siglip2_jax.data.stores import Store, is_remote
+from siglip2_jax.data.stores.block_reader import BlockReader, Make
+from siglip2_jax.data.stores.client import CHANGED
+from siglip2_jax.data.stores.file import StoreFile
+from siglip2_jax.data.stores.manifest import Manifest, Piece, join
+from siglip2_jax.data.stores.manifest_files import folder_of, load_manifest
+from siglip2_jax.data.stores.store import Store, is_remote
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from siglip2_jax.data.manifest import Entry
-from siglip2_jax.data.stores import File, Store
+from siglip2_jax.data.stores.manifest import Entry
+from siglip2_jax.data.stores.store import File, Store
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData

@@ -1,6 +1,6 @@
 """Batches for training: shuffled, mixed, prepared in parallel, the same for any number of hosts.
 
-Examples of a run are numbered by one global index, and a stream (`data.streams`) gives example g
+Examples of a run are numbered by one global index, and a stream (`blocks.streams`) gives example g
 without reading those before it, so the state of a pipeline is one integer.
 """
 
@@ -15,17 +15,17 @@ from functools import cached_property
 import jax
 import numpy as np
 
-from siglip2_jax.data.block_reader import BlockReader
+from siglip2_jax.data.blocks.layout import Layout, layout
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.streams import BlockStream, WholeStream
 from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
-from siglip2_jax.data.layout import Layout, layout
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
-from siglip2_jax.data.steps import Steps
-from siglip2_jax.data.store_client import Counts
-from siglip2_jax.data.streams import BlockStream, WholeStream
+from siglip2_jax.data.stores.block_reader import BlockReader
+from siglip2_jax.data.stores.client import Counts
+from siglip2_jax.data.workers.steps import Steps
 from siglip2_jax.types import Batch
 
 # Before this many examples, a share of bad ones says little.

@@ -21,13 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from siglip2_jax.data.files import find_shards
-from siglip2_jax.data.manifest_files import load_manifest
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.sources import Examples
-from siglip2_jax.data.stores import Store, is_remote
-from siglip2_jax.data.tar_blocks import TarBlocks
-from siglip2_jax.data.tar_index import TarIndex, index_tar
-from siglip2_jax.data.tar_samples import TarExamples
+from siglip2_jax.data.stores.manifest_files import load_manifest
+from siglip2_jax.data.stores.store import Store, is_remote
+from siglip2_jax.data.tar.blocks import TarBlocks
+from siglip2_jax.data.tar.index import TarIndex, index_tar
+from siglip2_jax.data.tar.samples import TarExamples
 
 SUFFIX = ".tar"
 _AHEAD = 32

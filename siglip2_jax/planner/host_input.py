@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from siglip2_jax.config import ResolvedStage
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.pipeline import AHEAD
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.planner.host_cores import (
     CHIPS_PER_HOST,
     IMAGES_PER_CORE_SECOND,

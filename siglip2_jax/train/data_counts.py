@@ -6,7 +6,7 @@ import dataclasses
 import logging
 
 from siglip2_jax.data.pipeline import HostBatch
-from siglip2_jax.data.store_client import Counts
+from siglip2_jax.data.stores.client import Counts
 from siglip2_jax.train.distributed import total, totals
 
 SHOWN = 10  # unusable examples of a stage, from which on their names are no longer logged

@@ -8,9 +8,9 @@ from jax.sharding import NamedSharding
 from siglip2_jax.config import ResolvedStage, TrainConfig
 from siglip2_jax.data.collate import blank_row
 from siglip2_jax.data.lengths import StepSchedule
-from siglip2_jax.data.machine import worker_count
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.prepare import Prepare
+from siglip2_jax.data.workers.machine import worker_count
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.types import Batch

@@ -10,9 +10,9 @@ from typing import Any
 from siglip2_jax.checkpoints.run_layout import PARAMS
 from siglip2_jax.config import Continue, Pretrained, Scratch, TrainConfig
 from siglip2_jax.data.lengths import StepSchedule
-from siglip2_jax.data.machine import free_memory
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Source
+from siglip2_jax.data.workers.machine import free_memory
 from siglip2_jax.train.branch import (
     Shapes,
     check_shapes,

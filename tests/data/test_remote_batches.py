@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from data.samples import Stamp, example, preparation
 
-from siglip2_jax.data import store_client
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import Pipeline
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Memory
-from siglip2_jax.data.store_client import Counts
+from siglip2_jax.data.stores import client
+from siglip2_jax.data.stores.client import Counts
 from siglip2_jax.data.tars import Tars
 from siglip2_jax.data.tools import pack as pack_module
 
@@ -47,7 +47,7 @@ def test_same_as_from_a_disk_with_faults(cloud, packed, workers):
     faults = random.Random(3)
     cloud.fault = lambda: faults.choice([*[None] * 8, "503", "429", "reset", "cut"])
     stored = read(f"{cloud.scheme}://bucket/packed", workers=workers)
-    store_client.take()  # of opening
+    client.take()  # of opening
     expected = read(packed)
     for batch, its_twin in zip(stored, expected, strict=True):
         assert (batch.bad, batch.position) == (0, its_twin.position)

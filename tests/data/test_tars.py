@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from data.samples import POINTER, picture, write_tar
 
-from siglip2_jax.data import tar_index
 from siglip2_jax.data.example import ExampleError, SourceError
-from siglip2_jax.data.tar_index import index_file, index_tar
+from siglip2_jax.data.tar import index as tar_index
+from siglip2_jax.data.tar.index import index_file, index_tar
 from siglip2_jax.data.tars import Tars, index_tars
 
 

@@ -6,7 +6,7 @@ import pytest
 from planner.plans import step_plan
 
 from siglip2_jax.config import load_config
-from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.planner.host_input import Assumptions, host_input, request_dollars
 from siglip2_jax.planner.report import report
 from siglip2_jax.recipes import locate

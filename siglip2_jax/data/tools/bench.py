@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
-from siglip2_jax.data.store_client import counts as counts_of_stores
+from siglip2_jax.data.stores.client import counts as counts_of_stores
 
 _SAMPLE = 64  # examples that preparation is timed on
 

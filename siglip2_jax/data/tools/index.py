@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from siglip2_jax.data import parquet, tars
-from siglip2_jax.data.manifest import BLOCK_SIZE, Entry
-from siglip2_jax.data.manifest_files import ALL, FOLDER, Shard, folder_of, inner_pattern
 from siglip2_jax.data.parquet_footer import check_pyarrow, index_rows, usual_group
 from siglip2_jax.data.prefetch import thread_map
-from siglip2_jax.data.stores import File, Store, is_remote, name_in
-from siglip2_jax.data.tar_blocks import index_blocks
-from siglip2_jax.data.tar_index import index_tar
+from siglip2_jax.data.stores.manifest import BLOCK_SIZE, Entry
+from siglip2_jax.data.stores.manifest_files import ALL, FOLDER, Shard, folder_of, inner_pattern
+from siglip2_jax.data.stores.store import File, Store, is_remote, name_in
+from siglip2_jax.data.tar.blocks import index_blocks
+from siglip2_jax.data.tar.index import index_tar
 from siglip2_jax.data.tools.manifest_job import ManifestJob
 
 _AHEAD = 32

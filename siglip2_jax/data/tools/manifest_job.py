@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from siglip2_jax.data.manifest import Entry, entries, join
-from siglip2_jax.data.manifest_files import (
+from siglip2_jax.data.stores.manifest import Entry, entries, join
+from siglip2_jax.data.stores.manifest_files import (
     About,
     Shard,
     decode_part,
@@ -14,7 +14,7 @@ from siglip2_jax.data.manifest_files import (
     part_path,
     parts_of,
 )
-from siglip2_jax.data.stores import File, Store, name_in
+from siglip2_jax.data.stores.store import File, Store, name_in
 from siglip2_jax.fingerprint import fingerprint
 
 _SECONDS = 60.0  # of work that a stop can cost

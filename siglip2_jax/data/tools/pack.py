@@ -15,14 +15,14 @@ from etils import epath
 from grain.experimental import index_shuffle
 
 from siglip2_jax.data.example import ExampleError, with_name
-from siglip2_jax.data.manifest import BLOCK_SIZE, Entry
-from siglip2_jax.data.manifest_files import ALL, Shard
 from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.data.records import COUNTS, write_counts
 from siglip2_jax.data.sources import Blocked, Examples, Incomplete, Source
-from siglip2_jax.data.stores import File, Store, is_remote
-from siglip2_jax.data.tar_blocks import index_blocks
+from siglip2_jax.data.stores.manifest import BLOCK_SIZE, Entry
+from siglip2_jax.data.stores.manifest_files import ALL, Shard
+from siglip2_jax.data.stores.store import File, Store, is_remote
+from siglip2_jax.data.tar.blocks import index_blocks
 from siglip2_jax.data.tools.manifest_job import ManifestJob
 from siglip2_jax.data.tools.shard_files import KINDS, ShardKind
 from siglip2_jax.fingerprint import fingerprint

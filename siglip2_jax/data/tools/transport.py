@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from siglip2_jax.data.ring import batch_bytes
-from siglip2_jax.data.steps import Steps
-from siglip2_jax.data.work import Outcome
+from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.steps import Steps
+from siglip2_jax.data.workers.work import Outcome
 from siglip2_jax.types import Batch
 
 _WARM = 3

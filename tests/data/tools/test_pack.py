@@ -11,9 +11,9 @@ from data.faults import Failing
 from data.samples import example, picture, write_tar
 
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.manifest_files import Shard
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Folder, Memory
+from siglip2_jax.data.stores.manifest_files import Shard
 from siglip2_jax.data.tars import Tars
 from siglip2_jax.data.tools import pack as pack_module
 from siglip2_jax.data.tools.pack import Summary, pack

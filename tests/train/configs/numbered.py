@@ -7,8 +7,8 @@ import numpy as np
 import small
 
 from siglip2_jax.config import Data, TrainConfig
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.lengths import Lengths
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.tars import Tars
 from siglip2_jax.objectives.base import Objective
 

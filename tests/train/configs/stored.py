@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from siglip2_jax.config import TrainConfig, load_config
-from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 from siglip2_jax.data.tars import Tars
 
 

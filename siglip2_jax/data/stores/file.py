@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 
-from siglip2_jax.data.stores import File, Store
+from siglip2_jax.data.stores.store import File, Store
 
 
 class StoreFile(io.BufferedIOBase):

@@ -1,6 +1,6 @@
 """Blocks of one source in memory, or on local disk, from before they are needed until they are not.
 
-In each lane two windows are held at most (see `data.order`): the one that is used, and of the next
+In each lane two windows are held at most (see `BlockOrder`): the one that is used, and of the next
 a part that grows with what is used, so that requests are spread over time. Where a step uses
 several windows, those of four steps are held ahead.
 """
@@ -17,8 +17,8 @@ from itertools import count
 from threading import Condition, Lock, Thread
 from typing import Any
 
-from siglip2_jax.data.cache import Cache
-from siglip2_jax.data.order import BlockOrder
+from siglip2_jax.data.blocks.cache import Cache
+from siglip2_jax.data.blocks.order import BlockOrder
 from siglip2_jax.data.patience import patiently
 from siglip2_jax.data.sources import Blocked
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from siglip2_jax.data.ring import Ring
-from siglip2_jax.data.store_client import Counts
+from siglip2_jax.data.stores.client import Counts
+from siglip2_jax.data.workers.ring import Ring
 from siglip2_jax.types import Batch
 
 

@@ -26,8 +26,8 @@ from typing import Any
 import jax
 
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.ring import Ring, SharedBytes
-from siglip2_jax.data.work import Done, Outcome, Task, Work, do
+from siglip2_jax.data.workers.ring import Ring, SharedBytes
+from siglip2_jax.data.workers.work import Done, Outcome, Task, Work, do
 
 LOSSES, SECONDS = 3, 60.0  # so many workers lost in so short a time are no accident
 

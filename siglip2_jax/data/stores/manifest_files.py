@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from siglip2_jax.data.manifest import Manifest, Spans, concatenate
-from siglip2_jax.data.stores import File, Store, fixed_folder, name_in
+from siglip2_jax.data.stores.manifest import Manifest, Spans, concatenate
+from siglip2_jax.data.stores.store import File, Store, fixed_folder, name_in
 from siglip2_jax.strings import Strings
 
 FORMAT = "siglip2_jax manifest, version 1"

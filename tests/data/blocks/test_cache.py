@@ -6,8 +6,8 @@ import os
 import pytest
 from data.block_source import Block
 
-from siglip2_jax.data import cache as caching
-from siglip2_jax.data.cache import Cache
+from siglip2_jax.data.blocks import cache as caching
+from siglip2_jax.data.blocks.cache import Cache
 from siglip2_jax.data.example import ExampleError, SourceError
 
 

@@ -17,16 +17,16 @@ from data.block_source import Block, Blocks
 from data.samples import Stamp, preparation
 from data.test_pipeline import assert_same, joined
 
+from siglip2_jax.data.blocks.layout import layout
+from siglip2_jax.data.blocks.order import BlockOrder
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.streams import BlockStream
+from siglip2_jax.data.blocks.windows import Readers, Windows
 from siglip2_jax.data.chunks import Chunks
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.layout import layout
 from siglip2_jax.data.lengths import Lengths, StepSchedule
-from siglip2_jax.data.order import BlockOrder
 from siglip2_jax.data.pipeline import Pipeline
-from siglip2_jax.data.shuffle import BlockShuffle
 from siglip2_jax.data.sources import Blocked, Memory, Mixture
-from siglip2_jax.data.streams import BlockStream
-from siglip2_jax.data.windows import Readers, Windows
 
 LENGTHS = Lengths((4, 6), batch_scale=((6, 0.5),))
 READING = LENGTHS.reading(4, 8, 32)

@@ -17,7 +17,7 @@ from etils import epath
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.files import find_shards, select_files, suggest_glob
 from siglip2_jax.data.patience import of_file
-from siglip2_jax.data.store_client import CHANGED, Client, count
+from siglip2_jax.data.stores.client import CHANGED, Client, count
 from siglip2_jax.outputs import write_whole
 
 _LARGEST_REQUEST = 1 << 26

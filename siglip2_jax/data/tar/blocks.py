@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from siglip2_jax.data.block_reader import BlockReader, Make
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.manifest import Entry, Manifest, Piece, Spans
-from siglip2_jax.data.store_client import CHANGED
-from siglip2_jax.data.store_file import StoreFile
-from siglip2_jax.data.stores import File, Store, is_remote
-from siglip2_jax.data.tar_index import TarIndex, index_tar, make_index
-from siglip2_jax.data.tar_members import read_entries, resolve
-from siglip2_jax.data.tar_samples import TarExamples, make_sample
+from siglip2_jax.data.stores.block_reader import BlockReader, Make
+from siglip2_jax.data.stores.client import CHANGED
+from siglip2_jax.data.stores.file import StoreFile
+from siglip2_jax.data.stores.manifest import Entry, Manifest, Piece, Spans
+from siglip2_jax.data.stores.store import File, Store, is_remote
+from siglip2_jax.data.tar.index import TarIndex, index_tar, make_index
+from siglip2_jax.data.tar.members import read_entries, resolve
+from siglip2_jax.data.tar.samples import TarExamples, make_sample
 
 _AHEAD = 1 << 24
 

@@ -1,4 +1,4 @@
-"""Settings of the order that reads blocks of examples (`data.order`)."""
+"""Settings of the order that reads blocks of examples (`data.blocks.order`)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from siglip2_jax.data.files import IMAGE_SUFFIXES
-from siglip2_jax.data.tar_members import Member, read_members
+from siglip2_jax.data.tar.members import Member, read_members
 from siglip2_jax.outputs import write_whole
 from siglip2_jax.strings import Strings
 

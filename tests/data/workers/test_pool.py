@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.ring import batch_bytes
-from siglip2_jax.data.steps import Steps
-from siglip2_jax.data.work import Outcome
+from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.steps import Steps
+from siglip2_jax.data.workers.work import Outcome
 from siglip2_jax.types import Batch, Patches
 
 ROWS, PARTS = 6, 4
@@ -136,7 +136,7 @@ def test_a_killed_worker_starts_again_and_its_parts_are_done_again(tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr("siglip2_jax.data.workers.SECONDS", 600.0)  # however busy the machine
+    monkeypatch.setattr("siglip2_jax.data.workers.pool.SECONDS", 600.0)  # however busy the machine
     killed = []
     with (
         closing(open_steps(Counting(40, tmp_path), 1)) as steps,

@@ -20,7 +20,7 @@ from siglip2_jax.data.example import (
     row_captions,
 )
 from siglip2_jax.data.patience import of_file
-from siglip2_jax.data.tar_index import TarIndex
+from siglip2_jax.data.tar.index import TarIndex
 from siglip2_jax.data.text import parse_json
 
 _log = logging.getLogger(__name__)

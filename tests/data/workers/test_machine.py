@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from siglip2_jax.data import machine
-from siglip2_jax.data.machine import free_memory, usable_cores, worker_count
+from siglip2_jax.data.workers import machine
+from siglip2_jax.data.workers.machine import free_memory, usable_cores, worker_count
 
 
 @pytest.fixture

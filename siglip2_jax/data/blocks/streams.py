@@ -12,12 +12,12 @@ from typing import Any, cast
 import grain
 import numpy as np
 
-from siglip2_jax.data.layout import Layout
-from siglip2_jax.data.order import BlockOrder, Draws
+from siglip2_jax.data.blocks.layout import Layout
+from siglip2_jax.data.blocks.order import BlockOrder, Draws
+from siglip2_jax.data.blocks.shuffle import LEAST_WINDOW
+from siglip2_jax.data.blocks.windows import Readers, Windows
 from siglip2_jax.data.patience import PATIENCE
-from siglip2_jax.data.shuffle import LEAST_WINDOW
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
-from siglip2_jax.data.windows import Readers, Windows
 
 # Replacements in full shuffle are drawn from the first so many indices.
 _REPLACEMENTS = 2**40
@@ -69,7 +69,7 @@ def _seeds(source: Mixture, seed: int) -> list[int]:
 
 
 class BlockStream:
-    """Examples in the order of `data.order`, read ahead in blocks. Picklable until it is used.
+    """Examples in the order of `BlockOrder`, read ahead in blocks. Picklable until it is used.
 
     Index q * L + l is example q of lane l. Sources that are not `Blocked` are read one by one,
     when they are needed.

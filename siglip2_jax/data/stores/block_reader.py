@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import Any
 
-from siglip2_jax.data.manifest import Manifest, Piece
-from siglip2_jax.data.stores import Store
+from siglip2_jax.data.stores.manifest import Manifest, Piece
+from siglip2_jax.data.stores.store import Store
 
 _HELD = 4  # blocks, for readers that take examples one by one
 Make = Callable[[], dict[str, Any]]

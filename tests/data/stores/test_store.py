@@ -11,8 +11,8 @@ import pytest
 from stores import FAULTS
 
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.store_client import Client, Counts, counts
-from siglip2_jax.data.stores import File, Store
+from siglip2_jax.data.stores.client import Client, Counts, counts
+from siglip2_jax.data.stores.store import File, Store
 
 DATA = random.Random(0).randbytes(300_000)
 

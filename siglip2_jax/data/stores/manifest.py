@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from siglip2_jax.data.stores import File, matches, name_in, path_in
+from siglip2_jax.data.stores.store import File, matches, name_in, path_in
 from siglip2_jax.strings import Strings
 
 BLOCK_SIZE = 128

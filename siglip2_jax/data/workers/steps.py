@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from siglip2_jax.data.ring import Ring
-from siglip2_jax.data.work import Outcome, Task, Work
-from siglip2_jax.data.workers import Processes, Threads
+from siglip2_jax.data.workers.pool import Processes, Threads
+from siglip2_jax.data.workers.ring import Ring
+from siglip2_jax.data.workers.work import Outcome, Task, Work
 from siglip2_jax.types import Batch
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from data.samples import picture, write_tar
 
-from siglip2_jax.data.tar_index import Remark, index_file, index_tar
+from siglip2_jax.data.tar.index import Remark, index_file, index_tar
 from siglip2_jax.data.tars import Tars
 
 RED, BLUE, GREEN = (picture(i) for i in range(3))

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.samples import picture, write_tar
-from data.test_tar_index import link
+from data.tar.test_index import link
 
 from siglip2_jax.data import Parquet, Tars
 from siglip2_jax.data.example import ExampleError, SourceError
-from siglip2_jax.data.manifest import Entry, Manifest, concatenate, entries, join
-from siglip2_jax.data.manifest_files import About, Shard, decode_part, encode_part
 from siglip2_jax.data.sources import Blocked
-from siglip2_jax.data.store_client import counts
-from siglip2_jax.data.stores import File
+from siglip2_jax.data.stores.client import counts
+from siglip2_jax.data.stores.manifest import Entry, Manifest, concatenate, entries, join
+from siglip2_jax.data.stores.manifest_files import About, Shard, decode_part, encode_part
+from siglip2_jax.data.stores.store import File
 from siglip2_jax.data.tools import index as index_module
 from siglip2_jax.data.tools.index import index
 

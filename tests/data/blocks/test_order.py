@@ -6,8 +6,8 @@ import grain
 import numpy as np
 import pytest
 
-from siglip2_jax.data.order import BlockOrder, Draws, permuted
-from siglip2_jax.data.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.order import BlockOrder, Draws, permuted
+from siglip2_jax.data.blocks.shuffle import BlockShuffle
 
 ORDERS = [
     BlockOrder(120, 8, 4, 3, 1),

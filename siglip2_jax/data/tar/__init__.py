@@ -1,0 +1,1 @@
+"""Webdataset tars: their members, samples, indices and blocks."""

@@ -1,0 +1,1 @@
+"""Workers that fill the buffers of batches, ahead of the training process."""
