@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "input_campaign.py"
 
 
 def test_lost_and_doubled_examples_are_counted():
-    """Of 80 steps, which are one whole epoch and the beginning of the next."""
+    """80 steps are a whole epoch and the beginning of the next."""
     spec = importlib.util.spec_from_file_location("input_campaign", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
