@@ -33,6 +33,7 @@ from train.processes import CONFIGS, metrics, steps_done, train, training  # noq
 
 from siglip2_jax.config import load_config  # noqa: E402
 from siglip2_jax.data.order import BlockOrder  # noqa: E402
+from siglip2_jax.data.shuffle import BlockShuffle  # noqa: E402
 from siglip2_jax.data.sources import Memory  # noqa: E402
 from siglip2_jax.data.tools import pack as pack_module  # noqa: E402
 
@@ -118,7 +119,9 @@ def numbers(workdir: Path) -> dict[int, dict[str, float]]:
 def order_of_run() -> tuple[BlockOrder, int]:
     """The order of the config's examples, and its batch size."""
     (stage,) = load_config(CONFIG).resolved
-    lanes, window = stage.data.shuffle.resolve((stage.batch_size,))
+    shuffle = stage.data.shuffle
+    assert isinstance(shuffle, BlockShuffle)
+    lanes, window = shuffle.resolve((stage.batch_size,))
     return BlockOrder(EXAMPLES, BLOCK, lanes, window, stage.data_seed), stage.batch_size
 
 
