@@ -33,6 +33,7 @@ from train.processes import CONFIGS, metrics, steps_done, train, training  # noq
 
 from siglip2_jax.config import load_config  # noqa: E402
 from siglip2_jax.data.blocks.order import BlockOrder  # noqa: E402
+from siglip2_jax.data.blocks.shuffle import BlockShuffle  # noqa: E402
 from siglip2_jax.data.sources import Memory  # noqa: E402
 from siglip2_jax.data.tools import pack as pack_module  # noqa: E402
 
@@ -115,23 +116,35 @@ def numbers(workdir: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def order_of_run(steps: int) -> tuple[BlockOrder, int]:
+def order_of_run() -> tuple[BlockOrder, int]:
     """The order of the config's examples, and its batch size."""
     (stage,) = load_config(CONFIG).resolved
-    lanes, window = stage.data.shuffle.resolve((stage.batch_size,))
+    shuffle = stage.data.shuffle
+    assert isinstance(shuffle, BlockShuffle)
+    lanes, window = shuffle.resolve((stage.batch_size,))
     return BlockOrder(EXAMPLES, BLOCK, lanes, window, stage.data_seed), stage.batch_size
 
 
-def epochs(found: dict[int, dict[str, float]]) -> dict[int, list[int]]:
-    """Numbers of the examples that were trained on in each epoch, by the order's arithmetic."""
-    order, batch = order_of_run(len(found))
-    each, seen = batch // order.lanes, collections.defaultdict(list)
+def epochs(found: dict[int, dict[str, float]]) -> dict[str, int]:
+    """Counts of what was trained on in each epoch, by the order's arithmetic.
+
+    Examples that are missing in an epoch are counted where all of its places were trained on.
+    """
+    order, batch = order_of_run()
+    each, whole = batch // order.lanes, order.blocks * order.size
+    seen: dict[int, list[int]] = collections.defaultdict(list)
     for step, line in found.items():
         for row in range(batch):
             lane, key = row // each, (step - 1) * each + row % each
             epoch, _ = order._block(lane, order._shuffled(lane, key) // order.size)
             seen[epoch].append(int(line[f"ids/{row:02}"]))
-    return seen
+    complete = [ids for ids in seen.values() if len(ids) == whole]
+    return {
+        "whole_epochs": len(complete),
+        "examples_an_epoch": whole,
+        "lost": sum(whole - len(set(ids)) for ids in complete),
+        "doubled": sum(len(ids) - len(set(ids)) for ids in seen.values()),
+    }
 
 
 def fault(rng: random.Random, counted: collections.Counter) -> str | None:
@@ -161,10 +174,6 @@ def campaign(directory: Path, kills: int, steps: int, seed: int) -> dict[str, An
     finish(directory / "local", [f"data.source.pattern={tars}", *common])
     found, expected = numbers(directory / "remote"), numbers(directory / "local")
     differing = [step for step in expected if found.get(step) != expected[step]]
-    order, _ = order_of_run(steps)
-    whole = order.blocks * order.size
-    seen = epochs(found)
-    complete = {epoch: ids for epoch, ids in seen.items() if len(ids) == whole}
     last = metrics(directory / "remote")[-1]
     return {
         "kills": kills,
@@ -173,10 +182,7 @@ def campaign(directory: Path, kills: int, steps: int, seed: int) -> dict[str, An
         "steps": len(expected),
         "numbers_a_step": len(expected[1]),
         "differing_steps": len(differing) + len(found.keys() - expected.keys()),
-        "whole_epochs": len(complete),
-        "examples_an_epoch": whole,
-        "lost": sum(whole - len(set(ids)) for ids in complete.values()),
-        "doubled": sum(len(ids) - len(set(ids)) for ids in seen.values()),
+        **epochs(found),
         "bad_examples": last["bad_examples"],
         "requests": dict(counted),
         "seconds": round(time.monotonic() - start),

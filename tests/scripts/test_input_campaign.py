@@ -1,5 +1,6 @@
 """The campaign of kills and faults, in short: nothing differs, is lost or doubled."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,9 +10,30 @@ import pytest
 from stores import GOOGLE
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "input_campaign.py"
-pytestmark = [pytest.mark.slow, pytest.mark.remote]
 
 
+def test_lost_and_doubled_examples_are_counted():
+    """80 steps are a whole epoch and the beginning of the next."""
+    spec = importlib.util.spec_from_file_location("input_campaign", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    order, batch = script.order_of_run()
+    each = batch // order.lanes
+    found = {
+        step: {
+            f"ids/{row:02}": float(order.example(row // each, (step - 1) * each + row % each))
+            for row in range(batch)
+        }
+        for step in range(1, 81)
+    }
+    good = {"whole_epochs": 1, "examples_an_epoch": 127 * 16, "lost": 0, "doubled": 0}
+    assert script.epochs(found) == good
+    found[1]["ids/00"] = found[1]["ids/31"]  # of the first epoch
+    assert script.epochs(found) == good | {"lost": 1, "doubled": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.remote
 def test_kills_and_faults_change_nothing(tmp_path):
     for package in (GOOGLE, "obstore"):
         pytest.importorskip(package)
