@@ -15,6 +15,7 @@ def bench(siglip2, monkeypatch):
     return lambda *words: siglip2("data", "bench", "tiny", "--seconds", 1, *words)
 
 
+@pytest.mark.slow
 def test_rates_of_every_length(bench):
     result = bench("--json")
     assert result.code == 0, result.err
@@ -32,6 +33,7 @@ def test_rates_of_every_length(bench):
 @pytest.mark.parametrize(
     ("need", "slow"), [(1, []), (10**5, ["read", "prepare", "transport"])], ids=["low", "high"]
 )
+@pytest.mark.slow
 def test_a_need(bench, need, slow):
     result = bench("--budget", 64, "--images-per-second", need)
     assert result.code == int(bool(slow)), result.err

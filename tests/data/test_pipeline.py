@@ -223,6 +223,7 @@ def test_broken_sample_is_named_by_its_tar_and_key(tmp_path):
     assert problem.startswith(f"{tmp_path}/a.tar:x: its .json is not JSON (")
 
 
+@pytest.mark.slow
 def test_mixtures_keep_their_weights():
     def part(start: int, count: int) -> Memory:
         return Memory(tuple({**EXAMPLES[0], "id": start + i} for i in range(count)))
@@ -283,6 +284,7 @@ def test_batches_are_placed_one_step_before_they_are_needed(workers):
     assert 1 < len(places) <= 3 * len(LENGTHS.budgets)  # in three buffers
 
 
+@pytest.mark.slow
 def test_steps_before_an_error_are_given():
     """Though they were read ahead of it."""
     pipeline = make(*range(0, 50, 5))

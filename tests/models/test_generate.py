@@ -156,6 +156,7 @@ def test_a_wide_beam_finds_the_best_of_all(length_penalty):
         assert found.score[0] == pytest.approx(total, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_what_beams_are_for():
     """The best path need not begin with the best step, and longer ones may be better."""
     best = [ids for ids, _ in exhaustive(0.0)]

@@ -150,6 +150,7 @@ def value_and_gradient(params, compute):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_schedules_agree_in_value_and_gradient(params, plain, compute):
     found = value_and_gradient(params, compute)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)

@@ -252,6 +252,7 @@ def test_the_teacher_without_a_text_tower():
         teacher.encode_text(batch(0).text)
 
 
+@pytest.mark.slow
 def test_centers_are_not_trained():
     made = program()
     heads = {path for path in made.shapes if path.startswith("heads/")}
@@ -313,6 +314,7 @@ def test_parts_of_a_batch_hide_other_patches():
     assert found["loss/masked"] == pytest.approx(expected["loss/masked"], rel=0.3)
 
 
+@pytest.mark.slow
 def test_at_weight_0_nothing_is_left():
     off = tuple((name, dataclasses.replace(x, weight=0.0)) for name, x in BOTH)
     made = program((("sigmoid", Sigmoid()), *off))

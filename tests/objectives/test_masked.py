@@ -124,6 +124,7 @@ def test_the_centers_patches_are_checked():
         dataclasses.replace(OBJECTIVE, center="none")
 
 
+@pytest.mark.slow
 def test_only_the_student_has_gradients():
     grads = measure(scene(OBJECTIVE))[3]
     for part in ("teacher", "teacher_head"):

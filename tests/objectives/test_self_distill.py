@@ -53,6 +53,7 @@ def test_loss_report_and_center():
 
 
 @pytest.mark.parametrize("path", [("prototypes", "kernel"), ("fc3", "bias"), ("fc1", "kernel")])
+@pytest.mark.slow
 def test_gradients_of_the_head(path):
     """By central differences of the float64 loss."""
     shown = scene(OBJECTIVE)

@@ -80,6 +80,7 @@ def test_numbers(devices):
     assert (found.bias, found.batch_size) == (pytest.approx(-7.3, abs=1e-6), SMALL)
 
 
+@pytest.mark.slow
 def test_best_bias_follows_the_batch_size():
     """By the log of the ratio of negatives to a positive, on a grid of halves."""
     unrelated = np.split(np.eye(2 * LARGE, dtype=np.float32), 2)

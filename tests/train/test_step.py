@@ -282,6 +282,7 @@ def test_moments_are_split_like_their_parameters():
         assert kinds[f"ema_params/{path}"] == kind
 
 
+@pytest.mark.slow
 def test_moving_average():
     found = run(FSDP, **LOCKED)
     average = {path: np.float64(x) for path, x in flatten(random_params(TINY)).items()}

@@ -175,6 +175,7 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels():
     np.testing.assert_allclose(found, np.mean(losses), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_cross_entropy_has_the_slope_of_a_common_softmax():
     """Image by image or all at once, by comparison or by index: the same up to rounding."""
     rng = np.random.default_rng(1)

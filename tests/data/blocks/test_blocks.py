@@ -68,6 +68,7 @@ def test_same_global_batches_on_any_number_of_hosts(hosts):
     assert sum(b.bad for b in whole) == sum(b.bad for part in parts for b in part) > 0
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_and_share_no_block(tmp_path):
     source = Blocks(640, 4)
     expected = read(make(source))
@@ -109,6 +110,7 @@ def test_little_data_is_dealt_in_parts_of_blocks(tmp_path, count):
     assert_same(joined(parts), whole)
 
 
+@pytest.mark.slow
 def test_resuming_in_the_middle_of_a_window():
     whole = read(make())
     for stop in (1, 4, 7):
@@ -131,6 +133,7 @@ def test_each_block_is_read_once_by_one_host(tmp_path, hosts):
     assert len(reads) <= 16 * (12 + 2 * 2)
 
 
+@pytest.mark.slow
 def test_little_is_held_and_nothing_is_left():
     gc.collect()
     before = Block.alive
@@ -179,6 +182,7 @@ def test_requests_are_spread_over_a_window():
     readers.close()
 
 
+@pytest.mark.slow
 def test_mixtures_of_blocks_and_single_examples():
     def part(start: int, count: int) -> Memory:
         example = Blocks(1)[0]

@@ -135,6 +135,7 @@ def test_a_killed_worker_starts_again_and_its_parts_are_done_again(tmp_path):
             assert restarts == 0 and set(processes) == set(after)
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_again_and_again_stop(tmp_path, monkeypatch):
     monkeypatch.setattr("siglip2_jax.data.workers.pool.SECONDS", 600.0)  # however busy the machine
     killed = []
