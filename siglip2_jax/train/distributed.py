@@ -271,10 +271,10 @@ def total(count: int) -> int:
     return int(totals([count])[0])
 
 
-def totals(numbers: Sequence[float]) -> list[float]:
+def totals(numbers: Sequence[int | float]) -> list[float]:
     """The sums of some numbers over all processes, each of which calls it."""
     if jax.process_count() == 1:
-        return list(numbers)
+        return [float(number) for number in numbers]
     # As they lie in memory: JAX itself would round them to 32 bits.
     bits = np.array(numbers, np.float64).view(np.uint32)
     everywhere = np.ascontiguousarray(multihost_utils.process_allgather(bits))

@@ -68,10 +68,10 @@ def stored(tmp_path_factory):
     ("second", "message"),
     [
         (wrong(data=Data(source=Folder("/nowhere"))), "/nowhere/captions.jsonl: no such file"),
-        (wrong(data=Data(source=NO_IMAGES)), "20 examples in a row could not be used.*/nowhere/"),
+        (wrong(data=Data(source=NO_IMAGES)), "/nowhere/.*: there is no such file; put it back"),
         (
             wrong(data=Data(source=Mixture(((SHIPPED, 1.0), (NO_IMAGES, 0.001))))),
-            "20 examples in a row could not be used.*/nowhere/",
+            "/nowhere/.*: there is no such file; put it back",
         ),
         (wrong(evals=(Retrieval(source=Folder("/gone"), name="x"),)), "/gone/captions.jsonl: no"),
         (wrong(evals=(Retrieval(source=NO_IMAGES, name="x"),)), "no such file"),
