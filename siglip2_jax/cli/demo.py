@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="page to write (default: siglip2_demo.html)",
     )
     parser.add_argument(
-        "--steps", type=positive, default=160, help="number of training steps (default: 160)"
+        "--steps", type=positive, default=150, help="number of training steps (default: 150)"
     )
     parser.add_argument(
         "--workdir",

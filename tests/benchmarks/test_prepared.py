@@ -242,6 +242,7 @@ def test_folders_of_ones_own(pets, measure):
 
 
 @pytest.mark.parametrize("task", ["10shot", "linear"])
+@pytest.mark.slow
 def test_probes_of_ones_own(pets, measure, task):
     """Ten training photos a class, all of which the ten shots take, whatever their order."""
     version, _, rows = pets

@@ -28,6 +28,7 @@ def diverged(fixed):
 
 
 @pytest.mark.parametrize("format", ["npz", "hf", "orbax"])
+@pytest.mark.slow
 def test_nan_and_infinity_are_refused_by_name(tmp_path, diverged, format, capsys):
     path = tmp_path / "model"
     write(diverged, path, format)

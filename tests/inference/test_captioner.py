@@ -152,6 +152,7 @@ def test_neither_the_batch_nor_the_call_matters():
     assert [answer.text for answer in list(broken)[1:]] == found[1:]
 
 
+@pytest.mark.slow
 def test_a_handful_of_programs():
     fresh = Captioner(embedder(), DECODER, looks().params)
     with counted_compilations() as count:
@@ -168,6 +169,7 @@ def test_a_handful_of_programs():
     assert 1 <= count.total() <= 8  # batches of 1, 2 and 4, the image tower's, keys
 
 
+@pytest.mark.slow
 def test_an_image_is_encoded_once_for_all_its_asks(monkeypatch):
     queries = [
         Query(PHOTOS[i], phrase=x) for i in (0, 1, 2) for x in (None, "a dog", "cat")[: 3 - i]

@@ -219,6 +219,7 @@ def unseen(hidden: int) -> ModelConfig:
     )
 
 
+@pytest.mark.slow
 def test_hundreds_of_shapes_compile_a_handful_of_programs():
     rng = np.random.default_rng(0)
     images = [noise(*rng.integers(1, 65, 2)) for _ in range(300)]

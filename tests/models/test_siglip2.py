@@ -185,6 +185,7 @@ def test_other_text_lengths_are_refused(params):
         encode(TINY, params, ids=np.zeros((1, 12), np.int32))
 
 
+@pytest.mark.slow
 def test_fresh_parameters_start_where_the_paper_says():
     params = init_params(TINY, jax.random.key(0))
     abstract = abstract_model(TINY)[1]

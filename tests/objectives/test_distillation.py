@@ -226,6 +226,7 @@ def test_the_average_is_of_what_teaches():
 CENTERS = {"heads/silc/center", "heads/masked/projection/center"}
 
 
+@pytest.mark.slow
 def test_heads_without_a_teacher_are_not_averaged():
     """Unless everything is; a stage that keeps no average has none of anything."""
     stage = program((*BOTH, ("caption", Captioning()))).stage

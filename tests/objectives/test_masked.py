@@ -136,12 +136,14 @@ def test_only_the_student_has_gradients():
     assert not any(np.any(x) for x in jax.tree.leaves((vision["pool"], grads["student"])))
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     found, expected = measure(scene(OBJECTIVE, fill=np.nan)), measure(scene(OBJECTIVE))
     for have, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(have, want, rtol=0, atol=2e-6 * max(1, np.max(abs(want))))
 
 
+@pytest.mark.slow
 def test_a_hidden_patch_is_not_seen():
     """Other pixels under the mask change the teacher's features and none of the student's."""
     shown = scene(OBJECTIVE)

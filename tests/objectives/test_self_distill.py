@@ -74,6 +74,7 @@ def test_gradients_of_the_head(path):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_only_the_student_has_gradients():
     grads = measure(scene(OBJECTIVE))[3]
     for part in ("teacher", "teacher_head"):

@@ -38,6 +38,7 @@ def texts(answers) -> list:
     return [own and [(answer.text, answer.box) for answer in own] for own in answers]
 
 
+@pytest.mark.slow
 def test_answers_are_the_captioners():
     asked = groups()
     found, shown = MeasuredCaptioner(looks(), batch_size=32), []
@@ -51,6 +52,7 @@ def test_answers_are_the_captioners():
     assert found.answer([], *HOW) == []
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(decoders, "BATCHES_PER_PART", 2)
     asked = groups()

@@ -119,6 +119,7 @@ def test_resuming_in_the_middle_of_a_window():
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
+@pytest.mark.slow
 def test_each_block_is_read_once_by_one_host(tmp_path, hosts):
     """Within an epoch: 24 blocks of each lane, of which 12 are used."""
     log = tmp_path / "log"
