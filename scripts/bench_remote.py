@@ -208,13 +208,15 @@ def measure(name: str, source: str, args: argparse.Namespace, server: Any) -> di
     return figures | {"requests": requests, "sent": sent, "peak_gb": peak[-1]}
 
 
-def serve(root: str, latency: float, connection: Any) -> None:
-    """Runs the server and its proxy until the connection closes; counts requests and bytes."""
+def serve(source: str, root: str, latency: float, connection: Any) -> None:
+    """Runs a server of the files in `source` and its proxy until the connection closes."""
     import stores
 
     store = stores.GoogleStore(Path(root))
-    store.latency = latency
     with stores.running(store):
+        for path in Path(source).rglob("*.*"):
+            store.put(str(path.relative_to(source)), path.read_bytes())
+        store.latency = latency
         connection.send((store.url, store.variables()))
         try:
             while connection.recv() == "begin":
@@ -241,7 +243,8 @@ def table(rows: dict[str, dict[str, float]], size: int) -> str:
 def compare(args: argparse.Namespace) -> None:
     """Packs the images, starts the server, and measures all contestants in turns."""
     with tempfile.TemporaryDirectory() as directory:
-        bucket = Path(directory, "bucket")
+        bucket, root = Path(directory, "files"), Path(directory, "store")
+        (root / "bucket").mkdir(parents=True)
         examples = make_images(args.images)
         pack(Memory(examples), bucket / "tars", kind="tar", shard_size=SHARD)
         installed = {k for k, v in CONTESTANTS.items() if not v or importlib.util.find_spec(v)}
@@ -251,7 +254,7 @@ def compare(args: argparse.Namespace) -> None:
         print(f"{args.images} JPEGs, {size / args.images / 1e3:.0f} KB each", file=sys.stderr)
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         process = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(directory, args.latency, theirs)
+            target=serve, args=(str(bucket), str(root), args.latency, theirs)
         )
         process.start()
         theirs.close()
