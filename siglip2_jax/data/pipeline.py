@@ -23,8 +23,8 @@ from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
-from siglip2_jax.data.stores.block_reader import BlockReader
 from siglip2_jax.data.stores.client import Counts
+from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.workers.steps import Steps
 from siglip2_jax.types import Batch
 
@@ -123,8 +123,8 @@ class Pipeline:
         """The sources of the mixture, or the single source, each opened once."""
         opened = [source.open() for source in _flatten(self.source)]
         for examples in opened:
-            if isinstance(examples, BlockReader):
-                examples.store.client.patience = self.patience
+            if isinstance(store := getattr(examples, "store", None), Store):
+                store.client.patience = self.patience
         return opened
 
     @property

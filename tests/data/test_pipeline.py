@@ -18,7 +18,9 @@ from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pipeline import Pipeline
 from siglip2_jax.data.sources import Folder, Memory, Mixture
+from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.tars import Tars
+from siglip2_jax.data.weighted import Weighted
 
 LENGTHS = Lengths((12, 30), batch_scale=((30, 0.5),))
 EXAMPLES = tuple(example(i) for i in range(50))
@@ -315,3 +317,14 @@ def test_mistakes_are_told_at_once():
             make(**options)
     with pytest.raises(ValueError, match="seed must be"):
         replace(make(), seed=2**32)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_store_is_as_patient_as_the_run(tmp_path, weighted):
+    source = Failing()
+    source.store = Store()
+    assert source.store.client.patience == 300
+    np.save(tmp_path / "weights.npy", np.ones(50))
+    taken = Weighted(source, str(tmp_path / "weights.npy")) if weighted else source
+    assert Pipeline(taken, preparation(Stamp()), 9, patience=7.5).sizes[0][1] == 50
+    assert source.store.client.patience == 7.5
