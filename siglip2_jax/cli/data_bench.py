@@ -88,11 +88,12 @@ def _measure(
     config: TrainConfig, stage: ResolvedStage, budgets: list[int], args: argparse.Namespace
 ) -> dict[str, Any]:
     from siglip2_jax.data.tools.bench import prepare_rate, together
+    from siglip2_jax.data.workers.machine import usable_cores
     from siglip2_jax.progress import progress
     from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline
 
     pipeline = stage_pipeline(stage, open_tokenizer(config))
-    cores = _cores()
+    cores = usable_cores()
     with progress("measuring") as show:
         show(0, 1 + len(budgets), "reading")
         reads = _reads(stage, pipeline.workers, args.seconds)
@@ -178,15 +179,6 @@ def _verdict(row: dict[str, Any], read: float, cores: int) -> dict[str, Any]:
     rates = {"read": read, "prepare": cores * row["prepare"], "transport": row["transport"]}
     slow = [name for name, rate in rates.items() if rate < need]
     return {"slow": slow, "enough": not slow}
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    import os
-
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

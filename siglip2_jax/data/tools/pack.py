@@ -130,10 +130,8 @@ def pack(
     if manifest is not None:
         todo = [file for file in files if file in todo or not manifest.has(file)]
     errors = [error for error in read_errors(errors_file) if error["shard"] not in todo]
-    order, first = (
-        _order(total, shuffle),
-        min((places.start for places in files.values()), default=0),
-    )
+    order = _order(total, shuffle)
+    first = min((places.start for places in files.values()), default=0)
     count = sum(map(len, files.values()))
 
     def tell(place: int) -> None:
