@@ -121,16 +121,14 @@ def _measure(
 
 def _reads(stage: ResolvedStage, workers: int, seconds: int) -> list[Read]:
     """Reads each source in turn, as training would: by as many threads, in blocks or not."""
-    from siglip2_jax.data.blocks.shuffle import BlockShuffle
+    from siglip2_jax.data.blocks.shuffle import block_shuffle
     from siglip2_jax.data.blocks.windows import READERS
-    from siglip2_jax.data.sources import Blocked
     from siglip2_jax.data.tools.bench import leaves, read_rate
 
     data = stage.data
     reads = []
     opened = [(source, share, source.open()) for source, share in leaves(data.source)]
-    remote = any(isinstance(x, Blocked) and x.remote for *_, x in opened)
-    in_blocks = isinstance(data.shuffle, BlockShuffle) or (data.shuffle and remote)
+    in_blocks = block_shuffle(data.shuffle, [examples for *_, examples in opened]) is not None
     threads = READERS if in_blocks else data.threads
     for source, share, examples in opened:
         reads.append(

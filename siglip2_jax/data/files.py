@@ -82,6 +82,17 @@ def suggest_glob(pattern: str) -> str:
     return f"; braces are not expanded, write the glob {wider}" if wider != pattern else ""
 
 
+def read_at(descriptor: int, start: int, size: int) -> bytes:
+    """The bytes of an open file from a place on; fewer than `size` where it ends before."""
+    data = b""
+    while len(data) < size:  # a system call gives at most 2 GiB, and network disks less
+        piece = os.pread(descriptor, size - len(data), start + len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
 def is_hidden(name: str) -> bool:
     """True for the name of a file or folder that scans leave out."""
     return name.startswith(".") or name == "__MACOSX"

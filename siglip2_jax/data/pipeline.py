@@ -16,13 +16,13 @@ import jax
 import numpy as np
 
 from siglip2_jax.data.blocks.layout import Layout, layout
-from siglip2_jax.data.blocks.shuffle import BlockShuffle
+from siglip2_jax.data.blocks.shuffle import BlockShuffle, block_shuffle
 from siglip2_jax.data.blocks.streams import BlockStream, WholeStream
 from siglip2_jax.data.chunks import SHOWN, Chunks, Stream
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.data.sources import Blocked, Examples, Mixture, Source
+from siglip2_jax.data.sources import Examples, Mixture, Source
 from siglip2_jax.data.stores.client import Counts
 from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.workers.steps import Steps
@@ -177,13 +177,12 @@ class Pipeline:
 
     def _planned(self, reading: StepSchedule) -> tuple[Stream, Layout]:
         """Examples in their order, and the pieces that this host's part is read in."""
-        hosts, shuffle = (self.process_index, self.process_count, self.chunk), self.shuffle
-        if shuffle is True and any(isinstance(x, Blocked) and x.remote for x in self._opened):
-            shuffle = BlockShuffle()
-        if isinstance(shuffle, bool):
-            whole = WholeStream(self.source, self._opened, self.seed, shuffle)
+        hosts = self.process_index, self.process_count, self.chunk
+        order = block_shuffle(self.shuffle, self._opened)
+        if order is None:
+            whole = WholeStream(self.source, self._opened, self.seed, bool(self.shuffle))
             return whole, layout(reading, *hosts, self.workers)
-        lanes, window = shuffle.resolve(reading.batch_sizes)
+        lanes, window = order.resolve(reading.batch_sizes)
         pieces = layout(reading, *hosts, self.workers, lanes)
         held = (window, self.cache, self.patience)
         return BlockStream(self.source, self._opened, self.seed, pieces, *held), pieces

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import gcd
+
+from siglip2_jax.data.sources import Blocked, Examples
 
 # Lanes that no stage has more of: with them, 128 hosts can have 32 workers each.
 MOST_LANES = 4096
@@ -42,3 +45,15 @@ class BlockShuffle:
         while self.lanes is None and 2 * lanes > largest and lanes % 2 == 0:
             lanes //= 2
         return lanes, self.window or max(LEAST_WINDOW, -(-2 * largest // lanes))
+
+
+def block_shuffle(shuffle: bool | BlockShuffle, opened: Iterable[Examples]) -> BlockShuffle | None:
+    """Settings of the order of blocks, where data is read in one; None where it is not.
+
+    Args:
+      shuffle: what the config says; True leaves it to the data.
+      opened: all of the data.
+    """
+    if shuffle is True and any(isinstance(x, Blocked) and x.remote for x in opened):
+        return BlockShuffle()
+    return None if isinstance(shuffle, bool) else shuffle

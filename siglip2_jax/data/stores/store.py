@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from siglip2_jax.data.example import SourceError
-from siglip2_jax.data.files import find_shards, select_files, suggest_glob
+from siglip2_jax.data.files import find_shards, read_at, select_files, suggest_glob
 from siglip2_jax.data.patience import of_file
 from siglip2_jax.data.stores.client import CHANGED, Client, count
 from siglip2_jax.outputs import write_whole
@@ -260,10 +260,7 @@ def _local(path: str, stat: os.stat_result) -> File:
 def _read_local(file: File, start: int, stop: int) -> bytes:
     with of_file(file.path), open(file.path, "rb", buffering=0) as stream:
         file.check(_local(file.path, os.fstat(stream.fileno())))
-        data = b""
-        while len(data) < stop - start:  # a system call gives at most 2 GiB, network disks less
-            piece = os.pread(stream.fileno(), stop - start - len(data), start + len(data))
-            if not piece:
-                raise SourceError(f"{file.path} {CHANGED}")
-            data += piece
+        data = read_at(stream.fileno(), start, stop - start)
+        if len(data) < stop - start:
+            raise SourceError(f"{file.path} {CHANGED}")
     return data

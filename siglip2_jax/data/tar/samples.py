@@ -19,6 +19,7 @@ from siglip2_jax.data.example import (
     make_example,
     row_captions,
 )
+from siglip2_jax.data.files import read_at
 from siglip2_jax.data.patience import of_file
 from siglip2_jax.data.tar.index import TarIndex
 from siglip2_jax.data.text import parse_json
@@ -118,13 +119,10 @@ def _read_fields(row: bytes | None, name: str) -> dict[str, Any]:
 
 
 def _read(handle: int, offset: int, size: int, name: str) -> bytes:
-    data = b""
-    while len(data) < size:  # a system call gives at most 2 GiB, and network disks less
-        piece = os.pread(handle, size - len(data), offset + len(data))
-        if not piece:
-            raise SourceError(
-                f"{name}: the tar has become shorter since it was opened; put it back, or run the "
-                "same command again to index it anew"
-            )
-        data += piece
+    data = read_at(handle, offset, size)
+    if len(data) < size:
+        raise SourceError(
+            f"{name}: the tar has become shorter since it was opened; put it back, or run the "
+            "same command again to index it anew"
+        )
     return data
