@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
+import cloudpickle
 import jax
 
 from siglip2_jax.data.example import SourceError
@@ -80,7 +81,7 @@ class Processes:
 
     def __init__(self, work: Work, ring: Ring, workers: int, threads: int) -> None:
         """Starts them; no more than have something to do."""
-        content = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
+        content = cloudpickle.dumps(work)  # what a notebook or script defines goes by value
         program = SharedBytes(len(content))
         program.bytes[:] = content
         self._arguments = ring, program, threads
