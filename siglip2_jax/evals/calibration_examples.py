@@ -77,7 +77,7 @@ def score(
 ) -> tuple[Pairs, int]:
     """Cosines of all pairs with a verdict, and the number of images that could not be read."""
     rows = model.embed_images(judged.images, max_num_patches=max_num_patches)
-    readable = np.isfinite(rows).all(axis=1)
+    readable = np.asarray(np.isfinite(rows).all(axis=1))
     number = np.cumsum(readable) - 1
     if judged.labels:
         texts = embed_labels(model, judged.texts, templates)
