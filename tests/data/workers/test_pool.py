@@ -36,14 +36,14 @@ class Counting:
     waiting: Path
     failing: tuple[int, int] | None = None
 
-    def __len__(self) -> int:
-        return self.steps
-
     def buffer_bytes(self) -> int:
         return batch_bytes(*self.like(0))
 
     def parts(self, step: int) -> int:
         return PARTS
+
+    def owner(self, step: int, part: int) -> int:
+        return part
 
     def like(self, step: int) -> tuple[Batch, int]:
         image = Patches(
@@ -69,7 +69,7 @@ class Counting:
 
 
 def open_steps(work: Counting, workers: int, slots: int = 2) -> Steps:
-    return Steps(work, workers=workers, threads=1, slots=slots)
+    return Steps(work, range(work.steps), workers=workers, threads=1, slots=slots)
 
 
 def check(steps: Steps, step: int) -> tuple[np.ndarray, int]:
