@@ -31,7 +31,7 @@ from pyarrow import parquet
 
 from siglip2_jax.testing import tiny_embedder
 
-TARS, IMAGES = 30, (20, 60)  # fewest and most images of a tar
+TARS, IMAGES = 60, (20, 60)  # fewest and most images of a tar
 BROKEN = 0.05
 SHARES = 2
 WORKERS = "0", "1"  # of each share
@@ -120,8 +120,20 @@ def has_ended(group: int) -> bool:
     return False
 
 
+def wait_for_a_moment(job: Job, seconds: float, rng: random.Random) -> None:
+    """Waits until some files more are written, or for some of the seconds of a start."""
+    end = time.monotonic() + seconds
+    if rng.random() < 0.5:
+        time.sleep(rng.uniform(0, seconds))
+        return
+    files = job.files() + rng.randint(1, 12)
+    while job.files() < files and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.2))
+
+
 def disturbed(job: Job, kills: int, seconds: float, rng: random.Random) -> tuple[list[int], int]:
-    """Embeds with at most so many kills, each within some seconds after the last.
+    """Embeds with at most so many kills, at random moments.
 
     Returns:
       The number of files at each kill, and how often processes were left behind.
@@ -129,9 +141,9 @@ def disturbed(job: Job, kills: int, seconds: float, rng: random.Random) -> tuple
     moments, left_behind = [], 0
     running = {share: job.start(share, SHARES) for share in range(SHARES)}
     while len(moments) < kills:
-        time.sleep(rng.uniform(0, seconds))
+        wait_for_a_moment(job, seconds, rng)
         alive = [share for share, process in running.items() if process.poll() is None]
-        if not alive:
+        if not alive or job.files() == TARS:
             break
         share = rng.choice(alive)
         process = running[share]
