@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from siglip2_jax.data.held import Held
 from siglip2_jax.data.items.decode import decode_item
 from siglip2_jax.data.items.item import Columns, Item, Shard
 from siglip2_jax.data.patience import PATIENCE, patiently
-from siglip2_jax.data.sources import Blocked, Examples
+from siglip2_jax.data.sources import Blocked, Described, Examples
 from siglip2_jax.data.stores import client
 from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.workers.ring import batch_bytes
@@ -203,27 +204,37 @@ class ItemWork:
             read = partial(self.opened.read, step.shard, index, name)
             example = patiently(read, name, self.patience)
         except ExampleError as error:
-            return self._bad(error.name or name, str(error)), None
-        data = example["image"]
-        content = hashlib.blake2b(data, digest_size=16).hexdigest() if data else ""
-        label, captions = example["name"], example["captions"]
-        item = Item(
-            label if self.columns.id is None else str(example.get(self.columns.id, label)),
-            content,
-            0,
-            0,
-            captions[0] if captions else None,
-            {name: _plain(example.get(name)) for name in self.columns.fields},
-        )
-        if self._is_known(content):
+            return self._described(step, index, error.name or name, str(error)), None
+        item, data = self._about(example), example["image"]
+        if self._is_known(item.content):
             return item._replace(known=True), None
         try:
             size, patches = decode_item(
-                data, label, self.preprocess, self.max_num_patches, self.scaled_decode
+                data, example["name"], self.preprocess, self.max_num_patches, self.scaled_decode
             )
         except ValueError as error:
             return item._replace(error=str(error)), None
         return item._replace(width=size[0], height=size[1]), patches
+
+    def _about(self, example: dict[str, Any]) -> Item:
+        """All of an item but its size."""
+        name, data, captions = (example[key] for key in ("name", "image", "captions"))
+        return Item(
+            name if self.columns.id is None else str(example.get(self.columns.id, name)),
+            hashlib.blake2b(data, digest_size=16).hexdigest() if data else "",
+            0,
+            0,
+            captions[0] if captions else None,
+            {field: _plain(example.get(field)) for field in self.columns.fields},
+        )
+
+    def _described(self, step: Step, index: int, name: str, error: str) -> Item:
+        """An item whose image cannot be read, with all that its source tells without it."""
+        examples = self.opened.get(step.shard)
+        if isinstance(examples, Described):
+            with suppress(ValueError):
+                return self._about(examples.without_image(index))._replace(error=error)
+        return self._bad(name, error)
 
     def _bad(self, name: str, error: str) -> Item:
         return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
