@@ -68,7 +68,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(model, images, tars, tmp_path_factory):
-    """What the example writes, on one cluster of this machine that leaves nothing else behind."""
+    """Output of the example, on one cluster of this machine that leaves nothing else behind."""
     out = tmp_path_factory.mktemp("ray")
     calls = [
         ("embed_rows", model, images, str(out / "rows")),
@@ -92,7 +92,7 @@ def out(model, images, tars, tmp_path_factory):
 
 
 def embed(model, images, out, *options):
-    """What the command writes."""
+    """Output of the command."""
     assert main(["embed", model, "--images", images, "--out", str(out), *options]) == 0
     assert main(["embed", "--merge", "--out", str(out)]) == 0
     return read_shards(out)
