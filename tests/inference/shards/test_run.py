@@ -24,6 +24,7 @@ from inference.shards.shard_inputs import (  # noqa: E402
 )
 
 from siglip2_jax.data.items.item import Columns, Shard  # noqa: E402
+from siglip2_jax.inference.embedder import Embedder  # noqa: E402
 from siglip2_jax.inference.shards import Options, embed_shards, run  # noqa: E402
 from siglip2_jax.preprocess.decode import ImageError  # noqa: E402
 from siglip2_jax.testing import TINY_FIXED, tiny_embedder  # noqa: E402
@@ -53,6 +54,23 @@ def expected(model, dtype=np.float32) -> np.ndarray:
     """Embeddings by the API, an image at a time."""
     images = [EXAMPLES[i]["image"] for i in good()]
     return model.embed_images(images, max_num_patches=16, batch_size=1).astype(dtype)
+
+
+def test_patches_of_a_bfloat16_model_travel_in_bfloat16(monkeypatch, tmp_path):
+    """The rows are those that float32 gives, bit for bit: the model rounds patches before all."""
+    model, dtypes = tiny_embedder(), []
+    model = Embedder(model.config, model.params, model.preprocess, dtype="bfloat16")
+
+    def place(patches, mesh):
+        dtypes.append(str(patches.pixels.dtype))
+        return unchanged(dataclasses.replace(patches, pixels=patches.pixels.astype(sent)), mesh)
+
+    unchanged = run.place
+    monkeypatch.setattr(run, "place", place)
+    for sent in ("bfloat16", "float32"):
+        embed(model, tmp_path / sent, embedding="float32")
+    assert set(dtypes) == {"bfloat16"}
+    assert files(tmp_path / "bfloat16") == files(tmp_path / "float32")
 
 
 @pytest.mark.parametrize("numbers", ["float16", "float32"])
