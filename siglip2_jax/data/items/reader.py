@@ -54,6 +54,7 @@ class ItemReader:
         threads: int = 2,
         prefetch: int = 2,
         scaled_decode: bool = False,
+        pixels: str = "float32",
         known: Shaped[np.ndarray, " known"] | None = None,
         patience: float = PATIENCE,
         place: Callable[[Patches], Patches] = _copy,
@@ -71,6 +72,8 @@ class ItemReader:
           threads: threads that prepare items, in each process.
           prefetch: batches prepared ahead; so many and one more are held in memory.
           scaled_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as `Prepare` says.
+          pixels: the dtype in which patches travel. In "bfloat16" half as much does, and a model of
+            that dtype gives the same, bit for bit.
           known: `content` of items that need not be decoded, as sorted array of dtype S32.
           patience: seconds that reading goes on trying what may pass.
           place: makes what is given of a batch's NumPy arrays, at once; must not return the arrays
@@ -100,6 +103,7 @@ class ItemReader:
             scaled_decode,
             self._known,
             patience,
+            pixels,
         )
         self._place, self._shards = place, shards
         self.restarts, self.requests = 0, Counts()

@@ -101,6 +101,7 @@ class ItemWork:
       scaled_decode: whether large JPEGs may be decoded at a smaller scale.
       known: contents that need no decoding.
       patience: seconds that reading goes on trying what may pass.
+      pixels: the dtype of patches.
     """
 
     opened: Opened
@@ -114,6 +115,7 @@ class ItemWork:
     scaled_decode: bool = False
     known: Known | None = None
     patience: float = PATIENCE
+    pixels: str = "float32"
 
     def measure(self, number: int) -> Step:
         """A whole shard as one step; opens it."""
@@ -136,7 +138,7 @@ class ItemWork:
         """A blank image."""
         tokens = self.preprocess.num_tokens(self.max_num_patches)
         return Patches(
-            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), np.float32),
+            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), self.pixels),
             yx=np.zeros((1, tokens, 2), np.int32),
             valid=np.zeros((1, tokens), np.bool_),
         )
