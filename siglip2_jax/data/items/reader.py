@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from siglip2_jax.data.items.item import USUAL, Columns, ItemBatch, Shard
+from siglip2_jax.data.items.known import Known
 from siglip2_jax.data.items.work import ItemWork, Opened, Step
 from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prefetch import thread_map
@@ -89,6 +90,7 @@ class ItemReader:
         if scaled_decode:
             check_scaled_decode(preprocess.antialiased, ())
         slots, hands = prefetch + 1, max(1, workers) * threads
+        self._known = None if known is None else Known(known)
         self._work = ItemWork(
             Opened(shards, patience, threads + 1),
             preprocess,
@@ -99,7 +101,7 @@ class ItemReader:
             max(1, slots * batch_size // hands),
             threads,
             scaled_decode,
-            known,
+            self._known,
             patience,
             pixels,
         )
@@ -130,6 +132,8 @@ class ItemReader:
         """Ends all workers."""
         self._team.close()
         self._plan.close()
+        if self._known is not None:
+            self._known.close()
 
     def _read_ahead(self) -> Generator[Step, None, None]:
         """All batches; shards are opened before they are needed."""

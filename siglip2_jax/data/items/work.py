@@ -10,12 +10,12 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 
 from siglip2_jax.data.example import ExampleError, naming
 from siglip2_jax.data.held import Held
 from siglip2_jax.data.items.decode import decode_item
 from siglip2_jax.data.items.item import Columns, Item, Shard
+from siglip2_jax.data.items.known import Known
 from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.sources import Blocked, Described, Examples
 from siglip2_jax.data.stores import client
@@ -109,7 +109,7 @@ class ItemWork:
       block_piece: the same where they are read in blocks.
       threads: of each worker.
       scaled_decode: whether large JPEGs may be decoded at a smaller scale.
-      known: digests of contents that need no decoding, sorted.
+      known: contents that need no decoding.
       patience: seconds that reading goes on trying what may pass.
       pixels: the dtype of patches.
     """
@@ -123,7 +123,7 @@ class ItemWork:
     block_piece: int
     threads: int
     scaled_decode: bool = False
-    known: Shaped[np.ndarray, " known"] | None = None
+    known: Known | None = None
     patience: float = PATIENCE
     pixels: str = "float32"
 
@@ -208,7 +208,7 @@ class ItemWork:
         except ExampleError as error:
             return self._described(step, index, error.name or name, str(error)), None
         item, data = self._about(example), example["image"]
-        if self._is_known(item.content):
+        if self.known is not None and item.content in self.known:
             return item._replace(known=True), None
         try:
             size, patches = decode_item(
@@ -221,8 +221,9 @@ class ItemWork:
     def _about(self, example: dict[str, Any]) -> Item:
         """All of an item but its size."""
         name, data, captions = (example[key] for key in ("name", "image", "captions"))
+        given = None if self.columns.id is None else example.get(self.columns.id)
         return Item(
-            name if self.columns.id is None else str(example.get(self.columns.id, name)),
+            name if given is None else str(given),
             hashlib.blake2b(data, digest_size=16).hexdigest() if data else "",
             0,
             0,
@@ -240,12 +241,6 @@ class ItemWork:
 
     def _bad(self, name: str, error: str) -> Item:
         return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
-
-    def _is_known(self, content: str) -> bool:
-        if self.known is None or not content:
-            return False
-        place = int(np.searchsorted(self.known, content.encode()))
-        return place < len(self.known) and self.known[place] == content.encode()
 
 
 def _plain(value: Any) -> Any:

@@ -215,7 +215,10 @@ def test_known_contents_are_not_decoded(folder, monkeypatch):
             for array, wanted in zip(row, everything[i][1], strict=True):
                 np.testing.assert_array_equal(array, wanted)
     assert len(decoded) == 4
-    assert not any(x.known for x, _ in rows(read(shards, known=known[:0])))
+    for workers in (0, 1):
+        for digests, count in ((known, 3), (known[:0], 0)):
+            items = [x for x, _ in rows(read(shards, known=digests, workers=workers))]
+            assert sum(x.known for x in items) == count
 
 
 def test_sizes_are_those_seen(tmp_path):
