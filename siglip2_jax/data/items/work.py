@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,9 +22,10 @@ from siglip2_jax.data.stores import client
 from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.workers.ring import batch_bytes
 from siglip2_jax.data.workers.work import Outcome
-from siglip2_jax.preprocess.image import ImagePreprocessor, write_padded
+from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor, write_padded
 from siglip2_jax.types import Patches
 
+Take = Callable[[int], dict[str, Any]]  # an example by its number in its source
 _HELD = 8  # open shards: those of the batches that are prepared, and those opened ahead
 
 
@@ -59,7 +60,7 @@ class Opened:
         """Sources of `shards`, and `blocks` blocks of them at most."""
         self.shards, self._patience = shards, patience
         self._held = Held[Examples](_HELD)
-        self._blocks = Held[Sequence[dict[str, Any]]](blocks)
+        self._blocks = Held[Any](blocks)
 
     def get(self, number: int) -> Examples:
         """The source of a shard, opened.
@@ -73,20 +74,9 @@ class Opened:
         key = number if shard.last is None else shard.source
         return self._held.get(key, partial(self._open, shard))
 
-    def read(self, number: int, index: int, name: str) -> dict[str, Any]:
-        """An example of the source of a shard, by itself or in its block.
-
-        Raises:
-          ExampleError: its content cannot be used.
-          OSError: it cannot be read.
-        """
-        examples = self.get(number)
-        with naming(name):
-            if not isinstance(examples, Blocked):
-                return examples[index]
-            block, offset = divmod(index, examples.block_size)
-            make = partial(examples.read_block, block)
-            return self._blocks.get((number, block), make)[offset]
+    def block(self, number: int, block: int, examples: Blocked) -> Any:
+        """A block of the source of a shard; raises what `Blocked` says."""
+        return self._blocks.get((number, block), partial(examples.read_block, block))
 
     def _open(self, shard: Shard) -> Examples:
         examples = patiently(shard.source.open, shard.name, self._patience)
@@ -185,9 +175,13 @@ class ItemWork:
 
     def fill(self, step: Step, part: int, out: Patches, /) -> Outcome:
         """Prepares the items of a piece, each in its row."""
-        items = []
-        for row in list(self._pieces(step))[part]:
-            item, patches = self._item(step, step.first + row)
+        rows, items = list(self._pieces(step))[part], []
+        first = step.start + step.first + rows[0]
+        take = None if step.problem is not None else self._taker(step, first)
+        for row in rows:
+            item, patches = self._bad(step.name, step.problem), None
+            if take is not None:
+                item, patches = self._item(step, step.first + row, take)
             items.append(item)
             if patches is None:
                 for array in (out.pixels, out.yx, out.valid):
@@ -197,16 +191,28 @@ class ItemWork:
                 write_padded(patches, out, row)
         return Outcome(0, (), client.take(), tuple(items))
 
-    def _item(self, step: Step, number: int) -> tuple[Item, Any]:
+    def _taker(self, step: Step, index: int) -> Take:
+        """Reader of the examples of a piece that begins at an index, one by one or in a block."""
+        examples: Any = self.opened.get(step.shard)
+        if not step.block:
+            return examples.__getitem__
+        number = index // step.block
+        read = partial(self.opened.block, step.shard, number, examples)
+        block = patiently(read, f"{step.name}[{index - step.start}]", self.patience)
+        return lambda index: block[index - number * step.block]
+
+    def _item(self, step: Step, number: int, take: Take) -> tuple[Item, ImagePatches | None]:
         """An item, and its patches if it is to be embedded."""
-        if step.problem is not None:
-            return self._bad(step.name, step.problem), None
         index, name = step.start + number, f"{step.name}[{number}]"
+
+        def read() -> dict[str, Any]:
+            with naming(name):
+                return take(index)
+
         try:
-            read = partial(self.opened.read, step.shard, index, name)
             example = patiently(read, name, self.patience)
         except ExampleError as error:
-            return self._described(step, index, error.name or name, str(error)), None
+            return self._described(step.shard, index, error.name or name, str(error)), None
         item, data = self._about(example), example["image"]
         if self.known is not None and item.content in self.known:
             return item._replace(known=True), None
@@ -231,15 +237,15 @@ class ItemWork:
             {field: _plain(example.get(field)) for field in self.columns.fields},
         )
 
-    def _described(self, step: Step, index: int, name: str, error: str) -> Item:
+    def _described(self, shard: int, index: int, name: str, error: str) -> Item:
         """An item whose image cannot be read, with all that its source tells without it."""
-        examples = self.opened.get(step.shard)
+        examples = self.opened.get(shard)
         if isinstance(examples, Described):
             with suppress(ValueError):
                 return self._about(examples.without_image(index))._replace(error=error)
         return self._bad(name, error)
 
-    def _bad(self, name: str, error: str) -> Item:
+    def _bad(self, name: str, error: str | None) -> Item:
         return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
 
 

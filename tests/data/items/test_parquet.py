@@ -100,7 +100,7 @@ def test_no_captions_and_columns_that_are_not_there(tmp_path):
 
 
 def test_images_beside_the_file(tmp_path):
-    """As `datasets` leaves them where it does not embed files: the path alone."""
+    """Rows as `datasets` leaves them where it does not embed files: the path alone."""
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(picture(1))
     (tmp_path / "data" / "in").mkdir(parents=True)
