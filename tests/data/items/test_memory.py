@@ -30,9 +30,8 @@ def test_memory_does_not_grow(tmp_path):
         Path(path).write_bytes(picture(i)[: 200 if i == 7 else None])
     shard = Shard("a", ImageFiles(Strings.join(paths * (NUMBER // 20))))
     sizes, bad = [], 0
-    with ItemReader(
-        [shard], ImagePreprocessor(4, None), max_num_patches=64, batch_size=50
-    ) as reader:
+    options = {"max_num_patches": 256, "batch_size": 20}
+    with ItemReader([shard], ImagePreprocessor(4, None), **options) as reader:
         for batch in reader:
             sizes.append(resident())
             bad += sum(item.error is not None for item in batch.items)
