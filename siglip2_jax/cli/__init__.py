@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from siglip2_jax.cli import (
+    calibrate,
     caption,
     classify,
     configs,
@@ -25,7 +26,21 @@ from siglip2_jax.cli import (
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
 
-COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, configs, plan, data)
+COMMANDS = (
+    demo,
+    info,
+    classify,
+    calibrate,
+    embed,
+    eval,
+    caption,
+    convert,
+    verify,
+    train,
+    configs,
+    plan,
+    data,
+)
 
 
 def parser() -> argparse.ArgumentParser:
