@@ -20,6 +20,7 @@ from siglip2_jax.cli import (
     eval,
     info,
     plan,
+    serve,
     train,
     verify,
 )
@@ -32,6 +33,7 @@ COMMANDS = (
     classify,
     calibrate,
     embed,
+    serve,
     eval,
     caption,
     convert,

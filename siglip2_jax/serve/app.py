@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,21 +15,25 @@ from starlette.exceptions import HTTPException
 from siglip2_jax import __version__
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.serve import schemas
-from siglip2_jax.serve.answers import routes
 from siglip2_jax.serve.errors import FAULT, ApiError
 from siglip2_jax.serve.gate import Gate
+from siglip2_jax.serve.ranking import Searchable
+from siglip2_jax.serve.routes import routes
 from siglip2_jax.serve.service import Service
 from siglip2_jax.serve.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(model: Embedder, settings: Settings | None = None) -> FastAPI:
+def create_app(
+    model: Embedder, settings: Settings | None = None, index: Searchable | None = None
+) -> FastAPI:
     """The application, for any ASGI server that runs one process.
 
     Args:
       model: what embeds, on one device or several (`Embedder.replicate_over`).
       settings: what is offered, and limits.
+      index: a database to search, made by this model at one of the budgets.
 
     Returns:
       The app; `app.state.service` is what its routes use.
@@ -50,7 +55,7 @@ def create_app(model: Embedder, settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(routes(service))
+    app.include_router(routes(service, index))
     _add_status(app, service)
     _add_errors(app)
     app.add_middleware(Gate, service=service)
@@ -58,7 +63,7 @@ def create_app(model: Embedder, settings: Settings | None = None) -> FastAPI:
 
 
 def _add_status(app: FastAPI, service: Service) -> None:
-    red = {503: {"model": schemas.Status}}
+    red: dict[int | str, dict[str, Any]] = {503: {"model": schemas.Status}}
 
     @app.get("/health", response_model=schemas.Status, responses=red, tags=["status"])
     async def health() -> JSONResponse:

@@ -52,7 +52,7 @@ class Engine:
       ready: every program has been compiled and run.
     """
 
-    def __init__(self, model: Embedder, settings: Settings):
+    def __init__(self, model: Embedder, budgets: Sequence[int], settings: Settings):
         self.model = model
         self.thread = ThreadPoolExecutor(1, "siglip2_jax device")
         self.ready = False
@@ -61,7 +61,7 @@ class Engine:
         self._lost = False
         _, self._embed_image, self._embed_text = programs(model.config, model.dtype)
         tokens = {TEXT: model.config.text.length} | {
-            Program("image", n): model.preprocess.num_tokens(n) for n in settings.budgets
+            Program("image", n): model.preprocess.num_tokens(n) for n in budgets
         }
         devices = 1 if model.mesh is None else model.mesh.size
         self.sizes = {
@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def state(self) -> str:
-        """ "ok", "stuck" while a batch takes too long, or "lost" where the device answers no more."""
+        """State in a word: "ok", "stuck" in a batch for too long, or "lost"."""
         if self._lost:
             return "lost"
         since = self._since

@@ -8,6 +8,8 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from siglip2_jax.serve.errors import FAULT, ApiError
@@ -17,6 +19,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_DISCARD_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +43,16 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start, answer = time.perf_counter(), _Answer(send, lambda: self._service.draining)
-        body = bytearray()
+        body = _Body()
         try:
             if scope["path"].startswith("/v1/"):
                 self._check_key(scope)
             await self._in_time(408, self._read(scope, receive, body))
-            await self._in_time(504, self._work(scope, receive, answer, bytes(body)))
+            await self._in_time(504, self._work(scope, receive, answer, bytes(body.content)))
         except ApiError as error:
+            if not body.whole:
+                await self._discard(receive)
+                error.headers["Connection"] = "close"
             if not answer.started:
                 await error.response()(scope, receive, answer)
         except _ClientLeft:
@@ -55,7 +62,7 @@ class Gate:
             if not answer.started:
                 await ApiError(500, FAULT).response()(scope, receive, answer)
         finally:
-            self._held -= len(body)
+            self._held -= len(body.content)
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - start
             self._service.metrics.requests.labels(route, answer.status).observe(seconds)
@@ -76,19 +83,18 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _read(self, scope: MutableMapping[str, Any], receive: Receive, body: bytearray):
-        """Reads the request's content into `body`."""
+    async def _read(self, scope: MutableMapping[str, Any], receive: Receive, body: _Body) -> None:
+        """Reads the request's content."""
         settings = self._service.settings
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > settings.max_request_bytes:
             raise self._too_large()
-        more = True
-        while more:
+        while not body.whole:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientLeft
             chunk = message.get("body", b"")
-            if len(body) + len(chunk) > settings.max_request_bytes:
+            if len(body.content) + len(chunk) > settings.max_request_bytes:
                 raise self._too_large()
             if self._held + len(chunk) > settings.max_held_bytes:
                 self._service.metrics.refused.labels("memory").inc()
@@ -96,11 +102,21 @@ class Gate:
                     429,
                     "the server is busy: its requests together are too large; try again later",
                     code="memory_full",
-                    headers={"Retry-After": "1", "Connection": "close"},
+                    headers={"Retry-After": "1"},
                 )
-            body += chunk
+            body.content += chunk
             self._held += len(chunk)
-            more = message.get("more_body", False)
+            body.whole = not message.get("more_body", False)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Reads on for a while: many clients read no answer before they have sent everything."""
+        size, most = 0, 2 * self._service.settings.max_request_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while size <= most and (message := await receive())["type"] == "http.request":
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def _work(
         self, scope: MutableMapping[str, Any], receive: Receive, answer: _Answer, body: bytes
@@ -137,7 +153,6 @@ class Gate:
             413,
             f"the request has more than {most} bytes, the limit; send fewer or smaller items",
             code="request_too_large",
-            headers={"Connection": "close"},
         )
 
     async def _in_time(self, status: int, work: Awaitable[None]) -> None:
@@ -152,8 +167,15 @@ class Gate:
                 status,
                 f"{who} took longer than {seconds:g} s, the deadline; send less at a time",
                 code="deadline_exceeded",
-                headers={"Connection": "close"} if status == 408 else None,
             ) from None
+
+
+@dataclass
+class _Body:
+    """What has come of a request's content."""
+
+    content: bytearray = field(default_factory=bytearray)
+    whole: bool = False
 
 
 class _ClientLeft(Exception):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from siglip2_jax.evals.prompts import average_prompts, fill_prompts
+from siglip2_jax.inference.calibration import Calibration
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.serve.batcher import Batcher
@@ -52,6 +53,7 @@ class Service:
     Attributes:
       model: what embeds.
       settings: the server's.
+      budgets: token budgets that it offers; at fixed resolution the number of patches.
       metrics: its figures.
       engine: its device.
       batcher: its queue.
@@ -62,7 +64,10 @@ class Service:
     def __init__(self, model: Embedder, settings: Settings):
         self.model, self.settings = model, settings
         self.metrics = Metrics()
-        self.engine = Engine(model, settings)
+        fixed = model.preprocess.image_size is not None
+        self.budgets = (model.preprocess.num_tokens(),) if fixed else settings.budgets
+        self._check_calibrations()
+        self.engine = Engine(model, self.budgets, settings)
         self.batcher = Batcher(self.engine, settings, self.metrics)
         self.reader = Reader(settings)
         self.draining = False
@@ -82,6 +87,22 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         self._failed = False
 
+    def budget_of(self, calibration: Calibration) -> int:
+        """The budget that a calibration holds for."""
+        return self.model.preprocess.num_tokens(calibration.max_num_patches)
+
+    def _check_calibrations(self) -> None:
+        named = [(f"the label set {k!r}", x.calibration) for k, x in self.settings.labels.items()]
+        for name, calibration in (*named, ("the calibration", self.settings.calibration)):
+            if calibration is None:
+                continue
+            if self.budget_of(calibration) not in self.budgets:
+                raise ValueError(
+                    f"{name} was calibrated at {calibration.max_num_patches} patches, which is "
+                    f"none of the budgets ({', '.join(map(str, self.budgets))}); offer that too"
+                )
+            _ = calibration.threshold  # refuses one that no threshold reaches
+
     async def start(self) -> None:
         """Starts the worker, and warms up behind it."""
         self._tasks = [
@@ -100,7 +121,7 @@ class Service:
 
     @property
     def health(self) -> str:
-        """ "ok", or in a word what is wrong."""
+        """State in a word: "ok", or what is wrong."""
         state = "failed" if self._failed else self.engine.state
         if any(task.done() for task in self._tasks[:1]):
             state = "failed"
@@ -109,7 +130,7 @@ class Service:
 
     @property
     def readiness(self) -> str:
-        """ "ready", or in a word why not."""
+        """State in words: "ready", or why not."""
         if (health := self.health) != "ok":
             return health
         if self.draining:

@@ -30,19 +30,18 @@ class Settings:
 
     Attributes:
       model_name: what answers call the model, and what requests may call it.
-      budgets: token budgets that requests choose from, the first unless they say; at fixed
-        resolution the model's own number of patches.
+      budgets: token budgets that requests choose from, the first unless they say; not used at
+        fixed resolution.
       batch_sizes: sizes that batches are filled up to, for each of which programs are compiled.
       wait_ms: milliseconds for which an item waits for others, at most, where the device is free.
       queue: items taken on at the same time; more are refused until some are answered.
-      max_items: items of a request.
+      max_items: items of a request, and labels times templates.
       deadline: seconds from a request's arrival to its answer.
       max_request_bytes: size of a request.
       max_held_bytes: size of all requests together that are not answered yet.
       max_image_bytes: size of an encoded image.
       max_pixels: width * height of an image.
       max_text_chars: characters of a text.
-      max_prompts: labels times templates of a request.
       decode_workers: processes that decode images.
       decode_seconds: time for an image to be decoded in.
       text_cache: texts whose embeddings are kept.
@@ -60,7 +59,7 @@ class Settings:
     budgets: tuple[int, ...] = (256,)
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     wait_ms: float = 5.0
-    queue: int = 2048
+    queue: int = 4096
     max_items: int = 2048
     deadline: float = 60.0
     max_request_bytes: int = 32 << 20
@@ -68,7 +67,6 @@ class Settings:
     max_image_bytes: int = 16 << 20
     max_pixels: int = 64_000_000
     max_text_chars: int = 20_000
-    max_prompts: int = 8192
     decode_workers: int = 1
     decode_seconds: float = 10.0
     text_cache: int = 16_384
@@ -84,20 +82,14 @@ class Settings:
         """Refuses limits that contradict each other.
 
         Raises:
-          ValueError: one is not positive, or a calibration is for a budget that is not offered.
+          ValueError: one is not positive, or a request may exceed the queue.
         """
         for name in ("budgets", "batch_sizes"):
             values = getattr(self, name)
             if not values or min(values) < 1:
                 raise ValueError(f"{name} is {values}; expected whole numbers of at least 1")
-        if not 1 <= self.max_items <= self.queue:
+        if not 2 <= 2 * self.max_items <= self.queue:
             raise ValueError(
-                f"max_items is {self.max_items}; a request must fit the queue of {self.queue}"
+                f"a request of {self.max_items} items, and as many labels, must fit the queue of "
+                f"{self.queue}; make that at least twice as long"
             )
-        named = [(f"the label set {k!r}", x.calibration) for k, x in self.labels.items()]
-        for name, calibration in (*named, ("the calibration", self.calibration)):
-            if calibration and calibration.max_num_patches not in self.budgets:
-                raise ValueError(
-                    f"{name} was calibrated at {calibration.max_num_patches} patches, which is "
-                    f"none of the budgets ({', '.join(map(str, self.budgets))}); offer that too"
-                )

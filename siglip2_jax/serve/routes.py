@@ -13,8 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 
 from siglip2_jax.serve import schemas
+from siglip2_jax.serve.choices import check_model, choose_budget, usage
 from siglip2_jax.serve.errors import ApiError, bad
 from siglip2_jax.serve.forms import only_one
+from siglip2_jax.serve.labels import add_classify
+from siglip2_jax.serve.ranking import Searchable, add_rerank, add_search
 from siglip2_jax.serve.service import Row, Service
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -31,8 +34,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(service: Service) -> APIRouter:
-    """All routes below `/v1`."""
+def routes(service: Service, index: Searchable | None = None) -> APIRouter:
+    """All routes below `/v1`.
+
+    Args:
+      service: what answers.
+      index: a database to search; None leaves `/v1/search` out.
+    """
 
     async def ready() -> None:
         if not service.engine.ready:
@@ -59,7 +67,7 @@ def routes(service: Service) -> APIRouter:
                 "labels": list(x.labels),
                 "templates": list(x.templates),
                 "calibrated": x.calibration is not None,
-                "max_num_patches": _budget(service, None, x.calibration),
+                "max_num_patches": choose_budget(service, None, x.calibration),
             }
             for name, x in settings.labels.items()
         }
@@ -69,64 +77,34 @@ def routes(service: Service) -> APIRouter:
             "created": created,
             "owned_by": "siglip2_jax",
             "dimensions": service.model.config.vision.width,
-            "max_num_patches": list(settings.budgets),
+            "max_num_patches": list(service.budgets),
             "label_sets": sets,
-            "search": False,
+            "search": index is not None,
         }
         return JSONResponse({"object": "list", "data": [info]})
 
     @router.post("/embeddings", response_model=schemas.EmbeddingAnswer)
     async def embeddings(request: schemas.EmbeddingRequest) -> Response:
         """Embeds texts and images, as OpenAI's endpoint does texts."""
-        _check_model(service, request.model)
+        check_model(service, request.model)
         width = service.model.config.vision.width
         if request.dimensions is not None and request.dimensions > width:
             raise bad(f"dimensions is {request.dimensions}; the model has {width}", "dimensions")
-        reader = service.reader
-        if (
-            only_one({"input": request.input, "messages": request.messages}, "input", "messages")
-            == "input"
-        ):
-            items = reader.inputs(request.input, request.modality)
+        fields = {"input": request.input, "messages": request.messages}
+        if only_one(fields, "input", "messages") == "input":
+            items = service.reader.inputs(request.input, request.modality)
         else:
-            items = [reader.messages(request.messages)]
-        budget = _budget(service, request.max_num_patches)
+            items = [service.reader.messages(request.messages)]
+        budget = choose_budget(service, request.max_num_patches)
         with service.batcher.admit(len(items)):
             rows = await service.embed_all(items, budget, "input")
             return await service.in_thread(_embedding_answer, service, request, rows)
 
+    add_classify(router, service)
+    add_rerank(router, service)
+    if index is not None:
+        add_search(router, service, index)
     return router
-
-
-def _check_model(service: Service, name: str | None) -> None:
-    if name not in (None, service.settings.model_name):
-        raise ApiError(
-            404,
-            f"there is no model {name!r:.100}; this server has {service.settings.model_name!r}",
-            param="model",
-            code="model_not_found",
-        )
-
-
-def _budget(service: Service, wanted: int | None, calibration: Any = None) -> int:
-    """Token budget of a request, as asked for or as calibrated."""
-    budgets = service.settings.budgets
-    if calibration is not None and wanted in (None, calibration.max_num_patches):
-        return calibration.max_num_patches
-    if calibration is not None:
-        raise bad(
-            f"max_num_patches is {wanted}; these labels are calibrated at "
-            f"{calibration.max_num_patches}",
-            "max_num_patches",
-        )
-    if wanted is None:
-        return budgets[0]
-    if wanted not in budgets:
-        raise bad(
-            f"max_num_patches is {wanted}; this server offers {', '.join(map(str, budgets))}",
-            "max_num_patches",
-        )
-    return wanted
 
 
 def _embedding_answer(
@@ -148,11 +126,6 @@ def _embedding_answer(
             "object": "list",
             "data": data,
             "model": service.settings.model_name,
-            "usage": _usage(rows),
+            "usage": usage(rows),
         }
     )
-
-
-def _usage(rows: Sequence[Row]) -> dict[str, int]:
-    tokens = sum(row.tokens for row in rows)
-    return {"prompt_tokens": tokens, "total_tokens": tokens}
