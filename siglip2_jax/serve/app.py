@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from siglip2_jax import __version__
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.serve import schemas
-from siglip2_jax.serve.errors import FAULT, ApiError
+from siglip2_jax.serve.errors import ApiError
 from siglip2_jax.serve.gate import Gate
 from siglip2_jax.serve.ranking import Searchable
 from siglip2_jax.serve.routes import routes
@@ -105,7 +105,3 @@ def _add_errors(app: FastAPI) -> None:
         }
         message = messages.get(error.status_code, "the request cannot be read")
         return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> Response:
-        return ApiError(500, FAULT).response()

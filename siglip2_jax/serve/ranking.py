@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,7 +94,7 @@ def add_search(router: APIRouter, service: Service, index: Searchable) -> None:
                         "id": hit.id,
                         "score": float(hit.score),
                         "caption": hit.caption,
-                        "fields": hit.fields,
+                        "fields": {name: _plain(x) for name, x in hit.fields.items()},
                         "width": hit.width,
                         "height": hit.height,
                     }
@@ -131,3 +132,10 @@ def _scores(service: Service, query: Row, documents: Sequence[Row], pairs: bool)
 
 def _is_image(item: Item) -> bool:
     return isinstance(item, Image | Link)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a database as JSON has it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
