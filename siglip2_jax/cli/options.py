@@ -230,11 +230,12 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds CONFIG and the changes to it."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
+        nargs=None if required else "?",
         help="name of a recipe (see `siglip2 configs`), Python file with a config(), "
         "package.module:function, or config.json of a run",
     )

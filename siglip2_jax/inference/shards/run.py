@@ -185,6 +185,7 @@ class ShardRun:
             workers=(workers := worker_count(options.workers)),
             threads=_THREADS if workers else usable_cores(),
             scaled_decode=options.scaled_decode,
+            pixels=self._model.dtype,
             place=lambda patches: place(fill(patches, size), mesh),
         )
 
