@@ -1,0 +1,135 @@
+"""Writer of a database: rows are added in commits, each whole or not there at all."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siglip2_jax.search import approximate
+from siglip2_jax.search.column import open_column
+from siglip2_jax.search.database import TABLE, claim, read_settings, write_settings
+from siglip2_jax.search.place import Place
+from siglip2_jax.search.rows import complete, schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_PER_COMMIT, SECONDS_PER_COMMIT = 8192, 10.0
+COMMITS_PER_COMPACTION = 50
+KEPT = datetime.timedelta(hours=1)
+"""Age of the oldest version that stays: readers that have it open go on with it."""
+
+_CONTENTS_AT_ONCE = 2000  # of a condition
+
+
+class Writer:
+    """The one writer of a database, made by `writing`.
+
+    Attributes:
+      place: where the database is.
+      table: LanceDB's table of rows.
+      settings: what its rows are made with.
+    """
+
+    def __init__(self, place: Place, settings: dict[str, Any], width: int):
+        self.place, self.settings = place, settings
+        self.table = place.connect().create_table(TABLE, schema=schema(width), exist_ok=True)
+        self._width = width
+        self._waiting: list[pa.Table] = []
+        self._rows, self._since, self._commits = 0, time.monotonic(), 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows, which are committed when there are enough or enough time has passed."""
+        self._waiting.append(rows)
+        self._rows += len(rows)
+        if self._rows >= ROWS_PER_COMMIT or time.monotonic() - self._since > SECONDS_PER_COMMIT:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes all rows taken so far: after this they stay, whatever happens."""
+        import pyarrow as pa
+
+        if self._waiting:
+            new = pa.concat_tables(self._waiting, promote_options="default")
+            if added := [field for field in new.schema if field.name not in self.table.schema.names]:
+                self.table.add_columns(added)
+            self.table.add(complete(new, self.table.schema))
+            self._commits += 1
+        self._waiting, self._rows, self._since = [], 0, time.monotonic()
+        if self._commits >= COMMITS_PER_COMPACTION:
+            self.compact()
+
+    def remove(self, contents: Sequence[str]) -> None:
+        """Removes the rows of some contents."""
+        for start in range(0, len(contents), _CONTENTS_AT_ONCE):
+            listed = ", ".join(f"'{x}'" for x in contents[start : start + _CONTENTS_AT_ONCE])
+            self.table.delete(f"content IN ({listed})")
+
+    def rename(self, ids: Mapping[str, str]) -> None:
+        """Gives rows other ids, by their contents: their images have moved."""
+        import pyarrow as pa
+
+        if ids:
+            new = pa.table({"content": list(ids), "id": list(ids.values())})
+            self.table.merge_insert("content").when_matched_update_all().execute(new)
+
+    def compact(self) -> None:
+        """Joins the small files of many commits, and removes versions that are no longer read."""
+        self.table.optimize(cleanup_older_than=KEPT)
+        self._commits = 0
+
+    def finish(self, index: bool | None) -> None:
+        """Compacts, writes the column that exact search reads, and sees to the approximate index.
+
+        Args:
+          index: True builds an approximate index; None keeps one that is there.
+
+        Raises:
+          ValueError: the index finds too little, and is removed.
+        """
+        self.commit()
+        self.compact()
+        had = self.settings.get("approximate")
+        rows = self.table.count_rows()
+        if index:
+            approximate.build(self.table, rows, self._width)
+        column = open_column(self.table, self.place.cache) if rows else None
+        if not (index or had) or column is None:
+            return
+        recall = approximate.measure_recall(self.table, column.embeddings, column.rows)
+        good = recall >= approximate.LEAST_RECALL
+        record = {"recall_at_10": round(recall, 4), "rows": rows} if good else None
+        self._note(record)
+        if not good:
+            for name in [x.name for x in self.table.list_indices()]:
+                self.table.drop_index(name)
+            raise ValueError(
+                f"the approximate index of {self.place.uri} finds {recall:.1%} of the 10 nearest "
+                f"images, expected at least {approximate.LEAST_RECALL:.0%}; it is removed, and "
+                "search stays exact"
+            )
+
+    def _note(self, record: dict[str, Any] | None) -> None:
+        self.settings = {**self.settings, "approximate": record}
+        write_settings(self.place, self.settings)
+
+
+@contextmanager
+def writing(place: Place, settings: dict[str, Any], width: int) -> Iterator[Writer]:
+    """Opens a database for writing, or makes it; this process is then its only writer.
+
+    Args:
+      place: where it is.
+      settings: what the rows are made with.
+      width: E, the size of an embedding.
+
+    Raises:
+      ValueError: it was made with other settings, or another process is writing.
+    """
+    with place.lock():
+        yield Writer(place, claim(place, settings), width)
