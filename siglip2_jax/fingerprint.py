@@ -92,6 +92,14 @@ def fingerprint_file(path: str) -> str | None:
         if os.path.splitext(path)[1].lower() in TABLES:
             with open(path, "rb") as file:
                 return file_digest(file, "sha256").hexdigest()[:32]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stamp_file(path)
+
+
+def stamp_file(path: str) -> str | None:
+    """Size and time of a local file; None where there is none."""
+    try:
         stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

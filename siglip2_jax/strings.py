@@ -42,6 +42,11 @@ class Strings:
         offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths]))
         return cls(np.concatenate([column.data for column in columns]), offsets)
 
+    def part(self, start: int, stop: int) -> Strings:
+        """The texts from `start` up to, not including, `stop`, without a copy of them."""
+        offsets = self.offsets[start : stop + 1]
+        return Strings(self.data[offsets[0] : offsets[-1]], offsets - offsets[0])
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

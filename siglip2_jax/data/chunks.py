@@ -65,10 +65,6 @@ class Chunks:
         self._stream, self._prepare, self._seed = stream, prepare, seed
         self._patience = patience
 
-    def __len__(self) -> int:
-        """Number of steps."""
-        return len(self.layout.reading)
-
     @cached_property
     def _rows(self) -> dict[int, Batch]:
         """An empty row of each budget."""
@@ -94,6 +90,10 @@ class Chunks:
     def parts(self, step: int, /) -> int:
         """Number of pieces of a step."""
         return self.layout.parts
+
+    def owner(self, step: int, part: int, /) -> int:
+        """Number of the worker that makes a piece, modulo their number."""
+        return part
 
     def like(self, step: int, /) -> tuple[Batch, int]:
         """A batch of one row like those of a step, and the number of its rows."""

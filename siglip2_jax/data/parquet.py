@@ -52,7 +52,7 @@ class Parquet:
     Attributes:
       pattern: a file, a directory of them, or a glob; local, `gs://` or `s3://`.
       image: the column with the image's bytes: binary, or a struct with `bytes`.
-      caption: the column with captions: a text or a list of texts.
+      caption: the column with captions: a text or a list of texts; None for no captions.
       template: makes the caption of other columns instead: "a photo of a {label}". Class labels of
         `datasets` are filled in by name.
       fields: further columns that examples have; each costs bytes.
@@ -60,7 +60,7 @@ class Parquet:
 
     pattern: str
     image: str = "image"
-    caption: str = "caption"
+    caption: str | None = "caption"
     template: str | None = None
     fields: tuple[str, ...] = ()
 
@@ -85,7 +85,7 @@ class Parquet:
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        texts = [self.caption]
+        texts = [] if self.caption is None else [self.caption]
         if self.template is not None:
             names = (name for _, name, _, _ in Formatter().parse(self.template))
             texts = [name.partition(".")[0].partition("[")[0] for name in names if name]
@@ -195,6 +195,8 @@ class _ParquetBlocks(BlockReader):
                     if isinstance(label := values.get(column), int) and 0 <= label < len(names):
                         values[column] = names[label]
                 captions: tuple[str, ...] = (fill(source.template, values, name),)
+            elif source.caption is None:
+                captions = ()
             else:
                 captions = as_captions(row[source.caption], name)
             return make_example(image, captions, name, {x: row[x] for x in source.fields})

@@ -225,9 +225,10 @@ class Pipeline:
                 steps.release(filled.slot)
             yield from held
 
-    def _start(self, chunks: Chunks) -> Steps:
+    def _start(self, chunks: Chunks) -> Steps[Batch]:
         workers = min(self.workers, chunks.layout.workers)
-        return Steps(chunks, workers=workers, threads=self.threads, slots=self._slots)
+        steps = range(len(chunks.layout.reading))
+        return Steps(chunks, steps, workers=workers, threads=self.threads, slots=self._slots)
 
     @property
     def _slots(self) -> int:

@@ -149,7 +149,7 @@ class Prepare:
                 height = width = isqrt(budget) * self.preprocess.patch_size
             else:
                 height, width = self.preprocess.resized(size, budget)
-            return ceil(SCALED_DECODE_MARGIN * height), ceil(SCALED_DECODE_MARGIN * width)
+            return with_margin(height, width)
 
         return self.preprocess.open(source, name, least_size if self.scaled_decode else None)
 
@@ -164,6 +164,11 @@ class Prepare:
         length = side * patch_size
         pixels = resize_antialias(np.asarray(image), (length, length))
         return patchify(pixels, patch_size) / np.float32(127.5) - np.float32(1), (side, side)
+
+
+def with_margin(height: int, width: int) -> tuple[int, int]:
+    """The least sides of a scaled decode of an image that is resized to these."""
+    return ceil(SCALED_DECODE_MARGIN * height), ceil(SCALED_DECODE_MARGIN * width)
 
 
 def check_scaled_decode(antialiased: bool, transforms: Sequence[Transform]) -> None:

@@ -24,12 +24,7 @@ class Constant:
 
     row: Batch
     rows: int
-    steps: int
     count: int
-
-    def __len__(self) -> int:
-        """Number of steps."""
-        return self.steps
 
     def buffer_bytes(self) -> int:
         """Memory of a step's batch."""
@@ -38,6 +33,10 @@ class Constant:
     def parts(self, step: int, /) -> int:
         """Number of parts of a step."""
         return self.count
+
+    def owner(self, step: int, part: int, /) -> int:
+        """Number of the worker of a part."""
+        return part
 
     def like(self, step: int, /) -> tuple[Batch, int]:
         """The row, and how often it stands in a batch."""
@@ -73,10 +72,11 @@ def transport_rate(
     Returns:
       Examples per second of this process's CPU time, and per second of time.
     """
-    work = Constant(row, rows, _WARM + steps, max(workers, 1))
+    work, total = Constant(row, rows, max(workers, 1)), _WARM + steps
     cpu = start = 0.0
-    with closing(Steps(work, workers=workers, threads=1, slots=prefetch + 1)) as source:
-        for step in range(_WARM + steps):
+    slots = prefetch + 1
+    with closing(Steps(work, range(total), workers=workers, threads=1, slots=slots)) as source:
+        for step in range(total):
             if step == _WARM:
                 cpu, start = time.process_time(), time.perf_counter()
             filled = source.take()

@@ -15,7 +15,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
+import cloudpickle
 import jax
 
 from siglip2_jax.data.example import SourceError
@@ -37,13 +38,13 @@ class Threads:
 
     restarts = 0
 
-    def __init__(self, work: Work, ring: Ring, threads: int) -> None:
+    def __init__(self, work: Work[Any], ring: Ring, threads: int) -> None:
         """Starts them."""
         self._work, self._ring = work, ring
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="siglip2_jax data")
         self._done: SimpleQueue[Done] = SimpleQueue()
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, owner: int) -> None:
         """Hands a task to whoever is free."""
         self._pool.submit(lambda: self._done.put(do(self._work, self._ring, task)))
 
@@ -62,7 +63,7 @@ class _Worker:
     def __init__(self) -> None:
         self.process: Any = None
         self.connection: Any = None
-        self.tasks: dict[tuple[int, int], Task] = {}
+        self.tasks: dict[tuple[Hashable, int], Task] = {}
 
     def send(self, task: Task) -> None:
         with suppress(OSError):  # it is lost, which `wait` notices
@@ -70,7 +71,7 @@ class _Worker:
 
 
 class Processes:
-    """Workers that are processes of their own: part p of every step goes to number p mod n.
+    """Workers that are processes of their own: what owner o has to do goes to number o mod n.
 
     They start anew, so that a script needs an `if __name__ == "__main__":` guard.
 
@@ -78,9 +79,9 @@ class Processes:
       restarts: how often one was lost and started again.
     """
 
-    def __init__(self, work: Work, ring: Ring, workers: int, threads: int) -> None:
+    def __init__(self, work: Work[Any], ring: Ring, workers: int, threads: int) -> None:
         """Starts them; no more than have something to do."""
-        content = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
+        content = cloudpickle.dumps(work)  # what a notebook or script defines goes by value
         program = SharedBytes(len(content))
         program.bytes[:] = content
         self._arguments = ring, program, threads
@@ -92,9 +93,9 @@ class Processes:
         for worker in self._workers:
             self._start(worker)
 
-    def submit(self, task: Task) -> None:
-        """Hands a task to the worker of its part."""
-        worker = self._workers[task.part % len(self._workers)]
+    def submit(self, task: Task, owner: int) -> None:
+        """Hands a task to its owner."""
+        worker = self._workers[owner % len(self._workers)]
         worker.tasks[task.step, task.part] = task
         worker.send(task)
 
@@ -182,7 +183,7 @@ def _serve(connection: Connection, ring: Ring, program: SharedBytes, threads: in
             connection.send(done if isinstance(done.outcome, Outcome) else _portable(done))
 
     try:
-        work: Work = pickle.loads(program.bytes)
+        work: Work[Any] = pickle.loads(program.bytes)
     except Exception as error:
         send(Done(None, error))
     else:

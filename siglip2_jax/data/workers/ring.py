@@ -7,13 +7,12 @@ import os
 import tempfile
 import weakref
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from siglip2_jax.types import Batch
-
+B = TypeVar("B")  # a batch: a tree of arrays
 _ALIGNMENT = 128  # bytes; of every array, so that no two writers share a cache line
 
 
@@ -63,7 +62,7 @@ class Ring:
         self.slots, self._size = slots, size
         self._memory = SharedBytes(slots * size)
 
-    def batch(self, slot: int, row: Batch, rows: int) -> Batch:
+    def batch(self, slot: int, row: B, rows: int) -> B:
         """The arrays of a batch in one of the buffers, as they were left there.
 
         Args:
@@ -83,7 +82,7 @@ class Ring:
         return jax.tree.map(place, row)
 
 
-def batch_bytes(row: Batch, rows: int) -> int:
+def batch_bytes(row: Any, rows: int) -> int:
     """Memory of a buffer for so many rows like that of `row`, a batch of one example."""
     return sum(_aligned(rows * leaf.nbytes) for leaf in jax.tree.leaves(row))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic
 
 from siglip2_jax.data.workers.pool import Processes, Threads
 from siglip2_jax.data.workers.ring import Ring
-from siglip2_jax.data.workers.work import Outcome, Task, Work
-from siglip2_jax.types import Batch
+from siglip2_jax.data.workers.work import B, Outcome, Task, Work
 
 
-class Filled(NamedTuple):
+@dataclass(frozen=True)
+class Filled(Generic[B]):
     """One step's batch in its buffer.
 
     Attributes:
@@ -21,20 +23,29 @@ class Filled(NamedTuple):
       restarts: workers that were lost and started again since the step before.
     """
 
-    batch: Batch
+    batch: B
     slot: int
     outcomes: list[Outcome]
     restarts: int
 
 
-class Steps:
+class Steps(Generic[B]):
     """The steps of some work, one after the other; as many ahead as there are free buffers."""
 
-    def __init__(self, work: Work, *, workers: int, threads: int, slots: int) -> None:
+    def __init__(
+        self,
+        work: Work[B],
+        steps: Iterable[Hashable],
+        *,
+        workers: int,
+        threads: int,
+        slots: int,
+    ) -> None:
         """Starts to work.
 
         Args:
           work: what to do.
+          steps: keys of its steps, each another one, taken as buffers become free.
           workers: number of processes; 0 for threads of this one alone.
           threads: number of threads, in each process.
           slots: number of buffers; as many steps at a time are worked on or not yet released.
@@ -42,16 +53,16 @@ class Steps:
         self._work = work
         self._ring = Ring(slots, work.buffer_bytes())
         self._free = deque(range(slots))
-        self._started = self._taken = self._restarts = 0
-        self._slots: dict[int, int] = {}
-        self._outcomes: dict[int, dict[int, Outcome | Exception]] = {}
+        self._steps, self._restarts = iter(steps), 0
+        self._slots: dict[Hashable, int] = {}  # of the steps begun and not yet taken, in order
+        self._outcomes: dict[Hashable, dict[int, Outcome | Exception]] = {}
         self._team = (
             Processes(work, self._ring, workers, threads)
             if workers
             else Threads(work, self._ring, threads)
         )
 
-    def take(self) -> Filled:
+    def take(self) -> Filled[B]:
         """Waits for the next step.
 
         Raises:
@@ -59,7 +70,7 @@ class Steps:
           ValueError or OSError: that of a part of this step.
         """
         self._start()
-        step = self._taken
+        step = next(iter(self._slots))
         outcomes = self._outcomes[step]
         while len(outcomes) < self._work.parts(step):
             for task, outcome in self._team.wait():
@@ -68,14 +79,13 @@ class Steps:
                     raise outcome
                 self._outcomes[task.step][task.part] = outcome
         del self._outcomes[step]
-        self._taken += 1
+        slot, (row, rows) = self._slots.pop(step), self._work.like(step)
         in_order: list[Outcome] = []
         for part in range(len(outcomes)):
             outcome = outcomes[part]
             if isinstance(outcome, Exception):
                 raise outcome
             in_order.append(outcome)
-        slot, (row, rows) = self._slots.pop(step), self._work.like(step)
         restarts, self._restarts = self._team.restarts - self._restarts, self._team.restarts
         return Filled(self._ring.batch(slot, row, rows), slot, in_order, restarts)
 
@@ -89,9 +99,8 @@ class Steps:
         self._team.close()
 
     def _start(self) -> None:
-        while self._free and self._started < len(self._work):
-            step, slot = self._started, self._free.popleft()
+        while self._free and (step := next(self._steps, None)) is not None:
+            slot = self._free.popleft()
             self._slots[step], self._outcomes[step] = slot, {}
             for part in range(self._work.parts(step)):
-                self._team.submit(Task(step, part, slot))
-            self._started += 1
+                self._team.submit(Task(step, part, slot), self._work.owner(step, part))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from siglip2_jax.data.stores.client import Counts
 from siglip2_jax.data.workers.ring import Ring
-from siglip2_jax.types import Batch
+
+B = TypeVar("B")  # a batch: a tree of arrays
 
 
 class Outcome(NamedTuple):
@@ -16,34 +18,36 @@ class Outcome(NamedTuple):
       bad: examples that could not be used and were replaced.
       problems: why, each with a name.
       requests: those to stores, of this process since its last piece of work.
+      items: what there is to say of each row, in order, beside its arrays.
     """
 
     bad: int
     problems: tuple[str, ...]
     requests: Counts = Counts()
+    items: tuple[Any, ...] = ()
 
 
 @runtime_checkable
-class Work(Protocol):
-    """Steps, each in parts that may be done in any order. Picklable."""
-
-    def __len__(self) -> int:
-        """Number of steps."""
-        ...
+class Work(Protocol[B]):
+    """Steps, each in parts that may be done in any order. Picklable, and so are a step's keys."""
 
     def buffer_bytes(self) -> int:
         """Memory of the largest step's batch (`ring.batch_bytes`)."""
         ...
 
-    def parts(self, step: int, /) -> int:
+    def parts(self, step: Any, /) -> int:
         """Number of parts of a step."""
         ...
 
-    def like(self, step: int, /) -> tuple[Batch, int]:
+    def owner(self, step: Any, part: int, /) -> int:
+        """Number of the worker that a part is for, modulo their number."""
+        ...
+
+    def like(self, step: Any, /) -> tuple[B, int]:
         """A batch of one row like those of a step, and the number of its rows."""
         ...
 
-    def fill(self, step: int, part: int, out: Batch, /) -> Outcome:
+    def fill(self, step: Any, part: int, out: B, /) -> Outcome:
         """Writes the part's rows of the step's batch."""
         ...
 
@@ -51,7 +55,7 @@ class Work(Protocol):
 class Task(NamedTuple):
     """A part of a step to do, and the buffer that it goes to."""
 
-    step: int
+    step: Hashable
     part: int
     slot: int
 
@@ -63,7 +67,7 @@ class Done(NamedTuple):
     outcome: Outcome | Exception
 
 
-def do(work: Work, ring: Ring, task: Task) -> Done:
+def do(work: Work[Any], ring: Ring, task: Task) -> Done:
     """Does a task; its error is a result like any other."""
     try:
         out = ring.batch(task.slot, *work.like(task.step))

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,14 +36,14 @@ class Counting:
     waiting: Path
     failing: tuple[int, int] | None = None
 
-    def __len__(self) -> int:
-        return self.steps
-
     def buffer_bytes(self) -> int:
         return batch_bytes(*self.like(0))
 
     def parts(self, step: int) -> int:
         return PARTS
+
+    def owner(self, step: int, part: int) -> int:
+        return part
 
     def like(self, step: int) -> tuple[Batch, int]:
         image = Patches(
@@ -67,7 +69,7 @@ class Counting:
 
 
 def open_steps(work: Counting, workers: int, slots: int = 2) -> Steps:
-    return Steps(work, workers=workers, threads=1, slots=slots)
+    return Steps(work, range(work.steps), workers=workers, threads=1, slots=slots)
 
 
 def check(steps: Steps, step: int) -> tuple[np.ndarray, int]:
@@ -182,3 +184,50 @@ def test_work_that_a_worker_cannot_begin(tmp_path):
         pytest.raises(ValueError, match="^this cannot be unpickled$"),
     ):
         steps.take()
+
+
+NOTEBOOK = """
+import numpy as np
+
+from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.steps import Steps
+from siglip2_jax.data.workers.work import Outcome
+from siglip2_jax.types import Batch, Patches
+
+NUMBER = 7
+
+
+class Cell:
+    def __len__(self):
+        return 1
+
+    def buffer_bytes(self):
+        return batch_bytes(*self.like(0))
+
+    def parts(self, step):
+        return 1
+
+    def like(self, step):
+        image = Patches(
+            pixels=np.zeros((1, 2, 3), np.float32),
+            yx=np.zeros((1, 2, 2), np.int32),
+            valid=np.zeros((1, 2), np.bool_),
+        )
+        return Batch(image, np.zeros((1, 2), np.int32)), 3
+
+    def fill(self, step, part, out):
+        out.text[:] = NUMBER
+        return Outcome(0, ())
+
+
+if __name__ == "__main__":
+    print(Steps(Cell(), workers=1, threads=1, slots=1).take().batch.text.sum())
+"""
+
+
+@pytest.mark.slow
+def test_what_a_notebook_defines_reaches_the_workers():
+    result = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "42\n", result.stderr

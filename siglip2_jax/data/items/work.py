@@ -1,0 +1,236 @@
+"""Reading and preparing items: pieces of work for threads or processes (`workers`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from siglip2_jax.data.example import ExampleError, naming
+from siglip2_jax.data.items.decode import decode_item
+from siglip2_jax.data.items.item import Columns, Item, Shard
+from siglip2_jax.data.patience import PATIENCE, patiently
+from siglip2_jax.data.sources import Blocked, Examples
+from siglip2_jax.data.stores import client
+from siglip2_jax.data.stores.store import Store
+from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.work import Outcome
+from siglip2_jax.preprocess.image import ImagePreprocessor, write_padded
+from siglip2_jax.types import Patches
+
+_HELD = 3  # open shards: the one that is read, the next, and the one after it
+
+
+class Step(NamedTuple):
+    """One batch of a shard.
+
+    Attributes:
+      shard: number of the shard.
+      first: number of the batch's first item in the shard.
+      count: of its items.
+      total: items of the shard.
+      start: number of the shard's first example in its source.
+      block: examples that are read at once; 0 where each is read by itself.
+      problem: the reason why the shard cannot be opened, as its only item.
+    """
+
+    shard: int
+    first: int
+    count: int
+    total: int
+    start: int = 0
+    block: int = 0
+    problem: str | None = None
+
+
+class Opened:
+    """Open sources of shards, of which those last used are held; from any thread."""
+
+    def __init__(self, shards: Sequence[Shard], patience: float) -> None:
+        self._shards, self._patience, self._lock = shards, patience, Lock()
+        self._held: OrderedDict[int, tuple[Shard, Examples]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shards": self._shards, "patience": self._patience}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def get(self, number: int) -> tuple[Shard, Examples]:
+        """A shard and its source, opened.
+
+        Raises:
+          ValueError: what is to be opened is missing or malformed.
+          SourceError: it cannot be read.
+        """
+        with self._lock:
+            if number not in self._held:
+                shard = self._shards[number]
+                self._held[number] = shard, self._open(shard)
+            self._held.move_to_end(number)
+            if len(self._held) > _HELD:
+                self._held.popitem(last=False)
+            return self._held[number]
+
+    def _open(self, shard: Shard) -> Examples:
+        for other, examples in self._held.values():
+            if other.source == shard.source:
+                return examples
+        examples = patiently(shard.source.open, shard.name, self._patience)
+        if isinstance(store := getattr(examples, "store", None), Store):
+            store.client.patience = self._patience
+        return examples
+
+
+@dataclass(frozen=True)
+class ItemWork:
+    """All batches of shards, as `workers.work.Work`; their keys are `Step`s.
+
+    Attributes:
+      opened: the shards.
+      preprocess: how images become patches.
+      columns: what to keep of examples.
+      max_num_patches: patches an image may have.
+      batch_size: items of a whole batch.
+      piece: items of a piece of work, at most.
+      block_piece: the same where they are read in blocks.
+      threads: of each worker.
+      scaled_decode: whether large JPEGs may be decoded at a smaller scale.
+      known: digests of contents that need no decoding, sorted.
+      patience: seconds that reading goes on trying what may pass.
+    """
+
+    opened: Opened
+    preprocess: ImagePreprocessor
+    columns: Columns
+    max_num_patches: int
+    batch_size: int
+    piece: int
+    block_piece: int
+    threads: int
+    scaled_decode: bool = False
+    known: Shaped[np.ndarray, " known"] | None = None
+    patience: float = PATIENCE
+
+    def measure(self, number: int) -> Step:
+        """A whole shard as one step; opens it."""
+        try:
+            shard, examples = self.opened.get(number)
+        except ValueError as error:
+            return Step(number, 0, 1, 1, problem=str(error))
+        total = len(range(len(examples))[shard.first : shard.last])
+        block = examples.block_size if isinstance(examples, Blocked) and examples.remote else 0
+        return Step(number, 0, total, total, shard.first, block)
+
+    def batches(self, shard: Step) -> Iterator[Step]:
+        """The batches of a shard."""
+        for first in range(0, shard.total, self.batch_size):
+            yield shard._replace(first=first, count=min(self.batch_size, shard.total - first))
+
+    @cached_property
+    def _row(self) -> Patches:
+        """A blank image."""
+        tokens = self.preprocess.num_tokens(self.max_num_patches)
+        return Patches(
+            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), np.float32),
+            yx=np.zeros((1, tokens, 2), np.int32),
+            valid=np.zeros((1, tokens), np.bool_),
+        )
+
+    def buffer_bytes(self) -> int:
+        """Memory of a whole batch."""
+        return batch_bytes(self._row, self.batch_size)
+
+    def like(self, step: Step, /) -> tuple[Patches, int]:
+        """A blank row, and how many a batch has."""
+        return self._row, step.count
+
+    def parts(self, step: Step, /) -> int:
+        """Number of pieces of a batch."""
+        return len(list(self._pieces(step)))
+
+    def owner(self, step: Step, part: int, /) -> int:
+        """Number of the worker of a piece: as far as possible one for all pieces of a block."""
+        first = list(self._pieces(step))[part].start + step.first + step.start
+        size = self.block_piece if step.block else self.piece
+        block, offset = divmod(first, step.block or size)
+        number = block * -(-(step.block or size) // size) + offset // size
+        return step.shard + number // self.threads
+
+    def _pieces(self, step: Step) -> Iterator[range]:
+        """Rows of the pieces, none of which has examples of two blocks."""
+        size = self.block_piece if step.block else self.piece
+        row = 0
+        while row < step.count:
+            offset = (step.start + step.first + row) % (step.block or size)
+            room = min(size - offset % size, (step.block or size) - offset)
+            yield range(row, min(row + room, step.count))
+            row += room
+
+    def fill(self, step: Step, part: int, out: Patches, /) -> Outcome:
+        """Prepares the items of a piece, each in its row."""
+        items = []
+        for row in list(self._pieces(step))[part]:
+            item, patches = self._item(step, step.first + row)
+            items.append(item)
+            if patches is None:
+                for array in (out.pixels, out.yx, out.valid):
+                    assert isinstance(array, np.ndarray)
+                    array[row] = 0
+            else:
+                write_padded(patches, out, row)
+        return Outcome(0, (), client.take(), tuple(items))
+
+    def _item(self, step: Step, number: int) -> tuple[Item, Any]:
+        """An item, and its patches if it is to be embedded."""
+        if step.problem is not None:
+            return self._bad(step.problem.partition(": ")[0], step.problem), None
+        shard, examples = self.opened.get(step.shard)
+        index = shard.first + number
+        name = f"{shard.name}[{number}]"
+        try:
+            read = partial(_read, examples, index, name)
+            example = patiently(read, name, self.patience)
+        except ExampleError as error:
+            return self._bad(error.name or name, str(error)), None
+        data = example["image"]
+        content = hashlib.blake2b(data, digest_size=16).hexdigest() if data else ""
+        label, captions = example["name"], example["captions"]
+        item = Item(
+            label if self.columns.id is None else str(example.get(self.columns.id, label)),
+            content,
+            0,
+            0,
+            captions[0] if captions else None,
+            {name: example.get(name) for name in self.columns.fields},
+        )
+        if self._is_known(content):
+            return item._replace(known=True), None
+        try:
+            size, patches = decode_item(
+                data, label, self.preprocess, self.max_num_patches, self.scaled_decode
+            )
+        except ValueError as error:
+            return item._replace(error=str(error)), None
+        return item._replace(width=size[0], height=size[1]), patches
+
+    def _bad(self, name: str, error: str) -> Item:
+        return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
+
+    def _is_known(self, content: str) -> bool:
+        if self.known is None or not content:
+            return False
+        place = int(np.searchsorted(self.known, content.encode()))
+        return place < len(self.known) and self.known[place] == content.encode()
+
+
+def _read(examples: Examples, index: int, name: str) -> dict[str, Any]:
+    with naming(name):
+        return examples[index]
