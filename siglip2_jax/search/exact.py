@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float16, Float32, Float64, Int64
+from jaxtyping import Float, Float16, Float32, Float64, Int32, Int64
 
 LONGEST = 1.01
 """The largest length of a vector in a column: unit length, rounded to float16."""
 
-CHUNK_VALUES = 1 << 19  # of a chunk in float32: 2 MiB, which caches hold
+_PIECE = 1 << 18  # values that are widened at once: 1 MiB, which caches hold
+_CHUNK = 16  # pieces that a thread scores before it looks for the best
 _RESCORED = 4096  # rows scored again at a time
+_SCALE = np.float32(2.0**112)
+_SIGN_AND_VALUE = np.uint32(0x8FFFE000).view(np.int32)
 
 
 class Matches(NamedTuple):
@@ -60,22 +62,24 @@ def scan(
     slack = rounding_error(column.shape[1]) * np.linalg.norm(queries, axis=1).astype(float)
     floor = -np.inf if threshold is None else threshold
     best = [_Best(k, floor - x, 2 * x) for x in slack]
-    size = max(1, CHUNK_VALUES // column.shape[1])
-    count = len(column) if rows is None else len(rows)
-    local = threading.local()
+    piece = max(1, _PIECE // column.shape[1])
+    size, count = piece * _CHUNK, len(column) if rows is None else len(rows)
+    scaled, local = queries * _SCALE, threading.local()
 
     def look(start: int) -> None:
-        if rows is None:
-            chunk = column[start : start + size]
-        else:
-            chunk = column[rows[start : start + size]]
         if not hasattr(local, "room"):
-            local.room = np.empty((size, column.shape[1]), np.float32)
-        block = local.room[: len(chunk)]
-        np.copyto(block, chunk)
-        scores = _products(queries, block)
-        for query, line in zip(best, scores, strict=True):
-            query.add(line, start)
+            local.room = np.empty((piece, column.shape[1]), np.int32)
+            local.scores = np.empty((len(queries), size), np.float32)
+        end = min(start + size, count)
+        for first in range(start, end, piece):
+            last = min(first + piece, end)
+            some = column[first:last] if rows is None else column[rows[first:last]]
+            block = _widen(some, local.room[: last - first])
+            # One at a time: small enough for BLAS to leave the threads to this pool.
+            for vector, line in zip(scaled, local.scores, strict=True):
+                np.dot(block, vector, out=line[first - start : last - start])
+        for query, line in zip(best, local.scores, strict=True):
+            query.add(line[: end - start], start)
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for _ in pool.map(look, range(0, count, size)):
@@ -116,10 +120,17 @@ def best_first(
     return Matches(rows[order], scores[order])
 
 
-def _products(
-    queries: Float32[np.ndarray, "q E"], block: Float32[np.ndarray, "c E"]
-) -> Sequence[np.ndarray] | np.ndarray:
-    return queries @ block.T
+def _widen(
+    chunk: Float16[np.ndarray, "c E"], room: Int32[np.ndarray, "c E"]
+) -> Float32[np.ndarray, "c E"]:
+    """The chunk in float32, divided by `_SCALE`: exact, and seven times as fast as NumPy's cast.
+
+    Sign, exponent and fraction are moved to their places; the exponents' biases differ by 112.
+    """
+    np.copyto(room, chunk.view(np.int16))
+    np.left_shift(room, 13, out=room)
+    np.bitwise_and(room, _SIGN_AND_VALUE, out=room)
+    return room.view(np.float32)
 
 
 def _rank(
