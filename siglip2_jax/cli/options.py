@@ -59,15 +59,28 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def add_shard_option(parser: argparse.ArgumentParser) -> None:
-    """Adds the share of a job that is done in several places."""
+def add_shard_option(
+    parser: argparse._ActionsContainer,
+    *,
+    default: tuple[int, int] | None = (0, 1),
+    what: str = "files",
+    otherwise: str = "all",
+) -> None:
+    """Adds the share of a job that is done in several places.
+
+    Args:
+      parser: gets the option.
+      default: the share where none is chosen.
+      what: of what it is a share, for the help.
+      otherwise: what `default` means, for the help.
+    """
     parser.add_argument(
         "--shard",
         metavar="I/N",
         type=_shard,
-        default=(0, 1),
-        help="share of the files that is done here, 0/N to (N-1)/N, on any machines at the same "
-        "time (default: all)",
+        default=default,
+        help=f"share of the {what} that is done here, 0/N to (N-1)/N, on any machines at the same "
+        f"time (default: {otherwise})",
     )
 
 
@@ -211,11 +224,12 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds CONFIG and the changes to it."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
+        nargs=None if required else "?",
         help="name of a recipe (see `siglip2 configs`), Python file with a config(), "
         "package.module:function, or config.json of a run",
     )

@@ -8,6 +8,7 @@ from siglip2_jax.data.parquet import Parquet
 from siglip2_jax.data.prepare import Prepare, Transform, Views
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.sources import Examples, Folder, Memory, Mixture, Source
+from siglip2_jax.data.table import Table
 from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.data.tars import Tars
 from siglip2_jax.data.tfds import Tfds
@@ -29,6 +30,7 @@ __all__ = [
     "SelfSupervisedViews",
     "Shrink",
     "Source",
+    "Table",
     "Tars",
     "Tfds",
     "Transform",

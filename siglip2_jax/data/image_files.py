@@ -58,8 +58,8 @@ class ImageFiles:
         return _Files(self.paths)
 
     def __repr__(self) -> str:
-        digest = hashlib.sha256(self.paths.data)
-        digest.update(self.paths.offsets)
+        digest = hashlib.sha256(self.paths.data.tobytes())
+        digest.update(self.paths.offsets.tobytes())
         return f"ImageFiles({len(self.paths)} files, {digest.hexdigest()[:16]})"
 
 

@@ -5,7 +5,7 @@ A row group is a block: reading one row costs as much as reading its group.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import os
 from dataclasses import dataclass
 from functools import partial
 from string import Formatter
@@ -19,6 +19,8 @@ from siglip2_jax.data.example import (
     make_example,
     naming,
 )
+from siglip2_jax.data.held import Held
+from siglip2_jax.data.image_files import read_image
 from siglip2_jax.data.parquet_footer import (
     check_pyarrow,
     column_ranges,
@@ -51,7 +53,8 @@ class Parquet:
 
     Attributes:
       pattern: a file, a directory of them, or a glob; local, `gs://` or `s3://`.
-      image: the column with the image's bytes: binary, or a struct with `bytes`.
+      image: the column with the image's bytes: binary, or a struct with `bytes`, or with the `path`
+        of a local file in the folder of the Parquet file or below.
       caption: the column with captions: a text or a list of texts; None for no captions.
       template: makes the caption of other columns instead: "a photo of a {label}". Class labels of
         `datasets` are filled in by name.
@@ -92,6 +95,17 @@ class Parquet:
         return list(dict.fromkeys([self.image, *texts, *self.fields]))
 
 
+@dataclass(frozen=True)
+class ParquetFile(Parquet):
+    """One Parquet file, local or in a store, by its footer; there need be no manifest."""
+
+    def open(self) -> Examples:
+        """Reads the footer; raises what `Parquet` does."""
+        check_pyarrow()
+        store = Store()
+        return _ParquetBlocks(_index(self.pattern, store), store, self)
+
+
 def _index(pattern: str, store: Store) -> Manifest:
     files = store.list(pattern, SUFFIX)
     size = usual_group(index_rows(files[0], store)[1], files[0].path)
@@ -118,29 +132,20 @@ class _ParquetBlocks(BlockReader):
     def __init__(self, manifest: Manifest, store: Store, source: Parquet) -> None:
         super().__init__(manifest, store)
         self._source = source
-        self._footers: OrderedDict[int, FileMetaData] = OrderedDict()
+        self._footers = Held[Any](_FOOTERS)
         _check_columns(self._footer(0), manifest.file(0).path, source.columns)
         self._labels = label_names(self._footer(0))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_footers": OrderedDict()}
-
     def _footer(self, number: int) -> FileMetaData:
-        with self._lock:
-            footer = self._footers.get(number)
-        if footer is None:
-            file = self.manifest.file(number)
-            data = self.store.read(file, int(self.manifest.starts[number]))
-            try:
-                footer = parse_footer(data, file.path)
-            except ValueError as error:
-                raise SourceError(f"{file.path} {CHANGED}") from error
-        with self._lock:
-            self._footers[number] = footer
-            self._footers.move_to_end(number)
-            if len(self._footers) > _FOOTERS:
-                self._footers.popitem(last=False)
-        return footer
+        return self._footers.get(number, partial(self._read_footer, number))
+
+    def _read_footer(self, number: int) -> FileMetaData:
+        file = self.manifest.file(number)
+        data = self.store.read(file, int(self.manifest.starts[number]))
+        try:
+            return parse_footer(data, file.path)
+        except ValueError as error:
+            raise SourceError(f"{file.path} {CHANGED}") from error
 
     def _read(self, piece: Piece) -> list[Make]:
         footer, makers, start = self._footer(piece.file), [], 0
@@ -186,7 +191,7 @@ class _ParquetBlocks(BlockReader):
         with naming(name):
             image = row[source.image]
             if isinstance(image, dict):
-                image = image.get("bytes")
+                image = image.get("bytes") or _beside(name, image.get("path"))
             if not image:
                 raise ExampleError(f"{name}: its image has no bytes", name)
             if source.template is not None:
@@ -200,6 +205,21 @@ class _ParquetBlocks(BlockReader):
             else:
                 captions = as_captions(row[source.caption], name)
             return make_example(image, captions, name, {x: row[x] for x in source.fields})
+
+
+def _beside(name: str, path: Any) -> bytes | None:
+    """An image that a row names by its path, in the folder of the local Parquet file or below."""
+    folder = os.path.dirname(name)
+    if not isinstance(path, str) or not path or is_remote(name):
+        return None
+    file, root = (os.path.realpath(x) for x in (os.path.join(folder, path), folder))
+    if os.path.commonpath([file, root]) != root:
+        raise ExampleError(
+            f"{name}: its image is in {path}, outside the folder of the Parquet file, which is not "
+            "read; write the bytes into the Parquet file",
+            name,
+        )
+    return read_image(file)
 
 
 class _Damaged(Exception):

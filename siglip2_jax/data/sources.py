@@ -24,8 +24,8 @@ from siglip2_jax.data.example import (
     naming,
     row_captions,
 )
-from siglip2_jax.data.json_rows import JsonRows
 from siglip2_jax.data.patience import of_file
+from siglip2_jax.data.rows import JsonRows
 
 
 @runtime_checkable
@@ -163,10 +163,10 @@ class Folder:
                 f"{path}: no row has one of the keys {', '.join(CAPTION_FIELDS)}; add captions, or "
                 'give a template such as "a photo of a {name}"'
             )
-        return _FolderExamples(self, rows, _repeats(np.array(files, np.int64)))
+        return _FolderExamples(self, rows, find_repeats(np.array(files, np.int64)))
 
 
-def _repeats(values: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+def find_repeats(values: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """True where a value was there before."""
     repeats = np.ones(len(values), np.bool_)
     repeats[np.unique(values, return_index=True)[1]] = False

@@ -28,7 +28,7 @@ class Tfds:
         a data directory of TFDS; None for TFDS's own.
       image: the field with the image.
       captions: the field with captions: a text, a sequence of them, or one in a dict or sequence of
-        dicts, written as a path: "captions/text".
+        dicts, written as a path: "captions/text"; None for no captions.
       template: makes the caption of other fields instead: "a photo of a {label}". Class labels are
         filled in by name.
     """
@@ -37,7 +37,7 @@ class Tfds:
     split: str
     directory: str | None = None
     image: str = "image"
-    captions: str = "captions"
+    captions: str | None = "captions"
     template: str | None = None
 
     def open(self) -> Examples:
@@ -52,7 +52,9 @@ class Tfds:
         features, files = self._open(tfds)
         if not len(files):
             raise ValueError(f"{self._label} holds no examples")
-        fields = [self.image] if self.template else [self.image, self.captions.split("/")[0]]
+        fields = [self.image]
+        if self.template is None and self.captions is not None:
+            fields.append(self.captions.split("/")[0])
         for field in fields:
             if field not in features:
                 raise ValueError(
@@ -135,10 +137,11 @@ class _TfdsExamples(RecordExamples):
         image = row.pop(source.image)
         if not isinstance(image, bytes):
             raise ValueError(f"{source.image} is {type(image).__name__}, expected encoded bytes.")
+        captions: tuple[str, ...] = ()
         if source.template:
             classes = {key: x[row[key]] for key, x in self.classes.items() if row[key] >= 0}
             captions = (fill(source.template, row | classes, name),)
-        else:
+        elif source.captions is not None:
             captions = as_captions(_at(row, source.captions, name), name)
         return make_example(image, captions, name, row)
 

@@ -8,10 +8,13 @@ from pathlib import PurePath
 
 from siglip2_jax.data.files import IMAGE_SUFFIXES, find_images, is_hidden
 from siglip2_jax.data.items.item import USUAL, Columns, Shard
-from siglip2_jax.data.items.kinds import FILES, Make, folder_group
+from siglip2_jax.data.items.kinds import FILES, Make, folder_group, tfds_group
 from siglip2_jax.data.items.shards import Group, ImageGroup, Shards
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.strings import Strings
+
+_IN_DIRECTORIES = frozenset({".tar", ".parquet", ".arrayrecord", "images"})
+_TFDS = "tfds:"
 
 
 def find_items(specs: Sequence[str], columns: Columns = USUAL) -> Sequence[Shard]:
@@ -20,7 +23,10 @@ def find_items(specs: Sequence[str], columns: Columns = USUAL) -> Sequence[Shard
     - Images: files, directories (searched to any depth) and globs, as `find_images` takes them,
       10,000 in a shard; a directory as `Folder` reads it gives captions, too.
     - `*.tar`, `*.parquet` and `*.arrayrecord`: files, globs, and directories that hold them, each
-      file a shard; tars and Parquet files by a glob in a store, too, with a manifest.
+      file a shard. Tars and Parquet files may be in a store, by a path or glob with the suffix;
+      tars with a manifest, and those in a store need one, are cut into ranges of examples.
+    - `*.csv`, `*.tsv`, `*.jsonl`: tables of paths of images, 10,000 rows in a shard.
+    - `tfds:NAME:SPLIT`, where NAME may be the directory of a version: 10,000 examples in a shard.
 
     Args:
       specs: what the user typed.
@@ -43,7 +49,9 @@ def find_items(specs: Sequence[str], columns: Columns = USUAL) -> Sequence[Shard
             groups.append(group)
 
     for spec in specs:
-        if (make := _kind(spec)) is not None:
+        if spec.startswith(_TFDS):
+            add(tfds_group(spec.removeprefix(_TFDS), columns))
+        elif (make := _kind(spec)) is not None:
             add(make(spec, columns))
         else:
             images.append(spec)
@@ -85,6 +93,3 @@ def _kind_of_directory(path: str) -> Make | None:
             f"{path} holds {' and '.join(sorted(stems))}; name those that are meant by a glob"
         )
     return FILES.get(next(iter(stems), ""))
-
-
-_IN_DIRECTORIES = frozenset({".tar", ".parquet", ".arrayrecord", "images"})

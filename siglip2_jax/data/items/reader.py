@@ -87,7 +87,7 @@ class ItemReader:
             check_scaled_decode(preprocess.antialiased, ())
         slots, hands = prefetch + 1, max(1, workers) * threads
         self._work = ItemWork(
-            Opened(shards, patience),
+            Opened(shards, patience, threads + 1),
             preprocess,
             columns,
             max_num_patches,

@@ -77,25 +77,27 @@ class FileGroup:
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """Examples of one source, so many in each shard."""
+    """Examples of one source, `rows` in each shard."""
 
     name: str
     source: Source
     total: int
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    version: str = ""
+    rows: int = ROWS
 
     def __len__(self) -> int:
-        return -(-self.total // ROWS)
+        return -(-self.total // self.rows)
 
     def shard(self, number: int, /) -> Shard:
         """A range of the examples."""
-        first = number * ROWS
-        last = min(first + ROWS, self.total)
-        return Shard(self.name, self.source, first, last, self.files)
+        first = number * self.rows
+        last = min(first + self.rows, self.total)
+        return Shard(self.name, self.source, first, last, self.files, self.version)
 
 
-class Shards(Sequence[Shard]):
-    """All shards of a run, in order. Picklable."""
+class Groups:
+    """Several groups as one."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
@@ -104,11 +106,25 @@ class Shards(Sequence[Shard]):
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def shard(self, number: int, /) -> Shard:
+        """A shard of one of the groups."""
+        group = bisect_right(self._ends, number)
+        return self._groups[group].shard(number - (self._ends[group - 1] if group else 0))
+
+
+class Shards(Sequence[Shard]):
+    """All shards of a run, in order, each with its number in its name. Picklable."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = Groups(groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[i] for i in range(len(self))[number]]
         number = range(len(self))[number]
-        group = bisect_right(self._ends, number)
-        shard = self._groups[group].shard(number - (self._ends[group - 1] if group else 0))
+        shard = self._groups.shard(number)
         name = _ODD.sub("-", os.path.splitext(shard.name)[0])[-_LONGEST:].strip("-")
         return shard.named(f"{number:06d}-{name}" if name else f"{number:06d}")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
 from siglip2_jax.data.example import ExampleError, naming
+from siglip2_jax.data.held import Held
 from siglip2_jax.data.items.decode import decode_item
 from siglip2_jax.data.items.item import Columns, Item, Shard
 from siglip2_jax.data.patience import PATIENCE, patiently
@@ -33,6 +32,7 @@ class Step(NamedTuple):
 
     Attributes:
       shard: number of the shard.
+      name: of the shard.
       first: number of the batch's first item in the shard.
       count: of its items.
       total: items of the shard.
@@ -42,6 +42,7 @@ class Step(NamedTuple):
     """
 
     shard: int
+    name: str
     first: int
     count: int
     total: int
@@ -51,38 +52,42 @@ class Step(NamedTuple):
 
 
 class Opened:
-    """Open sources of shards, of which those last used are held; from any thread."""
+    """Open sources of shards and their blocks, of which those last used are held; thread-safe."""
 
-    def __init__(self, shards: Sequence[Shard], patience: float) -> None:
-        self._shards, self._patience, self._lock = shards, patience, Lock()
-        self._held: OrderedDict[int, tuple[Shard, Examples]] = OrderedDict()
+    def __init__(self, shards: Sequence[Shard], patience: float, blocks: int) -> None:
+        """Sources of `shards`, and `blocks` blocks of them at most."""
+        self.shards, self._patience = shards, patience
+        self._held = Held[Examples](_HELD)
+        self._blocks = Held[Sequence[dict[str, Any]]](blocks)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self._shards, "patience": self._patience}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
-
-    def get(self, number: int) -> tuple[Shard, Examples]:
-        """A shard and its source, opened.
+    def get(self, number: int) -> Examples:
+        """The source of a shard, opened.
 
         Raises:
           ValueError: what is to be opened is missing or malformed.
           SourceError: it cannot be read.
         """
-        with self._lock:
-            if number not in self._held:
-                shard = self._shards[number]
-                self._held[number] = shard, self._open(shard)
-            self._held.move_to_end(number)
-            if len(self._held) > _HELD:
-                self._held.popitem(last=False)
-            return self._held[number]
+        shard = self.shards[number]
+        # Ranges of one source share it; files are a source each.
+        key = number if shard.last is None else shard.source
+        return self._held.get(key, partial(self._open, shard))
+
+    def read(self, number: int, index: int, name: str) -> dict[str, Any]:
+        """An example of the source of a shard, by itself or in its block.
+
+        Raises:
+          ExampleError: its content cannot be used.
+          OSError: it cannot be read.
+        """
+        examples = self.get(number)
+        with naming(name):
+            if not isinstance(examples, Blocked):
+                return examples[index]
+            block, offset = divmod(index, examples.block_size)
+            make = partial(examples.read_block, block)
+            return self._blocks.get((number, block), make)[offset]
 
     def _open(self, shard: Shard) -> Examples:
-        for other, examples in self._held.values():
-            if other.source == shard.source:
-                return examples
         examples = patiently(shard.source.open, shard.name, self._patience)
         if isinstance(store := getattr(examples, "store", None), Store):
             store.client.patience = self._patience
@@ -121,13 +126,14 @@ class ItemWork:
 
     def measure(self, number: int) -> Step:
         """A whole shard as one step; opens it."""
+        shard = self.opened.shards[number]
         try:
-            shard, examples = self.opened.get(number)
+            examples = self.opened.get(number)
         except ValueError as error:
-            return Step(number, 0, 1, 1, problem=str(error))
+            return Step(number, shard.name, 0, 1, 1, problem=str(error))
         total = len(range(len(examples))[shard.first : shard.last])
-        block = examples.block_size if isinstance(examples, Blocked) and examples.remote else 0
-        return Step(number, 0, total, total, shard.first, block)
+        block = examples.block_size if isinstance(examples, Blocked) else 0
+        return Step(number, shard.name, 0, total, total, shard.first, block)
 
     def batches(self, shard: Step) -> Iterator[Step]:
         """The batches of a shard."""
@@ -191,12 +197,10 @@ class ItemWork:
     def _item(self, step: Step, number: int) -> tuple[Item, Any]:
         """An item, and its patches if it is to be embedded."""
         if step.problem is not None:
-            return self._bad(step.problem.partition(": ")[0], step.problem), None
-        shard, examples = self.opened.get(step.shard)
-        index = shard.first + number
-        name = f"{shard.name}[{number}]"
+            return self._bad(step.name, step.problem), None
+        index, name = step.start + number, f"{step.name}[{number}]"
         try:
-            read = partial(_read, examples, index, name)
+            read = partial(self.opened.read, step.shard, index, name)
             example = patiently(read, name, self.patience)
         except ExampleError as error:
             return self._bad(error.name or name, str(error)), None
@@ -209,7 +213,7 @@ class ItemWork:
             0,
             0,
             captions[0] if captions else None,
-            {name: example.get(name) for name in self.columns.fields},
+            {name: _plain(example.get(name)) for name in self.columns.fields},
         )
         if self._is_known(content):
             return item._replace(known=True), None
@@ -231,6 +235,6 @@ class ItemWork:
         return place < len(self.known) and self.known[place] == content.encode()
 
 
-def _read(examples: Examples, index: int, name: str) -> dict[str, Any]:
-    with naming(name):
-        return examples[index]
+def _plain(value: Any) -> Any:
+    """A value without NumPy."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from threading import Lock
+from functools import partial
 from typing import Any
 
+from siglip2_jax.data.held import Held
 from siglip2_jax.data.stores.manifest import Manifest, Piece
 from siglip2_jax.data.stores.store import Store
 
@@ -42,25 +41,14 @@ class BlockReader(ABC):
     def __init__(self, manifest: Manifest, store: Store) -> None:
         self.manifest, self.store = manifest, store
         self.block_size, self.left_out = manifest.block_size, int(manifest.left_out.sum())
-        self._begin()
-
-    def _begin(self) -> None:
-        self._lock, self._held = Lock(), OrderedDict[int, Future[Items]]()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in self.__dict__.items() if name not in ("_lock", "_held")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-        self._begin()
+        self._held = Held[Items](_HELD)
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         block, offset = divmod(index, self.block_size)
-        return self._block(block)[offset]
+        return self._held.get(block, partial(self.read_block, block))[offset]
 
     def read_block(self, block: int, /) -> Items:
         """The examples of a block; raises what `Blocked` says."""
@@ -73,20 +61,3 @@ class BlockReader(ABC):
         Raises:
           SourceError: they cannot be read.
         """
-
-    def _block(self, block: int) -> Items:
-        """A block that is held, or read by one of the threads that want it."""
-        with self._lock:
-            if waiting := block in self._held:
-                self._held.move_to_end(block)
-            future = self._held.setdefault(block, Future())
-            if len(self._held) > _HELD:
-                self._held.popitem(last=False)
-        if not waiting:
-            try:
-                future.set_result(self.read_block(block))
-            except BaseException as error:
-                with self._lock:
-                    self._held.pop(block, None)
-                future.set_exception(error)
-        return future.result()

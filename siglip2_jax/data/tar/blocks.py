@@ -77,7 +77,7 @@ class TarBlocks(BlockReader):
         return self._tars[number][sample]
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_tars": {}}
+        return self.__dict__ | {"_tars": {}}
 
     def _read(self, piece: Piece) -> list[Make]:
         file = self.manifest.file(piece.file)
