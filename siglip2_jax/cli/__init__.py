@@ -17,15 +17,20 @@ from siglip2_jax.cli import (
     demo,
     embed,
     eval,
+    index,
     info,
     plan,
+    search,
     train,
     verify,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
 
-COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, configs, plan, data)
+COMMANDS = (
+    *(demo, info, classify, embed, index, search, eval, caption, convert, verify),
+    *(train, configs, plan, data),
+)
 
 
 def parser() -> argparse.ArgumentParser:

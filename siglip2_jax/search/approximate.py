@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, UInt64
+from jaxtyping import Float32, UInt64
 
+from siglip2_jax.search.column import Column
 from siglip2_jax.search.exact import scan
 
 LEAST_RECALL = 0.95
@@ -20,30 +21,31 @@ _SHARE = 0.05  # of the partitions that a query visits
 _LEAST_ROWS = 1000  # an index of fewer has nothing to learn from
 
 
-def build(table: Any, rows: int, width: int) -> None:
+def build(table: Any, width: int) -> None:
     """Builds the index, in place of an earlier one.
 
     Args:
       table: LanceDB's.
-      rows: how many it has.
       width: E, the size of an embedding.
 
     Raises:
       ValueError: there are too few rows.
     """
+    from lancedb.index import IvfPq
+
+    rows = table.count_rows()
     if rows < _LEAST_ROWS:
         raise ValueError(
             f"an approximate index needs at least {_LEAST_ROWS} images, and there are {rows}; "
             "search exactly, which is quick"
         )
-    table.create_index(
-        metric="dot",
-        vector_column_name="embedding",
-        index_type="IVF_PQ",
-        num_partitions=max(1, round(math.sqrt(rows))),
-        num_sub_vectors=math.gcd(width, 1 << 20) if width % 16 else width // 8,
-        replace=True,
+    parts = next(x for x in (8, 6, 4, 3, 2, 1) if width % x == 0)
+    config = IvfPq(
+        distance_type="dot",
+        num_partitions=_partitions(rows),
+        num_sub_vectors=width // parts,
     )
+    table.create_index("embedding", config=config, replace=True)
 
 
 def find_approximately(
@@ -57,7 +59,7 @@ def find_approximately(
       k: how many.
       where: a condition in SQL, which holds for all of them.
     """
-    partitions = max(1, round(math.sqrt(table.count_rows())))
+    partitions = _partitions(table.count_rows())
     search = (
         table.search(query, vector_column_name="embedding")
         .distance_type("dot")
@@ -71,29 +73,26 @@ def find_approximately(
     return result["_rowid"].to_numpy().astype(np.uint64)
 
 
-def measure_recall(
-    table: Any,
-    column: Float16[np.ndarray, "n E"],
-    rows: UInt64[np.ndarray, " n"],
-    *,
-    sample: int = SAMPLE,
-    seed: int = 0,
-) -> float:
+def measure_recall(table: Any, column: Column, *, sample: int = SAMPLE, seed: int = 0) -> float:
     """Recall at 10 of the index: the share of the exact search's results that it gives.
 
     Args:
       table: LanceDB's, with the index.
       column: embeddings of its rows.
-      rows: the table's own number of each.
       sample: how many rows are queries, evenly drawn.
       seed: of the draw.
     """
+    embeddings, rows = column
     rng = np.random.default_rng(seed)
-    places = np.sort(rng.choice(len(column), min(sample, len(column)), replace=False))
-    queries = column[places].astype(np.float32)
+    places = np.sort(rng.choice(len(rows), min(sample, len(rows)), replace=False))
+    queries = embeddings[places].astype(np.float32)
     hits = total = 0
-    for query, match in zip(queries, scan(column, queries, k=K), strict=True):
+    for query, match in zip(queries, scan(embeddings, queries, k=K), strict=True):
         exact = rows[match.rows]
         hits += np.isin(find_approximately(table, query, K), exact).sum()
         total += len(exact)
     return float(hits / total)
+
+
+def _partitions(rows: int) -> int:
+    return max(1, round(math.sqrt(rows)))

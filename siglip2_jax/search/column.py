@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +58,9 @@ def _write(table: Any, directory: Path) -> None:
     import pyarrow as pa
 
     keys = table.search().select(["id", "content"]).with_row_id(True).to_arrow()
-    order = keys.take(pa.compute.sort_indices(keys, [("id", "ascending"), ("content", "ascending")]))
+    order = keys.take(
+        pa.compute.sort_indices(keys, [("id", "ascending"), ("content", "ascending")])
+    )
     rows = order["_rowid"].to_numpy().astype(np.uint64)
     np.save(directory / "rows.npy", rows)
     by_row = np.argsort(rows)

@@ -21,6 +21,11 @@ from siglip2_jax.resumable import compare
 from siglip2_jax.search.place import Place
 
 TABLE, SETTINGS = "items", "siglip2.json"
+_NOT_COMPARED = {"loaded_from", "made_by"}
+_OF_RUNS = {
+    *("format", "version", "jax", "batch_size", "devices"),
+    *("embedding", "fields", "shards", "names"),
+}
 _WAY_OUT = "use the model and options that made it, or make a new database"
 
 
@@ -61,7 +66,7 @@ class Database:
 
     @property
     def recall(self) -> float | None:
-        """Recall at 10 of the approximate index, as measured when it was built; None without one."""
+        """Measured recall at 10 of the approximate index; None without one."""
         index = self.settings.get("approximate")
         return None if index is None else index["recall_at_10"]
 
@@ -89,15 +94,23 @@ class Database:
             )
         if source is not None:
             origin = {"source": source}
-        return load(
-            origin["source"],
-            origin.get("tokenizer"),
-            stage=origin.get("stage"),
-            dtype=self.settings["dtype"],
-            preproc=self.settings["preproc"],
-            text_norm=self.settings["text_norm"],
-            exif=self.settings["exif"],
-        )
+        try:
+            return load(
+                origin["source"],
+                origin.get("tokenizer"),
+                stage=origin.get("stage"),
+                dtype=self.settings["dtype"],
+                preproc=self.settings["preproc"],
+                text_norm=self.settings["text_norm"],
+                exif=self.settings["exif"],
+            )
+        except (OSError, ValueError) as error:
+            if source is not None:
+                raise
+            raise ValueError(
+                f"the model of {self.place.uri} cannot be loaded from where it was ({error}); "
+                "pass its new place (--model SOURCE)"
+            ) from error
 
     def select(self, where: str) -> UInt64[np.ndarray, " m"]:
         """The table's own numbers of the rows for which a condition holds.
@@ -121,7 +134,7 @@ class Database:
         if not len(rows):
             return []
         names = [name for name in self.table.schema.names if name not in ("embedding", "content")]
-        query = self.table.take_row_ids(rows.tolist()).select(names).with_row_id(True)
+        query = self.table.take_row_ids(rows.tolist()).select(names).with_row_id()
         table = query.to_arrow()
         by_row = {row.pop("_rowid"): row for row in table.to_pylist()}
         return [by_row[row] for row in rows.tolist()]
@@ -134,22 +147,39 @@ def describe(model: Embedder) -> dict[str, Any]:
     return identity
 
 
-def new_settings(
-    model: Mapping[str, Any], max_num_patches: int, loaded_from: Mapping[str, Any] | None
+def settings_of(
+    model: Embedder, max_num_patches: int, scaled_decode: bool, loaded_from: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Settings of a new database.
+    """Settings of a database whose rows a model makes.
 
     Args:
-      model: as `describe` has it.
-      max_num_patches: the token budget at native resolution.
-      loaded_from: arguments of `siglip2_jax.load` that give the model; None where it is not known.
+      model: what embeds.
+      max_num_patches: the token budget of native-resolution models.
+      scaled_decode: whether large JPEGs are decoded at a fraction of their size.
+      loaded_from: arguments of `siglip2_jax.load` that give the model.
     """
     return {
-        **model,
-        "max_num_patches": max_num_patches,
-        "loaded_from": loaded_from,
+        **describe(model),
+        "patches": model.preprocess.num_tokens(max_num_patches),
+        "scaled_decode": scaled_decode,
+        "width": model.config.vision.width,
+        "loaded_from": dict(loaded_from),
         "made_by": f"siglip2_jax {__version__}",
     }
+
+
+def settings_of_shards(
+    manifest: Mapping[str, Any], loaded_from: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Settings of a database whose rows a run of `siglip2 embed --out DIR` has made.
+
+    Args:
+      manifest: the run's settings.
+      loaded_from: as for `settings_of`; None where it is not known.
+    """
+    rows = {name: x for name, x in manifest.items() if name not in _OF_RUNS}
+    origin = None if loaded_from is None else dict(loaded_from)
+    return {**rows, "loaded_from": origin, "made_by": f"siglip2_jax {manifest['version']}"}
 
 
 def claim(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
@@ -162,8 +192,11 @@ def claim(place: Place, settings: dict[str, Any]) -> dict[str, Any]:
     if before is None:
         write_settings(place, settings)
         return settings
-    now = {name: x for name, x in settings.items() if name not in ("loaded_from", "made_by")}
+    now = {name: x for name, x in settings.items() if name not in _NOT_COMPARED}
     compare(place.uri, before, now, _WAY_OUT)
+    if settings["loaded_from"] and settings["loaded_from"] != before["loaded_from"]:
+        before |= {"loaded_from": settings["loaded_from"]}  # the same model, at a new place
+        write_settings(place, before)
     return before
 
 

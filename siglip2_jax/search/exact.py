@@ -87,12 +87,16 @@ def scan(
     results = []
     for query, vector in zip(best, queries, strict=True):
         places = query.places()
-        results.append(_rank(column, vector, places if rows is None else rows[places], k, threshold))
+        results.append(
+            _rank(column, vector, places if rows is None else rows[places], k, threshold)
+        )
     return results
 
 
 def score(
-    column: Float16[np.ndarray, "n E"], query: Float[np.ndarray, " E"], rows: Int64[np.ndarray, " m"]
+    column: Float16[np.ndarray, "n E"],
+    query: Float[np.ndarray, " E"],
+    rows: Int64[np.ndarray, " m"],
 ) -> Float64[np.ndarray, " m"]:
     """Scores of some rows in float64; a row's score does not depend on the other rows."""
     query = query.astype(np.float64)

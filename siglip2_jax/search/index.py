@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.decode import ImageSource, NamedImage
+from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.progress import Update
 from siglip2_jax.search.approximate import find_approximately
 from siglip2_jax.search.column import Column, open_column
@@ -19,6 +19,7 @@ from siglip2_jax.search.database import Database
 from siglip2_jax.search.duplicates import find_groups
 from siglip2_jax.search.exact import Matches, best_first, scan, score
 from siglip2_jax.search.hits import Hit, Results
+from siglip2_jax.search.queries import read_queries
 from siglip2_jax.search.rows import FIXED
 
 DEFAULT_K = 10
@@ -26,7 +27,6 @@ EXACT_UP_TO = 2_000_000
 """Rows up to which search is exact even where there is an approximate index."""
 
 QUERIES_AT_ONCE = 64  # of a pass over the column
-_SMALLEST = 1e-3  # length of a composed query that still has a direction
 
 
 class Index:
@@ -47,9 +47,7 @@ class Index:
             database.check_model(model)
 
     @classmethod
-    def open(
-        cls, database: str | os.PathLike[str], model: Embedder | str | None = None
-    ) -> Index:
+    def open(cls, database: str | os.PathLike[str], model: Embedder | str | None = None) -> Index:
         """Opens a database.
 
         Args:
@@ -130,20 +128,10 @@ class Index:
           ValueError: there is no query, one is empty, or the condition cannot be read.
           ImageError: an image cannot be read.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        minus = [minus] if isinstance(minus, str) else list(minus)
-        single = isinstance(images, str | os.PathLike | bytes | NamedImage) or hasattr(images, "size")
-        pictures = [images] if single else list(images)
-        if not texts and not pictures:
-            raise ValueError("there is nothing to search for; give a text or an image")
-        for text in (*texts, *minus):
-            if not text.strip():
-                raise ValueError("a query is empty; give it at least one word")
-        names = texts + [_name(image, i) for i, image in enumerate(pictures, 1)]
-        vectors = self._vectors(texts, pictures, minus)
+        queries = read_queries(texts, images, minus)
+        vectors = queries.embed(self.model, self.database.settings["patches"])
         hits = self.nearest(vectors, k=k, threshold=threshold, where=where, approximate=approximate)
-        suffix = "".join(f" − {text}" for text in minus)
-        return [(name + suffix, found) for name, found in zip(names, hits, strict=True)]
+        return list(zip(queries.names, hits, strict=True))
 
     def nearest(
         self,
@@ -187,7 +175,9 @@ class Index:
         ]
         return list(zip(ids, self._hits(matches), strict=True))
 
-    def duplicates(self, threshold: float = 0.95, *, update: Update | None = None) -> list[list[Hit]]:
+    def duplicates(
+        self, threshold: float = 0.95, *, update: Update | None = None
+    ) -> list[list[Hit]]:
         """Groups of near-duplicates: chains of pairs whose cosines reach a threshold.
 
         Time grows with the square of the number of images; memory does not.
@@ -208,26 +198,6 @@ class Index:
             ]
         )
 
-    def _vectors(
-        self, texts: Sequence[str], images: Sequence[ImageSource], minus: Sequence[str]
-    ) -> Float32[np.ndarray, "q E"]:
-        model, parts = self.model, []
-        if texts:
-            parts.append(model.embed_texts(texts))
-        if images:
-            budget = self.database.settings["max_num_patches"]
-            parts.append(model.embed_images(images, max_num_patches=budget, on_error="raise"))
-        vectors = np.concatenate(parts)
-        if not minus:
-            return vectors
-        vectors = vectors - model.embed_texts(minus).mean(axis=0)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if lengths.min() < _SMALLEST:
-            raise ValueError(
-                "a query minus what is taken away leaves nothing; give words that differ from it"
-            )
-        return vectors / lengths
-
     def _exact(
         self,
         vectors: Float32[np.ndarray, "q E"],
@@ -240,9 +210,7 @@ class Index:
         return [
             match
             for part in parts
-            for match in scan(
-                self._column.embeddings, part, k=k, threshold=threshold, rows=rows
-            )
+            for match in scan(self._column.embeddings, part, k=k, threshold=threshold, rows=rows)
         ]
 
     def _approximate(
@@ -286,21 +254,13 @@ class Index:
         places = np.unique(np.concatenate([np.zeros(0, np.int64), *(m.rows for m in matches)]))
         rows = self.database.take(self._column.rows[places])
         by_place: dict[int, dict[str, Any]] = dict(zip(places.tolist(), rows, strict=True))
-        return [
-            [_hit(by_place[place], score) for place, score in zip(*map(np.ndarray.tolist, m))]
-            for m in matches
-        ]
+        pairs = [zip(m.rows.tolist(), m.scores.tolist(), strict=True) for m in matches]
+        return [[_hit(by_place[place], value) for place, value in some] for some in pairs]
 
 
 def quoted(text: str) -> str:
     """A text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def _name(image: ImageSource, number: int) -> str:
-    if isinstance(image, NamedImage):
-        return image.name
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
 
 
 def _hit(row: dict[str, Any], score: float) -> Hit:

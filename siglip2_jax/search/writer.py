@@ -5,16 +5,14 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from siglip2_jax.search import approximate
 from siglip2_jax.search.column import open_column
-from siglip2_jax.search.database import TABLE, claim, read_settings, write_settings
+from siglip2_jax.search.database import TABLE, claim, write_settings
 from siglip2_jax.search.place import Place
-from siglip2_jax.search.rows import complete, schema
+from siglip2_jax.search.rows import columns, complete
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,10 +34,10 @@ class Writer:
       settings: what its rows are made with.
     """
 
-    def __init__(self, place: Place, settings: dict[str, Any], width: int):
+    def __init__(self, place: Place, settings: dict[str, Any]):
         self.place, self.settings = place, settings
-        self.table = place.connect().create_table(TABLE, schema=schema(width), exist_ok=True)
-        self._width = width
+        every = columns(settings["width"], {})
+        self.table = place.connect().create_table(TABLE, schema=every, exist_ok=True)
         self._waiting: list[pa.Table] = []
         self._rows, self._since, self._commits = 0, time.monotonic(), 0
 
@@ -56,7 +54,9 @@ class Writer:
 
         if self._waiting:
             new = pa.concat_tables(self._waiting, promote_options="default")
-            if added := [field for field in new.schema if field.name not in self.table.schema.names]:
+            if added := [
+                field for field in new.schema if field.name not in self.table.schema.names
+            ]:
                 self.table.add_columns(added)
             self.table.add(complete(new, self.table.schema))
             self._commits += 1
@@ -83,53 +83,54 @@ class Writer:
         self.table.optimize(cleanup_older_than=KEPT)
         self._commits = 0
 
-    def finish(self, index: bool | None) -> None:
-        """Compacts, writes the column that exact search reads, and sees to the approximate index.
+    def finish(self, index: bool = False) -> None:
+        """Compacts, sees to the approximate index, and writes the column of exact search.
 
         Args:
-          index: True builds an approximate index; None keeps one that is there.
+          index: build an approximate index; one that is there is brought up to date in any case.
 
         Raises:
-          ValueError: the index finds too little, and is removed.
+          ValueError: the index finds too little, and is removed; or there are too few rows.
         """
         self.commit()
         self.compact()
-        had = self.settings.get("approximate")
-        rows = self.table.count_rows()
         if index:
-            approximate.build(self.table, rows, self._width)
-        column = open_column(self.table, self.place.cache) if rows else None
-        if not (index or had) or column is None:
+            approximate.build(self.table, self.settings["width"])
+        column = open_column(self.table, self.place.cache)
+        if not index and not self.settings.get("approximate"):
             return
-        recall = approximate.measure_recall(self.table, column.embeddings, column.rows)
+        recall = approximate.measure_recall(self.table, column)
         good = recall >= approximate.LEAST_RECALL
-        record = {"recall_at_10": round(recall, 4), "rows": rows} if good else None
-        self._note(record)
+        record = {"recall_at_10": round(recall, 4), "rows": len(column.rows)}
+        self.settings = {**self.settings, "approximate": record if good else None}
+        write_settings(self.place, self.settings)
         if not good:
             for name in [x.name for x in self.table.list_indices()]:
                 self.table.drop_index(name)
+            open_column(self.table, self.place.cache)
             raise ValueError(
                 f"the approximate index of {self.place.uri} finds {recall:.1%} of the 10 nearest "
                 f"images, expected at least {approximate.LEAST_RECALL:.0%}; it is removed, and "
                 "search stays exact"
             )
 
-    def _note(self, record: dict[str, Any] | None) -> None:
-        self.settings = {**self.settings, "approximate": record}
-        write_settings(self.place, self.settings)
-
 
 @contextmanager
-def writing(place: Place, settings: dict[str, Any], width: int) -> Iterator[Writer]:
+def writing(place: Place, settings: dict[str, Any]) -> Iterator[Writer]:
     """Opens a database for writing, or makes it; this process is then its only writer.
 
     Args:
       place: where it is.
       settings: what the rows are made with.
-      width: E, the size of an embedding.
 
     Raises:
       ValueError: it was made with other settings, or another process is writing.
     """
     with place.lock():
-        yield Writer(place, claim(place, settings), width)
+        writer = Writer(place, claim(place, settings))
+        try:
+            yield writer
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is said
+                writer.commit()
+            raise

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,11 +17,10 @@ import numpy as np
 from jaxtyping import Float
 
 from siglip2_jax.data.items.item import Item, ItemBatch, Shard
-from siglip2_jax.data.items.reader import ItemReader
 from siglip2_jax.data.prefetch import thread_map
-from siglip2_jax.data.workers.machine import usable_cores, worker_count
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.inference.programs import fill, most_rows, place, programs, run_batch
+from siglip2_jax.inference.programs import most_rows
+from siglip2_jax.inference.shards.batches import embed_batches, open_reader
 from siglip2_jax.inference.shards.manifest import (
     FOLDER,
     MERGED,
@@ -36,11 +34,9 @@ from siglip2_jax.inference.shards.manifest import (
 )
 from siglip2_jax.inference.shards.schema import check_pyarrow, schema
 from siglip2_jax.inference.shards.write import ShardFile
-from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.progress import Update
 from siglip2_jax.resumable import missing
 
-_THREADS = 2  # of each worker process
 _AHEAD = 64
 
 
@@ -129,8 +125,11 @@ class ShardRun:
         if todo:  # the run may not be as it was found to be
             (self._out / MERGED).unlink(missing_ok=True)
         images, errors, clock = 0, 0, _Clock()
-        with self._reader([*todo.values()]) as reader, _Files(self, todo) as files:
-            for shard, items, rows in self._embedded(clock.timed(reader)):
+        options = self._options
+        reader = open_reader(self._model, [*todo.values()], options, self.batch_size)
+        with reader, _Files(self, todo) as files:
+            for batch, rows in embed_batches(self._model, clock.timed(reader), options.strict):
+                shard, items = batch.shard, batch.items
                 files.add(shard, items, rows)
                 images += len(items)
                 errors += sum(item.error is not None for item in items)
@@ -167,40 +166,6 @@ class ShardRun:
         return {
             n: shard for (n, shard), right in zip(shards.items(), done, strict=True) if not right
         }
-
-    def _reader(self, shards: Sequence[Shard]) -> ItemReader:
-        options, size, mesh = self._options, self.batch_size, self._model.mesh
-        return ItemReader(
-            shards,
-            self._model.preprocess,
-            columns=options.columns,
-            max_num_patches=options.max_num_patches,
-            batch_size=size,
-            workers=(workers := worker_count(options.workers)),
-            threads=_THREADS if workers else usable_cores(),
-            scaled_decode=options.scaled_decode,
-            place=lambda patches: place(fill(patches, size), mesh),
-        )
-
-    def _embedded(
-        self, batches: Iterable[ItemBatch]
-    ) -> Iterator[tuple[int, list[Item], Float[np.ndarray, "n E"]]]:
-        """Items of each batch, their shard, and their rows, which come one batch later.
-
-        So a device has the next batch before the rows of one are taken from it.
-        """
-        model = self._model
-        _, embed_image, _ = programs(model.config, model.dtype)
-        program, before = partial(embed_image, normalize=True), None
-        for batch in batches:
-            if self._options.strict:
-                _refuse_errors(batch.items)
-            rows = run_batch(program, model.params, batch.patches, model.mesh)
-            if before is not None:
-                yield _taken(*before)
-            before = batch.shard, batch.items, rows
-        if before is not None:
-            yield _taken(*before)
 
     def open_file(self, shard: Shard) -> ShardFile:
         """The file of a shard, to write."""
@@ -291,13 +256,3 @@ class _Clock:
             self.waited += time.perf_counter() - start
             yield item
             start = time.perf_counter()
-
-
-def _taken(shard: int, items: list[Item], rows: jax.Array) -> tuple[int, list[Item], np.ndarray]:
-    return shard, items, np.asarray(rows)[: len(items)]
-
-
-def _refuse_errors(items: Sequence[Item]) -> None:
-    for item in items:
-        if item.error is not None:
-            raise ImageError(item.error)
