@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from siglip2_jax.fingerprint import fingerprint_bytes
 from siglip2_jax.outputs import write_whole
@@ -31,8 +30,8 @@ class Place:
         """The folder on this machine; None in a store."""
         if "://" not in self.uri:
             return Path(self.uri)
-        parts = urlsplit(self.uri)
-        return Path(unquote(parts.path)) if parts.scheme == "file" else None
+        scheme, _, path = self.uri.partition("://")
+        return Path(path) if scheme == "file" else None
 
     @property
     def cache(self) -> Path:

@@ -36,8 +36,11 @@ class Writer:
 
     def __init__(self, place: Place, settings: dict[str, Any]):
         self.place, self.settings = place, settings
-        every = columns(settings["width"], {})
-        self.table = place.connect().create_table(TABLE, schema=every, exist_ok=True)
+        connection = place.connect()
+        try:
+            self.table = connection.open_table(TABLE)
+        except (ValueError, FileNotFoundError):
+            self.table = connection.create_table(TABLE, schema=columns(settings["width"], {}))
         self._waiting: list[pa.Table] = []
         self._rows, self._since, self._commits = 0, time.monotonic(), 0
 
