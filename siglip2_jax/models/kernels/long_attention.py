@@ -67,7 +67,7 @@ def long_attention(
         residual_checkpoint_name="attn_out",
         interpret=interpret,
     )
-    # Mosaic refuses products of bfloat16 a higher precision, which a caller may have set for float32.
+    # Mosaic refuses products of bfloat16 the precision that a caller may have set for float32.
     with jax.default_matmul_precision("default"):
         values: Any = jax.vmap(kernel)(q, k, v, None if all_valid else segments)
     values = values[:, :, :queries].transpose(0, 2, 1, 3)
