@@ -2,12 +2,13 @@
 
 A real server (fake-gcs-server) runs on this machine behind a proxy that makes every request wait.
 All read the same JPEGs from it, prepare them alike with the same number of processes, and shuffle.
-Prints for each: images a second after the first batch, seconds to the first batch, seconds of the
-longest wait after it, requests, bytes sent over bytes of the images, and peak memory of the
-processes.
+Prints for each: images a second after the first batch, seconds to the first batch, steps after the
+first that waited for their batch and the longest wait, requests, bytes sent over bytes of the
+images, and peak memory of the processes. A step takes no time, so that batches are read as fast as
+they come, or the time that --step says, in which the machine is idle, as while a chip works.
 
     pip install -e ".[remote]" --group remote webdataset streaming-community torch
-    python scripts/bench_remote.py [--latency 0.05] [--images 4096] [--workers 2] [--json FILE]
+    python scripts/bench_remote.py [--latency 0.05] [--images 4096] [--step 0.15] [--json FILE]
 
 Contestants whose package is missing are left out.
 """
@@ -53,6 +54,7 @@ from siglip2_jax.preprocess.tokenizer import Tokenizer
 BUDGET = 256
 BATCH = 64
 SHARD = 1024
+NO_WAIT = 0.1  # seconds that taking a batch that is ready may last: it is copied
 CONTESTANTS = {
     "store": None,
     "local disk": None,
@@ -152,27 +154,31 @@ def _loader(torch: Any, dataset: Any, workers: int, collator: Any) -> Any:
     )
 
 
-def consume(batches: Iterable[Any], images: int) -> dict[str, float]:
-    """Reads all batches; times them."""
-    start = last = time.perf_counter()
+def consume(batches: Iterable[Any], images: int, step: float) -> dict[str, float]:
+    """Reads all batches, with a pause of `step` seconds after each; times them."""
+    asked = time.perf_counter()
     waits = []
+    begin = end = 0.0
     for _ in islice(batches, images // BATCH):
-        now = time.perf_counter()
-        waits.append(now - last)
-        last = now
-    seconds = last - start - waits[0]
+        end = time.perf_counter()
+        begin = begin or end
+        waits.append(end - asked)
+        time.sleep(step)
+        asked = time.perf_counter()
     return {
-        "images_per_s": BATCH * (len(waits) - 1) / seconds,
+        "images_per_s": BATCH * (len(waits) - 1) / (end - begin),
         "first_batch_s": waits[0],
+        "waiting_steps": sum(wait > NO_WAIT for wait in waits[1:]),
         "longest_wait_s": max(waits[1:]),
     }
 
 
-def run_contestant(name: str, source: str, images: int, workers: int) -> None:
+def run_contestant(args: argparse.Namespace) -> None:
     """Runs one contestant in this process, and prints its figures."""
     batches = {"webdataset": webdataset_batches, "streaming": streaming_batches}
-    begin = batches.get(name, our_batches)
-    print(json.dumps(consume(begin(source, images, workers, 0), images)))
+    begin = batches.get(args.contestant, our_batches)
+    figures = consume(begin(args.source, args.images, args.workers, 0), args.images, args.step)
+    print(json.dumps(figures))
 
 
 def peak_memory(process: subprocess.Popen, done: threading.Event) -> float:
@@ -193,6 +199,7 @@ def measure(name: str, source: str, args: argparse.Namespace, server: Any) -> di
     server.send("begin")
     command = [sys.executable, __file__, "--contestant", name, "--source", source]
     command += ["--images", str(args.images), "--workers", str(args.workers)]
+    command += ["--step", str(args.step)]
     done, peak = threading.Event(), [0.0]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         watcher = threading.Thread(target=lambda: peak.append(peak_memory(process, done)))
@@ -229,13 +236,14 @@ def serve(source: str, root: str, latency: float, connection: Any) -> None:
 
 def table(rows: dict[str, dict[str, float]], size: int) -> str:
     """The figures, in Markdown."""
-    names = ["images/s", "first batch, s", "longest wait, s", "requests", "sent / size", "GB"]
+    names = ["images/s", "first batch, s", "steps that waited", "longest wait, s"]
+    names += ["requests", "sent / size", "GB"]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, x in rows.items():
         lines.append(
             f"| {name} | {x['images_per_s']:.0f} | {x['first_batch_s']:.1f} "
-            f"| {x['longest_wait_s']:.2f} | {x['requests']} | {x['sent'] / size:.2f} "
-            f"| {x['peak_gb']:.1f} |"
+            f"| {x['waiting_steps']:.0f} | {x['longest_wait_s']:.2f} | {x['requests']:.0f} "
+            f"| {x['sent'] / size:.2f} | {x['peak_gb']:.1f} |"
         )
     return "\n".join(lines)
 
@@ -271,7 +279,7 @@ def compare(args: argparse.Namespace) -> None:
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sources}
         for _ in range(args.rounds):
             for name in sources:
-                if name in installed:
+                if name in installed.intersection(args.only):
                     rounds[name].append(measure(name, sources[name], args, ours))
         ours.close()
         process.join()
@@ -291,13 +299,15 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.05, help="seconds that a request waits")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--step", type=float, default=0.0, help="seconds that a step takes")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=3, help="the medians are printed")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--source", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
-        run_contestant(args.contestant, args.source, args.images, args.workers)
+        run_contestant(args)
     else:
         compare(args)
 

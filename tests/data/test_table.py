@@ -37,7 +37,7 @@ def write_csv(path, rows, **options):
 
 
 def read_as_csv(path, delimiter):
-    """What Python's own reader makes of it."""
+    """Rows as Python's own reader has them."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file, delimiter=delimiter))
 
@@ -126,7 +126,7 @@ def test_templates_and_no_captions(folder):
         (
             "a.csv",
             "image,caption\n0.jpg,a, b\n",
-            "line 2: a row has 3 fields and the header 2; put",
+            "line 2: a row has 3 fields and the header 2;",
         ),
         ("a.jsonl", "[1]\n", r"line 1: expected an object with columns, found \[1\]"),
         (

@@ -24,7 +24,7 @@ from siglip2_jax.data.workers.work import Outcome
 from siglip2_jax.preprocess.image import ImagePreprocessor, write_padded
 from siglip2_jax.types import Patches
 
-_HELD = 3  # open shards: the one that is read, the next, and the one after it
+_HELD = 8  # open shards: those of the batches that are prepared, and those opened ahead
 
 
 class Step(NamedTuple):
