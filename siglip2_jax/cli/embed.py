@@ -39,9 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Parquet files (--out DIR), one a shard, on any number of processes. The same command "
         "continues an interrupted run. Unreadable images are listed in OUT.errors.jsonl, or have "
         "the reason in the column `error`.",
-        epilog="examples: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz; "
-        "siglip2 embed MODEL --images '/data/*.tar' --out DIR --shard 3/16; "
-        "siglip2 embed --merge --out DIR",
+        epilog="example: siglip2 embed MODEL --images '/data/*.tar' --out embeddings --shard 3/16",
     )
     add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -35,7 +35,8 @@ NO_PATHS = set(
     "--kilobytes-per-image --images-per-request --dollars-per-1000-requests --step-ms --hosts "
     "--images-per-second --seconds "
     "--template --templates --split --shard-size --device --min-score "
-    "--max-per-image --count --shard --shuffle".split()
+    "--max-per-image --count --shard --shuffle "
+    "--columns --image-column --caption-column --id-column --workers".split()
 )
 
 

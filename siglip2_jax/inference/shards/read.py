@@ -82,12 +82,10 @@ class EmbeddingShards:
         Args:
           columns: which columns beside the embedding; None reads all.
         """
-        import pyarrow.compute as pc
-
         others = [*COLUMNS, *self.fields] if columns is None else list(columns)
         names = list(dict.fromkeys([*others, "embedding"]))
         for table in self.tables(names):
-            good = table.filter(pc.is_valid(table["embedding"]))
+            good = table.filter(table["embedding"].is_valid())
             if len(good):
                 kept = [name for name in others if name != "embedding"]
                 yield Block(self._rows(good["embedding"]), good.select(kept))
@@ -103,10 +101,8 @@ class EmbeddingShards:
 
     def error_lines(self) -> Iterator[dict[str, Any]]:
         """The items without an embedding: id and error of each."""
-        import pyarrow.compute as pc
-
         for table in self.tables(["id", "error"]):
-            yield from table.filter(pc.is_valid(table["error"])).to_pylist()
+            yield from table.filter(table["error"].is_valid()).to_pylist()
 
     def _rows(self, column: pyarrow.ChunkedArray) -> Float[np.ndarray, "k E"]:
         values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)

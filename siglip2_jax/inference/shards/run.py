@@ -13,10 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Float
 
-from siglip2_jax.data.items.item import Item, ItemBatch, Shard
+from siglip2_jax.data.items.item import ItemBatch, Shard
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.inference.programs import most_rows
@@ -24,7 +22,6 @@ from siglip2_jax.inference.shards.batches import embed_batches, open_reader
 from siglip2_jax.inference.shards.manifest import (
     FOLDER,
     MERGED,
-    Mark,
     Options,
     claim_manifest,
     directory_of,
@@ -33,7 +30,7 @@ from siglip2_jax.inference.shards.manifest import (
     settings_of,
 )
 from siglip2_jax.inference.shards.schema import check_pyarrow, schema
-from siglip2_jax.inference.shards.write import ShardFile
+from siglip2_jax.inference.shards.write import ShardFiles
 from siglip2_jax.progress import Update
 from siglip2_jax.resumable import missing
 
@@ -64,9 +61,8 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The fields, and rates made of them."""
-        seconds = max(self.seconds, 1e-9)
-        rates = {"images_per_second": self.images / seconds, "data_wait": self.waited / seconds}
-        return asdict(self) | rates
+        rate, share = self.images / self.seconds, self.waited / self.seconds
+        return asdict(self) | {"images_per_second": rate, "data_wait": share}
 
 
 class ShardRun:
@@ -120,35 +116,41 @@ class ShardRun:
           ValueError: an image cannot be embedded and the run is strict, or a field cannot be kept.
           OSError: an input cannot be read, or a file not be written.
         """
-        start, numbers = time.perf_counter(), list(numbers)
+        numbers, clock = list(numbers), _Clock()
         todo = self._undone({number: self.shards[number] for number in numbers})
-        if todo:  # the run may not be as it was found to be
-            (self._out / MERGED).unlink(missing_ok=True)
-        images, errors, clock = 0, 0, _Clock()
-        options = self._options
-        reader = open_reader(self._model, [*todo.values()], options, self.batch_size)
-        with reader, _Files(self, todo) as files:
-            for batch, rows in embed_batches(self._model, clock.timed(reader), options.strict):
-                shard, items = batch.shard, batch.items
-                files.add(shard, items, rows)
-                images += len(items)
-                errors += sum(item.error is not None for item in items)
-                if update is not None:
-                    seconds = time.perf_counter() - start
-                    note = f"{images / seconds:.1f} images/s, {clock.waited / seconds:.0%} waiting"
-                    update(shard, len(todo), note)
-            files.end()
-        if update is not None:
-            update(len(todo), len(todo))
+        images, errors = self._write(todo, clock, update) if todo else (0, 0)
         return Summary(
             out=str(self._out),
             shards=len(numbers),
             skipped=len(numbers) - len(todo),
             images=images,
             errors=errors,
-            seconds=time.perf_counter() - start,
+            seconds=clock.seconds,
             waited=clock.waited,
         )
+
+    def _write(
+        self, shards: Mapping[int, Shard], clock: _Clock, update: Update | None
+    ) -> tuple[int, int]:
+        """Embeds shards; gives the number of their images, and of those with an error."""
+        (self._out / MERGED).unlink(missing_ok=True)  # it may not stay as it was found to be
+        options, width = self._options, self._model.config.vision.width
+        columns = schema(width, options.embedding, options.fields)
+        files = ShardFiles(self._files, columns, self._digest, shards)
+        images = errors = 0
+        reader = open_reader(self._model, [*shards.values()], options, self.batch_size)
+        with reader, files:
+            for batch, rows in embed_batches(self._model, clock.timed(reader), options.strict):
+                files.add(batch.shard, batch.items, rows)
+                images += len(batch.items)
+                errors += sum(item.error is not None for item in batch.items)
+                if update is not None:
+                    rate, waiting = images / clock.seconds, clock.waited / clock.seconds
+                    update(batch.shard, len(shards), f"{rate:.1f} images/s, {waiting:.0%} waiting")
+            files.end()
+        if update is not None:
+            update(len(shards), len(shards))
+        return images, errors
 
     def _undone(self, shards: Mapping[int, Shard]) -> dict[int, Shard]:
         """Those of the shards that have no whole file of this run and of what they are now."""
@@ -166,16 +168,6 @@ class ShardRun:
         return {
             n: shard for (n, shard), right in zip(shards.items(), done, strict=True) if not right
         }
-
-    def open_file(self, shard: Shard) -> ShardFile:
-        """The file of a shard, to write."""
-        settings = self.settings
-        columns = schema(settings["width"], settings["embedding"], settings["fields"])
-        return ShardFile(self._files / file_name(shard), columns)
-
-    def finish_file(self, file: ShardFile, number: int, shard: Shard) -> None:
-        """Puts the file of a shard under its name."""
-        file.finish(Mark(self._digest, number, shard.fingerprint, file.rows, file.errors))
 
 
 def embed_shards(
@@ -206,48 +198,16 @@ def embed_shards(
     return run.embed(range(number, len(shards), count), update)
 
 
-class _Files:
-    """The files of some shards, one after the other; a shard without an image gets an empty one."""
-
-    def __init__(self, run: ShardRun, shards: Mapping[int, Shard]) -> None:
-        self._run, self._shards = run, list(shards.items())
-        self._place, self._file = -1, None
-
-    def add(self, place: int, items: Sequence[Item], rows: Float[np.ndarray, "n E"]) -> None:
-        """Takes rows of the shard at a place among those that are written."""
-        self._go_to(place).add(items, rows)
-
-    def end(self) -> None:
-        """Writes what is left."""
-        if self._shards:
-            self._go_to(len(self._shards) - 1)
-            self._finish()
-
-    def _go_to(self, place: int) -> ShardFile:
-        while self._place < place:
-            self._finish()
-            self._place += 1
-            self._file = self._run.open_file(self._shards[self._place][1])
-        assert self._file is not None
-        return self._file
-
-    def _finish(self) -> None:
-        if self._file is not None:
-            self._run.finish_file(self._file, *self._shards[self._place])
-            self._file = None
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.discard()
-
-
 class _Clock:
-    """Time that is spent waiting for items of an iterator."""
+    """Time of a run, and how much of it is spent waiting for items of an iterator."""
 
-    waited = 0.0
+    def __init__(self) -> None:
+        self._start, self.waited = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time since it was made."""
+        return time.perf_counter() - self._start
 
     def timed(self, items: Iterable[ItemBatch]) -> Iterator[ItemBatch]:
         """The same items."""

@@ -1,20 +1,20 @@
-"""Writer of one file of embeddings: under a temporary name, which is its own once it is whole."""
+"""Writer of files of embeddings: each under a temporary name, until it is whole."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from siglip2_jax.data.items.item import Item
-from siglip2_jax.inference.shards.manifest import Mark
+from siglip2_jax.data.items.item import Item, Shard
+from siglip2_jax.inference.shards.manifest import Mark, file_name
 from siglip2_jax.inference.shards.schema import table
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ class ShardFile:
         self._local = Path(folder) / self._temporary.name
         texts = [column.name for column in columns if pa.types.is_string(column.type)]
         plain = [name for name in columns.names if name != "embedding"]
-        self._writer = ParquetWriter(
-            self._local,
-            columns,
-            compression=dict.fromkeys(plain, "zstd") | {"embedding.list.element": "none"},
-            use_dictionary=[name for name in texts if name not in ("id", "content")],
-            write_statistics=plain,
-        )
+        options: dict[str, Any] = {
+            "compression": dict.fromkeys(plain, "zstd") | {"embedding.list.element": "none"},
+            "use_dictionary": [name for name in texts if name not in ("id", "content")],
+            "write_statistics": plain,
+        }
+        self._writer = ParquetWriter(self._local, columns, **options)
         self._items: list[Item] = []
         self._pending: list[np.ndarray] = []
         self.rows = self.errors = 0
@@ -97,3 +96,61 @@ class ShardFile:
             rows = np.concatenate(self._pending)
             self._writer.write_table(table(self._items, rows, self._columns))
             self._items, self._pending = [], []
+
+
+class ShardFiles:
+    """Files of some shards, one after the other; a shard without an image gets an empty one.
+
+    A context manager: an error removes the file that is not whole.
+    """
+
+    def __init__(
+        self,
+        folder: epath.Path,
+        columns: pyarrow.Schema,
+        settings: str,
+        shards: Mapping[int, Shard],
+    ) -> None:
+        """Writes nothing yet.
+
+        Args:
+          folder: the directory of the files.
+          columns: what each holds.
+          settings: digest of the run's settings.
+          shards: the shards by their numbers, in the order in which they come.
+        """
+        self._folder, self._columns, self._settings = folder, columns, settings
+        self._shards = list(shards.items())
+        self._place, self._file = -1, None
+
+    def add(self, place: int, items: Sequence[Item], rows: Float[np.ndarray, "n E"]) -> None:
+        """Takes items of the shard at a place in the order, and their embeddings."""
+        self._go_to(place).add(items, rows)
+
+    def end(self) -> None:
+        """Writes what is left."""
+        if self._shards:
+            self._go_to(len(self._shards) - 1)
+            self._finish()
+
+    def _go_to(self, place: int) -> ShardFile:
+        while self._place < place:
+            self._finish()
+            self._place += 1
+            _, shard = self._shards[self._place]
+            self._file = ShardFile(self._folder / file_name(shard), self._columns)
+        assert self._file is not None
+        return self._file
+
+    def _finish(self) -> None:
+        if (file := self._file) is not None:
+            number, shard = self._shards[self._place]
+            file.finish(Mark(self._settings, number, shard.fingerprint, file.rows, file.errors))
+            self._file = None
+
+    def __enter__(self) -> ShardFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.discard()
