@@ -84,13 +84,13 @@ def run(args: argparse.Namespace) -> int:
         writer, summary = _only_finish(place, args)
     rows = writer.table.count_rows()
     figures = {"database": place.uri, "images": rows, **dataclasses.asdict(summary)}
-    approximate = writer.settings.get("approximate")
+    recall = writer.settings.get("recall_at_10")
     if args.json:
-        print_json(figures | {"recall_at_10": approximate and approximate["recall_at_10"]})
+        print_json(figures | {"recall_at_10": recall})
     else:
         print(_sentence(figures))
-        if approximate:
-            print(f"approximate index: recall@10 {approximate['recall_at_10']:.1%} against exact")
+        if recall is not None:
+            print(f"approximate index: recall@10 {recall:.1%} of exact search")
     return int(0 < summary.read == summary.errors)
 
 
@@ -129,7 +129,7 @@ def _add_shards(place: Place, args: argparse.Namespace) -> tuple[Writer, Summary
     from siglip2_jax.inference.shards import read_shards
     from siglip2_jax.progress import progress
     from siglip2_jax.resumable import compare
-    from siglip2_jax.search.database import settings_of_shards
+    from siglip2_jax.search.database import describe, settings_of_shards
     from siglip2_jax.search.indexing import index_shards
     from siglip2_jax.search.writer import writing
 
@@ -141,15 +141,13 @@ def _add_shards(place: Place, args: argparse.Namespace) -> tuple[Writer, Summary
         compare(
             args.shards[0], settings, rows | {"made_by": settings["made_by"]}, f"leave {path} out"
         )
-    if args.source:
-        from siglip2_jax.search.database import describe
-
-        way_out = "give the model that made it"
-        compare(args.shards[0], settings, describe(load_model(args)), way_out)
+    model = load_model(args) if args.source else None
+    if model is not None:
+        compare(args.shards[0], settings, describe(model), "give the model that made it")
     with writing(place, settings) as writer:
         with progress("indexing") as update:
             summary = index_shards(writer, runs, prune=args.prune, update=update)
-        writer.finish(args.approximate)
+        writer.finish(args.approximate, model)
     return writer, summary
 
 
@@ -158,8 +156,10 @@ def _only_finish(place: Place, args: argparse.Namespace) -> tuple[Writer, Summar
     from siglip2_jax.search.indexing import Summary
     from siglip2_jax.search.writer import writing
 
-    with writing(place, Database.open(args.db).settings) as writer:
-        writer.finish(args.approximate)
+    database = Database.open(args.db)
+    model = database.load_model() if database.settings["loaded_from"] else None
+    with writing(place, database.settings) as writer:
+        writer.finish(args.approximate, model)
     return writer, Summary()
 
 

@@ -122,8 +122,8 @@ def run(args: argparse.Namespace) -> int:
             approximate=args.approximate,
         )
         facts["exact"] = not index.is_approximate(args.approximate)
-    if not facts["exact"]:
-        facts["recall_at_10"] = index.database.recall
+    if not facts["exact"] and (partitions := index.database.partitions):
+        facts["recall_at_10"] = round(partitions.recall, 4)
     if args.json:
         shown = [
             {"query": query, "hits": [hit._asdict() for hit in hits]} for query, hits in results

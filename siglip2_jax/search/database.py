@@ -6,6 +6,7 @@ token budget cannot be compared with these, so they are refused.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -18,10 +19,14 @@ from siglip2_jax import __version__
 from siglip2_jax.inference import load
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.resumable import compare
+from siglip2_jax.search.approximate import Partitions
 from siglip2_jax.search.place import Place
 
-TABLE, SETTINGS = "items", "siglip2.json"
-_NOT_COMPARED = {"loaded_from", "made_by"}
+TABLE, SETTINGS, PARTITIONS = "items", "siglip2.json", "partitions.npz"
+EXACT_UP_TO = 2_000_000
+"""Rows up to which search is exact unless it is asked not to be."""
+
+_NOT_COMPARED = {"loaded_from", "made_by", "recall_at_10"}
 _OF_RUNS = {
     *("format", "version", "jax", "batch_size", "devices"),
     *("embedding", "fields", "shards", "names"),
@@ -64,11 +69,13 @@ class Database:
             ) from error
         return cls(place, table, settings)
 
-    @property
-    def recall(self) -> float | None:
-        """Measured recall at 10 of the approximate index; None without one."""
-        index = self.settings.get("approximate")
-        return None if index is None else index["recall_at_10"]
+    @functools.cached_property
+    def partitions(self) -> Partitions | None:
+        """The approximate index, if there is one of this version."""
+        content = self.place.read(PARTITIONS) if self.settings.get("recall_at_10") else None
+        partitions = None if content is None else Partitions.decode(content)
+        current = partitions is not None and partitions.version == self.table.version
+        return partitions if current else None
 
     def check_model(self, model: Embedder) -> None:
         """Makes sure that a model is the one that made the rows.

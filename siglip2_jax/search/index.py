@@ -13,19 +13,15 @@ from jaxtyping import Float32, Int64
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.preprocess.decode import ImageSource
 from siglip2_jax.progress import Update
-from siglip2_jax.search.approximate import find_approximately
 from siglip2_jax.search.column import Column, open_column
-from siglip2_jax.search.database import Database
+from siglip2_jax.search.database import EXACT_UP_TO, Database
 from siglip2_jax.search.duplicates import find_groups
-from siglip2_jax.search.exact import Matches, best_first, scan, score
+from siglip2_jax.search.exact import Matches, scan, score
 from siglip2_jax.search.hits import Hit, Results
 from siglip2_jax.search.queries import read_queries
 from siglip2_jax.search.rows import FIXED
 
 DEFAULT_K = 10
-EXACT_UP_TO = 2_000_000
-"""Rows up to which search is exact even where there is an approximate index."""
-
 QUERIES_AT_ONCE = 64  # of a pass over the column
 
 
@@ -90,8 +86,8 @@ class Index:
             database is too large for a quick exact search.
         """
         if approximate is None:
-            return len(self) > EXACT_UP_TO and self.database.recall is not None
-        if approximate and self.database.recall is None:
+            return len(self) > EXACT_UP_TO and self.database.partitions is not None
+        if approximate and self.database.partitions is None:
             raise ValueError(
                 f"{self.database.place.uri} has no approximate index; make one with `siglip2 index "
                 f"{self.database.place.uri} --approximate`, or search exactly"
@@ -145,10 +141,7 @@ class Index:
         """Searches by vectors of the model's embedding space; otherwise as `search`."""
         if k is None and threshold is None:
             k = DEFAULT_K
-        if self.is_approximate(approximate):
-            matches = self._approximate(vectors, k, threshold, where)
-        else:
-            matches = self._exact(vectors, k, threshold, where)
+        matches = self._matches(vectors, k, threshold, where, self.is_approximate(approximate))
         return self._hits(matches)
 
     def neighbours(
@@ -168,10 +161,10 @@ class Index:
         k = DEFAULT_K if k is None and threshold is None else k
         places = np.array([self._place(id_) for id_ in ids])
         vectors = self._column.embeddings[places].astype(np.float32)
-        more = None if k is None else k + 1
+        found = self._matches(vectors, None if k is None else k + 1, threshold, where)
         matches = [
             Matches(m.rows[m.rows != place][:k], m.scores[m.rows != place][:k])
-            for m, place in zip(self._exact(vectors, more, threshold, where), places, strict=True)
+            for m, place in zip(found, places, strict=True)
         ]
         return list(zip(ids, self._hits(matches), strict=True))
 
@@ -198,43 +191,23 @@ class Index:
             ]
         )
 
-    def _exact(
+    def _matches(
         self,
         vectors: Float32[np.ndarray, "q E"],
         k: int | None,
         threshold: float | None,
         where: str | None,
+        approximate: bool = False,
     ) -> list[Matches]:
         rows = None if where is None else np.sort(self._places(self.database.select(where)))
+        partitions = self.database.partitions if approximate else None
+        search = scan if partitions is None else partitions.scan
         parts = [vectors[i : i + QUERIES_AT_ONCE] for i in range(0, len(vectors), QUERIES_AT_ONCE)]
         return [
             match
             for part in parts
-            for match in scan(self._column.embeddings, part, k=k, threshold=threshold, rows=rows)
+            for match in search(self._column.embeddings, part, k=k, threshold=threshold, rows=rows)
         ]
-
-    def _approximate(
-        self,
-        vectors: Float32[np.ndarray, "q E"],
-        k: int | None,
-        threshold: float | None,
-        where: str | None,
-    ) -> list[Matches]:
-        """The candidates of the approximate index with their exact scores."""
-        if k is None:
-            raise ValueError(
-                "an approximate search finds a number of images, not all beyond a threshold; give "
-                "k, or search exactly"
-            )
-        matches = []
-        for vector in vectors:
-            rows = find_approximately(self.database.table, vector, k, where)
-            places = self._places(rows)
-            found = best_first(places, score(self._column.embeddings, vector, places), k)
-            if threshold is not None:
-                found = Matches(*(x[found.scores >= threshold] for x in found))
-            matches.append(found)
-        return matches
 
     def _places(self, rows: np.ndarray) -> Int64[np.ndarray, " m"]:
         """Places in the column of the table's own row numbers."""

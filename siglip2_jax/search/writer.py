@@ -8,9 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from siglip2_jax.search import approximate
+import numpy as np
+from jaxtyping import Float32
+
+from siglip2_jax.demo import shipped_examples
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.search.approximate import LEAST_RECALL, SAMPLE, build
 from siglip2_jax.search.column import open_column
-from siglip2_jax.search.database import TABLE, claim, write_settings
+from siglip2_jax.search.database import EXACT_UP_TO, PARTITIONS, TABLE, claim, write_settings
 from siglip2_jax.search.place import Place
 from siglip2_jax.search.rows import columns, complete
 
@@ -86,35 +91,36 @@ class Writer:
         self.table.optimize(cleanup_older_than=KEPT)
         self._commits = 0
 
-    def finish(self, index: bool = False) -> None:
+    def finish(self, index: bool = False, model: Embedder | None = None) -> None:
         """Compacts, sees to the approximate index, and writes the column of exact search.
 
         Args:
-          index: build an approximate index; one that is there is brought up to date in any case.
+          index: make an approximate index. One that is there is made anew in any case, and so is
+            one of very many rows.
+          model: embeds captions to measure the index on; None measures it on images alone.
 
         Raises:
           ValueError: the index finds too little, and is removed; or there are too few rows.
         """
         self.commit()
         self.compact()
-        if index:
-            approximate.build(self.table, self.settings["width"])
-        column = open_column(self.table, self.place.cache)
-        if not index and not self.settings.get("approximate"):
+        column = open_column(self.table, self.place.cache).embeddings
+        if not (index or len(column) > EXACT_UP_TO or self.settings.get("recall_at_10")):
             return
-        recall = approximate.measure_recall(self.table, column)
-        good = recall >= approximate.LEAST_RECALL
-        record = {"recall_at_10": round(recall, 4), "rows": len(column.rows)}
-        self.settings = {**self.settings, "approximate": record if good else None}
+        partitions = build(column, self.table.version, None if model is None else _captions(model))
+        good = partitions.recall >= LEAST_RECALL
+        if good:
+            self.place.write(PARTITIONS, partitions.encode())
+        self.settings = {
+            **self.settings,
+            "recall_at_10": round(partitions.recall, 4) if good else None,
+        }
         write_settings(self.place, self.settings)
         if not good:
-            for name in [x.name for x in self.table.list_indices()]:
-                self.table.drop_index(name)
-            open_column(self.table, self.place.cache)
             raise ValueError(
-                f"the approximate index of {self.place.uri} finds {recall:.1%} of the 10 nearest "
-                f"images, expected at least {approximate.LEAST_RECALL:.0%}; it is removed, and "
-                "search stays exact"
+                f"an approximate index of {self.place.uri} finds {partitions.recall:.1%} of the 10 "
+                f"nearest images, expected at least {LEAST_RECALL:.0%}; there is none, and search "
+                "stays exact"
             )
 
 
@@ -137,3 +143,11 @@ def writing(place: Place, settings: dict[str, Any]) -> Iterator[Writer]:
             with suppress(Exception):  # what went wrong first is what is said
                 writer.commit()
             raise
+
+
+def _captions(model: Embedder) -> Float32[np.ndarray, "t E"] | None:
+    """Captions of the shipped images, embedded: queries in words as people write them."""
+    if model.tokenizer is None:
+        return None
+    captions = [caption for example in shipped_examples() for caption in example.captions]
+    return model.embed_texts(captions[:SAMPLE])

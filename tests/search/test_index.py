@@ -7,7 +7,15 @@ import pytest
 
 pytest.importorskip("lancedb")
 
-from search.samples import MODEL, clustered, index_folder, make_random, write_images  # noqa: E402
+from search.samples import (  # noqa: E402
+    MODEL,
+    SETTINGS,
+    add_random,
+    clustered,
+    index_folder,
+    make_random,
+    write_images,
+)
 
 from siglip2_jax.data.items.item import Columns  # noqa: E402
 from siglip2_jax.data.sources import Memory  # noqa: E402
@@ -15,8 +23,10 @@ from siglip2_jax.demo import shipped_examples  # noqa: E402
 from siglip2_jax.evals.retrieval import Retrieval, embed_captions, retrieval_metrics  # noqa: E402
 from siglip2_jax.preprocess.decode import ImageError  # noqa: E402
 from siglip2_jax.search import Index  # noqa: E402
-from siglip2_jax.search import approximate as approximate_module  # noqa: E402
 from siglip2_jax.search import index as index_module  # noqa: E402
+from siglip2_jax.search import writer as writer_module  # noqa: E402
+from siglip2_jax.search.place import Place  # noqa: E402
+from siglip2_jax.search.writer import writing  # noqa: E402
 
 pytestmark = pytest.mark.search
 
@@ -144,11 +154,6 @@ def test_duplicates(tmp_path):
 
 def test_ties_are_in_the_order_of_ids(tmp_path):
     """Different contents with one embedding, added in another order than that of their ids."""
-    from search.samples import SETTINGS, add_random
-
-    from siglip2_jax.search.place import Place
-    from siglip2_jax.search.writer import writing
-
     names = ["b", "é", "a", "Z", "aa", "ﬀ", "𝒳", "_"]
     rows = np.tile(clustered(1), (len(names), 1))
     with writing(Place(tmp_path / "db"), SETTINGS) as writer:
@@ -175,8 +180,10 @@ def test_queries_that_cannot_be(index, folder, tmp_path):
 def test_the_approximate_index_finds_what_exact_search_does(tmp_path, monkeypatch):
     rows = make_random(tmp_path / "db", 3000, 32, index=True)
     index = Index.open(tmp_path / "db")
-    assert index.database.recall is not None and 0.95 <= index.database.recall <= 1
-    queries = clustered(20, 32, seed=5)
+    partitions = index.database.partitions
+    assert partitions is not None and 0.95 <= partitions.recall <= 1 and partitions.probes < 10
+    assert sorted(partitions.order.tolist()) == list(range(3000))
+    queries = rows[:20] + np.float32(0.1) * clustered(20, 32, seed=5)
     exact = index.nearest(queries)
     assert not index.is_approximate() and exact == index.nearest(queries, approximate=False)
     monkeypatch.setattr(index_module, "EXACT_UP_TO", 2999)
@@ -189,16 +196,25 @@ def test_the_approximate_index_finds_what_exact_search_does(tmp_path, monkeypatc
     assert shared / total >= 0.9
     (hits,) = index.nearest(rows[:1], k=3, where="id < '0000500'", approximate=True)
     assert len(hits) == 3 and all(hit.id < "0000500" for hit in hits)
-    with pytest.raises(ValueError, match="not all beyond a threshold"):
-        index.nearest(queries, threshold=0.5)
+    for hits in index.nearest(queries, threshold=0.5):
+        assert all(hit.score >= 0.5 for hit in hits)
+    make_more(tmp_path / "db")
+    assert Index.open(tmp_path / "db").database.partitions is None  # of another version
+
+
+def make_more(uri):
+    """Adds a row without finishing, as a process that is killed."""
+    with writing(Place(uri), SETTINGS | {"width": 32}) as writer:
+        add_random(writer, ["new"], clustered(1, 32, seed=9))
+        writer.commit()
 
 
 def test_an_index_of_low_recall_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(approximate_module, "LEAST_RECALL", 1.01)
+    monkeypatch.setattr(writer_module, "LEAST_RECALL", 1.01)
     with pytest.raises(ValueError, match=r"finds \d+\.\d% of the 10 nearest images, expected"):
         make_random(tmp_path / "db", 1500, index=True)
     index = Index.open(tmp_path / "db")
-    assert index.database.recall is None and index.database.table.list_indices() == []
+    assert index.database.partitions is None and not (tmp_path / "db" / "partitions.npz").exists()
     assert len(index.nearest(clustered(1))[0]) == 10
     with pytest.raises(ValueError, match="at least 1000 images, and there are 30"):
         make_random(tmp_path / "few", 30, index=True)
