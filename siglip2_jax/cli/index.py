@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from siglip2_jax.cli import embed_shards
@@ -120,7 +121,15 @@ def _add_images(place: Place, args: argparse.Namespace) -> tuple[Writer, Summary
     settings = settings_of(model, args.max_num_patches, args.scaled_decode, _origin(args))
     with writing(place, settings) as writer:
         with progress("indexing shards") as update:
-            summary = index_images(writer, model, shards, options, prune=args.prune, update=update)
+            summary = index_images(
+                writer,
+                model,
+                shards,
+                options,
+                prune=args.prune,
+                update=update,
+                skipped=lambda error: print(f"siglip2: skipped: {error}", file=sys.stderr),
+            )
         writer.finish(args.approximate)
     return writer, summary
 

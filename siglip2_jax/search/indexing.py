@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ def index_images(
     *,
     prune: bool = False,
     update: Update | None = None,
+    skipped: Callable[[str], None] = _log.warning,
 ) -> Summary:
     """Embeds the images that a database does not have, and adds them.
 
@@ -107,6 +108,7 @@ def index_images(
       options: of the run; embeddings are float16.
       prune: remove what is not among the images, and correct the ids of those that have moved.
       update: told how many shards are done, and how many there are.
+      skipped: told the reason for each image that cannot be embedded.
 
     Raises:
       ValueError: a column cannot be kept; or nothing is pruned, as a file cannot be read.
@@ -122,7 +124,7 @@ def index_images(
             items = list(_checked(batch, embeddings))
             for item in items:
                 if item.error is not None:
-                    _log.warning("skipped: %s", item.error)
+                    skipped(item.error)
                     if batch.total == 1 and not item.content:
                         unreadable = item.error
             good = [i for i, item in enumerate(items) if item.error is None]
