@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from siglip2_jax.cli import (
+    calibrate,
     caption,
     classify,
     configs,
@@ -28,8 +29,21 @@ from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
 
 COMMANDS = (
-    *(demo, info, classify, embed, index, search, eval, caption, convert, verify),
-    *(train, configs, plan, data),
+    demo,
+    info,
+    classify,
+    calibrate,
+    embed,
+    index,
+    search,
+    eval,
+    caption,
+    convert,
+    verify,
+    train,
+    configs,
+    plan,
+    data,
 )
 
 
