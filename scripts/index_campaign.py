@@ -54,7 +54,7 @@ def write_images(directory: Path, images: int, rng: np.random.Generator) -> None
             Image.fromarray(pixels).save(path)
 
 
-def start(directory: Path, db: Path, log: Path, rows: int = 40) -> subprocess.Popen:
+def start(directory: Path, db: Path, log: Path, rows: int = 8) -> subprocess.Popen:
     """Starts the command."""
     command = [sys.executable, "-c", PATCH.format(rows) + MAIN, "index", str(db)]
     command += [str(directory / "model"), str(directory / "images"), "--prune"]
@@ -85,7 +85,7 @@ def count(db: Path) -> int:
         return 0
 
 
-def finish(directory: Path, db: Path, rows: int = 40) -> float:
+def finish(directory: Path, db: Path, rows: int = 8) -> float:
     """Indexes to the end; gives the seconds."""
     log, began = db.with_suffix(".log"), time.monotonic()
     if code := start(directory, db, log, rows).wait():
