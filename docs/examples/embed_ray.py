@@ -12,6 +12,7 @@ import sys
 
 import jax
 import ray
+from ray.data import ActorPoolStrategy
 
 from siglip2_jax import load
 from siglip2_jax.data.items.find import find_items
@@ -45,7 +46,11 @@ class EmbedRows:
 def embed_rows(model, parquet, out, column="image", actors=1):
     """Ray reads Parquet and writes it; any data set of Ray that has bytes of images will do."""
     rows = ray.data.read_parquet(parquet).map_batches(
-        EmbedRows, fn_constructor_args=(model, column), batch_size=64, concurrency=actors, **ACTOR
+        EmbedRows,
+        fn_constructor_args=(model, column),
+        batch_size=64,
+        compute=ActorPoolStrategy(size=int(actors)),
+        **ACTOR,
     )
     rows.write_parquet(out)
 
@@ -66,15 +71,19 @@ def embed_shards(model, images, out, actors=1):
     """Ray deals the shards to actors; those that are there are skipped, also by a second run."""
     shards = find_items([images])
     count = len(shards)
-    ray.data.range(count, override_num_blocks=count).map_batches(
-        EmbedShards, fn_constructor_args=(model, shards, out), concurrency=int(actors), **ACTOR
+    numbers = ray.data.range(count, override_num_blocks=count)
+    numbers.map_batches(
+        EmbedShards,
+        fn_constructor_args=(model, shards, out),
+        compute=ActorPoolStrategy(size=int(actors)),
+        **ACTOR,
     ).materialize()
     print(merge(out))
 
 
 def pack_tars(tars, out, shares=1, shard_size=10_000):
     """Packs tars into ArrayRecord files, a share of the files in each task."""
-    shares = int(shares)
+    shares, shard_size = int(shares), int(shard_size)
 
     def pack_shares(batch):
         parts = [Shard(int(number), shares) for number in batch["id"]]

@@ -76,7 +76,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Embeds; exit code 1 if no item could be embedded."""
     if args.merge:
         return embed_shards.run_merge(args)
-    if args.images and (not args.out.suffix or args.out.is_dir()):
+    directory = args.out.suffix != ".npz" and (not args.out.suffix or args.out.is_dir())
+    if args.images and directory:
         return embed_shards.run(args)
     embed_shards.refuse_options(args, parser)
     return _run_file(args)

@@ -76,9 +76,10 @@ def plan_embed(
     _, params = abstract_model(config, Compute(dtype=dtype))
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
     patch = np.zeros((1, vision.patch_size**2 * 3), np.float32), (1, 1)
+    image = pad_and_stack([patch], patches)
+    image = dataclasses.replace(image, pixels=np.asarray(image.pixels).astype(dtype))
     images = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=split),
-        pad_and_stack([patch], patches),
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=split), image
     )
     _, embed_image, _ = programs(config, dtype)
     with jax.set_mesh(mesh):

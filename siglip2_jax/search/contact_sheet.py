@@ -107,7 +107,7 @@ def _shrink(read: Callable[[str], str | bytes | None], hit: Hit) -> _Thumbnail:
     except (ValueError, OSError, ImportError) as error:
         return _Thumbnail(None, 0, 0, " ".join(str(error).split()))
     small = thumbnail(image, SIDE)
-    return _Thumbnail(data_uri(small), *small.size, "")
+    return _Thumbnail(data_uri(small), small.width, small.height, "")
 
 
 def _figure(hit: Hit, small: _Thumbnail) -> str:

@@ -82,8 +82,8 @@ def test_the_compiler_of_one_host():
     # Every chip holds all parameters, the text tower's table of 256,000 tokens too.
     table = 256_000 * 768 * 4
     assert table < plan.memory["parameters"] < table + 0.2e9
-    assert plan.memory["inputs"] == 8 * 256 * (768 * 4 + 2 * 4 + 1)
-    assert plan.image_bytes == 256 * (768 * 4 + 2 * 4 + 1)
+    assert plan.memory["inputs"] == 8 * 256 * (768 * 2 + 2 * 4 + 1)
+    assert plan.image_bytes == 256 * (768 * 2 + 2 * 4 + 1)
     assert plan.memory["parameters"] < plan.memory["peak"] < plan.memory["parameters"] + GIB
     assert 0.9 < plan.flops / plan.model_flops < 1.2
     assert 0 < plan.seconds < 0.1 and plan.mfu < 1

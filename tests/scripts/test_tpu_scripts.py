@@ -464,7 +464,7 @@ def test_jobset_of_embedding() -> None:
 
 
 def command_line(container: dict, index: int) -> argparse.Namespace:
-    """What a container runs, as the command line reads it."""
+    """Arguments of a container's command, as the command line reads them."""
     program, *arguments = container["command"]
     assert program == "siglip2"
     variable = "$(JOB_COMPLETION_INDEX)"

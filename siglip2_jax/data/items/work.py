@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 
 from siglip2_jax.data.example import ExampleError, naming
 from siglip2_jax.data.held import Held
 from siglip2_jax.data.items.decode import decode_item
 from siglip2_jax.data.items.item import Columns, Item, Shard
+from siglip2_jax.data.items.known import Known
 from siglip2_jax.data.patience import PATIENCE, patiently
-from siglip2_jax.data.sources import Blocked, Examples
+from siglip2_jax.data.sources import Blocked, Described, Examples
 from siglip2_jax.data.stores import client
 from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.workers.ring import batch_bytes
@@ -108,8 +109,9 @@ class ItemWork:
       block_piece: the same where they are read in blocks.
       threads: of each worker.
       scaled_decode: whether large JPEGs may be decoded at a smaller scale.
-      known: digests of contents that need no decoding, sorted.
+      known: contents that need no decoding.
       patience: seconds that reading goes on trying what may pass.
+      pixels: the dtype of patches.
     """
 
     opened: Opened
@@ -121,8 +123,9 @@ class ItemWork:
     block_piece: int
     threads: int
     scaled_decode: bool = False
-    known: Shaped[np.ndarray, " known"] | None = None
+    known: Known | None = None
     patience: float = PATIENCE
+    pixels: str = "float32"
 
     def measure(self, number: int) -> Step:
         """A whole shard as one step; opens it."""
@@ -145,7 +148,7 @@ class ItemWork:
         """A blank image."""
         tokens = self.preprocess.num_tokens(self.max_num_patches)
         return Patches(
-            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), np.float32),
+            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), self.pixels),
             yx=np.zeros((1, tokens, 2), np.int32),
             valid=np.zeros((1, tokens), np.bool_),
         )
@@ -203,36 +206,41 @@ class ItemWork:
             read = partial(self.opened.read, step.shard, index, name)
             example = patiently(read, name, self.patience)
         except ExampleError as error:
-            return self._bad(error.name or name, str(error)), None
-        data = example["image"]
-        content = hashlib.blake2b(data, digest_size=16).hexdigest() if data else ""
-        label, captions = example["name"], example["captions"]
-        item = Item(
-            label if self.columns.id is None else str(example.get(self.columns.id, label)),
-            content,
-            0,
-            0,
-            captions[0] if captions else None,
-            {name: _plain(example.get(name)) for name in self.columns.fields},
-        )
-        if self._is_known(content):
+            return self._described(step, index, error.name or name, str(error)), None
+        item, data = self._about(example), example["image"]
+        if self.known is not None and item.content in self.known:
             return item._replace(known=True), None
         try:
             size, patches = decode_item(
-                data, label, self.preprocess, self.max_num_patches, self.scaled_decode
+                data, example["name"], self.preprocess, self.max_num_patches, self.scaled_decode
             )
         except ValueError as error:
             return item._replace(error=str(error)), None
         return item._replace(width=size[0], height=size[1]), patches
 
+    def _about(self, example: dict[str, Any]) -> Item:
+        """All of an item but its size."""
+        name, data, captions = (example[key] for key in ("name", "image", "captions"))
+        given = None if self.columns.id is None else example.get(self.columns.id)
+        return Item(
+            name if given is None else str(given),
+            hashlib.blake2b(data, digest_size=16).hexdigest() if data else "",
+            0,
+            0,
+            captions[0] if captions else None,
+            {field: _plain(example.get(field)) for field in self.columns.fields},
+        )
+
+    def _described(self, step: Step, index: int, name: str, error: str) -> Item:
+        """An item whose image cannot be read, with all that its source tells without it."""
+        examples = self.opened.get(step.shard)
+        if isinstance(examples, Described):
+            with suppress(ValueError):
+                return self._about(examples.without_image(index))._replace(error=error)
+        return self._bad(name, error)
+
     def _bad(self, name: str, error: str) -> Item:
         return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
-
-    def _is_known(self, content: str) -> bool:
-        if self.known is None or not content:
-            return False
-        place = int(np.searchsorted(self.known, content.encode()))
-        return place < len(self.known) and self.known[place] == content.encode()
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,7 @@ def open_reader(
         workers=(workers := worker_count(options.workers)),
         threads=_THREADS if workers else usable_cores(),
         scaled_decode=options.scaled_decode,
+        pixels=model.dtype,
         known=known,
         place=lambda patches: place(fill(patches, batch_size), model.mesh),
     )

@@ -215,7 +215,10 @@ def test_known_contents_are_not_decoded(folder, monkeypatch):
             for array, wanted in zip(row, everything[i][1], strict=True):
                 np.testing.assert_array_equal(array, wanted)
     assert len(decoded) == 4
-    assert not any(x.known for x, _ in rows(read(shards, known=known[:0])))
+    for workers in (0, 1):
+        for digests, count in ((known, 3), (known[:0], 0)):
+            items = [x for x, _ in rows(read(shards, known=digests, workers=workers))]
+            assert sum(x.known for x in items) == count
 
 
 def test_sizes_are_those_seen(tmp_path):
@@ -262,12 +265,18 @@ def test_what_passes_is_waited_for_and_what_does_not_stops():
 
 
 def test_a_folder_that_is_gone_stops(tmp_path):
-    (tmp_path / "t.csv").write_text("image,caption\nlost.jpg,x\nmount/0.jpg,y\n")
+    (tmp_path / "t.csv").write_text("image,caption,n\nlost.jpg,x,1\nmount/0.jpg,y,2\n")
     (tmp_path / "mount").mkdir()
-    shards = find_items([str(tmp_path / "t.csv")])
-    assert [x.error for x, _ in rows(read(shards))] == [
+    columns = Columns(id="n", fields=("n",))
+    shards = find_items([str(tmp_path / "t.csv")], columns)
+    lost = [x for x, _ in rows(read(shards, columns=columns))]
+    assert [x.error for x in lost] == [
         f"{tmp_path}/lost.jpg: no such file.",
         f"{tmp_path}/mount/0.jpg: no such file.",
+    ]
+    assert [(x.id, x.caption, x.fields, x.content) for x in lost] == [
+        ("1", "x", {"n": "1"}, ""),
+        ("2", "y", {"n": "2"}, ""),
     ]
     (tmp_path / "mount").rmdir()
     with pytest.raises(SourceError, match="there is no folder .*mount; mount it, or put it back"):

@@ -17,13 +17,14 @@ from inference.shards.shard_inputs import (  # noqa: E402
     IMAGES,
     OPTIONS,
     SOURCE,
+    Source,
     content,
     good,
     shards,
 )
 
 from siglip2_jax.data.items.item import Columns, Shard  # noqa: E402
-from siglip2_jax.data.sources import Memory  # noqa: E402
+from siglip2_jax.inference.embedder import Embedder  # noqa: E402
 from siglip2_jax.inference.shards import Options, embed_shards, run  # noqa: E402
 from siglip2_jax.preprocess.decode import ImageError  # noqa: E402
 from siglip2_jax.testing import TINY_FIXED, tiny_embedder  # noqa: E402
@@ -53,6 +54,23 @@ def expected(model, dtype=np.float32) -> np.ndarray:
     """Embeddings by the API, an image at a time."""
     images = [EXAMPLES[i]["image"] for i in good()]
     return model.embed_images(images, max_num_patches=16, batch_size=1).astype(dtype)
+
+
+def test_patches_of_a_bfloat16_model_travel_in_bfloat16(monkeypatch, tmp_path):
+    """The rows are those that float32 gives, bit for bit: the model rounds patches before all."""
+    model, dtypes = tiny_embedder(), []
+    model = Embedder(model.config, model.params, model.preprocess, dtype="bfloat16")
+
+    def place(patches, mesh):
+        dtypes.append(str(patches.pixels.dtype))
+        return unchanged(dataclasses.replace(patches, pixels=patches.pixels.astype(sent)), mesh)
+
+    unchanged = run.place
+    monkeypatch.setattr(run, "place", place)
+    for sent in ("bfloat16", "float32"):
+        embed(model, tmp_path / sent, embedding="float32")
+    assert set(dtypes) == {"bfloat16"}
+    assert files(tmp_path / "bfloat16") == files(tmp_path / "float32")
 
 
 @pytest.mark.parametrize("numbers", ["float16", "float32"])
@@ -116,7 +134,7 @@ def test_what_is_there_is_not_made_again(model, tmp_path, monkeypatch):
 
 def test_an_input_that_has_changed_is_embedded_again_alone(model, tmp_path):
     embed(model, tmp_path, (5, 6))
-    other = Memory(EXAMPLES[:-1] + ({**EXAMPLES[-1], "image": EXAMPLES[0]["image"]},))
+    other = Source(EXAMPLES[:-1] + ({**EXAMPLES[-1], "image": EXAMPLES[0]["image"]},))
     inputs = [shards(5)[0], Shard("000001-memory", other, 5, 11)]
     summary = embed_shards(model, inputs, tmp_path, Options(**OPTIONS))
     assert (summary.skipped, summary.images) == (1, 6)
@@ -226,7 +244,7 @@ def test_worker_processes_give_the_same(model, tmp_path):
 def test_fields_are_kept_in_their_types(model, tmp_path):
     values = ("é\udce9", 7, True, None, [1, "x"], {"a": 1}, np.float32(0.5))
     examples = tuple({**EXAMPLES[0], "x": value} for value in values)
-    inputs = [Shard("000000-x", Memory(examples))]
+    inputs = [Shard("000000-x", Source(examples))]
 
     def kept(kind):
         out = tmp_path / kind
@@ -244,10 +262,10 @@ def test_fields_are_kept_in_their_types(model, tmp_path):
     ):
         kind = "float64" if kind == "double" else kind
         examples = tuple({**EXAMPLES[0], "x": value} for value in good_values)
-        inputs = [Shard("000000-x", Memory(examples))]
+        inputs = [Shard("000000-x", Source(examples))]
         (tmp_path / kind).exists() and os.rename(tmp_path / kind, tmp_path / f"{kind} before")
         assert kept(kind) == list(good_values.values())
-        inputs = [Shard("000000-x", Memory(({**EXAMPLES[0], "x": bad},)))]
+        inputs = [Shard("000000-x", Source(({**EXAMPLES[0], "x": bad},)))]
         with pytest.raises(ValueError, match="column 'x' holds"):
             kept(kind)
 

@@ -330,7 +330,7 @@ def test_compiles_for_tpu(topology, heads, size, queries, keys):
 @pytest.mark.tpu
 @pytest.mark.parametrize("tokens", [64, 1200])
 def test_compiles_for_tpu_where_float32_is_exact(tokens):
-    """As programs of inference run it: Mosaic refuses such products of bfloat16."""
+    """Programs of inference ask for that; Mosaic refuses such products of bfloat16."""
 
     def precise(*operands):
         with jax.default_matmul_precision("highest"):
