@@ -81,7 +81,7 @@ def open_way(way: str, path: Path) -> tuple[Callable[[np.ndarray], Any], Callabl
     if way == "lancedb":
         import lancedb
 
-        table = lancedb.connect(path).open_table("items")
+        table: Any = lancedb.connect(path).open_table("items")
 
         def search(queries: np.ndarray) -> list[list[dict[str, Any]]]:
             return [

@@ -55,12 +55,8 @@ def open_column(table: Any, cache: Path) -> Column:
 
 
 def _write(table: Any, directory: Path) -> None:
-    import pyarrow as pa
-
     keys = table.search().select(["id", "content"]).with_row_id(True).to_arrow()
-    order = keys.take(
-        pa.compute.sort_indices(keys, [("id", "ascending"), ("content", "ascending")])
-    )
+    order = keys.sort_by([("id", "ascending"), ("content", "ascending")])
     rows = order["_rowid"].to_numpy().astype(np.uint64)
     np.save(directory / "rows.npy", rows)
     by_row = np.argsort(rows)

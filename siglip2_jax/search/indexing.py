@@ -205,9 +205,8 @@ def _prune(writer: Writer, contents: Contents, summary: Summary) -> None:
 
 def _checked(batch: ItemBatch, embeddings: np.ndarray) -> Iterator[Item]:
     """Items of a batch; one whose embedding is not finite has an error."""
-    finite = np.isfinite(embeddings).all(axis=1)
-    for item, good in zip(batch.items, finite, strict=True):
-        if good or item.error is not None:
+    for item, row in zip(batch.items, embeddings, strict=True):
+        if np.isfinite(row).all() or item.error is not None:
             yield item
         else:
             yield item._replace(error=f"{item.id}: its embedding is not finite")

@@ -72,7 +72,7 @@ def embed_batches(
     for batch in batches:
         if strict:
             _refuse_errors(batch.items)
-        if all(item.known or item.error is not None for item in batch.items):
+        if _is_known(batch.items):
             rows = np.zeros((len(batch.items), model.config.vision.width), np.float32)
         else:
             rows = run_batch(program, model.params, batch.patches, model.mesh)
@@ -81,6 +81,12 @@ def embed_batches(
         before = batch, rows
     if before is not None:
         yield _taken(*before)
+
+
+def _is_known(items: Sequence[Item]) -> bool:
+    """True where what can be embedded is known; most batches are, when a database is updated."""
+    good = [item.known for item in items if item.error is None]
+    return len(good) > 0 and all(good)
 
 
 def _taken(batch: ItemBatch, rows: jax.Array | np.ndarray) -> tuple[ItemBatch, np.ndarray]:
