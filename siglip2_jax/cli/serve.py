@@ -18,7 +18,7 @@ from siglip2_jax.cli.options import (
 if TYPE_CHECKING:
     from siglip2_jax.inference.calibration import Calibration
     from siglip2_jax.inference.embedder import Embedder
-    from siglip2_jax.serve.ranking import Searchable
+    from siglip2_jax.search import Index
     from siglip2_jax.serve.settings import LabelSet, Settings
 
 _MISSING = "siglip2 serve needs the extra `serve` ({}); install it with: {}"
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_database(uri: str, model: Embedder, settings: Settings) -> Searchable:
+def _open_database(uri: str, model: Embedder, settings: Settings) -> Index:
     from siglip2_jax.search import Index
 
     index = Index.open(uri, model)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from datetime import date
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from serve.running import base64_of, encoded, serving
+
+from siglip2_jax.search import Hit, Index
 
 pytestmark = pytest.mark.serve
 
@@ -63,16 +64,7 @@ def test_what_cannot_be_ranked(client, body, param):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
 
 
-class Hit(NamedTuple):
-    id: str
-    score: float
-    caption: str | None
-    fields: dict
-    width: int
-    height: int
-
-
-class BruteForce:
+class BruteForce(Index):
     """A database in memory."""
 
     def __init__(self, rows):
@@ -82,7 +74,7 @@ class BruteForce:
             settings={"patches": 64}, table=SimpleNamespace(schema=schema)
         )
 
-    def nearest(self, vectors, *, k=None, threshold=None, where=None):
+    def nearest(self, vectors, *, k=None, threshold=None, where=None, approximate=None):
         if where not in (None, "width > 20"):
             raise ValueError(f"/secret/place: the condition {where!r} cannot be read")
         (scores,) = (self.rows @ vectors.T).T
