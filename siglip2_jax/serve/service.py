@@ -30,6 +30,7 @@ from siglip2_jax.serve.texts import TextCache, token_ids, used_tokens
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+_LINKS = 8  # that are fetched at the same time
 _DECODED_BATCHES = 4  # of patches that wait for the device; what is not decoded yet is smaller
 
 
@@ -81,6 +82,8 @@ class Service:
         )
         self._fetcher = Fetcher(settings.url_hosts, settings.max_image_bytes, settings.url_seconds)
         self._threads = ThreadPoolExecutor(4, "siglip2_jax serve")
+        self._fetching = ThreadPoolExecutor(_LINKS, "siglip2_jax links")
+        self._links = asyncio.Semaphore(_LINKS)
         self._cache = TextCache(settings.text_cache)
         self._label_rows: dict[str, np.ndarray] = {}
         most = max(sizes[-1] for program, sizes in self.engine.sizes.items() if program.budget)
@@ -119,6 +122,7 @@ class Service:
         self._decoders.close()
         self.engine.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._fetching.shutdown(wait=False, cancel_futures=True)
 
     @property
     def health(self) -> str:
@@ -240,31 +244,34 @@ class Service:
         ]
 
     async def _image(self, item: Image | Link, budget: int) -> Row:
-        if isinstance(item, Link):
-            data = await self.in_thread(self._fetcher.fetch, item.url, item.param)
-        else:
-            data = item.data
+        if isinstance(item, Image):
+            return await self._embed_image(item, budget)
+        async with self._links:  # so few are in memory
+            data = await asyncio.get_running_loop().run_in_executor(
+                self._fetching, self._fetcher.fetch, item.url, item.param
+            )
+            return await self._embed_image(Image(data, item.param), budget)
+
+    async def _embed_image(self, item: Image, budget: int) -> Row:
         async with self._decoded:
             start = time.perf_counter()
-            try:
-                decoded = await self._decoders.decode(data, budget)
-            except ImageError as error:
-                self.metrics.bad_images.inc()
-                message = str(error).removeprefix("image: ")
-                raise bad(f"{item.param}: {message}", item.param, "invalid_image") from None
-            except DecoderLost:
-                self.metrics.bad_images.inc()
-                raise bad(
-                    f"{item.param}: the image could not be decoded within "
-                    f"{self.settings.decode_seconds:g} s",
-                    item.param,
-                    "image_too_slow",
-                ) from None
+            decoded = await self._decode(item, budget)
             self.metrics.decode.observe(time.perf_counter() - start)
             program = Program("image", budget)
             (embedding,) = await self._on_device(program, [decoded.patches])
         rows, cols = decoded.grid
         return Row(embedding, rows * cols, decoded)
+
+    async def _decode(self, item: Image, budget: int) -> Decoded:
+        try:
+            return await self._decoders.decode(item.data, budget)
+        except ImageError as error:
+            reason, code = str(error).removeprefix("image: "), "invalid_image"
+        except DecoderLost:
+            seconds = self.settings.decode_seconds
+            reason, code = f"the image could not be decoded within {seconds:g} s", "image_too_slow"
+        self.metrics.bad_images.inc()
+        raise bad(f"{item.param}: {reason}", item.param, code)
 
     async def _on_device(self, program: Program, rows: list) -> list[np.ndarray]:
         try:

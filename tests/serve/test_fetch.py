@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+from serve.running import SMALL, encoded, running
 
+from siglip2_jax.serve.app import create_app
 from siglip2_jax.serve.errors import ApiError
 from siglip2_jax.serve.fetch import Fetcher, is_public
+from siglip2_jax.serve.settings import Settings
 
 pytestmark = pytest.mark.serve
 
@@ -233,3 +237,26 @@ def test_other_answers(web):
     assert "status 404" in refusal(web.fetcher(), "https://images.test/a")
     strange = dataclasses.replace(web, context=ssl.create_default_context())  # trusts no such one
     assert "cannot be fetched" in refusal(strange.fetcher(), "https://images.test/a")
+
+
+def test_links_of_requests(web, model):
+    good, big = encoded(9, 9), bytes(2000)
+
+    def answer(handler):
+        content = {"/good": good, "/big": big, "/bad": b"no image"}.get(handler.path)
+        handler.give(content or b"", 200 if content else 404)
+
+    web.answer = answer
+    app = create_app(model, Settings(**SMALL | {"budgets": (16,), "url_hosts": HOSTS}))
+    assert app.state.service._fetcher.hosts == set(HOSTS)
+    app.state.service._fetcher = web.fetcher()
+    names = ["good", "big", "bad", "none", "good"]
+    images = [{"image": f"https://images.test/{x}"} for x in names]
+    with running(app) as client:
+        body = {"images": images, "labels": ["dog"]}
+        results = client.post("/v1/classify", json=body).json()["results"]
+        codes = [x.get("error", {}).get("code") for x in results]
+        assert codes == [None, "image_too_large", "invalid_image", "link_not_followed", None]
+        (row,) = client.post("/v1/embeddings", json={"input": images[0]}).json()["data"]
+        expected = model.embed_images(good, max_num_patches=16)[0]
+        np.testing.assert_allclose(row["embedding"], expected, atol=1e-6)
