@@ -219,13 +219,11 @@ def test_a_repeated_text_comes_from_the_cache(model):
 
 
 def test_not_ready_before_all_programs_are_compiled(model):
-    from fastapi.testclient import TestClient
-
     app = create_app(model, Settings(**SMALL | {"budgets": (16,)}))
     service, go = app.state.service, threading.Event()
     warm_up = service.engine.warm_up
     service.engine.warm_up = lambda: go.wait(60) and warm_up()
-    with TestClient(app) as client:
+    with running(app, warm=False) as client:
         assert client.get("/health").status_code == 200
         answer = client.get("/ready")
         assert answer.status_code == 503 and answer.json() == {"status": "warming up"}
