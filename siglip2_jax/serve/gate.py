@@ -172,7 +172,7 @@ class Gate:
 
 @dataclass
 class _Body:
-    """What has come of a request's content."""
+    """Content of a request, as far as it has come."""
 
     content: bytearray = field(default_factory=bytearray)
     whole: bool = False

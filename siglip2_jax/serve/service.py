@@ -1,4 +1,4 @@
-"""What requests ask for: items to embeddings, through decoders, cache, batches and the device."""
+"""Parts of a server together: items to embeddings, by decoders, cache, batches and the device."""
 
 from __future__ import annotations
 

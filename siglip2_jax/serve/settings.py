@@ -1,4 +1,4 @@
-"""Settings of a server: what it answers, and its limits."""
+"""Settings of a server: what it offers, and its limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server offers and how much it takes. Items are images and texts of requests.
+    """Offer of a server, and how much it takes. Items are images and texts of requests.
 
     Attributes:
       model_name: what answers call the model, and what requests may call it.
