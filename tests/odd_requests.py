@@ -106,7 +106,7 @@ def image_cases(draw: random.Random, images: dict[str, bytes]) -> Case:
             ("/v1/embeddings", {"messages": [{"role": "user", "content": content}]}),
             ("/v1/classify", {"images": [uri], "labels": ["a cat", "a dog"]}),
             ("/v1/classify", {"images": [{"image": text}, uri], "labels": ["a cat"]}),
-            ("/v1/rerank", {"query": "a cat", "documents": [{"image": text}, "a dog"]}),
+            ("/v1/rerank", {"query": "a cat", "documents": [{"image": text}, {"image": uri}]}),
         ]
     )
     return Case(f"image: {name}", post(path, body))

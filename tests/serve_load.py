@@ -50,7 +50,7 @@ def mixed_call(draw: random.Random, budget: int) -> Call:
     classified = {"images": [image], "labels": labels, "max_num_patches": budget}
     texts = {"input": [text(draw) for _ in range(draw.randint(2, 16))]}
     mix = {"input": [{"text": text(draw)}, image], "max_num_patches": budget}
-    reranked = {"query": text(draw), "documents": [image, {"text": text(draw)}]}
+    reranked = {"query": text(draw), "documents": [image, {"image": draw.choice(IMAGES)}]}
     reranked["max_num_patches"] = budget
     damaged = {"input": [{"image": image["image"][:400]}]}
     calls = [

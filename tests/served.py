@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,11 +76,18 @@ class Served:
 
     def get(self, path: str) -> Answer:
         """Asks once, and waits."""
-        return asyncio.run(ask(self.port, "GET", path))
+        return self._ask("GET", path, None, {})
 
-    def post(self, path: str, body: Any) -> Answer:
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
         """Asks once, and waits."""
-        return asyncio.run(ask(self.port, "POST", path, body))
+        return self._ask("POST", path, json.dumps(body), {**JSON, **(headers or {})})
+
+    def _ask(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> Answer:
+        with closing(http.client.HTTPConnection(HOST, self.port, timeout=120)) as connection:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            names = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, names, answer.read())
 
     def _is_ready(self) -> bool:
         try:
