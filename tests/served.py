@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,15 @@ class Served:
       log: what it prints.
     """
 
-    def __init__(self, source: str | os.PathLike[str], log: Path, options: Sequence[str] = ()):
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        log: Path,
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ):
         self.port, self.log = free_port(), log
+        self._variables = {**os.environ, **(variables or {})}
         command = [sys.executable, "-m", "siglip2_jax", "serve", os.fspath(source)]
         self._command = [*command, "--host", HOST, "--port", str(self.port), *options]
 
@@ -52,7 +59,9 @@ class Served:
 
     def __enter__(self) -> Served:
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env=self._variables
+            )
         end = time.monotonic() + SECONDS_TO_START
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > end:

@@ -55,7 +55,8 @@ def test_an_image_runs_the_server_as_no_root(target):
     program, *start = json.loads(entry)
     assert program == "siglip2" and program in PROJECT["scripts"]
     args = parser().parse_args(start + json.loads(command))
-    assert (args.command, args.source, args.host) == ("serve", "/model", "0.0.0.0")
+    assert args.run.__module__ == "siglip2_jax.cli.serve"
+    assert (args.source, args.host) == ("/model", "0.0.0.0")
     assert instructions(target, "EXPOSE") == [str(args.port)]
     (check,) = instructions(target, "HEALTHCHECK")
     code = json.loads(check.partition("CMD ")[2])[2]

@@ -220,7 +220,9 @@ def contrast(front: str, back: str) -> float:
 
     def luminance(colour: str) -> float:
         channels = np.array([int(x) for x in re.findall(r"\d+", colour)[:3]]) / 255
-        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
     dark, light = sorted((luminance(front), luminance(back)))
@@ -238,7 +240,8 @@ def test_a_screen_reader_finds_its_way(page):
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((x) => x.id)")
     assert len(ids) == len(set(ids))
     levels = page.evaluate(
-        "[...document.querySelectorAll('h1,h2,h3')].filter((x) => x.offsetParent).map((x) => x.tagName)"
+        """() => [...document.querySelectorAll("h1,h2,h3")]
+          .filter((x) => x.offsetParent).map((x) => x.tagName)"""
     )
     assert levels == ["H1", "H2", "H2"]
     assert page.get_by_role("status").count() >= 1
@@ -250,7 +253,9 @@ def test_a_screen_reader_finds_its_way(page):
 def test_foreign_scripts_do_not_run(browser, server):
     visits = visit(browser, server, errors=1)
     page = next(visits)
-    page.evaluate("document.head.append(Object.assign(document.createElement('script'), {text: 'x = 1'}))")
+    page.evaluate(
+        "document.head.append(Object.assign(document.createElement('script'), {text: 'x = 1'}))"
+    )
     assert page.evaluate("typeof x") == "undefined"
     assert next(visits, None) is None
 
