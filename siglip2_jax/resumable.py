@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ ROWS_PER_PART = 2048
 def claim(record: str | os.PathLike[str], settings: Mapping[str, Any], way_out: str) -> None:
     """Binds a job to its settings: writes them down, or compares them with those of an earlier run.
 
+    Of several processes that begin at once, one writes and the others compare.
+
     Args:
       record: the file of settings, local or `gs://`.
       settings: what decides the results, as plain data.
@@ -29,14 +32,34 @@ def claim(record: str | os.PathLike[str], settings: Mapping[str, Any], way_out: 
       ValueError: the job was begun with other settings, or the file is damaged.
     """
     record = epath.Path(record)
-    if not record.exists():
-        write_whole(record, json.dumps(settings, indent=1))
+    if not record.exists() and _write_first(record, json.dumps(settings, indent=1)):
         return
     try:
         before = json.loads(record.read_bytes())
     except ValueError as error:
         raise ValueError(f"{record} is damaged ({error}); {way_out}") from error
     compare(record, before, settings, way_out)
+
+
+def _write_first(path: epath.Path, content: str) -> bool:
+    """Writes a whole file; False where another process has just done so.
+
+    In a store, and on a file system without links, the last one stays.
+    """
+    if "://" in os.fspath(path):
+        write_whole(path, content)
+        return True
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    write_whole(temporary, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def compare(

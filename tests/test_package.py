@@ -37,6 +37,7 @@ LAYERS = (
     "recipes",
     "train",
     "benchmarks planner",
+    "serve",
     "cli",
     "__main__",
 )

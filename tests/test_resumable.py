@@ -1,9 +1,13 @@
 """Jobs go on where they were stopped, with the settings they were begun with."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
+from etils.epath.gpath import PosixGPath
 
 from siglip2_jax.resumable import Rows, claim, missing, read_errors, write_errors
 
@@ -109,6 +113,43 @@ def test_settings_bind(tmp_path):
     record.write_text("{")
     with pytest.raises(ValueError, match=r"settings.json is damaged .*; go away$"):
         claim(record, settings, "go away")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_jobs_that_begin_at_once_one_writes(tmp_path, monkeypatch, links):
+    """All have seen that there is no record; those with other settings are refused."""
+    record, begin = tmp_path / "job" / "settings.json", Barrier(8)
+    look = PosixGPath.exists
+
+    def exists(path):
+        there = look(path)
+        if path == record and not there:
+            begin.wait()
+        return there
+
+    monkeypatch.setattr(PosixGPath, "exists", exists)
+    if not links:
+        monkeypatch.setattr(os, "link", raising(PermissionError))
+
+    def run(i):
+        try:
+            claim(record, {"a": i % 2}, "go away")
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(run, range(8)))
+    assert [path.name for path in record.parent.iterdir()] == ["settings.json"]
+    if links:
+        (kept,) = json.loads(record.read_text()).values()
+        assert [x is None for x in results] == [i % 2 == kept for i in range(8)]
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
 
 
 def test_parts_that_are_missing(tmp_path):

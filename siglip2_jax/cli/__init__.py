@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from siglip2_jax.cli import (
+    calibrate,
     caption,
     classify,
     configs,
@@ -19,13 +20,29 @@ from siglip2_jax.cli import (
     eval,
     info,
     plan,
+    serve,
     train,
     verify,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
 
-COMMANDS = (demo, info, classify, embed, eval, caption, convert, verify, train, configs, plan, data)
+COMMANDS = (
+    demo,
+    info,
+    classify,
+    calibrate,
+    embed,
+    serve,
+    eval,
+    caption,
+    convert,
+    verify,
+    train,
+    configs,
+    plan,
+    data,
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from siglip2_jax.cli.options import (
     add_model_options,
@@ -13,6 +14,9 @@ from siglip2_jax.cli.options import (
     positive,
 )
 from siglip2_jax.cli.printing import print_json
+
+if TYPE_CHECKING:
+    from siglip2_jax.inference import Calibration
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -31,6 +35,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_template_option(parser, "the label as it is")
     parser.add_argument(
         "--top", type=positive, default=5, help="number of labels to print (default: 5)"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="result of `siglip2 calibrate`: its labels, templates, probabilities and threshold",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -52,16 +61,41 @@ def read_labels(args: argparse.Namespace) -> list[str]:
     return labels
 
 
+def _read_calibration(args: argparse.Namespace) -> Calibration | None:
+    """The calibration of the options, with the token budget that it was fitted at."""
+    from siglip2_jax.inference import read_calibration
+
+    if not args.calibration:
+        return None
+    calibration = read_calibration(args.calibration)
+    if not calibration.labels:
+        raise ValueError(
+            f"{args.calibration} was fitted to pairs of images and texts, not to labels; fit one "
+            "to examples with labels"
+        )
+    if args.labels or args.labels_file or args.templates:
+        raise ValueError(
+            f"{args.calibration} holds for its own labels and templates; leave out --labels, "
+            "--labels-file and --templates, or --calibration"
+        )
+    args.max_num_patches = calibration.max_num_patches
+    return calibration
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints labels with probabilities; exit code 1 if no image could be read."""
     from siglip2_jax.data.files import find_images
     from siglip2_jax.evals.prompts import embed_labels, name_templates
     from siglip2_jax.preprocess.decode import ImageError
 
-    labels = read_labels(args)
+    calibration = _read_calibration(args)
+    labels = list(calibration.labels) if calibration else read_labels(args)
     images = find_images(args.images)
     model = load_model(args)
-    templates = args.templates or ["{}"]
+    if calibration:
+        calibration.check(model.identity(), args.calibration)
+    templates = calibration.templates if calibration else args.templates or ["{}"]
+    threshold = calibration.threshold if calibration else 0.0
     texts = embed_labels(model, labels, templates)
     rows = model.stream_images(images, args.max_num_patches, args.batch_size)
     results, failed = [], 0
@@ -71,15 +105,22 @@ def run(args: argparse.Namespace) -> int:
             results.append({"image": image, "error": str(row)})
             failed += 1
             continue
-        probability = model.probabilities(row[None], texts)[0]
+        probability = model.probabilities(row[None], texts, calibration=calibration)[0]
         order = sorted(range(len(labels)), key=lambda i: -probability[i])
         scores = {labels[i]: float(probability[i]) for i in order}
-        results.append({"image": image, "label": labels[order[0]], "scores": scores})
+        result = {"image": image, "label": labels[order[0]], "scores": scores}
+        accepted = {label: score for label, score in scores.items() if score >= threshold}
+        results.append(result | ({"accepted": list(accepted)} if calibration else {}))
         if not args.json:
-            best = ", ".join(f"{k} {v:.2%}" for k, v in list(scores.items())[: args.top])
-            print(f"{image}: {best}", flush=True)
+            best = ", ".join(f"{k} {v:.2%}" for k, v in list(accepted.items())[: args.top])
+            print(f"{image}: {best or f'no label from {threshold:.3g} on'}", flush=True)
     if args.json:
-        settings = {"preproc": model.preprocess.mode, "text_norm": model.text_norm}
+        settings: dict[str, object] = {
+            "preproc": model.preprocess.mode,
+            "text_norm": model.text_norm,
+        }
         settings["templates"] = name_templates(templates)
+        if calibration:
+            settings["threshold"] = threshold
         print_json({**settings, "results": results})
     return int(failed == len(images))

@@ -1,12 +1,14 @@
-"""`siglip2 embed`: embeddings of many images or texts, to a file."""
+"""`siglip2 embed`: embeddings of many images or texts, to files."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from siglip2_jax.cli import embed_shards
 from siglip2_jax.cli.options import add_model_options, any_path, load_model
 from siglip2_jax.cli.printing import print_json
 
@@ -17,35 +19,72 @@ if TYPE_CHECKING:
     from siglip2_jax.preprocess.decode import ImageError
 
 
+class _Merge(argparse.Action):
+    """Flag of a job that needs no model."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        for action in parser._actions:
+            if action.dest == "source":
+                action.required = False
+
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "embed",
-        help="write the embeddings of many images or texts to a file",
-        description="Writes a NumPy file of float32 embeddings with the names of their items and "
-        "the settings; siglip2_jax.inference.read_embeddings reads it. The same command continues "
-        "an interrupted run. Unreadable images are left out and listed in OUT.errors.jsonl.",
-        epilog="example: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz",
+        help="write the embeddings of many images or texts to files",
+        description="Writes float32 embeddings to one NumPy file (--out FILE.npz) with the names "
+        "of their items and the settings, or those of any number of images to a directory of "
+        "Parquet files (--out DIR), one a shard, on any number of processes. The same command "
+        "continues an interrupted run. Unreadable images are listed in OUT.errors.jsonl, or have "
+        "the reason in the column `error`.",
+        epilog="examples: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz; "
+        "siglip2 embed MODEL --images '/data/*.tar' --out DIR --shard 3/16; "
+        "siglip2 embed --merge --out DIR",
     )
     add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--images", metavar="PATH", nargs="+", help="image files, directories or globs"
+        "--images",
+        metavar="PATH",
+        nargs="+",
+        help="image files, directories or globs; for a directory of Parquet files also tars, "
+        "Parquet, ArrayRecord, tables of paths (.csv, .tsv, .jsonl) and tfds:NAME:SPLIT",
     )
     what.add_argument(
         "--texts", metavar="FILE", type=any_path, help="text file with one text per line"
     )
-    parser.add_argument("--out", type=any_path, required=True, help=".npz file to write")
+    what.add_argument(
+        "--merge",
+        action=_Merge,
+        nargs=0,
+        default=False,
+        help="check that all shards of the directory are there, and commit it; needs no SOURCE",
+    )
+    parser.add_argument(
+        "--out", type=any_path, required=True, help=".npz file or directory to write"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     parser.add_argument(
-        "--overwrite", action="store_true", help="start from the beginning and replace OUT"
+        "--overwrite", action="store_true", help="start from the beginning and replace the file"
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    parser.set_defaults(run=run)
+    embed_shards.add_options(parser)
+    parser.set_defaults(run=partial(run, parser))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Embeds; exit code 1 if no item could be embedded."""
+    if args.merge:
+        return embed_shards.run_merge(args)
+    if args.images and (not args.out.suffix or args.out.is_dir()):
+        return embed_shards.run(args)
+    embed_shards.refuse_options(args, parser)
+    return _run_file(args)
+
+
+def _run_file(args: argparse.Namespace) -> int:
     from siglip2_jax.inference.embedding_file import write_embeddings
     from siglip2_jax.progress import progress
 

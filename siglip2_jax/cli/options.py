@@ -59,15 +59,28 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def add_shard_option(parser: argparse.ArgumentParser) -> None:
-    """Adds the share of a job that is done in several places."""
+def add_shard_option(
+    parser: argparse._ActionsContainer,
+    *,
+    default: tuple[int, int] | None = (0, 1),
+    what: str = "files",
+    otherwise: str = "all",
+) -> None:
+    """Adds the share of a job that is done in several places.
+
+    Args:
+      parser: gets the option.
+      default: the share where none is chosen.
+      what: of what it is a share, for the help.
+      otherwise: what `default` means, for the help.
+    """
     parser.add_argument(
         "--shard",
         metavar="I/N",
         type=_shard,
-        default=(0, 1),
-        help="share of the files that is done here, 0/N to (N-1)/N, on any machines at the same "
-        "time (default: all)",
+        default=default,
+        help=f"share of the {what} that is done here, 0/N to (N-1)/N, on any machines at the same "
+        f"time (default: {otherwise})",
     )
 
 
@@ -119,8 +132,13 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds SOURCE and everything that decides how it is loaded."""
+def add_model_options(parser: argparse.ArgumentParser, *, batches: bool = True) -> None:
+    """Adds SOURCE and everything that decides how it is loaded.
+
+    Args:
+      parser: gets the options.
+      batches: whether to add the token budget and the batch size, too.
+    """
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     add_stage_option(parser)
     parser.add_argument(
@@ -145,22 +163,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="text normalisation (default: recorded in the checkpoint, else reference)",
     )
     parser.add_argument(
-        "--max-num-patches",
-        type=positive,
-        default=256,
-        help="token budget of an image, for NaFlex models (default: 256)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=32,
-        help="images or texts per program call (default: 32)",
-    )
-    parser.add_argument(
         "--no-exif",
         action="store_true",
         help="do not turn images upright by their EXIF tag",
     )
+    if batches:
+        parser.add_argument(
+            "--max-num-patches",
+            type=positive,
+            default=256,
+            help="token budget of an image, for NaFlex models (default: 256)",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=positive,
+            default=32,
+            help="images or texts per program call (default: 32)",
+        )
 
 
 def open_checkpoint(args: argparse.Namespace) -> Checkpoint:

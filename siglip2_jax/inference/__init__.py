@@ -1,5 +1,6 @@
 """Using a model: embeddings, labels, captions, boxes."""
 
+from siglip2_jax.inference.calibration import Calibration, read_calibration
 from siglip2_jax.inference.captioner import Captioner
 from siglip2_jax.inference.embedder import (
     DEFAULT_BATCH_SIZE,
@@ -16,6 +17,7 @@ __all__ = [
     "DEFAULT_BATCH_SIZE",
     "DEFAULT_MAX_NUM_PATCHES",
     "Answer",
+    "Calibration",
     "Query",
     "Captioner",
     "Embedder",
@@ -25,5 +27,6 @@ __all__ = [
     "GenerationConfig",
     "load",
     "load_captioner",
+    "read_calibration",
     "read_embeddings",
 ]

@@ -18,6 +18,7 @@ from scipy.special import expit
 from siglip2_jax import __version__, checkpoints
 from siglip2_jax.data.prefetch import batched, thread_map
 from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
+from siglip2_jax.inference.calibration import Calibration
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.inference.programs import programs, run_batches
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
@@ -263,13 +264,25 @@ class Embedder:
         return np.float32(self.temperature) * (images @ texts.T) + np.float32(self.bias)
 
     def probabilities(
-        self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
+        self,
+        images: Float[np.ndarray, "I E"],
+        texts: Float[np.ndarray, "J E"],
+        *,
+        calibration: Calibration | None = None,
     ) -> Float[np.ndarray, "I J"]:
-        """Sigmoid of `logits`: each pair's own probability, so rows do not sum to 1.
+        """Each pair's own probability, so rows do not sum to 1: the sigmoid of `logits`.
 
         The learned bias assumes one match in tens of thousands, so values are often small even
-        for good matches; compare them across texts rather than with 0.5.
+        for good matches; compare them across texts rather than with 0.5, or give a calibration.
+
+        Args:
+          images: embeddings of unit length.
+          texts: embeddings of unit length.
+          calibration: fitted by `siglip2 calibrate` (`read_calibration`), in place of the model's
+            own temperature and bias.
         """
+        if calibration is not None:
+            return calibration.probabilities(images, texts)
         return expit(self.logits(images, texts))
 
     def save(

@@ -94,7 +94,10 @@ def write_embeddings(
     """
     out = epath.Path(out)
     if out.suffix != ".npz" or is_special(behind_links(out)):
-        raise ValueError(f"the output is {out}; expected a file whose name ends in .npz")
+        raise ValueError(
+            f"the output is {out}; expected a file whose name ends in .npz, or for images a "
+            "directory, whose name has no ending"
+        )
     errors, parts = (out.with_name(out.name + x) for x in (".errors.jsonl", ".partial"))
     settings = {"items": len(items), **settings, "items_hash": fingerprint(items)}
     if overwrite:

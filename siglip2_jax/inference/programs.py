@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -14,8 +15,10 @@ from jax.sharding import Mesh, NamedSharding
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, abstract_model
-from siglip2_jax.sharding import BATCH, device_put_global, replicate
+from siglip2_jax.sharding import BATCH, device_put_global, put_batch, replicate
 from siglip2_jax.types import Features, Patches
+
+T = TypeVar("T")
 
 CPU_TOKENS = 2048
 
@@ -67,11 +70,8 @@ def run_batches(
     Raises:
       ValueError: `batch_size` is below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     total, tokens = jax.tree.leaves(inputs)[0].shape[:2]
-    if jax.default_backend() == "cpu":  # larger batches only fall out of its caches
-        batch_size = min(batch_size, max(1, CPU_TOKENS // tokens))
+    batch_size = most_rows(batch_size, tokens)
     # Three sizes bound both the programs compiled and the work wasted on filling up.
     devices = 1 if mesh is None else mesh.size
     sizes = sorted({-(-n // devices) * devices for n in (1, min(8, batch_size), batch_size)})
@@ -79,16 +79,52 @@ def run_batches(
         batch = jax.tree.map(lambda x, s=start: np.asarray(x[s : s + batch_size]), inputs)
         n = jax.tree.leaves(batch)[0].shape[0]
         size = next(size for size in sizes if size >= n)
-        batch = jax.tree.map(functools.partial(_fill, size=size), batch)
-        if mesh is None:
-            outputs = program(params, batch)
-        else:
+        batch = fill(batch, size)
+        if mesh is not None:
             split = functools.partial(device_put_global, sharding=NamedSharding(mesh, BATCH))
-            with jax.set_mesh(mesh):
-                outputs = program(params, jax.tree.map(split, batch))
+            batch = jax.tree.map(split, batch)
+        outputs = run_batch(program, params, batch, mesh)
         yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], outputs)
 
 
-def _fill(x: np.ndarray, size: int) -> np.ndarray:
+def most_rows(batch_size: int, tokens: int) -> int:
+    """Examples of a batch: `batch_size`, or fewer where more of them only fall out of caches.
+
+    Args:
+      batch_size: examples that are asked for, at least 1.
+      tokens: of an example.
+
+    Raises:
+      ValueError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if jax.default_backend() == "cpu":
+        return min(batch_size, max(1, CPU_TOKENS // tokens))
+    return batch_size
+
+
+def place(batch: T, mesh: Mesh | None) -> T:
+    """Sends a batch to the devices of this process, which divide its size.
+
+    What is given may be written again once the result is ready (`jax.block_until_ready`).
+    """
+    return jax.tree.map(jnp.array, batch) if mesh is None else put_batch(batch, mesh)
+
+
+def run_batch(program: Callable[..., Any], params: Params, batch: Any, mesh: Mesh | None) -> Any:
+    """Starts a program on a batch that is on the mesh; does not wait for its outputs."""
+    if mesh is None:
+        return program(params, batch)
+    with jax.set_mesh(mesh):
+        return program(params, batch)
+
+
+def fill(batch: T, size: int) -> T:
     """Appends zero rows up to `size`; as `Patches` such rows are all padding."""
-    return x if len(x) == size else np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+    def append(x: np.ndarray) -> np.ndarray:
+        missing = size - len(x)
+        return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
+
+    return jax.tree.map(append, batch)

@@ -126,7 +126,7 @@ def test_templates_and_no_captions(folder):
         (
             "a.csv",
             "image,caption\n0.jpg,a, b\n",
-            "line 2: a row has 3 fields and the header 2; put",
+            "line 2: a row has 3 fields and the header 2;",
         ),
         ("a.jsonl", "[1]\n", r"line 1: expected an object with columns, found \[1\]"),
         (

@@ -1,0 +1,267 @@
+"""Embedding of shards by one process: any number of them at the same time, none waits for others.
+
+Process i of n takes the shards whose number modulo n is i. A shard is done once its file is there,
+whole and of the same settings; a rerun, on any number of processes, makes those that are not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from siglip2_jax.data.items.item import Item, ItemBatch, Shard
+from siglip2_jax.data.items.reader import ItemReader
+from siglip2_jax.data.prefetch import thread_map
+from siglip2_jax.data.workers.machine import usable_cores, worker_count
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.inference.programs import fill, most_rows, place, programs, run_batch
+from siglip2_jax.inference.shards.manifest import (
+    FOLDER,
+    MERGED,
+    Options,
+    claim_manifest,
+    directory_of,
+    file_name,
+    read_mark,
+    settings_of,
+)
+from siglip2_jax.inference.shards.schema import check_pyarrow, schema
+from siglip2_jax.inference.shards.write import ShardFiles
+from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.progress import Update
+from siglip2_jax.resumable import missing
+
+_THREADS = 2  # of each worker process
+_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Summary of one process's part of a run.
+
+    Attributes:
+      out: the directory.
+      shards: shards of this process.
+      skipped: those that were there before.
+      images: images of the others.
+      errors: those of them that have no embedding.
+      seconds: of the whole, without loading the model.
+      waited: seconds in which no decoded image was there; the devices may have worked meanwhile.
+    """
+
+    out: str
+    shards: int
+    skipped: int
+    images: int
+    errors: int
+    seconds: float
+    waited: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and rates made of them."""
+        rate, share = self.images / self.seconds, self.waited / self.seconds
+        return asdict(self) | {"images_per_second": rate, "data_wait": share}
+
+
+class ShardRun:
+    """A run over shards, as one process takes part in it; others may, at the same time.
+
+    Attributes:
+      shards: all shards, of all processes.
+      batch_size: images of a program call, on all devices of the model.
+      settings: what decides the rows, as the manifest has it.
+    """
+
+    def __init__(
+        self,
+        model: Embedder,
+        shards: Sequence[Shard],
+        out: str | os.PathLike[str],
+        options: Options | None = None,
+    ) -> None:
+        """Joins the run, or begins it.
+
+        Args:
+          model: what embeds, on devices of this process alone.
+          shards: all shards, of all processes.
+          out: the directory, local or `gs://`.
+          options: those of the run.
+
+        Raises:
+          ValueError: there are no shards, or the directory was begun with other settings.
+        """
+        check_pyarrow()
+        if not len(shards):
+            raise ValueError(f"there is nothing to embed into {out}; give at least one image")
+        self.shards, self._model, self._options = shards, model, options or Options()
+        self._out = directory_of(out)
+        self._files = self._out / FOLDER
+        tokens = model.preprocess.num_tokens(self._options.max_num_patches)
+        devices = 1 if model.mesh is None else model.mesh.size
+        self.batch_size = devices * most_rows(self._options.batch_size, tokens)
+        self.settings = settings_of(model, shards, self._options, self.batch_size)
+        self._digest = claim_manifest(self._out, self.settings)
+        self._files.mkdir(parents=True, exist_ok=True)
+
+    def embed(self, numbers: Iterable[int], update: Update | None = None) -> Summary:
+        """Embeds some of the shards, without those that are done.
+
+        Args:
+          numbers: which shards.
+          update: called with the number of shards that are over, and of those there are to do.
+
+        Raises:
+          ValueError: an image cannot be embedded and the run is strict, or a field cannot be kept.
+          OSError: an input cannot be read, or a file not be written.
+        """
+        numbers, clock = list(numbers), _Clock()
+        todo = self._undone({number: self.shards[number] for number in numbers})
+        images, errors = self._write(todo, clock, update) if todo else (0, 0)
+        return Summary(
+            out=str(self._out),
+            shards=len(numbers),
+            skipped=len(numbers) - len(todo),
+            images=images,
+            errors=errors,
+            seconds=clock.seconds,
+            waited=clock.waited,
+        )
+
+    def _write(
+        self, shards: Mapping[int, Shard], clock: _Clock, update: Update | None
+    ) -> tuple[int, int]:
+        """Embeds shards; gives the number of their images, and of those with an error."""
+        (self._out / MERGED).unlink(missing_ok=True)  # it may not stay as it was found to be
+        options, width = self._options, self._model.config.vision.width
+        columns = schema(width, options.embedding, options.fields)
+        files = ShardFiles(self._files, columns, self._digest, shards)
+        images = errors = 0
+        with self._reader([*shards.values()]) as reader, files:
+            for shard, items, rows in self._embedded(clock.timed(reader)):
+                files.add(shard, items, rows)
+                images += len(items)
+                errors += sum(item.error is not None for item in items)
+                if update is not None:
+                    rate, waiting = images / clock.seconds, clock.waited / clock.seconds
+                    update(shard, len(shards), f"{rate:.1f} images/s, {waiting:.0%} waiting")
+            files.end()
+        if update is not None:
+            update(len(shards), len(shards))
+        return images, errors
+
+    def _undone(self, shards: Mapping[int, Shard]) -> dict[int, Shard]:
+        """Those of the shards that have no whole file of this run and of what they are now."""
+        names = {number: file_name(shard) for number, shard in shards.items()}
+        absent = set(missing(self._files, names.values()))
+
+        def is_done(number: int) -> bool:
+            fingerprint = shards[number].fingerprint  # now, before anything is read
+            if names[number] in absent:
+                return False
+            mark = read_mark(self._files / names[number])
+            return mark is not None and mark[:3] == (self._digest, number, fingerprint)
+
+        done = thread_map(is_done, names, _AHEAD)
+        return {
+            n: shard for (n, shard), right in zip(shards.items(), done, strict=True) if not right
+        }
+
+    def _reader(self, shards: Sequence[Shard]) -> ItemReader:
+        options, size, mesh = self._options, self.batch_size, self._model.mesh
+        return ItemReader(
+            shards,
+            self._model.preprocess,
+            columns=options.columns,
+            max_num_patches=options.max_num_patches,
+            batch_size=size,
+            workers=(workers := worker_count(options.workers)),
+            threads=_THREADS if workers else usable_cores(),
+            scaled_decode=options.scaled_decode,
+            place=lambda patches: place(fill(patches, size), mesh),
+        )
+
+    def _embedded(
+        self, batches: Iterable[ItemBatch]
+    ) -> Iterator[tuple[int, list[Item], Float[np.ndarray, "n E"]]]:
+        """Items of each batch, their shard, and their rows, which come one batch later.
+
+        So a device has the next batch before the rows of one are taken from it.
+        """
+        model = self._model
+        _, embed_image, _ = programs(model.config, model.dtype)
+        program, before = partial(embed_image, normalize=True), None
+        for batch in batches:
+            if self._options.strict:
+                _refuse_errors(batch.items)
+            rows = run_batch(program, model.params, batch.patches, model.mesh)
+            if before is not None:
+                yield _taken(*before)
+            before = batch.shard, batch.items, rows
+        if before is not None:
+            yield _taken(*before)
+
+
+def embed_shards(
+    model: Embedder,
+    shards: Sequence[Shard],
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    shard: tuple[int, int] | None = None,
+    update: Update | None = None,
+) -> Summary:
+    """Embeds this process's share of some shards into files of a directory.
+
+    Args:
+      model: what embeds, on devices of this process alone.
+      shards: all shards, of all processes (`data.items.find_items`).
+      out: the directory, local or `gs://`.
+      options: those of the run, the same in all processes.
+      shard: number of the share and how many there are; None takes JAX's numbers of processes.
+      update: called with the number of shards that are over, and of those there are to do.
+
+    Raises:
+      ValueError: as `ShardRun` and its `embed`.
+      OSError: an input cannot be read, or a file not be written.
+    """
+    number, count = shard or (jax.process_index(), jax.process_count())
+    run = ShardRun(model, shards, out, options)
+    return run.embed(range(number, len(shards), count), update)
+
+
+class _Clock:
+    """Time of a run, and how much of it is spent waiting for items of an iterator."""
+
+    def __init__(self) -> None:
+        self._start, self.waited = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time since it was made."""
+        return time.perf_counter() - self._start
+
+    def timed(self, items: Iterable[ItemBatch]) -> Iterator[ItemBatch]:
+        """The same items."""
+        start = time.perf_counter()
+        for item in items:
+            self.waited += time.perf_counter() - start
+            yield item
+            start = time.perf_counter()
+
+
+def _taken(shard: int, items: list[Item], rows: jax.Array) -> tuple[int, list[Item], np.ndarray]:
+    return shard, items, np.asarray(rows)[: len(items)]
+
+
+def _refuse_errors(items: Sequence[Item]) -> None:
+    for item in items:
+        if item.error is not None:
+            raise ImageError(item.error)
