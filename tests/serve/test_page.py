@@ -18,6 +18,7 @@ pytest.importorskip("fastapi")
 sync_api = pytest.importorskip("playwright.sync_api")
 served = pytest.importorskip("served")
 
+sync_api.expect.set_options(timeout=60_000)
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 LABELS = ["a dog", "people at a table", "a street"]
@@ -82,6 +83,7 @@ def visit(
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text))
     page.goto(server.url)
+    sync_api.expect(page.locator("#model, #key")).not_to_have_text(["…", ""])
     yield page
     local = (server.url, "data:", "blob:")
     assert [url for url in asked if not url.startswith(local)] == []
@@ -158,10 +160,11 @@ def visit_once(browser: sync_api.Browser, server: served.Served) -> Iterator[syn
 
 
 def test_by_keyboard_alone(page):
+    page.on("filechooser", lambda chooser: chooser.set_files(IMAGE))
     page.keyboard.press("Tab")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(IMAGE)
+    sync_api.expect(page.get_by_label("Images", exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#files-note")).to_have_text(f"1 image: {IMAGE.name}")
     page.keyboard.press("Tab")
     page.keyboard.type("a dog\na cat")
     order = []
@@ -175,7 +178,7 @@ def test_by_keyboard_alone(page):
     wait_for(page, "Done: 1 labelled.")
     assert set(read_scores(page)) == {"a dog", "a cat"}
     page.get_by_label("Labels", exact=True).focus()
-    page.keyboard.type("a boat\n")
+    page.keyboard.type("\na boat")
     page.keyboard.press("Control+Enter")
     wait_for(page, "Done: 1 labelled.")
     sync_api.expect(page.locator(".scores li")).to_have_count(3)
