@@ -7,15 +7,18 @@ python scripts/serve/screenshot.py docs/images/serve.png [--url http://127.0.0.1
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from siglip2_jax.demo import HERE
 
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-IMAGES = ["000000000790.jpg", "000000012280.jpg"]  # CC BY 2.0
-LABELS = ["people at a table with a cake", "an airport with a woman and her bags", "a dog in a car"]
+IMAGES = ["000000431848.jpg", "000000215245.jpg"]  # CC BY 2.0
+LABELS = ["a person doing a trick on a skateboard", "zebras on a grassy field", "pizza and wine"]
+COLOURS = 128  # enough for a small file
 
 
 def main() -> None:
@@ -35,7 +38,9 @@ def main() -> None:
         page.get_by_role("button", name="Label images").click()
         expect(page.locator("#status")).to_contain_text("Done")
         args.png.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=args.png)
+        page.evaluate("scrollTo(0, 0)")
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        image.quantize(COLOURS).save(args.png, optimize=True)
         browser.close()
 
 

@@ -17,8 +17,8 @@ from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.serve import schemas
 from siglip2_jax.serve.errors import FAULT, ApiError
 from siglip2_jax.serve.gate import Gate
-from siglip2_jax.serve.ranking import Searchable
 from siglip2_jax.serve.page import read_page
+from siglip2_jax.serve.ranking import Searchable
 from siglip2_jax.serve.routes import routes
 from siglip2_jax.serve.service import Service
 from siglip2_jax.serve.settings import Settings
