@@ -16,6 +16,9 @@ from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor
 
 
+_START_SECONDS = 120.0
+
+
 class Decoded(NamedTuple):
     """An image as patches.
 
@@ -67,7 +70,7 @@ class Decoders:
 
         def begin() -> None:
             barrier.wait()  # or one thread would take two of these
-            self._process().ask(b"", 1, 60.0)
+            self._process().ask(b"", 1, self._seconds)
 
         for future in [self._threads.submit(begin) for _ in range(self._workers)]:
             future.result()
@@ -119,12 +122,11 @@ class _Process:
         )
         self._process.start()
         other.close()  # so that its end is noticed
-        self._connection.send(None)
         self._started = False
 
     def ask(self, data: bytes, max_num_patches: int, seconds: float) -> Decoded | str:
         if not self._started:
-            self._receive(60.0)
+            self._receive(_START_SECONDS)
             self._started = True
         self._connection.send((data, max_num_patches))
         return self._receive(seconds)
@@ -149,7 +151,7 @@ def _serve(connection: Connection, preprocess: ImagePreprocessor) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError, KeyboardInterrupt):
-        connection.send(connection.recv())
+        connection.send("")  # has started
         while True:
             connection.send(_decode(preprocess, *connection.recv()))
 

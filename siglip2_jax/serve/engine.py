@@ -49,13 +49,11 @@ class Engine:
       model: on whose devices they run.
       sizes: sizes of batches of each program, ascending.
       thread: the worker thread.
-      ready: every program has been compiled and run.
     """
 
     def __init__(self, model: Embedder, budgets: Sequence[int], settings: Settings):
         self.model = model
         self.thread = ThreadPoolExecutor(1, "siglip2_jax device")
-        self.ready = False
         self._stuck_seconds = settings.stuck_seconds
         self._since: float | None = None
         self._lost = False
@@ -79,7 +77,6 @@ class Engine:
         for program, sizes in self.sizes.items():
             for size in sizes:
                 self._call(program, self._blank(program, size))
-        self.ready = True
 
     def run(self, program: Program, rows: Sequence[Any], size: int) -> Float[np.ndarray, "n E"]:
         """Embeds a batch; on the worker thread.

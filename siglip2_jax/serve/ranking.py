@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from fastapi import APIRouter
@@ -16,6 +16,7 @@ from siglip2_jax.serve.forms import Image, Item, Link, only_one
 from siglip2_jax.serve.service import Row, Service
 
 
+@runtime_checkable
 class Searchable(Protocol):
     """What `/v1/search` needs of a database: `siglip2_jax.search.Index`."""
 

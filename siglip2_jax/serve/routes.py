@@ -43,7 +43,7 @@ def routes(service: Service, index: Searchable | None = None) -> APIRouter:
     """
 
     async def ready() -> None:
-        if not service.engine.ready:
+        if not service.warm:
             raise ApiError(
                 503,
                 "the server is warming up; try again in a few seconds",

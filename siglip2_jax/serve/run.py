@@ -30,6 +30,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="asyncio",
                 http=_Protocol,
                 ws="none",
                 lifespan="on",

@@ -58,6 +58,7 @@ class Service:
       engine: its device.
       batcher: its queue.
       reader: of the forms of requests.
+      warm: all programs have run, and requests are taken.
       draining: it is about to end.
     """
 
@@ -70,7 +71,7 @@ class Service:
         self.engine = Engine(model, self.budgets, settings)
         self.batcher = Batcher(self.engine, settings, self.metrics)
         self.reader = Reader(settings)
-        self.draining = False
+        self.warm = self.draining = False
         preprocess = dataclasses.replace(model.preprocess, max_pixels=settings.max_pixels)
         self._decoders = Decoders(
             preprocess,
@@ -135,7 +136,7 @@ class Service:
             return health
         if self.draining:
             return "draining"
-        return "ready" if self.engine.ready else "warming up"
+        return "ready" if self.warm else "warming up"
 
     async def embed(
         self, items: Sequence[Item | ApiError], budget: int, param: str
@@ -217,6 +218,7 @@ class Service:
             )
             for name in self.settings.labels:
                 await self.embed_label_set(name)
+            self.warm = True
             _log.info("ready after %.1f s", time.monotonic() - start)
         except Exception:
             self._failed = True
