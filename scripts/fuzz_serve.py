@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import itertools
 import json
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from siglip2_jax.testing import tiny_embedder
 
 CLIENTS = 8
 SECONDS = 60.0  # after which a request hangs
-SAMPLES = 100  # of the server's memory
+ROUNDS = 20  # after each of which the server's memory is read, while nothing is sent
 GOOD_EVERY = 20
 HANGS, CLOSED, LEFT = "hangs", "closed", "left"  # what may come instead of a status
 
@@ -68,7 +69,7 @@ class Fuzz:
     Attributes:
       counts: of each kind of request, how often it got which status.
       wrong: good requests that were not answered with the right embedding.
-      memory: number of requests so far and bytes of the server.
+      memory: after each round, number of requests so far and bytes of the server.
     """
 
     def __init__(self, server: Served, expected: np.ndarray):
@@ -82,18 +83,19 @@ class Fuzz:
     async def run(self, count: int, seed: int) -> None:
         """Sends all requests, several at a time."""
         cases = enumerate(odd_requests(count, seed), 1)
-        every = max(1, count // SAMPLES)
-        self.memory.append((0, self.server.memory()))
-        await asyncio.gather(*(self._client(cases, every) for _ in range(CLIENTS)))
-        await self._check_good()
+        done = 0
+        while cases_of_round := tuple(itertools.islice(cases, -(-count // ROUNDS))):
+            waiting = iter(cases_of_round)
+            await asyncio.gather(*(self._client(waiting) for _ in range(CLIENTS)))
+            await self._check_good()
+            done += len(cases_of_round)
+            self.memory.append((done, self.server.memory()))
 
-    async def _client(self, cases: Iterator[tuple[int, Case]], every: int) -> None:
+    async def _client(self, cases: Iterator[tuple[int, Case]]) -> None:
         for number, case in cases:
             self.counts[case.kind][await send(self.server.port, case)] += 1
             if number % GOOD_EVERY == 0:
                 await self._check_good()
-            if number % every == 0:
-                self.memory.append((number, self.server.memory()))
 
     async def _check_good(self) -> None:
         """A good request, sent again while the server says that it is busy."""
@@ -126,9 +128,7 @@ class Fuzz:
             "statuses": dict(sorted(by_status.items())),
             "faults": faults,
             "wrong": self.wrong,
-            "MiB_first": round(self.memory[0][1] / 2**20, 1),
-            "MiB_half": round(half[0, 1] / 2**20, 1),
-            "MiB_last": round(half[-1, 1] / 2**20, 1),
+            "MiB": [round(size / 2**20, 1) for _, size in self.memory],
             "KiB_per_1000_requests": round(slope * 1000 / 1024, 1),
             "kinds": {kind: dict(counts) for kind, counts in sorted(self.counts.items())},
         }

@@ -23,6 +23,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 LABELS = ["a dog", "people at a table", "a street"]
 IMAGE = shipped_examples()[0].image
+ANIMALS = ["a zebra", "an elephant"]
 KEY = "a-key-of-the-test"
 
 pytestmark = [
@@ -54,7 +55,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(source: Path) -> Iterator[served.Served]:
-    options = ["--max-num-patches", "64", "16"]
+    labels = source.parent / "animals.txt"
+    labels.write_text("\n".join(ANIMALS))
+    options = ["--max-num-patches", "64", "16", "--labels-file", str(labels)]
     with served.Served(source, source.parent / "log", options) as server:
         yield server
 
@@ -83,7 +86,7 @@ def visit(
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text))
     page.goto(server.url)
-    sync_api.expect(page.locator("#model, #key")).not_to_have_text(["…", ""])
+    sync_api.expect(page.locator("#key:visible, #budget option").first).to_be_attached()
     yield page
     local = (server.url, "data:", "blob:")
     assert [url for url in asked if not url.startswith(local)] == []
@@ -165,6 +168,7 @@ def test_by_keyboard_alone(page):
     sync_api.expect(page.get_by_label("Images", exact=True)).to_be_focused()
     page.keyboard.press("Enter")
     sync_api.expect(page.locator("#files-note")).to_have_text(f"1 image: {IMAGE.name}")
+    page.keyboard.press("Tab")  # to the sets of labels
     page.keyboard.press("Tab")
     page.keyboard.type("a dog\na cat")
     order = []
@@ -184,7 +188,50 @@ def test_by_keyboard_alone(page):
     sync_api.expect(page.locator(".scores li")).to_have_count(3)
 
 
-def test_an_image_can_be_dropped_and_pasted(page):
+def test_labels_that_the_server_knows(page):
+    fill(page, IMAGE)
+    page.get_by_label("Set of labels").select_option("animals")
+    sync_api.expect(page.get_by_label("Labels", exact=True)).to_be_disabled()
+    page.get_by_role("button", name="Label images").click()
+    wait_for(page, "Done: 1 labelled.")
+    assert set(read_scores(page)) == set(ANIMALS)
+
+
+def test_search_where_there_is_a_database(page, server):
+    """The server of this test has none: its answers are made here, in the form of the API."""
+    schemas = pytest.importorskip("siglip2_jax.serve.schemas")
+    asked = []
+    models = server.get("/v1/models").json()
+    models["data"][0]["search"] = True
+    hit = {"id": "x/1.jpg", "score": 0.25, "caption": "<b>a dog</b>", "fields": {}}
+    hits = [schemas.SearchHit(**hit, width=640, height=480)]
+    answer = schemas.SearchAnswer(model="tiny", results=hits).model_dump()
+
+    def search(route: sync_api.Route) -> None:
+        asked.append(schemas.SearchRequest(**route.request.post_data_json))
+        route.fulfill(json=answer)
+
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.route("**/v1/search", search)
+    page.reload()
+    page.get_by_label("Description of the images").fill("a dog")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#search-status")).to_have_text("1 image found.")
+    assert page.locator("#hits").inner_text().split("\n") == [
+        "x/1.jpg",
+        "score 0.250: <b>a dog</b>",
+    ]
+    fill(page, IMAGE)
+    page.get_by_role("button", name="Label images").click()
+    wait_for(page, "Done: 1 labelled.")
+    page.get_by_role("button", name=f"Find images similar to {IMAGE.name}").click()
+    sync_api.expect(page.locator("#search-status")).to_have_text("1 image found.")
+    first, second = asked
+    assert (first.query, first.image) == ("a dog", None)
+    assert second.query is None and second.image.startswith("data:image/jpeg;base64,")
+
+
+def test_an_image_can_be_dropped(page):
     page.evaluate(
         """async () => {
           const canvas = Object.assign(document.createElement("canvas"), {width: 40, height: 30});
