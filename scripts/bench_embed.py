@@ -2,8 +2,9 @@
 
 Writes the same images, one in twenty of them broken, as files, tars and Parquet, and embeds each
 kind into shards (`inference.shards`) with random weights. The model's own rate is that of the same
-program on patches that are ready, before and after. Memory is the resident set of this process and
-of its workers; its slope is a least-squares line over the second half. Needs the extra `search`.
+program on patches that are ready, measured in turns with the shards. Memory is the resident set of
+this process and of its workers; its slope is a least-squares line over the second half. Needs the
+extra `search`.
 
     python scripts/bench_embed.py [--images 100000] [--kinds files,tar,Parquet] [--json FILE]
 """
@@ -21,7 +22,9 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -161,8 +164,10 @@ def resident() -> int:
     return total * os.sysconf("SC_PAGE_SIZE")
 
 
-def own_rate(embedder: Embedder, run: ShardRun, options: Options, seconds: float) -> float:
-    """Images that the model embeds in a second where their patches are on the device already."""
+def own_rate(
+    embedder: Embedder, run: ShardRun, options: Options, seconds: float
+) -> tuple[float, float]:
+    """Images a second where patches are on the device already, and milliseconds of CPU an image."""
     with ItemReader(
         run.shards[:1],
         embedder.preprocess,
@@ -173,14 +178,15 @@ def own_rate(embedder: Embedder, run: ShardRun, options: Options, seconds: float
     _, embed_image, _ = programs(embedder.config, embedder.dtype)
     program = partial(embed_image, normalize=True)
     np.asarray(run_batch(program, embedder.params, patches, embedder.mesh))
-    start, done, before = time.perf_counter(), 0, None
+    start, cpu, done, before = time.perf_counter(), time.process_time(), 0, None
     while time.perf_counter() - start < seconds:
         rows = run_batch(program, embedder.params, patches, embedder.mesh)
         if before is not None:
             np.asarray(before)
             done += run.batch_size
         before = rows
-    return done / (time.perf_counter() - start)
+    cpu = time.process_time() - cpu
+    return done / (time.perf_counter() - start), cpu / done * 1e3
 
 
 def measure(kind: str, directory: Path, embedder: Embedder, args: argparse.Namespace) -> dict:
@@ -191,24 +197,35 @@ def measure(kind: str, directory: Path, embedder: Embedder, args: argparse.Names
         max_num_patches=args.max_num_patches, batch_size=args.batch_size, workers=args.workers
     )
     run = ShardRun(embedder, find_items([str(source)]), out, options)
-    rates = [own_rate(embedder, run, options, args.seconds)]
+    alone, summaries = [own_rate(embedder, run, options, args.seconds)], []
     with Memory() as memory:
-        summary = run.embed(range(len(run.shards)))
-    rates.append(own_rate(embedder, run, options, args.seconds))
-    merged, rate = merge(out), summary.images / summary.seconds
-    assert (merged.images, merged.errors) == (summary.images, summary.errors)
+        for number in range(len(run.shards)):
+            start = time.process_time()
+            summaries.append((run.embed([number]), time.process_time() - start))
+            alone.append(own_rate(embedder, run, options, args.seconds))
+    images, errors, seconds, waited = (
+        sum(getattr(summary, name) for summary, _ in summaries)
+        for name in ("images", "errors", "seconds", "waited")
+    )
+    merged = merge(out)
+    assert (merged.images, merged.errors) == (images, errors)
+    ratios = [
+        summary.images / summary.seconds / ((before[0] + after[0]) / 2)
+        for (summary, _), (before, after) in zip(summaries, pairwise(alone), strict=True)
+    ]
     return {
         "kind": kind,
-        "shards": summary.shards,
-        "images": summary.images,
-        "errors": summary.errors,
-        "seconds": summary.seconds,
-        "images_per_s": rate,
-        "model_images_per_s": rates,
-        "share_of_model": rate / (sum(rates) / 2),
-        "data_wait": summary.waited / summary.seconds,
+        "shards": len(run.shards),
+        "images": images,
+        "errors": errors,
+        "seconds": seconds,
+        "images_per_s": images / seconds,
+        "model_images_per_s": [rate for rate, _ in alone],
+        "share_of_model": ratios,
+        "cpu_ms": [sum(cpu for _, cpu in summaries) / images * 1e3, median(c for _, c in alone)],
+        "data_wait": waited / seconds,
         "mb_at_quarters": memory.at_quarters(),
-        "mb_per_100000_images": memory.slope() / rate * 1e5 / 1e6,
+        "mb_per_100000_images": memory.slope() * memory.seconds[-1] / images * 1e5 / 1e6,
     }
 
 
@@ -217,13 +234,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
-    parser.add_argument("--size", type=int, nargs=2, default=(96, 72), help="of images, in pixels")
-    parser.add_argument("--width", type=int, default=256, help="of the model")
-    parser.add_argument("--depth", type=int, default=4, help="of the model")
-    parser.add_argument("--max-num-patches", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), help="of images, in pixels")
+    parser.add_argument("--width", type=int, default=512, help="of the model")
+    parser.add_argument("--depth", type=int, default=6, help="of the model")
+    parser.add_argument("--max-num-patches", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 for threads")
-    parser.add_argument("--seconds", type=float, default=20, help="of the model alone, each time")
+    parser.add_argument("--seconds", type=float, default=5, help="of the model alone, each time")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     if unknown := set(args.kinds) - KINDS.keys():
@@ -246,10 +263,13 @@ def table(rows: list[dict]) -> str:
         "images": lambda x: f"{x['images']:,}",
         "broken": lambda x: f"{x['errors']:,}",
         "images/s": lambda x: f"{x['images_per_s']:.1f}",
-        "the model alone, images/s": lambda x: " and ".join(
-            f"{rate:.1f}" for rate in x["model_images_per_s"]
+        "the model alone, images/s": lambda x: f"{median(x['model_images_per_s']):.1f}",
+        "share of the model's rate (median of shards)": lambda x: (
+            f"{median(x['share_of_model']):.0%}"
         ),
-        "share of the model's rate": lambda x: f"{x['share_of_model']:.0%}",
+        "CPU an image, and of the model alone, ms": lambda x: " and ".join(
+            f"{ms:.2f}" for ms in x["cpu_ms"]
+        ),
         "waiting for data": lambda x: f"{x['data_wait']:.1%}",
         "memory at the end, MB": lambda x: f"{x['mb_at_quarters'][-1]:.0f}",
         "growth, MB each 100,000 images": lambda x: f"{x['mb_per_100000_images']:.1f}",

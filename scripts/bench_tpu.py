@@ -24,7 +24,8 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from siglip2_jax.config import load_config
-from siglip2_jax.planner.plan import DoesNotFit, StepPlan, plan_step
+from siglip2_jax.planner.estimate import DoesNotFit
+from siglip2_jax.planner.plan import StepPlan, plan_step
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.progress import progress
 from siglip2_jax.recipes import locate

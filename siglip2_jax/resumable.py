@@ -46,9 +46,6 @@ def _write_first(path: epath.Path, content: str) -> bool:
 
     In a store, and on a file system without links, the last one stays.
     """
-    if "://" in os.fspath(path):
-        write_whole(path, content)
-        return True
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     write_whole(temporary, content)
     try:

@@ -13,6 +13,7 @@ from siglip2_jax.fingerprint import (
     fingerprint_arrays,
     fingerprint_file,
     fingerprint_files,
+    stamp_file,
 )
 
 
@@ -131,6 +132,7 @@ def test_only_what_is_read_counts(root):
 def test_a_file_that_the_disk_does_not_give_is_no_absent_one(tmp_path):
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     assert fingerprint_file(str(tmp_path / "absent.jpg")) is None
+    assert stamp_file(str(tmp_path / "absent.csv")) is None
     with pytest.raises(OSError, match="symbolic links"):
         fingerprint_file(str(tmp_path / "circle.jpg"))
 

@@ -36,7 +36,7 @@ LAYERS = (
     "config",
     "recipes",
     "train",
-    "benchmarks planner",
+    "benchmarks planner search",
     "serve",
     "cli",
     "__main__",

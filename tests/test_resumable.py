@@ -145,6 +145,17 @@ def test_of_jobs_that_begin_at_once_one_writes(tmp_path, monkeypatch, links):
         assert [x is None for x in results] == [i % 2 == kept for i in range(8)]
 
 
+def test_jobs_that_begin_at_once_in_a_store(tmp_path, store):
+    settings = {"a": 1}
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: claim("gs://bucket/job/x.json", settings, "go away"), range(8)):
+            pass
+    (file,) = (tmp_path / "store" / "bucket" / "job").iterdir()
+    assert file.name == "x.json" and json.loads(file.read_bytes()) == settings
+    with pytest.raises(ValueError, match=r"a 1 \(now 2\); go away"):
+        claim("gs://bucket/job/x.json", {"a": 2}, "go away")
+
+
 def raising(error):
     def function(*_):
         raise error

@@ -29,3 +29,11 @@ def test_one_long_text_does_not_stretch_the_others():
     column = Strings.join(["x" * 200_000] + ["word"] * 20_000)
     assert column.data.nbytes + column.offsets.nbytes == 200_000 + 4 * 20_000 + 8 * 20_002
     assert column[20_000] == "word" and np.all(np.diff(column.offsets)[1:] == 4)
+
+
+def test_a_part_is_no_copy():
+    column = Strings.join(["a", "Zürich", "", "猫", "end"])
+    for start, stop in ((0, 5), (1, 4), (2, 2), (4, 5)):
+        part = column.part(start, stop)
+        assert list(part) == list(column)[start:stop]
+        assert np.shares_memory(part.data, column.data) or not part.data.size

@@ -68,7 +68,7 @@ install_code() {
 install_locked() {
   local command='curl -LsSf https://astral.sh/uv/install.sh | sh'
   command+=' && cd ~/siglip2_jax && UV_PROJECT_ENVIRONMENT=~/venv ~/.local/bin/uv sync --frozen'
-  command+=' --no-default-groups --extra tpu --extra gcs --extra tensorboard'
+  command+=' --no-default-groups --extra tpu --extra gcs --extra remote --extra tensorboard'
   command+=" --managed-python --python $python"
   on_workers "$2" all "$command && ~/venv/bin/siglip2 --help > /dev/null"
 }

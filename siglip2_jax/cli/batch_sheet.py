@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 
-from siglip2_jax.cli.sheet import data_uri
 from siglip2_jax.data.regions import Box
 from siglip2_jax.data.targets import Parsed
+from siglip2_jax.preprocess.thumbnail import data_uri
 from siglip2_jax.types import Batch, Patches
 
 GRID = (255, 64, 64)

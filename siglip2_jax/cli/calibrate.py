@@ -7,7 +7,14 @@ import dataclasses
 import sys
 
 from siglip2_jax.cli.classify import read_labels
-from siglip2_jax.cli.options import add_model_options, add_template_option, any_path, load_model
+from siglip2_jax.cli.options import (
+    add_model_options,
+    add_template_option,
+    any_path,
+    load_model,
+    local_path,
+    output_file,
+)
 from siglip2_jax.cli.printing import print_json
 
 
@@ -27,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--examples",
         metavar="PATH",
+        type=local_path,
         required=True,
         help="directory with a folder of images for each label; or rows of `image` and `label`, or "
         "of `image`, `text` and `match`, in a .csv or .jsonl file",
@@ -43,10 +51,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     goal.add_argument(
         "--recall", type=float, metavar="R", help="wanted share of matches that are accepted"
     )
-    parser.add_argument("--out", type=any_path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=output_file, required=True, help="JSON file to write")
     parser.add_argument(
         "--plot",
-        type=any_path,
+        type=output_file,
         metavar="FILE.svg",
         help="reliability plot to write (extra `report`)",
     )

@@ -39,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--calibration",
         metavar="FILE",
+        type=any_path,
         help="result of `siglip2 calibrate`: its labels, templates, probabilities and threshold",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(args.images)
     model = load_model(args)
     if calibration:
-        calibration.check(model.identity(), args.calibration)
+        calibration.check(model.identity(), str(args.calibration))
     templates = calibration.templates if calibration else args.templates or ["{}"]
     threshold = calibration.threshold if calibration else 0.0
     texts = embed_labels(model, labels, templates)

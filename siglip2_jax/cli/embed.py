@@ -39,9 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Parquet files (--out DIR), one a shard, on any number of processes. The same command "
         "continues an interrupted run. Unreadable images are listed in OUT.errors.jsonl, or have "
         "the reason in the column `error`.",
-        epilog="examples: siglip2 embed MODEL --images photos/ 'more/*.jpg' --out photos.npz; "
-        "siglip2 embed MODEL --images '/data/*.tar' --out DIR --shard 3/16; "
-        "siglip2 embed --merge --out DIR",
+        epilog="example: siglip2 embed MODEL --images '/data/*.tar' --out embeddings --shard 3/16",
     )
     add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -78,7 +76,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Embeds; exit code 1 if no item could be embedded."""
     if args.merge:
         return embed_shards.run_merge(args)
-    if args.images and (not args.out.suffix or args.out.is_dir()):
+    directory = args.out.suffix != ".npz" and (not args.out.suffix or args.out.is_dir())
+    if args.images and directory:
         return embed_shards.run(args)
     embed_shards.refuse_options(args, parser)
     return _run_file(args)

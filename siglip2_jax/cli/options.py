@@ -132,14 +132,18 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, batches: bool = True) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, batches: bool = True
+) -> None:
     """Adds SOURCE and everything that decides how it is loaded.
 
     Args:
       parser: gets the options.
+      required: whether SOURCE must be given.
       batches: whether to add the token budget and the batch size, too.
     """
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    nargs = None if required else "?"
+    parser.add_argument("source", metavar="SOURCE", nargs=nargs, help=SOURCE_HELP)
     add_stage_option(parser)
     parser.add_argument(
         "--tokenizer",
@@ -230,11 +234,12 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds CONFIG and the changes to it."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
+        nargs=None if required else "?",
         help="name of a recipe (see `siglip2 configs`), Python file with a config(), "
         "package.module:function, or config.json of a run",
     )

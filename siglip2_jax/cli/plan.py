@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from siglip2_jax.cli import plan_embed
 from siglip2_jax.cli.options import add_config_options, load_run, positive
 from siglip2_jax.cli.printing import print_json
 from siglip2_jax.planner.host_cores import IMAGES_PER_CORE_SECOND
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from siglip2_jax.config import ResolvedStage, TrainConfig
+    from siglip2_jax.planner.host_input import Assumptions
     from siglip2_jax.planner.search import Candidate
 
 GIB = 2**30
@@ -29,9 +31,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "TPU compiler (extra `tpu`, Linux x86), and prints memory, time and traffic per chip. Each "
         "program takes minutes. Times are estimates of the compiler; use them only to compare "
         "programs.",
-        epilog="example: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256",
+        epilog="examples: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256; "
+        'siglip2 plan --embed "B/16 256" --topology v5e:2x4',
     )
-    add_config_options(parser)
+    add_config_options(parser, required=False)
     parser.add_argument(
         "--topology", default="v5e:16x16", help="topology of one TPU slice (default: v5e:16x16)"
     )
@@ -98,6 +101,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="both",
         help="execution of the layers: in a loop (scan), unrolled, or both in turn (default: both)",
     )
+    plan_embed.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.set_defaults(run=run)
 
@@ -110,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
     from siglip2_jax.planner.topology import topology_mesh
     from siglip2_jax.train.inputs import check_batches
 
+    plan_embed.check_options(args)
+    if args.embed is not None:
+        return plan_embed.run(args, _assumed(args))
     _check_options(args)
     config = load_run(args)
     mesh = topology_mesh(args.topology, args.slices, config.replica)
@@ -138,7 +145,7 @@ def _plan(
     """Every program once."""
     import dataclasses
 
-    from siglip2_jax.planner.host_input import Assumptions, host_input, request_dollars
+    from siglip2_jax.planner.host_input import host_input, request_dollars
     from siglip2_jax.planner.max_batch import largest_batch
     from siglip2_jax.planner.plan import plan_step
     from siglip2_jax.planner.report import report
@@ -154,12 +161,7 @@ def _plan(
             show(i + 1, len(work))
     summary: dict[str, object] = {"steps": [plan.to_json() for plan in plans]}
     summary |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
-    assumed = Assumptions(
-        images_per_core_second=float(args.images_per_core_second or IMAGES_PER_CORE_SECOND),
-        image_bytes=args.kilobytes_per_image * 1e3,
-        images_per_request=args.images_per_request,
-        dollars_per_request=args.dollars_per_1000_requests / 1e3,
-    )
+    assumed = _assumed(args)
     needs = [host_input(plan, stage, assumed) for plan, (stage, _) in zip(plans, work, strict=True)]
     summary["input"] = {
         "assumed": dataclasses.asdict(assumed),
@@ -215,6 +217,18 @@ def _search(
     summary |= {"trials": [trial.to_json() | {"pareto": trial in best} for trial in trials]}
     code = INTERRUPTED if stopped else 0 if best else 1
     return code, summary, search_table(trials, title)
+
+
+def _assumed(args: argparse.Namespace) -> Assumptions:
+    """Assumptions on the images and their store, from the options."""
+    from siglip2_jax.planner.host_input import Assumptions
+
+    return Assumptions(
+        images_per_core_second=float(args.images_per_core_second or IMAGES_PER_CORE_SECOND),
+        image_bytes=args.kilobytes_per_image * 1e3,
+        images_per_request=args.images_per_request,
+        dollars_per_request=args.dollars_per_1000_requests / 1e3,
+    )
 
 
 def _check_options(args: argparse.Namespace) -> None:

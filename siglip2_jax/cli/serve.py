@@ -18,6 +18,7 @@ from siglip2_jax.cli.options import (
 if TYPE_CHECKING:
     from siglip2_jax.inference.calibration import Calibration
     from siglip2_jax.inference.embedder import Embedder
+    from siglip2_jax.search import Index
     from siglip2_jax.serve.settings import LabelSet, Settings
 
 _MISSING = "siglip2 serve needs the extra `serve` ({}); install it with: {}"
@@ -134,33 +135,35 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise ValueError(_MISSING.format(error, _WAY_OUT)) from error
 
-    sock = listen(args.host, args.port)
-    settings, model = _settings(args), load_model(args)
-    _check_calibrations(model, settings)
-    index = None
-    if args.db:
-        from siglip2_jax.search import Index
-
-        index = Index.open(args.db, model)
-        patches = index.database.settings["patches"]
-        if model.preprocess.image_size is None and patches not in settings.budgets:
-            raise ValueError(
-                f"{args.db} was made at {patches} patches, which is none of --max-num-patches; "
-                "add it there"
-            )
-    devices = jax.local_devices()
-    if len(devices) > 1:
-        model.replicate_over(devices)
-    app = create_app(model, settings, index)
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(
-        f"serving {settings.model_name} at http://{shown}:{port} on {len(devices)} "
-        f"{devices[0].platform} device{'s' * (len(devices) > 1)}; /ready tells when it is warm",
-        flush=True,
-    )
-    run(app, sock)
+    with listen(args.host, args.port) as sock:
+        settings, model = _settings(args), load_model(args)
+        _check_calibrations(model, settings)
+        index = _open_database(args.db, model, settings) if args.db else None
+        devices = jax.local_devices()
+        if len(devices) > 1:
+            model.replicate_over(devices)
+        app = create_app(model, settings, index)
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(
+            f"serving {settings.model_name} at http://{shown}:{port} on {len(devices)} "
+            f"{devices[0].platform} device{'s' * (len(devices) > 1)}; /ready tells when it is warm",
+            flush=True,
+        )
+        run(app, sock)
     return 0
+
+
+def _open_database(uri: str, model: Embedder, settings: Settings) -> Index:
+    from siglip2_jax.search import Index
+
+    index = Index.open(uri, model)
+    patches = index.database.settings["patches"]
+    if model.preprocess.image_size is None and patches not in settings.budgets:
+        raise ValueError(
+            f"{uri} was made at {patches} patches, which is none of --max-num-patches; add it there"
+        )
+    return index
 
 
 def _settings(args: argparse.Namespace) -> Settings:

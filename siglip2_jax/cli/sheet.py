@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from string import Template
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+
+from siglip2_jax.preprocess.thumbnail import data_uri, thumbnail
 
 THUMBNAIL = 112
 
@@ -77,7 +77,8 @@ def similarity_sheet(
         title=html.escape(title),
         summary=html.escape(summary),
         images="".join(
-            f'<th><img src="{data_uri(_thumbnail(image))}" alt=""></th>' for image in images
+            f'<th><img src="{data_uri(thumbnail(image, THUMBNAIL))}" alt=""></th>'
+            for image in images
         ),
         rows="\n".join(rows),
         credits="<br>".join(html.escape(line) for line in credits),
@@ -87,16 +88,3 @@ def similarity_sheet(
 def _colour(shade: float) -> str:
     """White to blue."""
     return f"rgb({255 - 190 * shade:.0f},{255 - 120 * shade:.0f},{255 - 30 * shade:.0f})"
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return small
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image as a JPEG within the page."""
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -33,9 +33,9 @@ def read_image(path: str) -> bytes:
             raise SourceError(
                 f"{path}: there is no folder {file.parent}; mount it, or put it back"
             ) from error
-        raise ExampleError(f"{path}: no such file.", path) from error
+        raise ExampleError(f"{path}: no such file.") from error
     except (IsADirectoryError, NotADirectoryError) as error:
-        raise ExampleError(f"{path}: this is no file.", path) from error
+        raise ExampleError(f"{path}: this is no file.") from error
     except (OSError, ValueError):
         raise
     except Exception as error:  # the clients of stores have errors of their own

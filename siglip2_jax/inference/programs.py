@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -109,7 +108,10 @@ def place(batch: T, mesh: Mesh | None) -> T:
 
     What is given may be written again once the result is ready (`jax.block_until_ready`).
     """
-    return jax.tree.map(jnp.array, batch) if mesh is None else put_batch(batch, mesh)
+    if mesh is not None:
+        return put_batch(batch, mesh)
+    # A copy by NumPy: one by JAX would wait on a CPU for the program that is running there.
+    return jax.device_put(jax.tree.map(np.array, batch))
 
 
 def run_batch(program: Callable[..., Any], params: Params, batch: Any, mesh: Mesh | None) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 
 from siglip2_jax.config import ResolvedStage
 from siglip2_jax.models.layers import Remat
-from siglip2_jax.planner.plan import DoesNotFit, StepPlan
+from siglip2_jax.planner.estimate import DoesNotFit
+from siglip2_jax.planner.plan import StepPlan
 
 ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
 """Activations that `Compute.remat` can save by name."""

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 
 from siglip2_jax import __version__
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.search import Index
 from siglip2_jax.serve import schemas
-from siglip2_jax.serve.errors import FAULT, ApiError
+from siglip2_jax.serve.errors import ApiError
 from siglip2_jax.serve.gate import Gate
 from siglip2_jax.serve.page import read_page
-from siglip2_jax.serve.ranking import Searchable
 from siglip2_jax.serve.routes import routes
 from siglip2_jax.serve.service import Service
 from siglip2_jax.serve.settings import Settings
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(
-    model: Embedder, settings: Settings | None = None, index: Searchable | None = None
+    model: Embedder, settings: Settings | None = None, index: Index | None = None
 ) -> FastAPI:
     """The application, for any ASGI server that runs one process.
 
@@ -116,7 +116,3 @@ def _add_errors(app: FastAPI) -> None:
         }
         message = messages.get(error.status_code, "the request cannot be read")
         return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> Response:
-        return ApiError(500, FAULT).response()

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor
 
-
 _START_SECONDS = 120.0
 
 

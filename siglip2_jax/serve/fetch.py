@@ -98,6 +98,8 @@ class Fetcher:
                 if isinstance(answer, bytes):
                     return answer
                 url = urljoin(url, answer)
+        except TimeoutError:
+            raise _refusal("it takes too long", param) from None
         except (OSError, http.client.HTTPException, UnicodeError):
             raise _refusal("it cannot be fetched", param) from None
         raise _refusal(f"it redirects more than {_REDIRECTS} times", param)
@@ -108,7 +110,7 @@ class Fetcher:
         addresses = self._resolve(host)
         if not addresses or not all(map(is_public, addresses)):
             raise _refusal("its host is not on the open internet", param)
-        left = _left(end, param)
+        left = _left(end)
         with self._connect(addresses[0], left) as plain:
             plain.settimeout(left)
             with self._context.wrap_socket(plain, server_hostname=host) as secure:
@@ -159,14 +161,14 @@ class Fetcher:
                     param,
                     "image_too_large",
                 )
-            secure.settimeout(_left(end, param))
+            secure.settimeout(_left(end))
         return b"".join(parts)
 
 
-def _left(end: float, param: str) -> float:
+def _left(end: float) -> float:
     left = end - time.monotonic()
     if left <= 0:
-        raise _refusal("it takes too long", param)
+        raise TimeoutError
     return left
 
 

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from siglip2_jax.search import Hit, Index
 from siglip2_jax.serve import schemas
 from siglip2_jax.serve.choices import check_model, choose_budget, usage
 from siglip2_jax.serve.errors import bad
 from siglip2_jax.serve.forms import Image, Item, Link, only_one
 from siglip2_jax.serve.service import Row, Service
-
-
-@runtime_checkable
-class Searchable(Protocol):
-    """What `/v1/search` needs of a database: `siglip2_jax.search.Index`."""
-
-    database: Any
-
-    def nearest(
-        self,
-        vectors: Any,
-        *,
-        k: int | None = None,
-        threshold: float | None = None,
-        where: str | None = None,
-    ) -> list[list[Any]]:
-        """Hits of each vector, best first."""
-        ...
 
 
 def add_rerank(router: APIRouter, service: Service) -> None:
@@ -70,7 +54,7 @@ def add_rerank(router: APIRouter, service: Service) -> None:
         )
 
 
-def add_search(router: APIRouter, service: Service, index: Searchable) -> None:
+def add_search(router: APIRouter, service: Service, index: Index) -> None:
     """Adds the route, for a server with a database."""
 
     @router.post("/search", response_model=schemas.SearchAnswer)
@@ -93,7 +77,7 @@ def add_search(router: APIRouter, service: Service, index: Searchable) -> None:
                         "id": hit.id,
                         "score": float(hit.score),
                         "caption": hit.caption,
-                        "fields": hit.fields,
+                        "fields": {name: _plain(x) for name, x in hit.fields.items()},
                         "width": hit.width,
                         "height": hit.height,
                     }
@@ -103,7 +87,7 @@ def add_search(router: APIRouter, service: Service, index: Searchable) -> None:
         )
 
 
-def _find(index: Searchable, row: Row, request: schemas.SearchRequest) -> list[Any]:
+def _find(index: Index, row: Row, request: schemas.SearchRequest) -> list[Hit]:
     try:
         (hits,) = index.nearest(
             row.embedding[None], k=request.k, threshold=request.threshold, where=request.where
@@ -131,3 +115,10 @@ def _scores(service: Service, query: Row, documents: Sequence[Row], pairs: bool)
 
 def _is_image(item: Item) -> bool:
     return isinstance(item, Image | Link)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a database as JSON has it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

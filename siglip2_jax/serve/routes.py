@@ -12,12 +12,13 @@ from fastapi import APIRouter, Depends, Security
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 
+from siglip2_jax.search import Index
 from siglip2_jax.serve import schemas
 from siglip2_jax.serve.choices import check_model, choose_budget, usage
 from siglip2_jax.serve.errors import ApiError, bad
 from siglip2_jax.serve.forms import only_one
 from siglip2_jax.serve.labels import add_classify
-from siglip2_jax.serve.ranking import Searchable, add_rerank, add_search
+from siglip2_jax.serve.ranking import add_rerank, add_search
 from siglip2_jax.serve.service import Row, Service
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(service: Service, index: Searchable | None = None) -> APIRouter:
+def routes(service: Service, index: Index | None = None) -> APIRouter:
     """All routes below `/v1`.
 
     Args:

@@ -37,7 +37,7 @@ def write_csv(path, rows, **options):
 
 
 def read_as_csv(path, delimiter):
-    """What Python's own reader makes of it."""
+    """Rows as Python's own reader has them."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file, delimiter=delimiter))
 

@@ -8,7 +8,11 @@ import pytest
 import tensorflow_datasets as tfds
 from data.samples import picture
 
+from siglip2_jax.data.items.find import find_items
+from siglip2_jax.data.items.item import Columns
+from siglip2_jax.data.items.reader import ItemReader
 from siglip2_jax.data.tfds import Tfds
+from siglip2_jax.preprocess.image import ImagePreprocessor
 
 COUNT = 5
 
@@ -89,6 +93,29 @@ def test_text_and_template(directory):
     assert len(found) == 3
     for i, example in found.items():
         assert example["captions"] == (f"a photo of a {('cat', 'dog')[i % 2]}, title {i} é",)
+
+
+def test_items(directory, monkeypatch):
+    monkeypatch.setattr("siglip2_jax.data.items.kinds.ROWS", 2)
+    columns = Columns(caption="title", fields=("label",))
+    for spec, count in (("train", COUNT), ("train[:3]", 3)):
+        shards = find_items([f"tfds:{directory}:{spec}"], columns)
+        assert [(x.first, x.last) for x in shards][-1] == ((count - 1) // 2 * 2, count)
+        with ItemReader(shards, ImagePreprocessor(4, None), columns=columns) as reader:
+            items = [item for batch in reader for item in batch.items]
+        assert [x.id for x in items] == [f"{directory}:{spec}[{n}]" for n in range(count)]
+        numbers = [int(x.caption.split()[1]) for x in items]
+        assert [x.fields for x in items] == [{"label": i % 2} for i in numbers]
+        assert len(set(numbers)) == count and not any(x.error for x in items)
+    (shard,) = find_items([f"tfds:{directory}:train[:1]"])
+    assert shard.source.captions == "captions"
+    with pytest.raises(ValueError, match=r"has no column 'x'; its columns are .*title"):
+        find_items([f"tfds:{directory}:train"], Columns(id="x"))
+
+
+def test_no_captions(directory):
+    examples = Tfds("pictures", "train", directory, captions=None).open()
+    assert examples[0]["captions"] == ()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 import siglip2_jax
 from siglip2_jax.benchmarks.decoder.refer_files import PUBLISHED
+from siglip2_jax.cli import main
 from siglip2_jax.data.regions import Region, read_regions
 from siglip2_jax.demo import TOKENIZER, tiny_config
 from siglip2_jax.inference.embedder import Embedder
@@ -56,6 +57,21 @@ def test_readme(demo_run, capsys):
     names = run_blocks(ROOT / "README.md")
     assert names["images"].shape == names["texts"].shape == (3, 128)
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.search
+def test_embedding(demo_run, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "photos").mkdir()
+    for i, color in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (64, 40 + i), color).save(tmp_path / "photos" / f"{color}.png")
+    (tmp_path / "photos" / "z.png").write_bytes(b"no image")
+    for command in (("demo_run", "--images", "photos"), ("--merge",)):
+        assert main(["embed", *command, "--out", "embeddings"]) == 0
+    names = run_blocks(ROOT / "docs" / "embedding.md")
+    assert names["rows"].shape == (3, 128) and names["summary"].errors == 1
+    out = capsys.readouterr().out
+    assert "photos/z.png photos/z.png: not an image" in out and "(3, 128) photos/blue.png" in out
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from planner.plans import step_plan
 from siglip2_jax.config import load_config
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.objectives.sigmoid import ring_loss
+from siglip2_jax.planner.estimate import DoesNotFit, chip_of, local_bytes
 from siglip2_jax.planner.max_batch import largest_batch
-from siglip2_jax.planner.plan import DoesNotFit, StepPlan, chip_of, local_bytes, plan_step
+from siglip2_jax.planner.plan import StepPlan, plan_step
 from siglip2_jax.planner.report import report
 from siglip2_jax.planner.topology import compile_only, topology_mesh
 from siglip2_jax.recipes import locate, summaries
@@ -185,7 +186,7 @@ def test_a_program_that_the_compiler_gives_up_on(tiny, monkeypatch, kind):
     def give_up(lowered):
         raise error
 
-    monkeypatch.setattr("siglip2_jax.planner.plan.compile_only", give_up)
+    monkeypatch.setattr("siglip2_jax.planner.estimate.compile_only", give_up)
     expected = DoesNotFit if kind == "RESOURCE_EXHAUSTED" else jax.errors.JaxRuntimeError
     with pytest.raises(expected, match="Ran out of memory on HBM") as found:
         plan_step(tiny.resolved[0], 32, topology_mesh("v5e:2x2"))

@@ -7,7 +7,7 @@ import pytest
 from planner.plans import step_plan
 
 from siglip2_jax.cli import main
-from siglip2_jax.planner.plan import DoesNotFit
+from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.search import (
     ACTIVATIONS,
     REMATS,

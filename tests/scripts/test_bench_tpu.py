@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from planner.plans import step_plan
 
-from siglip2_jax.planner.plan import DoesNotFit
+from siglip2_jax.planner.estimate import DoesNotFit
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_tpu.py"
 

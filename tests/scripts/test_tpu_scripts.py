@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from siglip2_jax.cli import parser
 from siglip2_jax.train.distributed import PREEMPTED
 from siglip2_jax.train.liveness import LOST
 from siglip2_jax.train.versions import find_commit
@@ -438,3 +440,32 @@ def test_jobset() -> None:
     assert pod["restartPolicy"] == "Never"
     assert container["command"][:2] == ["siglip2", "train"]
     assert container["command"][3:] == ["--workdir", "gs://my-bucket/run"]
+
+
+def test_jobset_of_embedding() -> None:
+    """Every index is a share, hosts have the chips of their topology, and merging comes last."""
+    yaml = pytest.importorskip("yaml")
+    spec = yaml.safe_load((TPU / "embed_jobset.yaml").read_text())["spec"]
+    share, merge = spec["replicatedJobs"]
+    assert merge["dependsOn"] == [{"name": share["name"], "status": "Complete"}]
+    job = share["template"]["spec"]
+    assert job["completionMode"] == "Indexed" and share["replicas"] == 1
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    assert container["resources"]["limits"]["google.com/tpu"] == int(rows) * int(columns) == 8
+    args = command_line(container, index=3)
+    assert args.shard == (3, 16) and job["completions"] == job["parallelism"] == 16
+    assert args.images == ["gs://my-data/tars/*.tar"] and not args.merge
+    (container,) = merge["template"]["spec"]["template"]["spec"]["containers"]
+    last = command_line(container, index=0)
+    assert last.merge and last.out == args.out
+    assert (args.dtype, args.batch_size) == ("bfloat16", 128)
+
+
+def command_line(container: dict, index: int) -> argparse.Namespace:
+    """Arguments of a container's command, as the command line reads them."""
+    program, *arguments = container["command"]
+    assert program == "siglip2"
+    variable = "$(JOB_COMPLETION_INDEX)"
+    return parser().parse_args([x.replace(variable, str(index)) for x in arguments])

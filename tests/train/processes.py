@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +32,14 @@ ONE_LENGTH = ("lengths.budgets=(16,)",)  # one program to compile
 
 COMMAND = "import sys; from siglip2_jax.cli import main; sys.exit(main())"
 SECONDS = 300  # more than any run here takes, even where others use the machine too
+
+
+@functools.cache
+def compiled() -> str:
+    """A directory for compiled programs, until this process ends."""
+    directory = tempfile.mkdtemp(prefix="siglip2_jax_compiled_")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 class Ended(NamedTuple):
@@ -95,8 +106,11 @@ def started(
     )
     env = os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "32", "XLA_FLAGS": flags}
     # A CPU program that XLA reads back from the cache no longer orders the collectives inside a
-    # scan with those outside of it, and devices wait for each other for ever.
-    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    # scan with those outside of it, and devices wait for each other for ever. One device has none.
+    alone = devices * len(commands) == 1
+    env["JAX_ENABLE_COMPILATION_CACHE"] = str(alone).lower()
+    env["JAX_COMPILATION_CACHE_DIR"] = compiled()
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     paths = [logs / f"{time.monotonic_ns()}.{i}.log" for i in range(len(commands))]
     popen = []
     try:

@@ -50,7 +50,7 @@ def tar_group(spec: str, columns: Columns) -> Group:
     assert manifest is not None
     name = os.path.basename(manifest.folder)
     rows = max(1, ROWS // manifest.block_size) * manifest.block_size
-    return RowGroup(name, source, len(manifest), version=_version(manifest), rows=rows)
+    return RowGroup(name, source, len(manifest), rows, version=_version(manifest))
 
 
 def record_group(spec: str, columns: Columns) -> FileGroup:
@@ -92,7 +92,7 @@ def _table(path: str, columns: Columns) -> RowGroup:
     caption = choose(columns.caption, _USUAL_CAPTIONS, names, path)
     kept_columns(columns, names, path)
     source = Table(path, image, caption)
-    return RowGroup(os.path.basename(path), source, len(source.open()), (path,))
+    return RowGroup(os.path.basename(path), source, len(source.open()), ROWS, (path,))
 
 
 def tfds_group(spec: str, columns: Columns) -> RowGroup:
@@ -113,8 +113,9 @@ def tfds_group(spec: str, columns: Columns) -> RowGroup:
     caption = choose(columns.caption, _USUAL_CAPTIONS, names, place)
     kept_columns(columns, names, place)
     source = Tfds(name, split, directory, image, caption)
-    stamp = fingerprint([opened.files.paths.data.tolist(), opened.files.counts.tolist()])
-    return RowGroup(f"{os.path.basename(name)}-{split}", source, len(opened), version=stamp)
+    version = fingerprint([opened.files.paths.data.tolist(), opened.files.counts.tolist()])
+    name = f"{os.path.basename(name)}-{split}"
+    return RowGroup(name, source, len(opened), ROWS, version=version)
 
 
 def folder_group(spec: str, columns: Columns) -> RowGroup:
@@ -125,6 +126,7 @@ def folder_group(spec: str, columns: Columns) -> RowGroup:
         os.path.basename(os.path.abspath(spec)),
         source,
         len(source.open()),
+        ROWS,
         (os.path.join(spec, source.captions),),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from siglip2_jax.data.items.item import USUAL, Columns, ItemBatch, Shard
+from siglip2_jax.data.items.known import Known
 from siglip2_jax.data.items.work import ItemWork, Opened, Step
 from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prefetch import thread_map
@@ -53,6 +54,7 @@ class ItemReader:
         threads: int = 2,
         prefetch: int = 2,
         scaled_decode: bool = False,
+        pixels: str = "float32",
         known: Shaped[np.ndarray, " known"] | None = None,
         patience: float = PATIENCE,
         place: Callable[[Patches], Patches] = _copy,
@@ -70,6 +72,8 @@ class ItemReader:
           threads: threads that prepare items, in each process.
           prefetch: batches prepared ahead; so many and one more are held in memory.
           scaled_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as `Prepare` says.
+          pixels: the dtype in which patches travel. In "bfloat16" half as much does, and a model of
+            that dtype gives the same, bit for bit.
           known: `content` of items that need not be decoded, as sorted array of dtype S32.
           patience: seconds that reading goes on trying what may pass.
           place: makes what is given of a batch's NumPy arrays, at once; must not return the arrays
@@ -86,6 +90,7 @@ class ItemReader:
         if scaled_decode:
             check_scaled_decode(preprocess.antialiased, ())
         slots, hands = prefetch + 1, max(1, workers) * threads
+        self._known = None if known is None else Known(known)
         self._work = ItemWork(
             Opened(shards, patience, threads + 1),
             preprocess,
@@ -96,8 +101,9 @@ class ItemReader:
             max(1, slots * batch_size // hands),
             threads,
             scaled_decode,
-            known,
+            self._known,
             patience,
+            pixels,
         )
         self._place, self._shards = place, shards
         self.restarts, self.requests = 0, Counts()
@@ -126,6 +132,8 @@ class ItemReader:
         """Ends all workers."""
         self._team.close()
         self._plan.close()
+        if self._known is not None:
+            self._known.close()
 
     def _read_ahead(self) -> Generator[Step, None, None]:
         """All batches; shards are opened before they are needed."""

@@ -82,9 +82,9 @@ class RowGroup:
     name: str
     source: Source
     total: int
+    rows: int
     files: tuple[str, ...] = ()
     version: str = ""
-    rows: int = ROWS
 
     def __len__(self) -> int:
         return -(-self.total // self.rows)

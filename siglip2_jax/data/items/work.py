@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 
 from siglip2_jax.data.example import ExampleError, naming
 from siglip2_jax.data.held import Held
 from siglip2_jax.data.items.decode import decode_item
 from siglip2_jax.data.items.item import Columns, Item, Shard
+from siglip2_jax.data.items.known import Known
 from siglip2_jax.data.patience import PATIENCE, patiently
-from siglip2_jax.data.sources import Blocked, Examples
+from siglip2_jax.data.sources import Blocked, Described, Examples
 from siglip2_jax.data.stores import client
 from siglip2_jax.data.stores.store import Store
 from siglip2_jax.data.workers.ring import batch_bytes
 from siglip2_jax.data.workers.work import Outcome
-from siglip2_jax.preprocess.image import ImagePreprocessor, write_padded
+from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor, write_padded
 from siglip2_jax.types import Patches
 
-_HELD = 3  # open shards: the one that is read, the next, and the one after it
+Take = Callable[[int], dict[str, Any]]  # an example by its number in its source
+_HELD = 8  # open shards: those of the batches that are prepared, and those opened ahead
 
 
 class Step(NamedTuple):
@@ -58,7 +60,7 @@ class Opened:
         """Sources of `shards`, and `blocks` blocks of them at most."""
         self.shards, self._patience = shards, patience
         self._held = Held[Examples](_HELD)
-        self._blocks = Held[Sequence[dict[str, Any]]](blocks)
+        self._blocks = Held[Any](blocks)
 
     def get(self, number: int) -> Examples:
         """The source of a shard, opened.
@@ -72,20 +74,9 @@ class Opened:
         key = number if shard.last is None else shard.source
         return self._held.get(key, partial(self._open, shard))
 
-    def read(self, number: int, index: int, name: str) -> dict[str, Any]:
-        """An example of the source of a shard, by itself or in its block.
-
-        Raises:
-          ExampleError: its content cannot be used.
-          OSError: it cannot be read.
-        """
-        examples = self.get(number)
-        with naming(name):
-            if not isinstance(examples, Blocked):
-                return examples[index]
-            block, offset = divmod(index, examples.block_size)
-            make = partial(examples.read_block, block)
-            return self._blocks.get((number, block), make)[offset]
+    def block(self, number: int, block: int, examples: Blocked) -> Any:
+        """A block of the source of a shard; raises what `Blocked` says."""
+        return self._blocks.get((number, block), partial(examples.read_block, block))
 
     def _open(self, shard: Shard) -> Examples:
         examples = patiently(shard.source.open, shard.name, self._patience)
@@ -108,8 +99,9 @@ class ItemWork:
       block_piece: the same where they are read in blocks.
       threads: of each worker.
       scaled_decode: whether large JPEGs may be decoded at a smaller scale.
-      known: digests of contents that need no decoding, sorted.
+      known: contents that need no decoding.
       patience: seconds that reading goes on trying what may pass.
+      pixels: the dtype of patches.
     """
 
     opened: Opened
@@ -121,8 +113,9 @@ class ItemWork:
     block_piece: int
     threads: int
     scaled_decode: bool = False
-    known: Shaped[np.ndarray, " known"] | None = None
+    known: Known | None = None
     patience: float = PATIENCE
+    pixels: str = "float32"
 
     def measure(self, number: int) -> Step:
         """A whole shard as one step; opens it."""
@@ -145,7 +138,7 @@ class ItemWork:
         """A blank image."""
         tokens = self.preprocess.num_tokens(self.max_num_patches)
         return Patches(
-            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), np.float32),
+            pixels=np.zeros((1, tokens, self.preprocess.patch_size**2 * 3), self.pixels),
             yx=np.zeros((1, tokens, 2), np.int32),
             valid=np.zeros((1, tokens), np.bool_),
         )
@@ -182,9 +175,13 @@ class ItemWork:
 
     def fill(self, step: Step, part: int, out: Patches, /) -> Outcome:
         """Prepares the items of a piece, each in its row."""
-        items = []
-        for row in list(self._pieces(step))[part]:
-            item, patches = self._item(step, step.first + row)
+        rows, items = list(self._pieces(step))[part], []
+        first = step.start + step.first + rows[0]
+        take = None if step.problem is not None else self._taker(step, first)
+        for row in rows:
+            item, patches = self._bad(step.name, step.problem), None
+            if take is not None:
+                item, patches = self._item(step, step.first + row, take)
             items.append(item)
             if patches is None:
                 for array in (out.pixels, out.yx, out.valid):
@@ -194,45 +191,62 @@ class ItemWork:
                 write_padded(patches, out, row)
         return Outcome(0, (), client.take(), tuple(items))
 
-    def _item(self, step: Step, number: int) -> tuple[Item, Any]:
+    def _taker(self, step: Step, index: int) -> Take:
+        """Reader of the examples of a piece that begins at an index, one by one or in a block."""
+        examples: Any = self.opened.get(step.shard)
+        if not step.block:
+            return examples.__getitem__
+        number = index // step.block
+        read = partial(self.opened.block, step.shard, number, examples)
+        block = patiently(read, f"{step.name}[{index - step.start}]", self.patience)
+        return lambda index: block[index - number * step.block]
+
+    def _item(self, step: Step, number: int, take: Take) -> tuple[Item, ImagePatches | None]:
         """An item, and its patches if it is to be embedded."""
-        if step.problem is not None:
-            return self._bad(step.name, step.problem), None
         index, name = step.start + number, f"{step.name}[{number}]"
+
+        def read() -> dict[str, Any]:
+            with naming(name):
+                return take(index)
+
         try:
-            read = partial(self.opened.read, step.shard, index, name)
             example = patiently(read, name, self.patience)
         except ExampleError as error:
-            return self._bad(error.name or name, str(error)), None
-        data = example["image"]
-        content = hashlib.blake2b(data, digest_size=16).hexdigest() if data else ""
-        label, captions = example["name"], example["captions"]
-        item = Item(
-            label if self.columns.id is None else str(example.get(self.columns.id, label)),
-            content,
-            0,
-            0,
-            captions[0] if captions else None,
-            {name: _plain(example.get(name)) for name in self.columns.fields},
-        )
-        if self._is_known(content):
+            return self._described(step.shard, index, error.name or name, str(error)), None
+        item, data = self._about(example), example["image"]
+        if self.known is not None and item.content in self.known:
             return item._replace(known=True), None
         try:
             size, patches = decode_item(
-                data, label, self.preprocess, self.max_num_patches, self.scaled_decode
+                data, example["name"], self.preprocess, self.max_num_patches, self.scaled_decode
             )
         except ValueError as error:
             return item._replace(error=str(error)), None
         return item._replace(width=size[0], height=size[1]), patches
 
-    def _bad(self, name: str, error: str) -> Item:
-        return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
+    def _about(self, example: dict[str, Any]) -> Item:
+        """All of an item but its size."""
+        name, data, captions = (example[key] for key in ("name", "image", "captions"))
+        given = None if self.columns.id is None else example.get(self.columns.id)
+        return Item(
+            name if given is None else str(given),
+            hashlib.blake2b(data, digest_size=16).hexdigest() if data else "",
+            0,
+            0,
+            captions[0] if captions else None,
+            {field: _plain(example.get(field)) for field in self.columns.fields},
+        )
 
-    def _is_known(self, content: str) -> bool:
-        if self.known is None or not content:
-            return False
-        place = int(np.searchsorted(self.known, content.encode()))
-        return place < len(self.known) and self.known[place] == content.encode()
+    def _described(self, shard: int, index: int, name: str, error: str) -> Item:
+        """An item whose image cannot be read, with all that its source tells without it."""
+        examples = self.opened.get(shard)
+        if isinstance(examples, Described):
+            with suppress(ValueError):
+                return self._about(examples.without_image(index))._replace(error=error)
+        return self._bad(name, error)
+
+    def _bad(self, name: str, error: str | None) -> Item:
+        return Item(name, "", 0, 0, None, dict.fromkeys(self.columns.fields), error)
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,9 @@ def long_attention(
         residual_checkpoint_name="attn_out",
         interpret=interpret,
     )
-    values: Any = jax.vmap(kernel)(q, k, v, None if all_valid else segments)
+    # Mosaic refuses products of bfloat16 the precision that a caller may have set for float32.
+    with jax.default_matmul_precision("default"):
+        values: Any = jax.vmap(kernel)(q, k, v, None if all_valid else segments)
     values = values[:, :, :queries].transpose(0, 2, 1, 3)
     # Without a valid key the kernel gives the mean of all values.
     return jnp.where(some.any(axis=1)[:, None, None, None], values, 0)

@@ -279,7 +279,9 @@ def _write(
 
 def _dot(x: Array, y: Array, dimensions: Any) -> Array:
     # float32 operands are computed as such; without this the chip would round them to bfloat16.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    # Products of bfloat16 are exact, and Mosaic refuses them any precision that JAX's default says.
+    levels = jax.lax.Precision
+    precision = levels.HIGHEST if x.dtype == jnp.float32 else levels.DEFAULT
     return jax.lax.dot_general(
         x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
     )

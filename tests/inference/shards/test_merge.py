@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_is_not_complete(tmp_path):
 
 
 def test_every_embedding_is_read_with_its_item(tmp_path, monkeypatch):
-    """In row groups smaller than a shard."""
+    """Row groups are smaller than a shard."""
     monkeypatch.setattr(write_module, "_GROUP", 2)
     embed(tmp_path)
     merge(tmp_path)

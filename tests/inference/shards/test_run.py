@@ -17,14 +17,15 @@ from inference.shards.shard_inputs import (  # noqa: E402
     IMAGES,
     OPTIONS,
     SOURCE,
+    Source,
     content,
     good,
     shards,
 )
 
 from siglip2_jax.data.items.item import Columns, Shard  # noqa: E402
-from siglip2_jax.data.sources import Memory  # noqa: E402
-from siglip2_jax.inference.shards import Options, embed_shards, run  # noqa: E402
+from siglip2_jax.inference.embedder import Embedder  # noqa: E402
+from siglip2_jax.inference.shards import Options, batches, embed_shards  # noqa: E402
 from siglip2_jax.preprocess.decode import ImageError  # noqa: E402
 from siglip2_jax.testing import TINY_FIXED, tiny_embedder  # noqa: E402
 
@@ -53,6 +54,23 @@ def expected(model, dtype=np.float32) -> np.ndarray:
     """Embeddings by the API, an image at a time."""
     images = [EXAMPLES[i]["image"] for i in good()]
     return model.embed_images(images, max_num_patches=16, batch_size=1).astype(dtype)
+
+
+def test_patches_of_a_bfloat16_model_travel_in_bfloat16(monkeypatch, tmp_path):
+    """The rows are those that float32 gives, bit for bit: the model rounds patches before all."""
+    model, dtypes = tiny_embedder(), []
+    model = Embedder(model.config, model.params, model.preprocess, dtype="bfloat16")
+
+    def place(patches, mesh):
+        dtypes.append(str(patches.pixels.dtype))
+        return unchanged(dataclasses.replace(patches, pixels=patches.pixels.astype(sent)), mesh)
+
+    unchanged = batches.place
+    monkeypatch.setattr(batches, "place", place)
+    for sent in ("bfloat16", "float32"):
+        embed(model, tmp_path / sent, embedding="float32")
+    assert set(dtypes) == {"bfloat16"}
+    assert files(tmp_path / "bfloat16") == files(tmp_path / "float32")
 
 
 @pytest.mark.parametrize("numbers", ["float16", "float32"])
@@ -104,7 +122,7 @@ def test_what_is_there_is_not_made_again(model, tmp_path, monkeypatch):
     embed(model, tmp_path)
     before = files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "run_batch", None)
+        patch.setattr(batches, "run_batch", None)
         summary = embed(model, tmp_path)
     assert (summary.skipped, summary.images) == (3, 0)
     path = tmp_path / "shards" / "000002-memory.parquet"
@@ -116,7 +134,7 @@ def test_what_is_there_is_not_made_again(model, tmp_path, monkeypatch):
 
 def test_an_input_that_has_changed_is_embedded_again_alone(model, tmp_path):
     embed(model, tmp_path, (5, 6))
-    other = Memory(EXAMPLES[:-1] + ({**EXAMPLES[-1], "image": EXAMPLES[0]["image"]},))
+    other = Source(EXAMPLES[:-1] + ({**EXAMPLES[-1], "image": EXAMPLES[0]["image"]},))
     inputs = [shards(5)[0], Shard("000001-memory", other, 5, 11)]
     summary = embed_shards(model, inputs, tmp_path, Options(**OPTIONS))
     assert (summary.skipped, summary.images) == (1, 6)
@@ -126,7 +144,7 @@ def test_an_input_that_has_changed_is_embedded_again_alone(model, tmp_path):
 def test_the_last_images_of_a_broken_run_are_lost_and_no_more(model, tmp_path, monkeypatch):
     sizes = 5, 0, 5, 1
     embed(model, tmp_path / "whole", sizes)
-    calls, original = [], run.run_batch
+    calls, original = [], batches.run_batch
 
     def last(*args):
         calls.append(args)
@@ -134,7 +152,7 @@ def test_the_last_images_of_a_broken_run_are_lost_and_no_more(model, tmp_path, m
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(run, "run_batch", last)
+    monkeypatch.setattr(batches, "run_batch", last)
     with pytest.raises(KeyboardInterrupt):
         embed(model, tmp_path / "out", sizes)
     assert list(files(tmp_path / "out")) == ["000000-memory.parquet", "000001-memory.parquet"]
@@ -146,7 +164,7 @@ def test_a_batch_is_on_the_device_before_the_rows_of_the_last_are_taken(
     model, tmp_path, monkeypatch
 ):
     """Across shards, too: the device never waits for a file to be written."""
-    events, start, take = [], run.run_batch, run._taken
+    events, start, take = [], batches.run_batch, batches._taken
 
     def starting(*args):
         events.append("start")
@@ -156,8 +174,8 @@ def test_a_batch_is_on_the_device_before_the_rows_of_the_last_are_taken(
         events.append("take")
         return take(*args)
 
-    monkeypatch.setattr(run, "run_batch", starting)
-    monkeypatch.setattr(run, "_taken", taking)
+    monkeypatch.setattr(batches, "run_batch", starting)
+    monkeypatch.setattr(batches, "_taken", taking)
     embed(model, tmp_path, (5, 6))
     assert events == ["start", "start", "take", "start", "take", "start", "take", "take"]
 
@@ -226,7 +244,7 @@ def test_worker_processes_give_the_same(model, tmp_path):
 def test_fields_are_kept_in_their_types(model, tmp_path):
     values = ("é\udce9", 7, True, None, [1, "x"], {"a": 1}, np.float32(0.5))
     examples = tuple({**EXAMPLES[0], "x": value} for value in values)
-    inputs = [Shard("000000-x", Memory(examples))]
+    inputs = [Shard("000000-x", Source(examples))]
 
     def kept(kind):
         out = tmp_path / kind
@@ -244,10 +262,10 @@ def test_fields_are_kept_in_their_types(model, tmp_path):
     ):
         kind = "float64" if kind == "double" else kind
         examples = tuple({**EXAMPLES[0], "x": value} for value in good_values)
-        inputs = [Shard("000000-x", Memory(examples))]
+        inputs = [Shard("000000-x", Source(examples))]
         (tmp_path / kind).exists() and os.rename(tmp_path / kind, tmp_path / f"{kind} before")
         assert kept(kind) == list(good_values.values())
-        inputs = [Shard("000000-x", Memory(({**EXAMPLES[0], "x": bad},)))]
+        inputs = [Shard("000000-x", Source(({**EXAMPLES[0], "x": bad},)))]
         with pytest.raises(ValueError, match="column 'x' holds"):
             kept(kind)
 

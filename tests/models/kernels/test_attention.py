@@ -329,6 +329,18 @@ def test_compiles_for_tpu(topology, heads, size, queries, keys):
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("tokens", [64, 1200])
+def test_compiles_for_tpu_where_float32_is_exact(tokens):
+    """Programs of inference ask for that; Mosaic refuses such products of bfloat16."""
+
+    def precise(*operands):
+        with jax.default_matmul_precision("highest"):
+            return attend(*operands)
+
+    assert kernels_on_tpu(precise, *[((4, tokens, 2, 64), jnp.bfloat16)] * 3) == 1
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("tokens", [64, 1200])
 @pytest.mark.parametrize(("names", "runs"), [(("attn_out",), 6), (("qkv",), 8)])
 def test_saved_by_name_the_kernel_does_not_run_again(names, runs, tokens):
     # Of three layers the last needs no second run of its forward pass.

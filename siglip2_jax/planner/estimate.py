@@ -1,0 +1,137 @@
+"""Estimate of any program on absent TPUs: memory, time and communication, from the compiler.
+
+A program is compiled for a real topology with libtpu and read off its schedule. Times are the
+compiler's own static estimates, and for kernels their length in instructions: good for comparing
+programs. `cost_analysis` is not used, as it counts the body of a loop once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from siglip2_jax.planner.hlo.kernel_time import cycles_of
+from siglip2_jax.planner.hlo.program import Analysis, analyse, memory
+from siglip2_jax.planner.topology import compile_only
+from siglip2_jax.train.chips import CHIPS, Chip
+
+
+class DoesNotFit(ValueError):
+    """A program that needs so much more memory than a chip has that the compiler gives up."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One run of a program; bytes, FLOPs and seconds are per chip.
+
+    Attributes:
+      batch_size: examples that it takes, over all chips.
+      chips: how many.
+      chip: what they are.
+      memory: parts and "peak", in bytes.
+      model_flops: analytic.
+      flops: of matrix products in the program, and of kernels by their own cost estimates.
+      hbm_bytes: read and written.
+      collectives: bytes sent, by kind.
+      scheduled: seconds in the schedule, without collectives and operations with no estimate.
+    """
+
+    batch_size: int
+    chips: int
+    chip: Chip
+    memory: dict[str, int]
+    model_flops: float
+    flops: int
+    hbm_bytes: int
+    collectives: dict[str, int]
+    scheduled: float
+
+    @property
+    def fits(self) -> bool:
+        """True where the program fits into a chip's memory."""
+        return self.memory["peak"] <= self.chip.hbm_bytes
+
+    @property
+    def compute_seconds(self) -> float:
+        """Roofline: the program's matrix products at the chip's peak."""
+        return self.flops / self.chip.flops
+
+    @property
+    def hbm_seconds(self) -> float:
+        """Roofline: its memory traffic at the memory's bandwidth."""
+        return self.hbm_bytes / self.chip.hbm_bandwidth
+
+    @property
+    def ici_seconds(self) -> float:
+        """Roofline: its communication at the links' bandwidth (all of it, across slices too)."""
+        return sum(self.collectives.values()) / self.chip.ici_bandwidth
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time: the schedule, or a roofline that is longer."""
+        return max(self.scheduled, self.compute_seconds, self.hbm_seconds, self.ici_seconds)
+
+    @property
+    def mfu(self) -> float:
+        """The share of the chip's peak that the model's analytic FLOPs use."""
+        return self.model_flops / self.seconds / self.chip.flops
+
+    @property
+    def examples_per_second(self) -> float:
+        """Per chip."""
+        return self.batch_size / self.chips / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and what follows from them, for machines; times in seconds."""
+        names = [field.name for field in dataclasses.fields(self)]
+        names += "fits compute_seconds hbm_seconds ici_seconds seconds mfu".split()
+        names += ["examples_per_second"]
+        return {name: getattr(self, name) for name in names} | {"chip": self.chip.name}
+
+
+def measure(
+    lowered: jax.stages.Lowered, chip: Chip, subject: str, way_out: str
+) -> tuple[Analysis, dict[str, int]]:
+    """Compiles a program and reads off its cost and its memory; touches no device.
+
+    Args:
+      lowered: a program lowered for devices of a topology.
+      chip: what those are.
+      subject: what the program is, to begin an error with.
+      way_out: what to do where it does not fit.
+
+    Raises:
+      DoesNotFit: the program needs so much memory that the compiler refuses it.
+    """
+    try:
+        compiled = compile_only(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+        raise DoesNotFit(f"{subject} does not fit ({why}); {way_out}") from error
+    return analyse(compiled.as_text() or "", chip, cycles_of), memory(compiled)
+
+
+def chip_of(mesh: Mesh) -> Chip:
+    """Chip type of a mesh.
+
+    Raises:
+      ValueError: its peak rates are not known.
+    """
+    kind = mesh.devices.flat[0].device_kind
+    chips = [chip for chip in CHIPS if kind in chip.device_kinds]
+    if not chips:
+        raise ValueError(f"the rates of a {kind} are not known; add it to siglip2_jax.train.chips")
+    return chips[0]
+
+
+def local_bytes(tree: Any) -> int:
+    """Bytes that one chip holds of a tree of sharded shapes."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
