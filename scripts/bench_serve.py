@@ -189,7 +189,7 @@ def growth(memory: Sequence[tuple[float, int]]) -> dict[str, float]:
 
 def main() -> int:
     """Prints the figures; returns 1 if a request got another status than it had to."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--source", type=Path, help="a model (default: a tiny random one)")
     parser.add_argument("--seconds", type=float, default=600, help="of the mixed load")
     parser.add_argument("--clients", type=int, default=16)

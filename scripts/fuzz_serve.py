@@ -149,7 +149,7 @@ def fuzz(source: Path, count: int, seed: int, log: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Prints the summary; returns 1 if the server failed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", type=Path, help="a model (default: a tiny random one)")

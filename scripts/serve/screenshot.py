@@ -23,7 +23,7 @@ COLOURS = 128  # enough for a small file
 
 def main() -> None:
     """Labels the images and saves what the window shows."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("png", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     args = parser.parse_args()
