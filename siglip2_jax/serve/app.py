@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from siglip2_jax import __version__
@@ -18,6 +18,7 @@ from siglip2_jax.search import Index
 from siglip2_jax.serve import schemas
 from siglip2_jax.serve.errors import ApiError
 from siglip2_jax.serve.gate import Gate
+from siglip2_jax.serve.page import read_page
 from siglip2_jax.serve.routes import routes
 from siglip2_jax.serve.service import Service
 from siglip2_jax.serve.settings import Settings
@@ -57,6 +58,7 @@ def create_app(
     app.state.service = service
     app.include_router(routes(service, index))
     _add_status(app, service)
+    _add_page(app)
     _add_errors(app)
     app.add_middleware(Gate, service=service)
     return app
@@ -81,6 +83,15 @@ def _add_status(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_page(app: FastAPI) -> None:
+    html, headers = read_page()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        """A page for people: labels for their images, and search."""
+        return HTMLResponse(html, headers=headers)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -80,6 +80,7 @@ def routes(service: Service, index: Index | None = None) -> APIRouter:
             "dimensions": service.model.config.vision.width,
             "max_num_patches": list(service.budgets),
             "label_sets": sets,
+            "patch_size": service.model.preprocess.patch_size,
             "search": index is not None,
         }
         return JSONResponse({"object": "list", "data": [info]})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
 import socket
 import time
 from asyncio import TimerHandle, Transport
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -19,6 +21,7 @@ from siglip2_jax.serve.service import Service
 
 HEAD_SECONDS = 15.0
 """Time for the head of a request, from connecting or its first byte."""
+_LAST_SECONDS = 0.5  # between the last connection taken and the end of those that send nothing
 
 
 class Server(uvicorn.Server):
@@ -53,6 +56,29 @@ class Server(uvicorn.Server):
         if time.monotonic() >= self._end:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes the connections that still stand in line, and reads what the last ones send."""
+        queues = [sock.dup() for sock in sockets or []]
+        for server in self.servers:
+            server.close()
+        for queue in queues:
+            await self._empty(queue)
+        await asyncio.sleep(_LAST_SECONDS)
+        await super().shutdown(sockets)
+
+    async def _empty(self, queue: socket.socket) -> None:
+        """Takes all connections that are made, where a listening socket would reset them."""
+        loop, state = asyncio.get_running_loop(), self.lifespan.state
+        accepted = []
+        with queue, suppress(BlockingIOError):
+            queue.setblocking(False)
+            while True:
+                accepted.append(queue.accept()[0])
+        for connection in accepted:
+            protocol = _Protocol(self.config, self.server_state, state)
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, connection)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -260,6 +260,7 @@ class ModelInfo(_Strict):
     dimensions: int
     max_num_patches: list[int] = Field(description="Budgets to choose from, the default first")
     label_sets: dict[str, LabelSetInfo]
+    patch_size: int = Field(description="Pixels of a patch's side")
     search: bool = Field(description="There is a database to search")
 
 
