@@ -37,6 +37,7 @@ LAYERS = (
     "recipes",
     "train",
     "benchmarks planner search",
+    "serve",
     "cli",
     "__main__",
 )
@@ -174,8 +175,8 @@ def test_shipped_photos_are_free_and_credited():
 def test_package_data_is_small():
     data = [path for path in ROOT.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     shipped = [path for path in data if path.suffix != ".py"]
-    template = ROOT / "benchmarks" / "report" / "page.html"
-    apart = {template, ROOT / "py.typed"}
+    pages = {ROOT / "benchmarks" / "report" / "page.html", ROOT / "serve" / "page" / "index.html"}
+    apart = {*pages, ROOT / "py.typed"}
     assert apart < set(shipped)
     assert {path.parent for path in shipped if path not in apart} == {HERE, HERE / "photos"}
     assert sum(path.stat().st_size for path in shipped) < 3e6

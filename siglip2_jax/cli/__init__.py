@@ -22,6 +22,7 @@ from siglip2_jax.cli import (
     info,
     plan,
     search,
+    serve,
     train,
     verify,
 )
@@ -36,6 +37,7 @@ COMMANDS = (
     embed,
     index,
     search,
+    serve,
     eval,
     caption,
     convert,

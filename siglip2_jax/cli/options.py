@@ -132,12 +132,15 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, *, required: bool = True, batches: bool = True
+) -> None:
     """Adds SOURCE and everything that decides how it is loaded.
 
     Args:
       parser: gets the options.
       required: whether SOURCE must be given.
+      batches: whether to add the token budget and the batch size, too.
     """
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP).required = required
     add_stage_option(parser)
@@ -163,22 +166,23 @@ def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True)
         help="text normalisation (default: recorded in the checkpoint, else reference)",
     )
     parser.add_argument(
-        "--max-num-patches",
-        type=positive,
-        default=256,
-        help="token budget of an image, for NaFlex models (default: 256)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=32,
-        help="images or texts per program call (default: 32)",
-    )
-    parser.add_argument(
         "--no-exif",
         action="store_true",
         help="do not turn images upright by their EXIF tag",
     )
+    if batches:
+        parser.add_argument(
+            "--max-num-patches",
+            type=positive,
+            default=256,
+            help="token budget of an image, for NaFlex models (default: 256)",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=positive,
+            default=32,
+            help="images or texts per program call (default: 32)",
+        )
 
 
 def open_checkpoint(args: argparse.Namespace) -> Checkpoint:

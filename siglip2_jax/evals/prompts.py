@@ -222,6 +222,16 @@ def embed_labels(
 
 def _mean_embeddings(model: Model, prompts: Sequence[tuple[str, ...]]) -> Float[np.ndarray, "n E"]:
     rows = model.embed_texts([text for texts in prompts for text in texts])
-    mean = rows.reshape(len(prompts), len(prompts[0]), -1).mean(axis=1, dtype=np.float64)
+    return average_prompts(rows, len(prompts[0]))
+
+
+def average_prompts(rows: Float[np.ndarray, "m E"], templates: int) -> Float[np.ndarray, "n E"]:
+    """Normalised means of the embeddings of each label's prompts.
+
+    Args:
+      rows: embeddings of all prompts, label by label.
+      templates: prompts of a label.
+    """
+    mean = rows.reshape(-1, templates, rows.shape[1]).mean(axis=1, dtype=np.float64)
     length = np.linalg.norm(mean, axis=1, keepdims=True)
     return (mean / np.maximum(length, 1e-8)).astype(np.float32)

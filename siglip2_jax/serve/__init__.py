@@ -1,0 +1,1 @@
+"""Server: embeddings, labels with probabilities, ranking and search over HTTP."""
