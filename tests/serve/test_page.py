@@ -224,7 +224,8 @@ def test_search_where_there_is_a_database(page, server):
     fill(page, IMAGE)
     page.get_by_role("button", name="Label images").click()
     wait_for(page, "Done: 1 labelled.")
-    page.get_by_role("button", name=f"Find images similar to {IMAGE.name}").click()
+    with page.expect_response("**/v1/search"):
+        page.get_by_role("button", name=f"Find images similar to {IMAGE.name}").click()
     sync_api.expect(page.locator("#search-status")).to_have_text("1 image found.")
     first, second = asked
     assert (first.query, first.image) == ("a dog", None)
