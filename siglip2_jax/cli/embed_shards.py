@@ -19,6 +19,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a directory of files."""
     many = parser.add_argument_group("a directory of Parquet files, for any number of images")
     add_shard_option(many, default=None, what="shards", otherwise="JAX's number of the process")
+    many.add_argument("--float32", action="store_true", help="write float32 instead of float16")
+    add_item_options(many)
+
+
+def add_item_options(many: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Adds what is kept of each item, and how it is read."""
     many.add_argument(
         "--columns",
         metavar="NAME[:TYPE],…",
@@ -34,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--id-column", metavar="NAME", help="column of ids (default: paths, keys and rows)"
     )
-    many.add_argument("--float32", action="store_true", help="write float32 instead of float16")
     many.add_argument(
         "--workers",
         type=_workers,
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             f"--overwrite is for a single file; to start {args.out} anew, remove the directory "
             "while no process writes to it"
         )
-    shards = find_items(args.images, columns := _chosen(args))
+    shards = find_items(args.images, columns := chosen_columns(args))
     options = Options(
         max_num_patches=args.max_num_patches,
         batch_size=args.batch_size,
@@ -116,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
     return int(0 < summary.images == summary.errors)
 
 
-def _chosen(args: argparse.Namespace) -> Columns:
+def chosen_columns(args: argparse.Namespace) -> Columns:
+    """Columns that `add_item_options` described."""
     from siglip2_jax.data.items.item import Columns
 
     return Columns(args.image_column, args.caption_column, args.id_column, tuple(args.columns))

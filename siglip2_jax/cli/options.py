@@ -132,9 +132,14 @@ def add_stage_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds SOURCE and everything that decides how it is loaded."""
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+def add_model_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds SOURCE and everything that decides how it is loaded.
+
+    Args:
+      parser: gets the options.
+      required: whether SOURCE must be given.
+    """
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP).required = required
     add_stage_option(parser)
     parser.add_argument(
         "--tokenizer",

@@ -37,6 +37,7 @@ NO_PATHS = set(
     "--precision --recall "
     "--template --templates --split --shard-size --device --min-score "
     "--max-per-image --count --shard --shuffle "
+    "QUERY --minus --where --duplicates -k --threshold "
     "--columns --image-column --caption-column --id-column --workers".split()
 )
 

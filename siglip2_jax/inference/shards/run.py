@@ -10,19 +10,15 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Float
 
-from siglip2_jax.data.items.item import Item, ItemBatch, Shard
-from siglip2_jax.data.items.reader import ItemReader
+from siglip2_jax.data.items.item import ItemBatch, Shard
 from siglip2_jax.data.prefetch import thread_map
-from siglip2_jax.data.workers.machine import usable_cores, worker_count
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.inference.programs import fill, most_rows, place, programs, run_batch
+from siglip2_jax.inference.programs import most_rows
+from siglip2_jax.inference.shards.batches import embed_batches, open_reader
 from siglip2_jax.inference.shards.manifest import (
     FOLDER,
     MERGED,
@@ -35,11 +31,9 @@ from siglip2_jax.inference.shards.manifest import (
 )
 from siglip2_jax.inference.shards.schema import check_pyarrow, schema
 from siglip2_jax.inference.shards.write import ShardFiles
-from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.progress import Update
 from siglip2_jax.resumable import missing
 
-_THREADS = 2  # of each worker process
 _AHEAD = 64
 
 
@@ -144,14 +138,15 @@ class ShardRun:
         columns = schema(width, options.embedding, options.fields)
         files = ShardFiles(self._files, columns, self._digest, shards)
         images = errors = 0
-        with self._reader([*shards.values()]) as reader, files:
-            for shard, items, rows in self._embedded(clock.timed(reader)):
-                files.add(shard, items, rows)
-                images += len(items)
-                errors += sum(item.error is not None for item in items)
+        reader = open_reader(self._model, [*shards.values()], options, self.batch_size)
+        with reader, files:
+            for batch, rows in embed_batches(self._model, clock.timed(reader), options.strict):
+                files.add(batch.shard, batch.items, rows)
+                images += len(batch.items)
+                errors += sum(item.error is not None for item in batch.items)
                 if update is not None:
                     rate, waiting = images / clock.seconds, clock.waited / clock.seconds
-                    update(shard, len(shards), f"{rate:.1f} images/s, {waiting:.0%} waiting")
+                    update(batch.shard, len(shards), f"{rate:.1f} images/s, {waiting:.0%} waiting")
             files.end()
         if update is not None:
             update(len(shards), len(shards))
@@ -173,41 +168,6 @@ class ShardRun:
         return {
             n: shard for (n, shard), right in zip(shards.items(), done, strict=True) if not right
         }
-
-    def _reader(self, shards: Sequence[Shard]) -> ItemReader:
-        options, size, mesh = self._options, self.batch_size, self._model.mesh
-        return ItemReader(
-            shards,
-            self._model.preprocess,
-            columns=options.columns,
-            max_num_patches=options.max_num_patches,
-            batch_size=size,
-            workers=(workers := worker_count(options.workers)),
-            threads=_THREADS if workers else usable_cores(),
-            scaled_decode=options.scaled_decode,
-            pixels=self._model.dtype,
-            place=lambda patches: place(fill(patches, size), mesh),
-        )
-
-    def _embedded(
-        self, batches: Iterable[ItemBatch]
-    ) -> Iterator[tuple[int, list[Item], Float[np.ndarray, "n E"]]]:
-        """Items of each batch, their shard, and their rows, which come one batch later.
-
-        So a device has the next batch before the rows of one are taken from it.
-        """
-        model = self._model
-        _, embed_image, _ = programs(model.config, model.dtype)
-        program, before = partial(embed_image, normalize=True), None
-        for batch in batches:
-            if self._options.strict:
-                _refuse_errors(batch.items)
-            rows = run_batch(program, model.params, batch.patches, model.mesh)
-            if before is not None:
-                yield _taken(*before)
-            before = batch.shard, batch.items, rows
-        if before is not None:
-            yield _taken(*before)
 
 
 def embed_shards(
@@ -256,13 +216,3 @@ class _Clock:
             self.waited += time.perf_counter() - start
             yield item
             start = time.perf_counter()
-
-
-def _taken(shard: int, items: list[Item], rows: jax.Array) -> tuple[int, list[Item], np.ndarray]:
-    return shard, items, np.asarray(rows)[: len(items)]
-
-
-def _refuse_errors(items: Sequence[Item]) -> None:
-    for item in items:
-        if item.error is not None:
-            raise ImageError(item.error)

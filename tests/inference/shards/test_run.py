@@ -25,7 +25,7 @@ from inference.shards.shard_inputs import (  # noqa: E402
 
 from siglip2_jax.data.items.item import Columns, Shard  # noqa: E402
 from siglip2_jax.inference.embedder import Embedder  # noqa: E402
-from siglip2_jax.inference.shards import Options, embed_shards, run  # noqa: E402
+from siglip2_jax.inference.shards import Options, batches, embed_shards  # noqa: E402
 from siglip2_jax.preprocess.decode import ImageError  # noqa: E402
 from siglip2_jax.testing import TINY_FIXED, tiny_embedder  # noqa: E402
 
@@ -65,8 +65,8 @@ def test_patches_of_a_bfloat16_model_travel_in_bfloat16(monkeypatch, tmp_path):
         dtypes.append(str(patches.pixels.dtype))
         return unchanged(dataclasses.replace(patches, pixels=patches.pixels.astype(sent)), mesh)
 
-    unchanged = run.place
-    monkeypatch.setattr(run, "place", place)
+    unchanged = batches.place
+    monkeypatch.setattr(batches, "place", place)
     for sent in ("bfloat16", "float32"):
         embed(model, tmp_path / sent, embedding="float32")
     assert set(dtypes) == {"bfloat16"}
@@ -122,7 +122,7 @@ def test_what_is_there_is_not_made_again(model, tmp_path, monkeypatch):
     embed(model, tmp_path)
     before = files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "run_batch", None)
+        patch.setattr(batches, "run_batch", None)
         summary = embed(model, tmp_path)
     assert (summary.skipped, summary.images) == (3, 0)
     path = tmp_path / "shards" / "000002-memory.parquet"
@@ -144,7 +144,7 @@ def test_an_input_that_has_changed_is_embedded_again_alone(model, tmp_path):
 def test_the_last_images_of_a_broken_run_are_lost_and_no_more(model, tmp_path, monkeypatch):
     sizes = 5, 0, 5, 1
     embed(model, tmp_path / "whole", sizes)
-    calls, original = [], run.run_batch
+    calls, original = [], batches.run_batch
 
     def last(*args):
         calls.append(args)
@@ -152,7 +152,7 @@ def test_the_last_images_of_a_broken_run_are_lost_and_no_more(model, tmp_path, m
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(run, "run_batch", last)
+    monkeypatch.setattr(batches, "run_batch", last)
     with pytest.raises(KeyboardInterrupt):
         embed(model, tmp_path / "out", sizes)
     assert list(files(tmp_path / "out")) == ["000000-memory.parquet", "000001-memory.parquet"]
@@ -164,7 +164,7 @@ def test_a_batch_is_on_the_device_before_the_rows_of_the_last_are_taken(
     model, tmp_path, monkeypatch
 ):
     """Across shards, too: the device never waits for a file to be written."""
-    events, start, take = [], run.run_batch, run._taken
+    events, start, take = [], batches.run_batch, batches._taken
 
     def starting(*args):
         events.append("start")
@@ -174,8 +174,8 @@ def test_a_batch_is_on_the_device_before_the_rows_of_the_last_are_taken(
         events.append("take")
         return take(*args)
 
-    monkeypatch.setattr(run, "run_batch", starting)
-    monkeypatch.setattr(run, "_taken", taking)
+    monkeypatch.setattr(batches, "run_batch", starting)
+    monkeypatch.setattr(batches, "_taken", taking)
     embed(model, tmp_path, (5, 6))
     assert events == ["start", "start", "take", "start", "take", "start", "take", "take"]
 
