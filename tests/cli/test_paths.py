@@ -38,7 +38,10 @@ NO_PATHS = set(
     "--template --templates --split --shard-size --device --min-score "
     "--max-per-image --count --shard --shuffle "
     "QUERY --minus --where --duplicates -k --threshold "
-    "--columns --image-column --caption-column --id-column --workers".split()
+    "--columns --image-column --caption-column --id-column --workers "
+    "--host --port --model-name --batch-sizes --wait-ms --queue --max-items --deadline "
+    "--max-request-mb --max-image-mb --max-pixels --grace --decode-workers "
+    "--allow-url-hosts".split()
 )
 
 
