@@ -27,20 +27,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "what `siglip2 embed --out DIR` has embedded. Images are known by their content: each is "
         "embedded once. The same command continues an interrupted one. The database takes one "
         "model, preprocessing, text normalisation and token budget.",
-        epilog="examples: siglip2 index photos.db MODEL photos/ --prune; siglip2 index photos.db "
-        "MODEL --shards DIR; siglip2 index photos.db --approximate",
+        epilog="example: siglip2 index photos.db MODEL photos/ 'more/*.jpg' --prune",
     )
     parser.add_argument(
         "db", metavar="DB", help="folder of the database, or its URI in a store: gs://, s3://"
     )
     add_model_options(parser, required=False)
-    parser.add_argument(
+    images = parser.add_argument(
         "images",
         metavar="PATH",
-        nargs="*",
+        nargs="+",  # not "*", which would be matched before an option, and no more after it
+        default=[],
         help="image files, directories or globs; tars, Parquet, ArrayRecord, tables of paths "
         "(.csv, .tsv, .jsonl), tfds:NAME:SPLIT",
     )
+    images.required = False
     parser.add_argument(
         "--shards",
         metavar="DIR",

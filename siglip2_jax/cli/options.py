@@ -142,8 +142,7 @@ def add_model_options(
       required: whether SOURCE must be given.
       batches: whether to add the token budget and the batch size, too.
     """
-    nargs = None if required else "?"
-    parser.add_argument("source", metavar="SOURCE", nargs=nargs, help=SOURCE_HELP)
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP).required = required
     add_stage_option(parser)
     parser.add_argument(
         "--tokenizer",

@@ -30,9 +30,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Compiles every stage's step, for each of its sequence lengths, with the real "
         "TPU compiler (extra `tpu`, Linux x86), and prints memory, time and traffic per chip. Each "
         "program takes minutes. Times are estimates of the compiler; use them only to compare "
-        "programs.",
-        epilog="examples: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256; "
-        'siglip2 plan --embed "B/16 256" --topology v5e:2x4',
+        'programs. `siglip2 plan --embed "B/16 256"` plans the embedding of images instead.',
+        epilog="example: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256",
     )
     add_config_options(parser, required=False)
     parser.add_argument(

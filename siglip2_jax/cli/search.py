@@ -23,12 +23,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "each query. Scores are cosines: compare them with each other, not with 1; a caption and "
         "its image reach about 0.1 to 0.2. Search is exact unless an approximate index is used, "
         "whose recall is shown then.",
-        epilog='examples: siglip2 search photos.db "a red boat at dusk" --minus people; '
-        "siglip2 search photos.db --image boat.jpg --where 'width > 800' --html boats.html; "
-        "siglip2 search photos.db --duplicates 0.95",
+        epilog='example: siglip2 search photos.db "a red boat at dusk" --minus people',
     )
     parser.add_argument("db", metavar="DB", help="folder of the database, or its URI in a store")
-    parser.add_argument("queries", metavar="QUERY", nargs="*", help="words to search for")
+    queries = parser.add_argument(
+        "queries", metavar="QUERY", nargs="+", default=[], help="words to search for"
+    )
+    queries.required = False
     parser.add_argument(
         "--image",
         metavar="FILE",

@@ -110,8 +110,7 @@ class Records:
         """
         paths = find_shards(self.pattern, SUFFIX)
         packs = _packs(paths)
-        if os.path.isdir(self.pattern):
-            _check_complete(self.pattern, packs)
+        check_packs(self.pattern, paths)
         counts = _counts(paths, packs)
         files = RecordFiles(Strings.join(paths), np.zeros_like(counts), counts, counts)
         if not len(files):
@@ -146,11 +145,22 @@ def _packs(paths: Sequence[str]) -> dict[tuple[str, int], list[tuple[int, int]]]
     return packs
 
 
-def _check_complete(directory: str, packs: Mapping[tuple[str, int], Sequence[Any]]) -> None:
-    for (_, count), files in packs.items():
+def check_packs(pattern: str, paths: Sequence[str]) -> None:
+    """Refuses a directory that lacks files of a pack; a file or a glob may name some of them.
+
+    Args:
+      pattern: what the user typed.
+      paths: the files that it means.
+
+    Raises:
+      ValueError: files are missing.
+    """
+    if not os.path.isdir(pattern):
+        return
+    for (_, count), files in _packs(paths).items():
         if len(files) != count:
             raise ValueError(
-                f"{directory} holds {len(files)} of {count} files; finish packing it, or name the "
+                f"{pattern} holds {len(files)} of {count} files; finish packing it, or name the "
                 "files to use by a glob"
             )
 

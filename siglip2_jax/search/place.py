@@ -16,7 +16,7 @@ WAY_OUT = "pip install 'siglip2_jax[search]'"
 
 
 class Place:
-    """Where a database is.
+    """Location of a database.
 
     Attributes:
       uri: a path, or a URI of a store such as `gs://`, `s3://` or `file://`.

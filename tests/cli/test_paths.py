@@ -37,7 +37,11 @@ NO_PATHS = set(
     "--precision --recall "
     "--template --templates --split --shard-size --device --min-score "
     "--max-per-image --count --shard --shuffle "
-    "--columns --image-column --caption-column --id-column --workers".split()
+    "QUERY --minus --where --duplicates -k --threshold "
+    "--columns --image-column --caption-column --id-column --workers "
+    "--host --port --model-name --batch-sizes --wait-ms --queue --max-items --deadline "
+    "--max-request-mb --max-image-mb --max-pixels --grace --decode-workers "
+    "--allow-url-hosts".split()
 )
 
 

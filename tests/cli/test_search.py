@@ -211,6 +211,17 @@ def test_what_cannot_be_indexed(siglip2, model_dir, photos, tmp_path):
     assert not db.exists()
 
 
+def test_options_may_come_anywhere():
+    for line in ("db M a b --prune", "--prune db M a b", "db M --prune a b", "db --prune M a b"):
+        args = parser().parse_args(["index", *line.split()])
+        assert (args.db, args.source, args.images, args.prune) == ("db", "M", ["a", "b"], True)
+    args = parser().parse_args(["index", "db", "--shards", "x"])
+    assert (args.source, args.images, args.shards) == (None, [], ["x"])
+    for line in ("db a b -k 3", "db -k 3 a b", "-k 3 db a b"):
+        args = parser().parse_args(["search", *line.split()])
+        assert (args.db, args.queries, args.k) == ("db", ["a", "b"], 3)
+
+
 def test_help_has_examples(capsys):
     for command in ("index", "search"):
         with pytest.raises(SystemExit):

@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def run(script: str, path: Path, *options: str) -> dict:
-    """What a script writes, which must succeed."""
+    """Result that a script writes; it must succeed."""
     command = [sys.executable, str(SCRIPTS / script), *options, "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

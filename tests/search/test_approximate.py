@@ -41,7 +41,7 @@ def test_rows_of_a_partition_are_nearest_to_its_centre(partitions):
 
 
 def test_words_are_measured_too(partitions):
-    """What lies apart needs more partitions, and lowers the recall that is stated."""
+    """Queries that lie apart need more partitions, and lower the recall that is stated."""
     other = build(COLUMN, 3, TEXTS)
     assert other.probes > partitions.probes
     most = round(LARGEST_SHARE * len(other.centres))

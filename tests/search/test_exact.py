@@ -53,7 +53,7 @@ def test_equals_brute_force(column, piece, threads):
 
 
 def test_thresholds_are_compared_in_float64(column):
-    """At its very score a row is found; a bit above, it is not."""
+    """A row is found at its very score; a bit above, it is not."""
     query = unit(np.random.default_rng(2), 1, 64)
     score = scan(column, query, k=5)[0].scores[4]
     assert len(scan(column, query, threshold=score)[0].rows) == 5

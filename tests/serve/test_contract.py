@@ -1,4 +1,4 @@
-"""What the server's OpenAPI promises, tried on a running server."""
+"""Promises of the server's OpenAPI, tried on a running server."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from siglip2_jax.data.parquet import SUFFIX as PARQUET
 from siglip2_jax.data.parquet import ParquetFile
 from siglip2_jax.data.parquet_footer import check_pyarrow, index_rows
 from siglip2_jax.data.records import SUFFIX as RECORDS
-from siglip2_jax.data.records import Records
+from siglip2_jax.data.records import Records, check_packs
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.stores.manifest import Manifest
 from siglip2_jax.data.stores.manifest_files import load_manifest
@@ -56,7 +56,9 @@ def tar_group(spec: str, columns: Columns) -> Group:
 def record_group(spec: str, columns: Columns) -> FileGroup:
     """ArrayRecord files, a shard each."""
     _check_fixed(spec, columns)
-    return FileGroup(Strings.join(find_shards(spec, RECORDS)), Records)
+    paths = find_shards(spec, RECORDS)
+    check_packs(spec, paths)
+    return FileGroup(Strings.join(paths), Records)
 
 
 def parquet_group(spec: str, columns: Columns) -> FileGroup:

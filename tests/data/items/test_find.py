@@ -65,6 +65,10 @@ def test_kinds_by_suffix_and_by_what_a_directory_holds(tmp_path):
     assert shards[-1].name == shards[7].name
     with pytest.raises(IndexError):
         shards[8]
+    next((tmp_path / "packed").glob("*00001-of*.arrayrecord")).unlink()
+    with pytest.raises(ValueError, match="packed holds 1 of 2 files; finish packing it, or name"):
+        find_items([str(tmp_path / "packed")])
+    assert len(find_items([str(tmp_path / "packed" / "*.arrayrecord")])) == 1
 
 
 def test_what_img2dataset_writes_is_tars(tmp_path):
