@@ -36,11 +36,11 @@ def test_odd_requests_do_no_harm(tmp_path):
 
 
 def test_load_loses_nothing(tmp_path):
-    options = ["--seconds", "6", "--clients", "8"]
+    options = ["--seconds", "2", "--clients", "8"]
     result = run("bench_serve.py", tmp_path / "bench.json", *options)
     assert result["wrong"] == {}
     assert result["batching"]["texts_times"] > 1
-    assert result["load"]["requests"] > 50
+    assert result["load"]["requests"] > 20
     assert {"damaged image", "classify", "text"} <= result["load"]["ms"].keys()
     assert all(0 <= x["rows"] < 1 for x in result["load"]["padding"].values())
     assert (result["end"]["lost"], result["end"]["exit_code"]) == (0, 0)
