@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -61,6 +62,28 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         content = content.encode("utf-8", "backslashreplace")
     with open_output(path) as file:
         file.write(content)
+
+
+def write_once(path: str | os.PathLike[str], content: str | bytes) -> bool:
+    """Writes a file in one step; False where another process has just done so.
+
+    In a store, and on a file system without links, the last one stays.
+
+    Raises:
+      OSError: as `open_output`.
+    """
+    target = epath.Path(path)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+    write_whole(temporary, content)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 @contextmanager

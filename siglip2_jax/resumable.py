@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from siglip2_jax.outputs import open_output, write_whole
+from siglip2_jax.outputs import open_output, write_once, write_whole
 
 ROWS_PER_PART = 2048
 
@@ -32,31 +31,13 @@ def claim(record: str | os.PathLike[str], settings: Mapping[str, Any], way_out: 
       ValueError: the job was begun with other settings, or the file is damaged.
     """
     record = epath.Path(record)
-    if not record.exists() and _write_first(record, json.dumps(settings, indent=1)):
+    if not record.exists() and write_once(record, json.dumps(settings, indent=1)):
         return
     try:
         before = json.loads(record.read_bytes())
     except ValueError as error:
         raise ValueError(f"{record} is damaged ({error}); {way_out}") from error
     compare(record, before, settings, way_out)
-
-
-def _write_first(path: epath.Path, content: str) -> bool:
-    """Writes a whole file; False where another process has just done so.
-
-    In a store, and on a file system without links, the last one stays.
-    """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    write_whole(temporary, content)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
 
 
 def compare(

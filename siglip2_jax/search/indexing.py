@@ -199,7 +199,7 @@ def index_shards(
 def _prune(writer: Writer, contents: Contents, summary: Summary) -> None:
     gone, moved = contents.gone(), contents.moved()
     writer.remove(gone)
-    writer.rename(moved)
+    writer.change_ids(moved)
     summary.removed, summary.renamed = len(gone), len(moved)
 
 

@@ -78,7 +78,7 @@ class Writer:
             listed = ", ".join(f"'{x}'" for x in contents[start : start + _CONTENTS_AT_ONCE])
             self.table.delete(f"content IN ({listed})")
 
-    def rename(self, ids: Mapping[str, str]) -> None:
+    def change_ids(self, ids: Mapping[str, str]) -> None:
         """Gives rows other ids, by their contents: their images have moved."""
         import pyarrow as pa
 

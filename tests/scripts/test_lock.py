@@ -44,7 +44,7 @@ def locked() -> dict[str, str]:
 
 
 def test_a_host_gets_what_the_project_asks_for():
-    assert EXTRAS == ["tpu", "gcs", "tensorboard"]
+    assert EXTRAS == ["tpu", "gcs", "remote", "tensorboard"]
     lines = sum((PROJECT["optional-dependencies"][x] for x in EXTRAS), PROJECT["dependencies"])
     wanted = [Requirement(line) for line in lines]
     wanted = [x for x in wanted if x.marker is None or x.marker.evaluate(HOST)]

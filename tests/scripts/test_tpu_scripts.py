@@ -382,7 +382,8 @@ def test_setup_unpacks_what_is_committed(cloud: Path) -> None:
     assert (home / "siglip2_jax" / "pyproject.toml").exists()
     assert (home / "uv").read_text() == (
         f"{home}/siglip2_jax {home}/venv sync --frozen --no-default-groups "
-        "--extra tpu --extra gcs --extra tensorboard --managed-python --python 3.12.16\n"
+        "--extra tpu --extra gcs --extra remote --extra tensorboard "
+        "--managed-python --python 3.12.16\n"
     )
     assert find_commit(home / "siglip2_jax") == find_commit(ROOT).removesuffix("-dirty")
 
