@@ -60,7 +60,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "-k", metavar="N", type=positive, help="number of images of a query (default: 10)"
     )
     count.add_argument(
-        "--threshold", metavar="COSINE", type=_cosine, help="show all images from this score on"
+        "--threshold",
+        metavar="COSINE|FILE",
+        type=_threshold,
+        help="show all images from this score on, or from that of a calibration, which is the "
+        "result of `siglip2 calibrate`",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
@@ -103,11 +107,42 @@ def _cosine(text: str) -> float:
     return value
 
 
+def _threshold(text: str) -> float | str:
+    """An argparse type: a cosine, or a file's name."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return _cosine(text)
+
+
+def _read_threshold(index: Index, path: str) -> float:
+    """The cosine from which a calibration accepts a pair.
+
+    Raises:
+      ValueError: it was fitted with another model or token budget, or has no threshold.
+    """
+    from siglip2_jax.inference import read_calibration
+
+    calibration = read_calibration(path)
+    calibration.check(index.model.identity(), path)
+    budget = index.model.preprocess.num_tokens(calibration.max_num_patches)
+    if budget != index.database.settings["patches"]:
+        raise ValueError(
+            f"{path} was fitted to images of {budget} patches, and those of "
+            f"{index.database.place.uri} have {index.database.settings['patches']}; fit it again "
+            "with --max-num-patches"
+        )
+    return calibration.cosine_threshold
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints what is found."""
     from siglip2_jax.search import Index
 
     index = Index.open(args.db, args.model)
+    if isinstance(args.threshold, str):
+        args.threshold = _read_threshold(index, args.threshold)
     facts: dict[str, Any] = {"database": index.database.place.uri, "images": len(index)}
     if args.duplicates is not None:
         results = _duplicates(index, args)

@@ -37,7 +37,7 @@ NO_PATHS = set(
     "--precision --recall "
     "--template --templates --split --shard-size --device --min-score "
     "--max-per-image --count --shard --shuffle "
-    "QUERY --minus --where --duplicates -k --threshold "
+    "QUERY --minus --where --duplicates -k "
     "--columns --image-column --caption-column --id-column --workers "
     "--host --port --model-name --batch-sizes --wait-ms --queue --max-items --deadline "
     "--max-request-mb --max-image-mb --max-pixels --grace --decode-workers "

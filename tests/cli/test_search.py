@@ -141,6 +141,7 @@ def test_duplicates(search, index, photos):
         (("a dog", "--approximate"), "has no approximate index"),
         (("--image", "none.jpg"), "none.jpg: no such file"),
         (("a dog", "--model", "none"), "none"),
+        (("a dog", "--threshold", "x"), "x: no such file; expected JSON"),
     ],
 )
 def test_what_cannot_be_searched(search, args, words):
@@ -149,7 +150,7 @@ def test_what_cannot_be_searched(search, args, words):
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("value", ["2", "-1.01", "x", "nan"])
+@pytest.mark.parametrize("value", ["2", "-1.01", "nan"])
 def test_what_is_no_cosine(capsys, value):
     with pytest.raises(SystemExit, match="2"):
         parser().parse_args(["search", "db", "a dog", "--threshold", value])
@@ -227,3 +228,19 @@ def test_help_has_examples(capsys):
         with pytest.raises(SystemExit):
             parser().parse_args([command, "--help"])
         assert f"siglip2 {command} photos.db" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_threshold_of_a_calibration(siglip2, search, model_dir, photos, tmp_path):
+    every = hits(search("a dog", "--threshold", -1, "--json"))[0]
+    lines = ["image,text,match"]
+    lines += [f"{hit['id']},a dog,{int(i < 4)}" for i, hit in enumerate(every)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    out = tmp_path / "calibration.json"
+    options = ("--examples", tmp_path / "pairs.csv", "--precision", 0.99, "--out", out)
+    assert siglip2("calibrate", model_dir, *options, *SMALL[:4]).code == 0
+    assert hits(search("a dog", "--threshold", out, "--json"))[0] == every[:4]
+    other = tmp_path / "other.json"
+    content = json.loads(out.read_text())
+    other.write_text(json.dumps(content | {"max_num_patches": 9}))
+    result = search("a dog", "--threshold", other)
+    assert result.code == 2 and "was fitted to images of 9 patches, and those of" in result.err
