@@ -60,6 +60,7 @@ def test_readme(demo_run, capsys):
 
 
 @pytest.mark.search
+@pytest.mark.slow
 def test_embedding(demo_run, tmp_path, capsys):
     pytest.importorskip("pyarrow")
     (tmp_path / "photos").mkdir()

@@ -235,6 +235,7 @@ def test_fixed_resolution_ignores_the_budget(tmp_path):
     np.testing.assert_allclose(np.array(found), expected(model), atol=2**-12)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same(model, tmp_path):
     embed(model, tmp_path / "threads")
     embed(model, tmp_path / "processes", workers=1)
