@@ -249,7 +249,7 @@ def test_worker_processes_give_the_same():
     crops = {"crops": True}
     expected = read(make(3, **crops))
     assert_same(read(make(3, workers=2, threads=1, chunk=3, **crops)), expected)
-    assert multiprocessing.active_children() == []
+    assert "siglip2_jax data" not in {x.name for x in multiprocessing.active_children()}
     with pytest.raises(ValueError, match="20 examples in a row could not be used; the first: no"):
         read(make(*range(50), workers=1))
 
