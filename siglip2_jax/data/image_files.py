@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
 from siglip2_jax.data.example import ExampleError, SourceError, make_example
-from siglip2_jax.data.patience import of_file
+from siglip2_jax.data.patience import of_stored_file
 from siglip2_jax.data.sources import Examples
 from siglip2_jax.strings import Strings
 
@@ -26,7 +24,7 @@ def read_image(path: str) -> bytes:
     """
     file = epath.Path(path)
     try:
-        with of_file(path):
+        with of_stored_file(path):
             return file.read_bytes()
     except FileNotFoundError as error:
         if not file.parent.is_dir():
@@ -36,11 +34,6 @@ def read_image(path: str) -> bytes:
         raise ExampleError(f"{path}: no such file.") from error
     except (IsADirectoryError, NotADirectoryError) as error:
         raise ExampleError(f"{path}: this is no file.") from error
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # the clients of stores have errors of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(errno.EIO, reason, os.fspath(path)) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)

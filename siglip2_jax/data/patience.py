@@ -73,6 +73,19 @@ def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
+@contextmanager
+def of_stored_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """As `of_file`, for files that may be in a store, whose clients have errors of their own."""
+    try:
+        with of_file(path):
+            yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(errno.EIO, reason, os.fspath(path)) from error
+
+
 def _sentence(error: OSError, name: str, tried: float | None) -> str:
     """Sentence on an error: the thing that cannot be read, the reason, a way out."""
     place = name if error.filename is None else os.fsdecode(error.filename)

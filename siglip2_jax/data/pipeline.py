@@ -24,7 +24,7 @@ from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.data.sources import Examples, Mixture, Source
 from siglip2_jax.data.stores.client import Counts
-from siglip2_jax.data.stores.store import Store
+from siglip2_jax.data.stores.store import set_patience
 from siglip2_jax.data.workers.steps import Steps
 from siglip2_jax.types import Batch
 
@@ -123,8 +123,7 @@ class Pipeline:
         """The sources of the mixture, or the single source, each opened once."""
         opened = [source.open() for source in _flatten(self.source)]
         for examples in opened:
-            if isinstance(store := getattr(examples, "store", None), Store):
-                store.client.patience = self.patience
+            set_patience(examples, self.patience)
         return opened
 
     @property

@@ -109,8 +109,8 @@ class Records:
           OSError: a file cannot be read.
         """
         paths = find_shards(self.pattern, SUFFIX)
-        packs = _packs(paths)
-        check_packs(self.pattern, paths)
+        packs = find_packs(paths)
+        check_packs(self.pattern, packs)
         counts = _counts(paths, packs)
         files = RecordFiles(Strings.join(paths), np.zeros_like(counts), counts, counts)
         if not len(files):
@@ -136,7 +136,7 @@ def write_counts(paths: Sequence[str], file: str | os.PathLike[str]) -> None:
     write_whole(file, json.dumps({"records": count_records(paths).tolist()}))
 
 
-def _packs(paths: Sequence[str]) -> dict[tuple[str, int], list[tuple[int, int]]]:
+def find_packs(paths: Sequence[str]) -> dict[tuple[str, int], list[tuple[int, int]]]:
     """Files of packs, by the pack's path and number of files: shard, and place in `paths`."""
     packs = defaultdict(list)
     for i, path in enumerate(paths):
@@ -145,19 +145,19 @@ def _packs(paths: Sequence[str]) -> dict[tuple[str, int], list[tuple[int, int]]]
     return packs
 
 
-def check_packs(pattern: str, paths: Sequence[str]) -> None:
+def check_packs(pattern: str, packs: Mapping[tuple[str, int], Sequence[Any]]) -> None:
     """Refuses a directory that lacks files of a pack; a file or a glob may name some of them.
 
     Args:
       pattern: what the user typed.
-      paths: the files that it means.
+      packs: those of the files that it means, as `find_packs` gives them.
 
     Raises:
       ValueError: files are missing.
     """
     if not os.path.isdir(pattern):
         return
-    for (_, count), files in _packs(paths).items():
+    for (_, count), files in packs.items():
         if len(files) != count:
             raise ValueError(
                 f"{pattern} holds {len(files)} of {count} files; finish packing it, or name the "

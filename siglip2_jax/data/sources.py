@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
 from array import array
@@ -24,7 +23,7 @@ from siglip2_jax.data.example import (
     naming,
     row_captions,
 )
-from siglip2_jax.data.patience import of_file
+from siglip2_jax.data.patience import of_stored_file
 from siglip2_jax.data.rows import JsonRows
 
 
@@ -186,18 +185,13 @@ class _FolderExamples:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         example, path = self._described(index)
         try:
-            with of_file(path):
+            with of_stored_file(path):
                 return example | {"image": path.read_bytes()}
         except FileNotFoundError as error:
             captions = epath.Path(self._source.path) / self._source.captions
             raise SourceError(
                 f"{path}: there is no such file; put it back, or remove its row from {captions}"
             ) from error
-        except (OSError, ValueError):
-            raise
-        except Exception as error:  # the clients of stores have errors of their own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(errno.EIO, reason, str(path)) from error
 
     def _described(self, index: int) -> tuple[dict[str, Any], epath.Path]:
         """An example without its image, and where that is."""

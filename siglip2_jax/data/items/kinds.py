@@ -17,7 +17,7 @@ from siglip2_jax.data.parquet import SUFFIX as PARQUET
 from siglip2_jax.data.parquet import ParquetFile
 from siglip2_jax.data.parquet_footer import check_pyarrow, index_rows
 from siglip2_jax.data.records import SUFFIX as RECORDS
-from siglip2_jax.data.records import Records, check_packs
+from siglip2_jax.data.records import Records, check_packs, find_packs
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.stores.manifest import Manifest
 from siglip2_jax.data.stores.manifest_files import load_manifest
@@ -57,7 +57,7 @@ def record_group(spec: str, columns: Columns) -> FileGroup:
     """ArrayRecord files, a shard each."""
     _check_fixed(spec, columns)
     paths = find_shards(spec, RECORDS)
-    check_packs(spec, paths)
+    check_packs(spec, find_packs(paths))
     return FileGroup(Strings.join(paths), Records)
 
 

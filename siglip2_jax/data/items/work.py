@@ -19,7 +19,7 @@ from siglip2_jax.data.items.known import Known
 from siglip2_jax.data.patience import PATIENCE, patiently
 from siglip2_jax.data.sources import Blocked, Described, Examples
 from siglip2_jax.data.stores import client
-from siglip2_jax.data.stores.store import Store
+from siglip2_jax.data.stores.store import set_patience
 from siglip2_jax.data.workers.ring import batch_bytes
 from siglip2_jax.data.workers.work import Outcome
 from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor, write_padded
@@ -80,8 +80,7 @@ class Opened:
 
     def _open(self, shard: Shard) -> Examples:
         examples = patiently(shard.source.open, shard.name, self._patience)
-        if isinstance(store := getattr(examples, "store", None), Store):
-            store.client.patience = self._patience
+        set_patience(examples, self._patience)
         return examples
 
 

@@ -58,6 +58,12 @@ class File:
             raise SourceError(f"{self.path} {CHANGED}")
 
 
+def set_patience(opened: object, patience: float) -> None:
+    """Sets for how many seconds opened data goes on asking its store, if it has one."""
+    if isinstance(store := getattr(opened, "store", None), Store):
+        store.client.patience = patience
+
+
 def is_remote(path: str) -> bool:
     """True for what is in an object store."""
     return path.startswith(("gs://", "s3://"))

@@ -71,8 +71,8 @@ class Steps(Generic[B]):
         """
         self._start()
         step = next(iter(self._slots))
-        outcomes = self._outcomes[step]
-        while len(outcomes) < self._work.parts(step):
+        outcomes, parts = self._outcomes[step], self._work.parts(step)
+        while len(outcomes) < parts:
             for task, outcome in self._team.wait():
                 if task is None:
                     assert isinstance(outcome, Exception)
