@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from siglip2_jax.cli.options import add_shard_option, load_model
+from siglip2_jax.cli.options import add_shard_option, load_model, use_all_devices
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
@@ -86,8 +86,6 @@ def run_merge(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Embeds a share; exit code 1 if it has images and none could be embedded."""
-    import jax
-
     from siglip2_jax.data.items.find import find_items
     from siglip2_jax.inference.shards import Options, embed_shards
     from siglip2_jax.progress import progress
@@ -109,9 +107,7 @@ def run(args: argparse.Namespace) -> int:
         strict=args.strict,
     )
     model = load_model(args)
-    devices = jax.local_devices()
-    if len(devices) > 1:
-        model.replicate_over(devices)
+    use_all_devices(model)
     with progress("embedding shards") as update:
         summary = embed_shards(model, shards, args.out, options, shard=args.shard, update=update)
     if args.json:

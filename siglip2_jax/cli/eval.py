@@ -18,6 +18,7 @@ from siglip2_jax.cli.options import (
     local_path,
     output_file,
     positive,
+    use_all_devices,
 )
 
 
@@ -129,17 +130,12 @@ def _open_model(args: argparse.Namespace):
         exif = not args.no_exif
         model = open_transformers(args.source, words, text_norm=text_norm, exif=exif)
         return model, args.batch_size
-    import jax
-
     from siglip2_jax.train.distributed import join_hosts
 
     if not args.no_distributed:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
     model = load_model(args)
-    devices = jax.local_devices()
-    if len(devices) > 1:
-        model.replicate_over(devices)
-    return model, args.batch_size * len(devices)
+    return model, args.batch_size * use_all_devices(model)
 
 
 def _is_first() -> bool:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from siglip2_jax.cli import embed_shards
-from siglip2_jax.cli.options import add_model_options, load_model
+from siglip2_jax.cli.options import add_model_options, load_model, use_all_devices
 from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
@@ -97,8 +97,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_images(place: Place, args: argparse.Namespace) -> tuple[Writer, Summary]:
-    import jax
-
     from siglip2_jax.data.items.find import find_items
     from siglip2_jax.inference.shards import Options
     from siglip2_jax.progress import progress
@@ -117,8 +115,7 @@ def _add_images(place: Place, args: argparse.Namespace) -> tuple[Writer, Summary
     )
     place.connect()  # before the model, which takes longer
     model = load_model(args)
-    if len(devices := jax.local_devices()) > 1:
-        model.replicate_over(devices)
+    use_all_devices(model)
     settings = settings_of(model, args.max_num_patches, args.scaled_decode, _origin(args))
     with writing(place, settings) as writer:
         with progress("indexing shards") as update:

@@ -206,6 +206,16 @@ def load_model(args: argparse.Namespace, checkpoint: Checkpoint | None = None) -
     )
 
 
+def use_all_devices(model: Embedder) -> int:
+    """Runs a model's batches on all devices of this process; gives their number."""
+    import jax
+
+    devices = jax.local_devices()
+    if len(devices) > 1:
+        model.replicate_over(devices)
+    return len(devices)
+
+
 def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner:
     """Loads the same with the decoder that its run has trained under the name `head`."""
     from siglip2_jax.inference import load_captioner

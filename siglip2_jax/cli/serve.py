@@ -13,6 +13,7 @@ from siglip2_jax.cli.options import (
     any_path,
     load_model,
     positive,
+    use_all_devices,
 )
 
 if TYPE_CHECKING:
@@ -139,15 +140,13 @@ def run(args: argparse.Namespace) -> int:
         settings, model = _settings(args), load_model(args)
         _check_calibrations(model, settings)
         index = _open_database(args.db, model, settings) if args.db else None
-        devices = jax.local_devices()
-        if len(devices) > 1:
-            model.replicate_over(devices)
+        count = use_all_devices(model)
         app = create_app(model, settings, index)
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(
-            f"serving {settings.model_name} at http://{shown}:{port} on {len(devices)} "
-            f"{devices[0].platform} device{'s' * (len(devices) > 1)}; /ready tells when it is warm",
+            f"serving {settings.model_name} at http://{shown}:{port} on {count} "
+            f"{jax.default_backend()} device{'s' * (count > 1)}; /ready tells when it is warm",
             flush=True,
         )
         run(app, sock)

@@ -11,7 +11,6 @@ import numpy as np
 
 from siglip2_jax.data.items.item import Item, ItemBatch, Shard
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.inference.programs import most_rows
 from siglip2_jax.inference.shards import EmbeddingShards, Options
 from siglip2_jax.inference.shards.batches import embed_batches, open_reader
 from siglip2_jax.progress import Update
@@ -115,11 +114,8 @@ def index_images(
       SourceError: the machine, the network or a permission stands against reading.
     """
     contents, summary = Contents(writer.table), Summary()
-    tokens = model.preprocess.num_tokens(options.max_num_patches)
-    devices = 1 if model.mesh is None else model.mesh.size
-    size = devices * most_rows(options.batch_size, tokens)
     unreadable: str | None = None
-    with open_reader(model, shards, options, size, contents.known) as reader:
+    with open_reader(model, shards, options, contents.known) as reader:
         for batch, embeddings in embed_batches(model, reader):
             items = list(_checked(batch, embeddings))
             for item in items:

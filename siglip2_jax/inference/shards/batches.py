@@ -13,18 +13,24 @@ from siglip2_jax.data.items.item import Item, ItemBatch, Shard
 from siglip2_jax.data.items.reader import ItemReader
 from siglip2_jax.data.workers.machine import usable_cores, worker_count
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.inference.programs import fill, place, programs, run_batch
+from siglip2_jax.inference.programs import fill, most_rows, place, programs, run_batch
 from siglip2_jax.inference.shards.manifest import Options
 from siglip2_jax.preprocess.decode import ImageError
 
 _THREADS = 2  # of each worker process
 
 
+def batch_rows(model: Embedder, options: Options) -> int:
+    """Rows of a program call, on all devices of a model."""
+    devices = 1 if model.mesh is None else model.mesh.size
+    tokens = model.preprocess.num_tokens(options.max_num_patches)
+    return devices * most_rows(options.batch_size, tokens)
+
+
 def open_reader(
     model: Embedder,
     shards: Sequence[Shard],
     options: Options,
-    batch_size: int,
     known: Shaped[np.ndarray, " known"] | None = None,
 ) -> ItemReader:
     """Opens the reader of shards whose batches are made for a model and placed on its devices.
@@ -32,10 +38,10 @@ def open_reader(
     Args:
       model: what embeds.
       shards: what to read.
-      options: those of the run.
-      batch_size: rows of a program call, to which all batches are filled up.
+      options: those of the run; all batches are filled up to `batch_rows`.
       known: contents that need no embedding, as `ItemReader` takes them.
     """
+    batch_size = batch_rows(model, options)
     return ItemReader(
         shards,
         model.preprocess,

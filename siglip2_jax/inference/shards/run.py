@@ -17,8 +17,7 @@ import jax
 from siglip2_jax.data.items.item import ItemBatch, Shard
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.inference.programs import most_rows
-from siglip2_jax.inference.shards.batches import embed_batches, open_reader
+from siglip2_jax.inference.shards.batches import batch_rows, embed_batches, open_reader
 from siglip2_jax.inference.shards.manifest import (
     FOLDER,
     MERGED,
@@ -98,9 +97,7 @@ class ShardRun:
         self.shards, self._model, self._options = shards, model, options or Options()
         self._out = directory_of(out)
         self._files = self._out / FOLDER
-        tokens = model.preprocess.num_tokens(self._options.max_num_patches)
-        devices = 1 if model.mesh is None else model.mesh.size
-        self.batch_size = devices * most_rows(self._options.batch_size, tokens)
+        self.batch_size = batch_rows(model, self._options)
         self.settings = settings_of(model, shards, self._options, self.batch_size)
         self._digest = claim_manifest(self._out, self.settings)
         self._files.mkdir(parents=True, exist_ok=True)
@@ -138,7 +135,7 @@ class ShardRun:
         columns = schema(width, options.embedding, options.fields)
         files = ShardFiles(self._files, columns, self._digest, shards)
         images = errors = 0
-        reader = open_reader(self._model, [*shards.values()], options, self.batch_size)
+        reader = open_reader(self._model, [*shards.values()], options)
         with reader, files:
             for batch, rows in embed_batches(self._model, clock.timed(reader), options.strict):
                 files.add(batch.shard, batch.items, rows)
