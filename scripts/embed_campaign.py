@@ -4,7 +4,8 @@ Writes tars of small images, one in twenty of them broken, and embeds them with 
 processes, each with its share. One of them is killed with SIGKILL at a random moment and started
 again by the same command, until both have ended by themselves; so again, from the beginning, until
 there were as many kills as asked for. The rows must be those of one undisturbed process, bit for
-bit, and nothing else may be left; otherwise the exit code is 1. Needs the extra `search`.
+bit, and nothing else may be left; otherwise the exit code is 1. Needs the extra `search`, and the
+tests beside this directory.
 
     python scripts/embed_campaign.py [--kills 20] [--seed 0] [--json figures.json]
 """
@@ -13,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import random
 import signal
 import subprocess
@@ -29,13 +28,16 @@ import numpy as np
 from PIL import Image
 from pyarrow import parquet
 
-from siglip2_jax.testing import tiny_embedder
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from campaigns import environment, has_ended, report  # noqa: E402
+
+from siglip2_jax.testing import tiny_embedder  # noqa: E402
 
 TARS, IMAGES = 60, (20, 60)  # fewest and most images of a tar
 BROKEN = 0.05
 SHARES = 2
 WORKERS = "0", "1"  # of each share
-SECONDS_TO_END = 20.0  # for the workers of a process that was killed
 
 
 def write_tars(directory: Path, rng: np.random.Generator) -> int:
@@ -100,24 +102,6 @@ class Job:
             others = table.drop_columns(["embedding"]).to_pylist()
             found += [(path.name, *row.values(), x) for row, x in zip(others, bits, strict=True)]
         return found
-
-
-def environment() -> dict[str, str]:
-    """The environment of a process on the CPU that finds this package."""
-    place = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.getenv("PYTHONPATH"))))
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": place}
-
-
-def has_ended(group: int) -> bool:
-    """True once no process of a group is left."""
-    end = time.monotonic() + SECONDS_TO_END
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def wait_for_a_moment(job: Job, seconds: float, rng: random.Random) -> None:
@@ -201,11 +185,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         figures = campaign(Path(directory), args.kills, args.seed)
-    print("| | |\n|---|---|")
-    for name, value in figures.items():
-        print(f"| {name.replace('_', ' ')} | {value} |")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
+    report(figures, args.json)
     wrong = ("differing_rows", "files_left", "processes_left_behind")
     if any(figures[name] for name in wrong) or figures["rows"] != figures["images"]:
         raise SystemExit(1)

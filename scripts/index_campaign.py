@@ -5,7 +5,7 @@ model. The process is killed with SIGKILL at a random moment and started again b
 meanwhile a second process tries to index into the same database, and is refused or takes over. Half
 of the time --prune takes part, and images go and move between two starts. In the end the rows must
 be those of one undisturbed run, bit for bit; otherwise the exit code is 1. Needs the extra
-`search`.
+`search`, and the tests beside this directory.
 
     python scripts/index_campaign.py [--kills 20] [--seed 0] [--json figures.json]
 """
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
-import os
 import random
 import subprocess
 import sys
@@ -27,8 +25,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from siglip2_jax.search.database import Database
-from siglip2_jax.testing import tiny_embedder
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from campaigns import environment, report  # noqa: E402
+
+from siglip2_jax.search.database import Database  # noqa: E402
+from siglip2_jax.testing import tiny_embedder  # noqa: E402
 
 BROKEN, TWICE = 0.05, 0.1
 SECONDS_OF_A_START = 12.0
@@ -59,10 +61,8 @@ def start(directory: Path, db: Path, log: Path, rows: int = 8) -> subprocess.Pop
     command = [sys.executable, "-c", PATCH.format(rows) + MAIN, "index", str(db)]
     command += [str(directory / "model"), str(directory / "images"), "--prune"]
     command += ["--max-num-patches", "64", "--batch-size", "8", "--workers", "0"]
-    place = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.getenv("PYTHONPATH"))))
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": place}
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment())
 
 
 def rows_of(db: Path) -> dict[str, tuple[Any, ...]]:
@@ -147,11 +147,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         figures = campaign(Path(directory), args.images, args.kills, args.seed)
-    print("| | |\n|---|---|")
-    for name, value in figures.items():
-        print(f"| {name.replace('_', ' ')} | {value} |")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
+    report(figures, args.json)
     if any(figures[name] for name in ("missing", "too_many", "differing", "other_errors")):
         raise SystemExit(1)
 

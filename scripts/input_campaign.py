@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 import random
 import signal
@@ -27,6 +26,7 @@ from unittest import mock
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
+from campaigns import has_ended, report  # noqa: E402
 from data.samples import example  # noqa: E402
 from stores import GoogleStore, running  # noqa: E402
 from train.processes import CONFIGS, metrics, steps_done, train, training  # noqa: E402
@@ -44,7 +44,6 @@ EXAMPLES, SHARD, BLOCK = 2045, 300, 16
 FAULTS = {"503": 40, "429": 20, "reset": 40, "cut": 40, "stall": 2}
 LATENCY = 0.02
 SECONDS_OF_A_START = 12.0  # during which some of the kills come
-SECONDS_TO_END = 20.0  # for the workers of a process that was killed
 
 
 def write_tars(directory: Path) -> None:
@@ -52,18 +51,6 @@ def write_tars(directory: Path) -> None:
     with mock.patch.object(pack_module, "BLOCK_SIZE", BLOCK):
         source = Memory(tuple(example(i) for i in range(EXAMPLES)))
         pack_module.pack(source, directory, kind="tar", shard_size=SHARD)
-
-
-def has_ended(group: int) -> bool:
-    """True once no process of a group is left."""
-    end = time.monotonic() + SECONDS_TO_END
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def disturbed(
@@ -199,11 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         figures = campaign(Path(directory), args.kills, args.steps, args.seed)
-    print("| | |\n|---|---|")
-    for name, value in figures.items():
-        print(f"| {name.replace('_', ' ')} | {value} |")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
+    report(figures, args.json)
     wrong = ("differing_steps", "lost", "doubled", "bad_examples", "processes_left_behind")
     if any(figures[name] for name in wrong) or not figures["whole_epochs"]:
         raise SystemExit(1)

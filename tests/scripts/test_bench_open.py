@@ -23,4 +23,4 @@ def test_tables():
     assert rows["MB"] == ["1,000 examples", "200,000", "more"]
     for process, least in (("training process", 200), ("worker process", 50)):
         few, many, more = map(int, rows[process])
-        assert few > least and abs(many - few - more) <= 1 and more < 400
+        assert few > least and abs(many - few - more) <= 1 and more < 100
