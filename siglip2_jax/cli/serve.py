@@ -223,9 +223,7 @@ def _label_sets(args: argparse.Namespace) -> tuple[dict[str, LabelSet], Calibrat
 
 def _check_calibrations(model: Embedder, settings: Settings) -> None:
     """Refuses calibrations of another model."""
-    named = [(f"the label set {k!r}", x.calibration) for k, x in settings.labels.items()]
-    named = [(k, x) for k, x in (*named, ("the calibration", settings.calibration)) if x]
-    if named:
-        identity = model.identity()
-        for name, calibration in named:
+    if named := settings.calibrations:
+        identity = model.identity()  # it reads all parameters
+        for name, calibration in named.items():
             calibration.check(identity, name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siglip2_jax.data.text import plain_text, read_rows
+from siglip2_jax.data.rows import read_csv
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.evals.base import Model
 from siglip2_jax.evals.calibrate import Pairs
 from siglip2_jax.evals.labels import ClassFolders
@@ -144,13 +143,8 @@ def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError(f"{path}, line {number}: expected an object, found {row!r:.40}")
             yield f"{path}, line {number}", row
     elif path.endswith(".csv"):
-        try:
-            text = plain_text(Path(path).read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        reader = csv.DictReader(io.StringIO(text))
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", {k: x for k, x in row.items() if x is not None}
+        for number, row, _ in read_csv(path, ","):
+            yield f"{path}, line {number}", row
     else:
         raise ValueError(
             f"{path}: expected a directory with a folder for each label, or a file of rows that "

@@ -96,10 +96,7 @@ class Service:
         return self.model.preprocess.num_tokens(calibration.max_num_patches)
 
     def _check_calibrations(self) -> None:
-        named = [(f"the label set {k!r}", x.calibration) for k, x in self.settings.labels.items()]
-        for name, calibration in (*named, ("the calibration", self.settings.calibration)):
-            if calibration is None:
-                continue
+        for name, calibration in self.settings.calibrations.items():
             if self.budget_of(calibration) not in self.budgets:
                 raise ValueError(
                     f"{name} was calibrated at {calibration.max_num_patches} patches, which is "

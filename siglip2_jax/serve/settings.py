@@ -78,6 +78,13 @@ class Settings:
     labels: Mapping[str, LabelSet] = field(default_factory=dict)
     calibration: Calibration | None = None
 
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """All calibrations, by what they are called in messages."""
+        named = {f"the label set {name!r}": x.calibration for name, x in self.labels.items()}
+        named["the calibration"] = self.calibration
+        return {name: x for name, x in named.items() if x is not None}
+
     def __post_init__(self) -> None:
         """Refuses limits that contradict each other.
 
