@@ -37,7 +37,7 @@ LAYERS = (
     "recipes",
     "train",
     "benchmarks planner search",
-    "serve",
+    "serve export",
     "cli",
     "__main__",
 )
