@@ -28,8 +28,8 @@ QUERIES = (Adapters(pattern=".*/query/kernel", rank=3),)
 UNROLLED, SCANNED = Compute(scan=False), Compute()
 
 
-def program(adapters=EVERYWHERE, compute=SCANNED, schedule=Schedule(), **optim) -> Program:
-    run = config(compute=compute, schedule=schedule, **optim)
+def program(adapters=EVERYWHERE, compute=SCANNED, **optim) -> Program:
+    run = config(compute=compute, schedule=Schedule(), **optim)
     stage = dataclasses.replace(run.stages[0], adapters=adapters)
     return Program(dataclasses.replace(run, stages=(stage,)).resolved[0])
 
@@ -147,15 +147,14 @@ def test_a_merged_model_is_the_same_function(compute):
     graphdef = abstract_model(TINY, compute)[0]
 
     @jax.jit
-    def embed(params):
+    def embed(params, batch):
         features = nnx.merge(graphdef, params).encode(batch.image, batch.text)
         return features.image, features.text
 
     merged = merge(params)
     bare = {name: x for name, x in params.items() if name != "adapters"}
-    for beside, together, without in zip(
-        embed(attach(params)), embed(merged), embed(bare), strict=True
-    ):
+    embedded = (embed(x, batch) for x in (attach(params), merged, bare))
+    for beside, together, without in zip(*embedded, strict=True):
         np.testing.assert_allclose(beside, together, rtol=0, atol=1e-6)
         assert np.abs(together - without).max() > 1e-2
     assert flatten(merged).keys() == flatten(random_params(TINY)).keys()
@@ -169,8 +168,8 @@ def test_a_merged_model_is_the_same_function(compute):
         pytest.param({"compute": UNROLLED}, marks=pytest.mark.slow),
         pytest.param({"shape": (1, 8)}, marks=pytest.mark.slow),
         pytest.param({"shape": (8, 1)}, marks=pytest.mark.slow),
-        pytest.param({"shape": (2, 4), "accumulate": 2}, marks=pytest.mark.slow),
-        pytest.param({"shape": (1, 4), "compute": UNROLLED}, marks=pytest.mark.slow),
+        pytest.param({"shape": (2, 2), "accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param({"shape": (2, 4), "compute": UNROLLED}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -231,14 +230,14 @@ def test_a_kernel_learns_by_its_pair_alone():
         program(groups=(Group(pattern="text/.*", weight_decay=0.0),))
     with pytest.raises(ValueError, match="rank is 0; it must be at least 1"):
         Adapters(pattern=".*", rank=0)
-    with pytest.raises(ValueError, match="alpha is 0; it must be greater than 0"):
+    with pytest.raises(ValueError, match="alpha is 0.0; it must be greater than 0"):
         Adapters(pattern=".*", alpha=0.0)
 
 
-def test_flops_leave_out_gradients_of_kernels():
+def test_a_tower_with_adapters_is_counted_as_trained():
+    """Gradients of its merged kernels are computed."""
     whole, both = program(()), program()
     vision = program((Adapters(pattern="vision/.*"),))
-    towers = training_flops(TINY, 16, frozen=("vision", "text"))
-    assert whole.flops(16, 8) - both.flops(16, 8) == 8 * towers
+    assert both.flops(16, 8) == whole.flops(16, 8)
     text = training_flops(TINY, 16, idle=("vision",)) // 3
-    assert both.flops(16, 8) - vision.flops(16, 8) == 8 * text
+    assert both.flops(16, 8) - vision.flops(16, 8) == 8 * 2 * text
