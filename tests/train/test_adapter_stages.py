@@ -13,6 +13,7 @@ from train.runs import SMALL, Sevens, numbers, run, save_run, stage
 import siglip2_jax
 from siglip2_jax.checkpoints.resize import resize_patches
 from siglip2_jax.config import Adapters, Continue, Group, Optim, load_config
+from siglip2_jax.models.config import find_variant, two_towers
 from siglip2_jax.models.low_rank import is_pair, merge
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.recipes import finetune, finetune_lora
@@ -152,12 +153,19 @@ def test_a_resumed_run_ends_the_same(tmp_path):
     assert_params(found, expected)
 
 
-def test_the_recipe_is_finetune_with_adapters():
-    base, made = (x.config().stages[0] for x in (finetune, finetune_lora))
+@pytest.mark.parametrize("size", ["B", "So400m"])
+def test_the_recipe_is_finetune_with_adapters(size):
+    base, made = (x.config(size) for x in (finetune, finetune_lora))
+    assert made.model == base.model == two_towers(size, patch_size=16, image_size=None)
+    (base,), (made,) = base.stages, made.stages
+    assert base.start.source == find_variant(finetune.config(size).model).hf
     assert dataclasses.replace(made, adapters=(), optim=base.optim) == base
     (group,), (theirs,) = made.optim.groups, base.optim.groups
     rates = [x.optim.peak_lr * x.optim.groups[0].lr_scale for x in (made, base)]
     assert group.pattern == theirs.pattern and rates[0] == pytest.approx(rates[1])
+
+
+def test_the_recipe_trains_adapters_and_logits():
     (resolved,) = finetune_lora.config(rank=8).resolved
     program = Program(resolved)
     assert {path.split("/")[0] for path in program.trainable} == {"adapters", "t", "b"}
