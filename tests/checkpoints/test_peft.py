@@ -108,6 +108,13 @@ def test_an_adapter_on_its_base_is_the_run(saved):
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-5)
 
 
+def test_the_bias_of_a_start_is_written_though_it_did_not_learn(tmp_path):
+    state = trained(tmp_path / "run", adapters=LINEAR[2:], optim=Optim())
+    write_adapter(tmp_path / "run", tmp_path / "adapter")
+    file = safetensors_file.read(epath.Path(tmp_path / "adapter/adapter_model.safetensors"))
+    assert file["base_model.model.logit_bias"].read() == state.params["b"]
+
+
 def test_the_configuration_names_what_differs(saved):
     settings = json.loads((saved[0] / "adapter/adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"], settings["bias"]) == ("LORA", 3, "none")
