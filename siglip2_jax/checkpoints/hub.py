@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -82,7 +82,7 @@ def _tags(path: epath.Path) -> list[str]:
 
 def _in_manifest(path: epath.Path) -> tuple[str, ...]:
     """The files that a manifest lists, each with the content that it had then."""
-    listed = read_json(path / MANIFEST).get("files")
+    listed: Any = read_json(path / MANIFEST).get("files")
     try:
         digests = {name: entry["sha256"] for name, entry in listed.items()}
     except (AttributeError, TypeError, KeyError):
@@ -101,7 +101,7 @@ def _in_manifest(path: epath.Path) -> tuple[str, ...]:
 
 
 def _sha256(path: epath.Path) -> str:
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
