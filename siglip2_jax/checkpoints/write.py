@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from etils import epath
@@ -12,6 +12,8 @@ from etils import epath
 from siglip2_jax.checkpoints import big_vision, huggingface, orbax
 from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format
 from siglip2_jax.checkpoints.huggingface_config import model_type
+from siglip2_jax.checkpoints.model_card import CARD, Score, model_card
+from siglip2_jax.checkpoints.sentence_transformers_config import sentence_transformers_files
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.checkpoints.table import Progress
 from siglip2_jax.outputs import behind_links, is_special
@@ -25,6 +27,7 @@ def write(
     format: Format,
     *,
     tokenizer: Tokenizer | None = None,
+    scores: Sequence[Score] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -38,6 +41,7 @@ def write(
       path: a local path that does not exist yet, or an empty directory.
       format: "npz" for one file, "hf" or "orbax" for a directory.
       tokenizer: goes into the directory; the checkpoint's own unless given.
+      scores: what was measured with it, for the model card that "hf" has.
       overwrite: replace what is at `path`.
       progress: called with the name of each tensor, how many are done and how many there are.
 
@@ -62,7 +66,11 @@ def write(
             return
         staging.mkdir()
         if format == "hf":
-            files = huggingface_files(tokenizer, model_type(config)) if tokenizer else {}
+            card = model_card(checkpoint, tokenizer=tokenizer is not None, scores=scores)
+            files = {CARD: card.encode()}
+            if tokenizer:
+                files |= huggingface_files(tokenizer, model_type(config))
+                files |= sentence_transformers_files(config)
             for name, content in files.items():
                 (staging / name).write_bytes(content)
             huggingface.write(staging, config, params, checkpoint.preprocessing, progress=progress)
