@@ -1,6 +1,6 @@
 """A small vision-language model: a projector and a decoder learn captions on a frozen encoder.
 
-    python vlm.py MODEL DATA [--captions captions.jsonl] [--steps 400] [--seeds 3]
+    python vlm.py MODEL DATA [--captions captions.jsonl] [--steps 600] [--seeds 3]
 
 MODEL has an encoder that has learned something, and a tokenizer: a run of `siglip2 train` or
 `siglip2 demo`, or a checkpoint. DATA is a directory as `siglip2_jax.data.sources.Folder` reads it,
@@ -24,7 +24,7 @@ from siglip2_jax.data.sources import Folder
 from siglip2_jax.models.config import Tower
 from siglip2_jax.models.layers import Encoder
 
-WIDTH, DEPTH, PATCHES, BATCH, CAPTIONS = 128, 2, 64, 32, 5
+WIDTH, DEPTH, PATCHES, BATCH, CAPTIONS = 64, 2, 64, 32, 5
 
 
 class Vlm(nnx.Module):
@@ -74,7 +74,7 @@ def losses(graphdef, params, tokens, valid, ids):
 
 def train(graphdef, params, tokens, valid, ids, *, steps, seed):
     """Parameters after some steps on random captions of random images."""
-    schedule = optax.warmup_cosine_decay_schedule(0, 2e-3, steps // 10, steps)
+    schedule = optax.warmup_cosine_decay_schedule(0, 3e-3, steps // 10, steps)
     optimizer = optax.adamw(schedule, weight_decay=0.1)
 
     def mean(params, tokens, valid, ids):
@@ -114,7 +114,7 @@ def main(arguments=None):
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--captions", default="captions.jsonl")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(arguments)
     model = load(args.model)
