@@ -5,7 +5,6 @@ import json
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
