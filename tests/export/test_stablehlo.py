@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 
@@ -196,12 +197,37 @@ def test_programs_are_portable(config):
         assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
         assert not program.disabled_safety_checks
         # The one that checks shapes is on the list that JAX keeps stable.
-        calls = set(re.findall(r"custom_call @(\w+)", program.mlir_module()))
-        assert calls <= {"shape_assertion"}, name
+        text = program.mlir_module()
+        assert set(re.findall(r"custom_call @(\w+)", text)) <= {"shape_assertion"}, name
+        # TPUs and GPUs would round float32 factors to fewer bits by default.
+        products = re.findall(r"stablehlo\.dot_general .*", text)
+        exact = [line for line in products if "precision = [HIGHEST, HIGHEST]" in line]
+        assert len(products) == len(exact) > 5
         (weights, *_), _ = program.in_tree.unflatten(program.in_avals)
         assert {path.partition("/")[0] for path in weights} == {
             "text" if name == "text" else "vision"
         }
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_programs_compile_for_tpus(dtype):
+    """Compiles what was lowered here without a TPU."""
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    from siglip2_jax.planner.topology import compile_only, tpu_topology
+
+    chip = jax.sharding.SingleDeviceSharding(tpu_topology("v5e:1x1")[0])
+    sizes = {"b": 3, "n": 60}
+    for program in export_programs(TINY, dtype).values():
+        shapes = [[sizes.get(str(d), d) for d in aval.shape] for aval in program.in_avals]
+        inputs = [
+            jax.ShapeDtypeStruct(shape, aval.dtype, sharding=chip)
+            for shape, aval in zip(shapes, program.in_avals, strict=True)
+        ]
+        arguments, _ = program.in_tree.unflatten(inputs)
+        text = compile_only(jax.jit(program.call).lower(*arguments)).as_text()
+        assert "T(8,128)" in text and "tpu_custom_call" not in text
 
 
 def test_settings_name_all_that_results_depend_on(native, fixed):
