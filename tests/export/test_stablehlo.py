@@ -32,6 +32,7 @@ FILES = {
     "image.jax_export",
     "model.safetensors",
     "siglip2_exported.py",
+    "siglip2_inputs.py",
     "text.jax_export",
     "tokenizer.model",
     "tokens.jax_export",
