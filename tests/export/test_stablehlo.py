@@ -231,6 +231,14 @@ def test_programs_compile_for_tpus(dtype):
         assert "T(8,128)" in text and "tpu_custom_call" not in text
 
 
+def test_rounded_weights_are_refused(tmp_path):
+    embedder = tiny_embedder(TINY)
+    embedder.params["text"]["embed"]["table"] = np.zeros((1024, 16), np.float16)
+    with pytest.raises(ValueError, match="are rounded to float16, exports .* hold float32"):
+        export_stablehlo(embedder, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
 def test_settings_name_all_that_results_depend_on(native, fixed):
     settings = json.loads((native / "export.json").read_text())
     embedder = tiny_embedder(TINY)
