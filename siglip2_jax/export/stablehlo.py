@@ -66,8 +66,8 @@ def export_stablehlo(
     weights = {name: np.asarray(x) for name, x in flatten(embedder.params).items()}
     if rounded := {x.dtype.name for x in weights.values()} - {"float32"}:
         raise ValueError(
-            f"the model's weights are rounded to {', '.join(sorted(rounded))}, exports to StableHLO "
-            "hold float32; load it with weights='float32'"
+            f"the model's weights are rounded to {', '.join(sorted(rounded))}, exports hold "
+            "float32; load it with weights='float32'"
         )
     with export_directory(embedder, path, overwrite=overwrite) as (directory, description):
         description["programs"] = {}

@@ -234,7 +234,7 @@ def test_programs_compile_for_tpus(dtype):
 def test_rounded_weights_are_refused(tmp_path):
     embedder = tiny_embedder(TINY)
     embedder.params["text"]["embed"]["table"] = np.zeros((1024, 16), np.float16)
-    with pytest.raises(ValueError, match="are rounded to float16, exports .* hold float32"):
+    with pytest.raises(ValueError, match="are rounded to float16, exports hold float32"):
         export_stablehlo(embedder, tmp_path / "model")
     assert os.listdir(tmp_path) == []
 
