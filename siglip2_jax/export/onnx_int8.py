@@ -91,9 +91,10 @@ def quantize(source: Path, target: Path) -> dict[str, int]:
 
     beside = source.with_name(f"{source.name}.data").exists()
     quantize_dynamic(source, target, per_channel=True, use_external_data_format=beside)
-    products = count_products(onnx.load(source, load_external_data=False), _PRODUCTS)
-    converted = count_products(onnx.load(target, load_external_data=False), ("MatMulInteger",))
-    if converted < LEAST_CONVERTED * products:
+    products = count_weight_products(onnx.load(source, load_external_data=False))
+    written = onnx.load(target, load_external_data=False).graph.node
+    converted = sum(node.op_type == "MatMulInteger" for node in written)
+    if not products or converted < LEAST_CONVERTED * products:
         raise ValueError(
             f"{source.name}: only {converted} of {products} products with weights can be int8, "
             f"expected at least {LEAST_CONVERTED:.0%}; the graph would hardly be smaller or "
@@ -102,16 +103,16 @@ def quantize(source: Path, target: Path) -> dict[str, int]:
     return {"products": products, "converted": converted}
 
 
-_PRODUCTS = "MatMul", "Gemm", "Einsum"
-
-
-def count_products(model: Any, operators: tuple[str, ...]) -> int:
-    """Number of a graph's nodes of these kinds that read a constant matrix."""
-    matrices = {x.name for x in model.graph.initializer if len(x.dims) > 1}
-    return sum(
-        node.op_type in operators and not matrices.isdisjoint(node.input)
-        for node in model.graph.node
-    )
+def count_weight_products(model: Any) -> int:
+    """Number of a graph's matrix products of something with what only depends on constants."""
+    constants = {x.name for x in model.graph.initializer}
+    count = 0
+    for node in model.graph.node:
+        fixed = [name in constants for name in node.input if name]
+        if all(fixed):
+            constants.update(node.output)
+        count += node.op_type in ("MatMul", "Gemm", "Einsum") and any(fixed[:2]) and not all(fixed)
+    return count
 
 
 def _cosines(

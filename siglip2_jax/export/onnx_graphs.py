@@ -63,7 +63,8 @@ def export_onnx(
       overwrite: replace what is at `path`.
 
     Returns:
-      What `export.json` holds, but for the list of files.
+      What `export.json` holds, but for the list of files, and the largest difference between an
+      embedding of the float32 graphs and of the model.
 
     Raises:
       ValueError: a package is missing, the model is not float32, or the graphs differ from it.
@@ -85,6 +86,7 @@ def export_onnx(
             difference = _difference(embedder, written)
             if quantize:
                 description["int8"] = quantize(written, directory, embedder)
+                description["dtype"] = "int8"
         for name in GRAPHS:
             _sign(directory / f"{name}.onnx", description)
         description["programs"] = {
@@ -92,10 +94,9 @@ def export_onnx(
             for name, (_, inputs) in _functions(embedder).items()
         }
         description["versions"] |= _versions()
-        description["largest_difference"] = difference
         if labels:
             (directory / LABELS).write_text(_label_embeddings(embedder, labels))
-    return description
+    return {**description, "largest_difference": difference}
 
 
 def check_packages() -> None:
@@ -122,7 +123,7 @@ def image_inputs(config: ModelConfig) -> Inputs:
     }
 
 
-def _functions(embedder: Embedder) -> dict[str, tuple[Callable[..., jax.Array], Inputs]]:
+def _functions(embedder: Embedder) -> dict[str, tuple[Callable[..., Any], Inputs]]:
     """The function and the inputs of each graph."""
     # Kernels are no part of ONNX, and onnxruntime runs no loops over stacked weights fast.
     compute = Compute(scan=False, attention="xla", norm="xla")
@@ -137,7 +138,7 @@ def _functions(embedder: Embedder) -> dict[str, tuple[Callable[..., jax.Array], 
     }
 
 
-def _write(function: Callable[..., jax.Array], inputs: Inputs, path: Path, weights: int) -> None:
+def _write(function: Callable[..., Any], inputs: Inputs, path: Path, weights: int) -> None:
     """Converts a function, folds its constants, and writes the graph.
 
     Folding makes constants of the weights that products read; without it they are slices and
