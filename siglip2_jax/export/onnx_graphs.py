@@ -6,10 +6,13 @@ anything appears.
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +35,9 @@ TOLERANCE = 1e-5
 LABELS = "labels.json"
 MOST_INSIDE = 1_900_000_000  # bytes of weights; a graph with more than 2 GB of them cannot be saved
 WAY_OUT = (
-    "ONNX needs jax2onnx, whose bound on orbax-checkpoint conflicts with ours, in an environment "
-    "of its own: echo 'orbax-checkpoint>=0.12.4' > overrides.txt; uv venv onnx; uv pip install "
-    "--python onnx --override overrides.txt siglip2_jax jax2onnx==0.17.1 onnxruntime"
+    "in an environment of its own, as the bound of jax2onnx on orbax-checkpoint conflicts with "
+    "ours: echo 'orbax-checkpoint>=0.12.4' > overrides.txt; uv venv onnx; uv pip install --python "
+    "onnx --override overrides.txt siglip2_jax jax2onnx==0.17.1 onnxruntime"
 )
 
 Inputs = dict[str, jax.ShapeDtypeStruct]
@@ -105,11 +108,11 @@ def check_packages() -> None:
     Raises:
       ValueError: one is missing; the sentence says how to install it.
     """
-    try:
-        import jax2onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise ValueError(WAY_OUT) from error
+    for package in ("jax2onnx", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(f"export to ONNX needs {package}, {WAY_OUT}") from error
 
 
 def image_inputs(config: ModelConfig) -> Inputs:
@@ -251,8 +254,6 @@ def _shapes(inputs: Inputs) -> dict[str, list[Any]]:
 
 
 def _versions() -> dict[str, str]:
-    import importlib.metadata
-
     return {name: importlib.metadata.version(name) for name in ("jax2onnx", "onnx", "onnxruntime")}
 
 
@@ -261,6 +262,8 @@ def _quiet() -> Iterator[None]:
     """Silences the notes of the converter, which are about its own insides."""
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         logging.disable(logging.NOTSET)
