@@ -42,8 +42,8 @@ def export_stablehlo(
 
     The directory holds `image.jax_export` (embeddings of images), `tokens.jax_export` (their patch
     tokens), `text.jax_export`, the weights that these take as their first argument
-    (`model.safetensors`), `export.json`, the tokenizer, and `siglip2_exported.py`, which runs all
-    this without our package.
+    (`model.safetensors`), `siglip2_exported.py`, which runs them, `siglip2_inputs.py`, which makes
+    their inputs, both without this package, `export.json` and the tokenizer.
 
     Args:
       embedder: the model; its `dtype` is that of the towers' matrix products.

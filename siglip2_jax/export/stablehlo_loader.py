@@ -22,18 +22,11 @@ class Model:
 
     def __init__(self, directory):
         self.settings = json.loads((directory / "export.json").read_text())
-        low = export.minimum_supported_calling_convention_version
-        high = export.maximum_supported_calling_convention_version
-        self._programs, self._ready = {}, {}
+        self._programs, self._arrays = {}, read_safetensors(directory / "model.safetensors")
         for name, entry in self.settings["programs"].items():
-            if not low <= (version := entry["calling_convention"]) <= high:
-                raise ValueError(
-                    f"{directory} has calling convention {version}, JAX {jax.__version__} runs "
-                    f"{low} to {high}: export again, or use JAX {self.settings['versions']['jax']}"
-                )
-            content = bytearray((directory / entry["file"]).read_bytes())
-            self._programs[name] = export.deserialize(content)
-        self._arrays = read_safetensors(directory / "model.safetensors")
+            program = read_program(directory / entry["file"], self.settings["versions"]["jax"])
+            (weights, *inputs), _ = program.in_tree.unflatten(program.in_avals)
+            self._programs[name] = jax.jit(program.call), list(weights), inputs
 
     def embed_images(self, pixels, yx, valid):
         """Unit-length embeddings [b, E]: pixels [b, n, P], yx [b, n, 2] and valid [b, n] in."""
@@ -56,34 +49,42 @@ class Model:
         return np.exp(t) * (images @ texts.T) + b
 
     def _run(self, name, **inputs):
-        program = self._programs[name]
-        (weights, *avals), _ = program.in_tree.unflatten(program.in_avals)
+        call, paths, avals = self._programs[name]
         sizes, arrays = {}, []
         for (key, x), aval in zip(inputs.items(), avals, strict=True):
             x = np.asarray(x)
-            expected = ", ".join(str(sizes.get(str(d), d)) for d in aval.shape)
+            expected = f"{aval.dtype} [{', '.join(str(sizes.get(str(d), d)) for d in aval.shape)}]"
             sizes = dict(zip(map(str, aval.shape), x.shape, strict=False)) | sizes
             shape = tuple(d if isinstance(d, int) else sizes.get(str(d)) for d in aval.shape)
             if x.shape != shape or x.size == 0 or x.dtype.kind != aval.dtype.kind:
-                raise ValueError(
-                    f"{key} is {x.dtype} {list(x.shape)}, expected {aval.dtype} [{expected}]"
-                )
+                raise ValueError(f"{key} is {x.dtype} {list(x.shape)}, expected {expected}")
             arrays.append(x.astype(aval.dtype))
-        if name not in self._ready:  # weights go to the device when a program first needs them
-            self._arrays |= {path: jax.device_put(self._arrays[path]) for path in weights}
-            self._ready[name] = jax.jit(program.call)
-        weights = {path: self._arrays[path] for path in weights}
-        return np.asarray(self._ready[name](weights, *arrays))
+        # Weights go to the device when a program first needs them, and stay there.
+        self._arrays |= {path: jax.device_put(self._arrays[path]) for path in paths}
+        return np.asarray(call({path: self._arrays[path] for path in paths}, *arrays))
+
+
+def read_program(path, version):
+    """The program of a file that this version of JAX wrote."""
+    low = export.minimum_supported_calling_convention_version
+    high = export.maximum_supported_calling_convention_version
+    try:
+        program = export.deserialize(bytearray(path.read_bytes()))
+        program.mlir_module()  # raises where the operations are too new
+        if low <= program.calling_convention_version <= high:
+            return program
+        raise ValueError(f"calling convention {program.calling_convention_version}")
+    except (ValueError, RuntimeError) as error:
+        way_out = f"use JAX {version}, or one up to 6 months newer, or export again"
+        raise ValueError(f"JAX {jax.__version__} cannot read {path}: {way_out}") from error
 
 
 def read_safetensors(path):
     """Float32 tensors of a file by name, read when they are used."""
     data = np.memmap(path, np.uint8, "r")
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
+    start = 8 + data[:8].view("<u8").item()
     return {
-        name: np.frombuffer(data[start + begin : start + end], "<f4").reshape(entry["shape"])
-        for name, entry in header.items()
+        name: data[start:][slice(*entry["data_offsets"])].view("<f4").reshape(entry["shape"])
+        for name, entry in json.loads(data[8:start].tobytes()).items()
         if name != "__metadata__"
-        for begin, end in [entry["data_offsets"]]
     }
