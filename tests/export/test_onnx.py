@@ -109,6 +109,7 @@ def test_same_model_gives_the_same_bytes(native, tmp_path):
         "text.onnx",
         "export.json",
         "labels.json",
+        "siglip2_inputs.py",
         "tokenizer.model",
     }
     other = tiny_embedder(DEEP, seed=1)
