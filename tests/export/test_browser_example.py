@@ -122,8 +122,9 @@ def check_patches(
 
 
 @pytest.mark.skipif(not RUNTIME, reason="needs SIGLIP2_ONNXRUNTIME_WEB")
-@pytest.mark.parametrize("config", [TINY, TINY_FIXED], ids=["native", "fixed"])
-@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize(
+    ("config", "int8"), [(TINY, False), (TINY_FIXED, True)], ids=["native", "fixed, int8"]
+)
 def test_page_gives_the_probabilities_of_the_model(browser, site, config, int8, request):
     pytest.importorskip("jax2onnx")
     from siglip2_jax.export.onnx_embedder import OnnxEmbedder
@@ -138,7 +139,8 @@ def test_page_gives_the_probabilities_of_the_model(browser, site, config, int8, 
         path.rename(directory / path.name)
     (directory / "runtime").symlink_to(RUNTIME)
     page = request.getfixturevalue("page")
-    sync_api.expect(page.locator("#status")).to_have_text("Ready.", timeout=120_000)
+    sync_api.expect(page.locator("#status")).not_to_be_empty(timeout=120_000)
+    assert page.locator("#status").text_content() == "Ready."
     if config is TINY:
         page.get_by_label("Patches of an image").fill("64")
     with Image.open(shipped_examples()[0].image) as image:
