@@ -121,6 +121,7 @@ def check_patches(
         assert difference.max() < 1 / 127 and (difference > 1e-6).mean() < 1e-3
 
 
+@pytest.mark.onnx
 @pytest.mark.skipif(not RUNTIME, reason="needs SIGLIP2_ONNXRUNTIME_WEB")
 @pytest.mark.parametrize(
     ("config", "int8"), [(TINY, False), (TINY_FIXED, True)], ids=["native", "fixed, int8"]
