@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.kernels.int8 import multiply_out
 from siglip2_jax.models.kernels.linear import dense
 from siglip2_jax.models.layers import Compute, Encoder
 from siglip2_jax.models.pool import AttentionPool
@@ -62,4 +63,4 @@ class VisionTower(nnx.Module):
             x = jnp.where(masked[..., None], replicate(mask_token).astype(x.dtype), x)
         x = x + self.pos(jnp.asarray(image.yx), valid)
         tokens = self.encoder(x.astype(self.dtype), valid)
-        return tokens, jax.tree.map(replicate, self.pool)(tokens, image.valid)
+        return tokens, multiply_out(jax.tree.map(replicate, self.pool))(tokens, image.valid)

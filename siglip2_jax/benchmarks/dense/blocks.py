@@ -15,6 +15,8 @@ from siglip2_jax.benchmarks.dense.rows import run_rows
 from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.kernels.int8 import multiply_out
+from siglip2_jax.models.kernels.linear import dense
 from siglip2_jax.models.layers import Block, Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, normalize
@@ -85,7 +87,7 @@ def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]
     """Runs the tower as `VisionTower.__call__` does, keeping the outputs of some blocks."""
     yx, valid = jnp.asarray(image.yx), jnp.asarray(image.valid)
     pixels = jnp.where(valid[..., None], image.pixels, 0)
-    x = gather(tower.embed, tower.dtype)(pixels) + tower.pos(yx, valid)
+    x = dense(gather(tower.embed, tower.dtype), pixels) + tower.pos(yx, valid)
     x = x.astype(tower.dtype)
     blocks = tower.encoder.blocks
     depth = len(jax.tree.leaves(blocks)[0])
@@ -98,7 +100,7 @@ def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]
         return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, outputs, strict=True))), None
 
     (x, outputs), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
-    pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), valid)
+    pooled = multiply_out(gather(tower.pool, jnp.float32))(tower.encoder.norm(x), valid)
     grid, row = grid_size(yx, valid), normalize(pooled)
     return tuple(
         Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in outputs
