@@ -305,8 +305,8 @@ class Embedder:
         """
         if self.weights != "float32":
             raise ValueError(
-                f"the model's weights are rounded to {self.weights}, checkpoints hold float32; load "
-                "it with weights='float32' to save it"
+                f"the model's weights are rounded to {self.weights}, checkpoints hold float32; "
+                "load it with weights='float32' to save it"
             )
         checkpoint = checkpoints.Checkpoint(
             config=self.config,

@@ -35,6 +35,4 @@ class SigLIP2(siglip2.SigLIP2):
 def read_params(tensors: dict[str, checkpoints.Lazy], weights: Weights = "float32") -> Params:
     """Parameters on the device, read one tensor at a time: the model is never held twice."""
     shapes = {path: x.shape for path, x in tensors.items()}
-    return unflatten(
-        {path: shrink(path, x.read(), shapes, weights) for path, x in tensors.items()}
-    )
+    return unflatten({path: shrink(path, x.read(), shapes, weights) for path, x in tensors.items()})

@@ -78,5 +78,7 @@ class TextTower(nnx.Module):
         tokens = self.encoder(x.astype(self.dtype))
         pooled = tokens[:, -1]
         if self.pool is not None:
-            pooled = multiply_out(jax.tree.map(replicate, self.pool))(tokens, jnp.ones(tokens.shape[:2], bool))
+            pooled = multiply_out(jax.tree.map(replicate, self.pool))(
+                tokens, jnp.ones(tokens.shape[:2], bool)
+            )
         return multiply_out(gather(self.head, jnp.float32))(pooled)
