@@ -88,7 +88,13 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the development data or a store, so that it can be chosen by name."""
+    """Marks what needs the development data or a store, and puts the longest files first.
+
+    The runs of `tests/train` and `tests/scripts` are few and long: begun last, they would leave
+    other processes of the tests without work.
+    """
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(tests).parts[0] not in ("train", "scripts"))
     fixtures = {"shared": pytest.mark.shared} | dict.fromkeys(
         ("store", "cloud"), pytest.mark.remote
     )

@@ -252,7 +252,8 @@ def test_pairs_of_replicated_rows(shape):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 4), pytest.param((2, 2), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2)], ids=str)
 def test_embedder(shape):
     """A model that is split over devices embeds as a whole one does, any number at a time."""
     mesh, params = mesh_of(shape), random_params(TINY)

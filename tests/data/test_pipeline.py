@@ -245,6 +245,7 @@ def test_mixtures_keep_their_weights():
     assert_same(joined(hosts), read(pipeline, few))
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same():
     crops = {"crops": True}
     expected = read(make(3, **crops))

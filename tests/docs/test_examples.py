@@ -53,6 +53,7 @@ def demo_run(tmp_path, monkeypatch):
     Embedder(config, params, preprocess, Tokenizer.load(TOKENIZER)).save("demo_run", "orbax")
 
 
+@pytest.mark.slow
 def test_readme(demo_run, capsys):
     names = run_blocks(ROOT / "README.md")
     assert names["images"].shape == names["texts"].shape == (3, 128)

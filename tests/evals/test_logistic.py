@@ -55,6 +55,7 @@ def test_many_classes_in_parts(l2, monkeypatch):
     assert np.mean(rows.predict(found) == answers) > 0.998  # rounding decides near ties
 
 
+@pytest.mark.slow
 def test_examples_that_do_not_count_might_as_well_not_be_there():
     x, y = examples(90)
     used = np.arange(90) % 3 != 0

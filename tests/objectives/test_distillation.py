@@ -243,6 +243,7 @@ def test_heads_without_a_teacher_are_not_averaged():
     assert averaged(dataclasses.replace(optim, ema=None)) == set()
 
 
+@pytest.mark.slow
 def test_the_teacher_without_a_text_tower():
     made = program()
     average = unflatten({path: jnp.zeros(made.shapes[path].shape) for path in made.average.paths})

@@ -159,6 +159,7 @@ def test_a_hidden_patch_is_not_seen():
     assert abs(teacher_again - teacher)[masked].max() > 0.1
 
 
+@pytest.mark.slow
 def test_each_key_hides_others():
     one, other = scene(OBJECTIVE), dataclasses.replace(scene(OBJECTIVE), key=jax.random.key(6))
     assert measure(one)[0] == measure(scene(OBJECTIVE))[0] != measure(other)[0]

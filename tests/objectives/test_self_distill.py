@@ -94,6 +94,7 @@ def test_views_in_several_passes(at_once):
     assert_same(measure(scene(several)), measure(scene(OBJECTIVE)))
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     assert_same(measure(scene(OBJECTIVE, fill=np.nan)), measure(scene(OBJECTIVE)))
 

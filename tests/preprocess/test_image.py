@@ -159,6 +159,7 @@ def test_threads_agree_with_one() -> None:
             np.testing.assert_array_equal(pixels, result)
 
 
+@pytest.mark.slow
 def test_large_photo() -> None:
     ramp = np.tile((np.arange(12_000) // 47).astype(np.uint8), (9_000, 1))
     buffer = io.BytesIO()

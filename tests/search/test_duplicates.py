@@ -27,7 +27,7 @@ def expected(rows, threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.8, 0.9, 0.95, 0.99])
-@pytest.mark.parametrize("block", [1, 37, 2048])
+@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 37, 2048])
 def test_groups_are_those_of_single_linkage(threshold, block):
     rows = column()
     groups = expected(rows, threshold)

@@ -32,6 +32,7 @@ def saved(workdir):
     return save_run(workdir, CONFIG, [4, 10], mesh_of((1, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2)], ids=str)
 def test_restored_on_any_mesh(workdir, saved, shape):
     like = abstract_state(Sevens(CONFIG.resolved[0]), mesh_of(shape))

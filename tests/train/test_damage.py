@@ -111,6 +111,7 @@ def test_a_record_without_what_resuming_needs(workdir, content):
     )
 
 
+@pytest.mark.slow
 def test_arrays_are_shared_among_processes(workdir):
     """Damage to one array is noticed by whoever reads it."""
     (data,) = newest(workdir).glob("optimizer/ocdbt.process_0/d/*")

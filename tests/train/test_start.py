@@ -180,12 +180,13 @@ def second(start=None, **fields):
     return run(FIRST, stage("second", 6, start=start or Continue(), **fields))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source, step",
     [
         (Continue(), 10),
         (Continue(stage="first", fraction=0.8), 8),
-        pytest.param(Continue(step=4), 4, marks=pytest.mark.slow),
+        (Continue(step=4), 4),
     ],
     ids=["end", "fraction", "step"],
 )

@@ -56,6 +56,7 @@ def test_blocks_are_the_ends_of_shorter_towers(model):
         np.testing.assert_array_equal(block.valid, image.valid)
 
 
+@pytest.mark.slow
 def test_blocks_on_a_mesh_are_the_same(model):
     image, mesh = patches(GRIDS, budget=12), make_mesh()
     leaves = flatten(model.params)

@@ -57,7 +57,7 @@ def test_rows_belong_to_lanes():
         assert loaded.position == position + size
 
 
-@pytest.mark.parametrize("hosts", [2, 8])
+@pytest.mark.parametrize("hosts", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_same_global_batches_on_any_number_of_hosts(hosts):
     source = Blocks(301, 4, bad=(3, 77, 120, 121, 122, 123, 299))
     common = {"max_bad_share": 1.0}

@@ -162,7 +162,8 @@ def test_what_comes_depends_on_the_shard_and_the_batch_size_alone(tmp_path, thre
 CUTS = (0, 20), (20, 33), (33, 61)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_processes_give_the_same(folder, tmp_path, workers):
     source = Blocks(40, bad=(7,), log=str(tmp_path / "log"))
     shards = [*find_items([str(folder)]), Shard("b", source, 0, 25), Shard("c", source, 25, 40)]

@@ -74,16 +74,11 @@ def test_a_small_dev_shm_does_not_matter(tmp_path):
     assert found.returncode == 0 and found.stderr == "", found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists what is mapped")
 @pytest.mark.parametrize(
     ("workers", "way"),
-    [
-        (2, "stop"),
-        *(
-            pytest.param(*x, marks=pytest.mark.slow)
-            for x in ((1, "all"), (2, "error"), (2, "exit"), (2, "killed"))
-        ),
-    ],
+    [(2, "stop"), (1, "all"), (2, "error"), (2, "exit"), (2, "killed")],
 )
 def test_nothing_is_left(tmp_path, workers, way):
     path = tmp_path / "reading.py"

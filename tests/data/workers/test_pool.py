@@ -121,6 +121,7 @@ def running(process: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_worker_starts_again_and_its_parts_are_done_again(tmp_path):
     (tmp_path / "1.1").touch()
     with closing(open_steps(Counting(5, tmp_path), 2)) as steps:
