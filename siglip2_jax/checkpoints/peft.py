@@ -20,11 +20,11 @@ from siglip2_jax.checkpoints import run_layout, safetensors_file
 from siglip2_jax.checkpoints.huggingface import rules
 from siglip2_jax.checkpoints.huggingface_config import read_json
 from siglip2_jax.checkpoints.orbax import parse
-from siglip2_jax.checkpoints.source import absolute, resolve
+from siglip2_jax.checkpoints.source import resolve
 from siglip2_jax.checkpoints.table import CONV_OIHW, DENSE, ConversionError, Lazy, Rule
-from siglip2_jax.checkpoints.write import staged
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.low_rank import split_pairs
+from siglip2_jax.outputs import staged
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of modules within peft's wrapper
@@ -89,7 +89,7 @@ def write_adapter(
         rule = table[path_]
         tensors[PREFIX + rule.theirs] = rule.transform.to_theirs(others[path_].read())
     settings = _settings(ranks, alphas, _base(record))
-    with staged(absolute(path), overwrite) as directory:
+    with staged(path, overwrite) as directory:
         directory.mkdir()
         (directory / CONFIG).write_text(json.dumps(settings, indent=2))
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
