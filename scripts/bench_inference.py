@@ -192,7 +192,7 @@ def feeds(image: Patches, ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[
 
 
 def onnx_sides(name: str, path: Path, image: Patches, ids: np.ndarray, threads: int) -> list[Side]:
-    """Both towers in onnxruntime, in float32 or dynamically in 8 bits; files are kept for others."""
+    """Both towers in onnxruntime, in float32 or dynamically in 8 bits; the files are kept."""
     import onnxruntime
 
     files = [path.parent / f"{label}-{len(ids)}.onnx" for label in ("images", "texts")]
