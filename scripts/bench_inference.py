@@ -36,7 +36,7 @@ from siglip2_jax.preprocess.image import ImagePreprocessor
 
 TOKENS = 256
 GRID = np.indices((16, 16)).reshape(2, -1).T.astype(np.int32)
-HERE = {
+HERE: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "weights": "float32"},
     "bfloat16": {"dtype": "bfloat16", "weights": "bfloat16"},
     "int8": {"dtype": "float32", "weights": "int8"},
