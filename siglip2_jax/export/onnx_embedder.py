@@ -41,7 +41,7 @@ class OnnxEmbedder(Embedder):
             inputs = {"pixels": patches.pixels, "yx": patches.yx, "valid": patches.valid}
             return image.run(None, inputs)[0]
 
-        def give_features(*inputs: Any) -> Any:
+        def give_features(*inputs: Any, **options: Any) -> Any:
             raise ValueError("exported graphs give embeddings, not the features of patches")
 
         def embed_text(params: Any, ids: np.ndarray) -> np.ndarray:
