@@ -61,6 +61,7 @@ def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint
         preprocessing=preprocessing,
         format=kind,
         source=os.fspath(source),
+        run=run_layout.read_run(saved) if saved else None,
     )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import get_args
-
-from etils import epath
 
 from siglip2_jax.checkpoints import big_vision, huggingface, orbax
 from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format
 from siglip2_jax.checkpoints.huggingface_config import model_type
+from siglip2_jax.checkpoints.model_card import CARD, Score, model_card
+from siglip2_jax.checkpoints.sentence_transformers_config import sentence_transformers_files
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.checkpoints.table import Progress
-from siglip2_jax.outputs import behind_links, is_special
+from siglip2_jax.outputs import staged
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.preprocess.tokenizer_json import huggingface_files
 
@@ -25,6 +24,7 @@ def write(
     format: Format,
     *,
     tokenizer: Tokenizer | None = None,
+    scores: Sequence[Score] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -38,6 +38,7 @@ def write(
       path: a local path that does not exist yet, or an empty directory.
       format: "npz" for one file, "hf" or "orbax" for a directory.
       tokenizer: goes into the directory; the checkpoint's own unless given.
+      scores: what was measured with it, for the model card that "hf" has.
       overwrite: replace what is at `path`.
       progress: called with the name of each tensor, how many are done and how many there are.
 
@@ -56,13 +57,17 @@ def write(
         tokenizer = checkpoint.open_tokenizer()
     elif tokenizer:
         tokenizer.check(config.text.vocab_size)
-    with _staged(absolute(path), overwrite) as staging:
+    with staged(absolute(path), overwrite) as staging:
         if format == "npz":
             big_vision.write(staging, config, params, progress=progress)
             return
         staging.mkdir()
         if format == "hf":
-            files = huggingface_files(tokenizer, model_type(config)) if tokenizer else {}
+            card = model_card(checkpoint, tokenizer=tokenizer is not None, scores=scores)
+            files = {CARD: card.encode()}
+            if tokenizer:
+                files |= huggingface_files(tokenizer, model_type(config))
+                files |= sentence_transformers_files(config)
             for name, content in files.items():
                 (staging / name).write_bytes(content)
             huggingface.write(staging, config, params, checkpoint.preprocessing, progress=progress)
@@ -70,39 +75,3 @@ def write(
             if tokenizer:
                 tokenizer.save(staging)
             orbax.write(staging, config, params, checkpoint.preprocessing, progress=progress)
-
-
-@contextlib.contextmanager
-def _staged(path: epath.Path, overwrite: bool) -> Iterator[epath.Path]:
-    """A path beside the final one, renamed to it when all went well, removed when not.
-
-    A pipe or a device is written to as it is.
-    """
-    path = behind_links(path)
-    if is_special(path):
-        yield path
-        return
-    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if occupied and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another path, or ask to overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging, old = (path.parent / f".{path.name}.{os.getpid()}.{tag}" for tag in ("new", "old"))
-    try:
-        yield staging
-        if path.exists():
-            path.rename(old)
-        try:
-            staging.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-        _remove(old)
-    finally:
-        _remove(staging)
-
-
-def _remove(path: epath.Path) -> None:
-    if path.is_dir():
-        path.rmtree()
-    path.unlink(missing_ok=True)

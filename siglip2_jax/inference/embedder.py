@@ -22,6 +22,7 @@ from siglip2_jax.inference.calibration import Calibration
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.inference.programs import programs, run_batches
 from siglip2_jax.inference.vlm_tokens import ImageTokens, block_counts, split_images
+from siglip2_jax.inference.weights import find_weights
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, flatten
@@ -41,7 +42,9 @@ class Embedder:
 
     Attributes:
       config: sizes of the towers.
-      params: nested dict of float32 arrays.
+      params: nested dict of arrays: float32, or what `weights` says.
+      weights: numbers that kernels and the token table are kept in: "float32", "bfloat16" or
+        "int8".
       variant: the release with exactly these sizes, or None.
       preprocess: images to patches.
       tokenizer: texts to ids, or None.
@@ -66,6 +69,7 @@ class Embedder:
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         self.config = config
         self.params = params
+        self.weights = find_weights(params)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.text_norm: TextNorm = tokenizer.text_norm if tokenizer else text_norm
@@ -112,6 +116,7 @@ class Embedder:
         words, images = self.tokenizer, dict(vars(self.preprocess))
         return {
             "version": __version__,
+            "weights_dtype": self.weights,
             "weights": fingerprint_arrays(flatten(self.params)),
             "config": repr(self.config),
             "tokenizer": words
@@ -326,7 +331,13 @@ class Embedder:
 
         Raises:
           FileExistsError: the destination exists and `overwrite` is False.
+          ValueError: the weights are not float32.
         """
+        if self.weights != "float32":
+            raise ValueError(
+                f"the model's weights are rounded to {self.weights}, checkpoints hold float32; "
+                "load it with weights='float32' to save it"
+            )
         checkpoint = checkpoints.Checkpoint(
             config=self.config,
             params={path: checkpoints.Lazy.of(x) for path, x in flatten(self.params).items()},

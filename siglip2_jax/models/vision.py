@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.kernels.int8 import multiply_out
 from siglip2_jax.models.kernels.linear import dense
 from siglip2_jax.models.layers import Compute, Encoder
 from siglip2_jax.models.pool import AttentionPool
@@ -57,7 +58,7 @@ class VisionTower(nnx.Module):
         """
         x = self._embed(image, masked, mask_token)
         tokens = self.encoder(x, jnp.asarray(image.valid))
-        return tokens, jax.tree.map(replicate, self.pool)(tokens, image.valid)
+        return tokens, multiply_out(jax.tree.map(replicate, self.pool))(tokens, image.valid)
 
     def hidden_states(
         self, image: Patches, counts: Sequence[int]

@@ -14,6 +14,7 @@ from siglip2_jax.benchmarks.dense.rows import run_rows
 from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.kernels.int8 import multiply_out
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, normalize
@@ -83,6 +84,7 @@ def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]
     yx, valid = jnp.asarray(image.yx), jnp.asarray(image.valid)
     depth = len(jax.tree.leaves(tower.encoder.blocks)[0])
     outputs = tower.hidden_states(image, [(k + 1) * depth // count for k in range(count)])
-    pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(outputs[-1]), valid)
+    pool = multiply_out(gather(tower.pool, jnp.float32))
+    pooled = pool(tower.encoder.norm(outputs[-1]), valid)
     grid, row = grid_size(yx, valid), normalize(pooled)
     return tuple(Features(tokens, pooled, row, valid, grid) for tokens in outputs)
