@@ -187,12 +187,18 @@ def gather(params: T, dtype: DTypeLike) -> T:
 
     Args:
       params: a pytree of arrays, such as one block of a scanned tower.
-      dtype: what matrices become; vectors (biases, norms) and scalars keep their dtype.
+      dtype: what matrices become; whole numbers, vectors (biases, norms) and scalars keep theirs.
 
     Returns:
       The same pytree.
     """
-    return jax.tree.map(lambda x: _gather(x.astype(dtype)) if x.ndim > 1 else replicate(x), params)
+
+    def one(x: Array) -> Array:
+        if x.ndim <= 1:
+            return replicate(x)
+        return _gather(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x)
+
+    return jax.tree.map(one, params)
 
 
 def _gather(x: Array) -> Array:
