@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
 import jax
@@ -17,6 +17,7 @@ from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import HostBatch
+from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
@@ -177,6 +178,7 @@ class StageRun:
                 self._counts.add(host_batch)
                 if host_batch.step == 0:
                     self._preflight(state, batch)
+                    self._measure_start(state)
                 run.trace.before(stage.first_step + host_batch.step, state)
                 state, metrics = steps[host_batch.budget](state, batch)
                 done, position = stage.first_step + host_batch.step + 1, host_batch.position
@@ -230,20 +232,42 @@ class StageRun:
             with self._run.storing():
                 self._run.checkpoints.wait()
 
-    def _report(self, state: TrainState, done: int, evaluators: list) -> dict[str, float]:
+    def _report(
+        self, state: TrainState, done: int, evaluators: Sequence[Evaluator]
+    ) -> dict[str, float]:
         """Writes this step's line: losses, rates and the evaluators' scores."""
         values = self._look(0) | self._throughput.report() | self._counts.report()
-        for evaluator in evaluators:
-            model = self._embedder(state)
-            scores = evaluator(model)
-            model.params = {}  # or the next step could not reuse their memory
-            values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in scores.items()}
+        values |= self._measure(state, done, evaluators)
         self._raise_alarms(done, values)
-        if self._run.writer:
-            with self._run.storing():
-                self._run.writer.write(done, values)
+        self._write(done, values)
         self._throughput.restart()
         return values
+
+    def _measure_start(self, state: TrainState) -> None:
+        """Writes the evaluators' scores before the first step of a run on a model from outside."""
+        stage = self._stage
+        if isinstance(stage.start, Pretrained) and stage.first_step == 0 and stage.evals:
+            self._write(0, self._measure(state, 0, stage.evals))
+            self._throughput.restart()
+
+    def _measure(
+        self, state: TrainState, step: int, evaluators: Sequence[Evaluator]
+    ) -> dict[str, float]:
+        """The evaluators' scores, which are logged, too."""
+        values: dict[str, float] = {}
+        for evaluator in evaluators:
+            model = self._embedder(state)
+            scores = {name: float(value) for name, value in evaluator(model).items()}
+            model.params = {}  # or the next step could not reuse their memory
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            log.info("step %d, %s: %s", step, evaluator.name, shown)
+            values |= {f"eval/{evaluator.name}/{name}": value for name, value in scores.items()}
+        return values
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._run.writer:
+            with self._run.storing():
+                self._run.writer.write(step, values)
 
     def _raise_alarms(self, step: int, values: dict[str, float]) -> None:
         """Logs an objective's alarm once; re-arms after it clears."""
