@@ -41,7 +41,7 @@ from siglip2_jax.train.start import (
     load_teacher_params,
     warn_if_unsplit,
 )
-from siglip2_jax.train.state import TrainState, without_heads
+from siglip2_jax.train.state import TrainState, plain_params
 from siglip2_jax.train.step import Metrics, Program
 from siglip2_jax.train.throughput import Throughput
 from siglip2_jax.train.versions import agreed_versions, in_words
@@ -285,7 +285,7 @@ class StageRun:
 
     def _embedder(self, state: TrainState) -> Embedder:
         """The model as a user would load it, on the mesh; always the same, to compile once."""
-        params = without_heads(state.params)
+        params = plain_params(state.params)
         if self._model is None:
             preprocess = image_preprocessor(self._stage)
             self._model = Embedder(
