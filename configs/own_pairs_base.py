@@ -22,7 +22,7 @@ BATCH = 64
 TEMPLATES = ("a photo of a {name}", "a picture of a {name}", "there is a {name} in this photo")
 
 
-def config(data: str = "", steps: int = 400) -> TrainConfig:
+def config(data: str = "", steps: int = 250) -> TrainConfig:
     """One stage at native resolution.
 
     Args:

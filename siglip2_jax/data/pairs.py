@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ class Pairs:
     """Part of a small set of images with captions, in the form that it is in.
 
     Rows of the same image become one example with all their captions. A column `split` says which
-    images are trained on: "train"; all others are held out. Without the column the bytes of an image
-    decide, so that an image stays in its part wherever the set is and whatever is added to it.
+    images are trained on: "train"; all others are held out. Without the column an image's bytes
+    decide, so that it stays in its part wherever the set is and whatever is added.
 
     Opening reads all images, which suits thousands and not millions of them.
 
@@ -48,8 +48,6 @@ class Pairs:
     share: float = 0.15
 
     def __post_init__(self) -> None:
-        if self.part not in ("train", "held_out"):
-            raise ValueError(f"Pairs.part is {self.part!r}; it must be 'train' or 'held_out'")
         if not 0 < self.share < 1:
             raise ValueError(f"Pairs.share is {self.share}; it is a share between 0 and 1")
 
@@ -74,9 +72,9 @@ class Pairs:
         chosen = [image for image in images.values() if image.held_out == held_out]
         if not chosen:
             raise ValueError(
-                f"{self.path}: {'none' if held_out else 'each'} of its {len(images)} images is held "
-                f'out; give rows a column {SPLIT!r}, with "train" for those to train on and "val" '
-                "for the others, or add images"
+                f"{self.path}: {'none' if held_out else 'each'} of its {len(images)} images is "
+                f'held out; give rows a column {SPLIT!r}, "train" where an image is trained on and '
+                '"val" elsewhere, or add images'
             )
         return _Part(examples, chosen)
 
@@ -138,7 +136,7 @@ class _Image:
     """An image: its first row, the captions of all its rows, and its part."""
 
     row: int
-    captions: dict[str, None]
+    captions: dict[str, None] = field(default_factory=dict)
     held_out: bool = False
 
 
