@@ -24,7 +24,7 @@ from siglip2_jax.checkpoints.table import ConversionError, Lazy, finite
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import abstract_decoder
-from siglip2_jax.models.low_rank import is_pair, merge_kernel, split_pairs
+from siglip2_jax.models.low_rank import is_pair, merge_pair, split_pairs
 from siglip2_jax.models.siglip2 import flatten
 
 FOLDER, PARAMS, AVERAGE, OPTIMIZER = "checkpoints", "params", "average", "optimizer"
@@ -174,7 +174,7 @@ def _merged(kernel: Lazy, pair: Mapping[str, Lazy]) -> Lazy:
 
     def read() -> np.ndarray:
         leaves = {name: leaf.read() for name, leaf in pair.items()}
-        return np.asarray(merge_kernel(kernel.read(), **leaves))
+        return np.asarray(merge_pair(kernel.read(), **leaves))
 
     return Lazy(kernel.shape, kernel.dtype, read)
 

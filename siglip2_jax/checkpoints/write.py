@@ -56,7 +56,7 @@ def write(
         tokenizer = checkpoint.open_tokenizer()
     elif tokenizer:
         tokenizer.check(config.text.vocab_size)
-    with _staged(absolute(path), overwrite) as staging:
+    with staged(absolute(path), overwrite) as staging:
         if format == "npz":
             big_vision.write(staging, config, params, progress=progress)
             return
@@ -73,7 +73,7 @@ def write(
 
 
 @contextlib.contextmanager
-def _staged(path: epath.Path, overwrite: bool) -> Iterator[epath.Path]:
+def staged(path: epath.Path, overwrite: bool) -> Iterator[epath.Path]:
     """A path beside the final one, renamed to it when all went well, removed when not.
 
     A pipe or a device is written to as it is.

@@ -22,11 +22,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "destination", metavar="DEST", type=local_path, help="file (npz) or directory to write"
     )
     parser.add_argument(
-        "--to", choices=("orbax", "hf", "npz"), required=True, help="format to write"
+        "--to",
+        choices=("orbax", "hf", "npz", "lora"),
+        required=True,
+        help="format to write; lora is the adapters of a run alone, as peft reads them",
     )
     parser.add_argument(
         "--tokenizer",
         help="tokenizer to write beside the model (default: the tokenizer beside SOURCE)",
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="LoRA adapter in peft's layout to merge into the model"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DEST if it exists")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
@@ -38,7 +44,10 @@ def run(args: argparse.Namespace) -> None:
     from siglip2_jax import checkpoints
     from siglip2_jax.progress import progress
 
-    checkpoint = checkpoints.read(args.source, args.stage)
+    if args.to == "lora":
+        _write_adapter(args)
+        return
+    checkpoint = checkpoints.read(args.source, args.stage, adapter=args.adapter)
     tokenizer = checkpoint.open_tokenizer(args.tokenizer) if args.tokenizer else None
     with progress(f"writing {args.to}") as update:
         checkpoints.write(
@@ -57,6 +66,23 @@ def run(args: argparse.Namespace) -> None:
         "tensors": len(checkpoint.params),
         "tokenizer": str(tokenizer_path) if tokenizer_path and args.to != "npz" else None,
     }
+    _report(args, summary)
+
+
+def _write_adapter(args: argparse.Namespace) -> None:
+    from siglip2_jax import checkpoints
+
+    for option in ("tokenizer", "adapter"):
+        if getattr(args, option):
+            raise ValueError(f"an adapter is written alone; leave --{option} out")
+    tensors = checkpoints.write_adapter(
+        args.source, args.destination, stage=args.stage, overwrite=args.overwrite
+    )
+    summary = {"source": args.source, "destination": args.destination, "format": args.to}
+    _report(args, summary | {"tensors": tensors, "tokenizer": None})
+
+
+def _report(args: argparse.Namespace, summary: dict) -> None:
     if args.json:
         print_json(summary)
     else:

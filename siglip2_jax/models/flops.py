@@ -37,7 +37,6 @@ def training_flops(
     num_patches: int,
     frozen: Collection[str] = (),
     idle: Collection[str] = (),
-    adapted: Collection[str] = (),
 ) -> int:
     """FLOPs of the towers for one example, forward and backward.
 
@@ -46,23 +45,19 @@ def training_flops(
       num_patches: N, patches of the image, padding included.
       frozen: which of "vision" and "text" are not trained; their backward pass is not counted.
       idle: which of them do not run at all.
-      adapted: which of them learn by low-rank adapters alone: the gradients of their kernels are
-        not counted, nor are the adapters' own products.
 
     Returns:
       FLOPs.
 
     Raises:
-      ValueError: `frozen`, `idle` or `adapted` names something that is not a tower.
+      ValueError: `frozen` or `idle` names something that is not a tower.
     """
     flops = {"vision": vision_flops(config.vision, num_patches), "text": _text(config.text)}
-    arguments = {"frozen": frozen, "idle": idle, "adapted": adapted}
-    for argument, names in arguments.items():
+    for argument, names in {"frozen": frozen, "idle": idle}.items():
         if unknown := sorted(set(names) - set(flops)):
             raise ValueError(f"{argument} names {unknown}, but the towers are 'vision' and 'text'")
     running = {name: once for name, once in flops.items() if name not in idle}
-    times = {name: 1 if name in frozen else 2 if name in adapted else 3 for name in running}
-    return sum(once * times[name] for name, once in running.items())
+    return sum(once * (1 if name in frozen else 3) for name, once in running.items())
 
 
 def contrastive_flops(batch: int, width: int) -> int:

@@ -2,22 +2,19 @@
 
 A kernel at `PATH` has its pair under `adapters/PATH`: `a` from inputs to `rank` numbers, `b` from
 these to outputs (both with a leading depth axis where blocks are stacked) and the scalar `scale`.
-Merged, the kernel is `kernel + scale * a @ b`. `attach` keeps the three apart where blocks are
-stacked, so that no gradient of a kernel is ever computed or stored.
+Merged, the kernel is `kernel + scale * a @ b`. Blocks of a tower merge theirs when they run, so
+that one block's kernels, and gradients of them, exist at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-from jaxtyping import Array, Float
-
-from siglip2_jax.models.kernels.linear import LowRank
+from siglip2_jax.models.kernels.low_rank import LowRank, merge_kernel
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
-from siglip2_jax.sharding import STACKED, has_mesh, reshape_whole
+from siglip2_jax.sharding import STACKED
 
 ADAPTERS = "adapters"  # within a tree, as a first name
 KERNEL = "kernel"
@@ -69,45 +66,29 @@ def split_pairs(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
 
 def merge(params: Params) -> Params:
     """The parameters of a plain model; those without pairs are given back as they are."""
-    if ADAPTERS not in params:
-        return params
-    plain, pairs = split_pairs(flatten(params))
-    merged = {kernel: merge_kernel(plain[kernel], **pair) for kernel, pair in pairs.items()}
-    return unflatten(plain | merged)
+    return _with_pairs(params, lambda path, pair: merge_pair(**pair))
 
 
 def attach(params: Params) -> Params:
-    """Parameters for the modules: kernels of stacked blocks hold their pairs, others are merged."""
+    """Parameters for modules: kernels of stacked blocks hold their pairs, others are merged."""
+
+    def attached(path: str, pair: Mapping[str, Any]) -> Any:
+        if STACKED.fullmatch(path):
+            return LowRank(pair["kernel"], pair["a"], pair["b"] * pair["scale"])
+        return merge_pair(**pair)
+
+    return _with_pairs(params, attached)
+
+
+def merge_pair(kernel: Any, a: Any, b: Any, scale: Any) -> Any:
+    """The kernel that a kernel and its pair are together."""
+    return merge_kernel(kernel, a, b * scale)
+
+
+def _with_pairs(params: Params, join: Callable[[str, Mapping[str, Any]], Any]) -> Params:
+    """Parameters in which each kernel with a pair is what `join` makes of it and its pair."""
     if ADAPTERS not in params:
         return params
     plain, pairs = split_pairs(flatten(params))
-    for kernel, pair in pairs.items():
-        if STACKED.fullmatch(kernel):
-            plain[kernel] = LowRank(plain[kernel], pair["a"], pair["b"] * pair["scale"])
-        else:
-            plain[kernel] = merge_kernel(plain[kernel], **pair)
-    return unflatten(plain)
-
-
-@jax.jit
-def merge_kernel(
-    kernel: Float[Array, ...],
-    a: Float[Array, "*L I R"],
-    b: Float[Array, "*L R O"],
-    scale: Float[Array, ""],
-) -> Float[Array, ...]:
-    """`kernel + scale * a @ b` in float32, split over devices as the kernel is."""
-    lead, rank = a.ndim - 2, a.shape[-1]
-    inputs = next(
-        i for i in range(lead, kernel.ndim) if math.prod(kernel.shape[lead:i]) == a.shape[-2]
-    )
-    a = reshape_whole(a, (*kernel.shape[:inputs], rank))
-    b = reshape_whole(b * scale, (*kernel.shape[:lead], rank, *kernel.shape[inputs:]))
-    layers = tuple(range(lead))
-    return kernel + jax.lax.dot_general(
-        a,
-        b,
-        (((inputs,), (lead,)), (layers, layers)),
-        precision=jax.lax.Precision.HIGHEST,
-        out_sharding=jax.typeof(kernel).sharding.spec if has_mesh() else None,
-    )
+    joined = {path: join(path, {"kernel": plain[path], **pair}) for path, pair in pairs.items()}
+    return unflatten(plain | joined)

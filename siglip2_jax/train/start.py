@@ -149,7 +149,7 @@ def stored_params(start: Pretrained, shapes: Shapes) -> dict[str, Lazy]:
       ValueError: there are none, or they do not fit the stage.
       OSError: there is no such checkpoint.
     """
-    tensors = checkpoints.read(start.source).params
+    tensors = checkpoints.read(start.source, adapter=start.adapter).params
     paths = [path for path in tensors if any(re.fullmatch(p, path) for p in start.parts)]
     if not paths:
         raise ValueError(

@@ -147,8 +147,7 @@ class Program:
     def flops(self, budget: int, batch_size: int) -> int:
         """Analytic model FLOPs of one step.
 
-        A tower without trainable parameters runs forward, one that no objective reads not at all;
-        of one that learns by adapters alone, no gradients of kernels are counted.
+        A tower that does not learn runs forward, one that no objective reads not at all.
 
         Args:
           budget: patches an image may have.
@@ -160,11 +159,10 @@ class Program:
         return self._flops[shape]
 
     def _count_flops(self, budget: int, batch_size: int) -> int:
-        learning = {path.split("/")[0] for path in self.trainable}
-        adapted = {path.split("/")[0] for path in self.pairs.kernels} - learning
+        changing = (*self.trainable, *self.pairs.kernels)
+        learning = {path.split("/")[0] for path in changing}
         towers, patches = {"vision", "text"}, self.model.vision.num_patches or budget
-        frozen, idle = towers - learning - adapted, towers - self.towers
-        once = training_flops(self.model, patches, frozen, idle, adapted)
+        once = training_flops(self.model, patches, towers - learning, towers - self.towers)
         read, batch_size = batch_size, self.batch_size(batch_size)
         batch = abstract_batch(self.stage, budget, batch_size)
         objectives = sum(x.flops(self.model, batch) for x in self.objectives.values())

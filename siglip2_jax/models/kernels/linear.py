@@ -14,22 +14,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from siglip2_jax.sharding import has_mesh, reshape_whole
-from siglip2_jax.types import pytree_dataclass
-
-
-@pytree_dataclass
-class LowRank:
-    """A kernel with a low-rank change, `kernel + a @ b`, as the value of a layer's parameter.
-
-    Attributes:
-      kernel: the kernel, which is not changed.
-      a: from inputs to the rank; a leading depth axis where layers are stacked.
-      b: from the rank to outputs.
-    """
-
-    kernel: Float[Array, ...]
-    a: Float[Array, "*L I R"]
-    b: Float[Array, "*L R O"]
 
 
 def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
@@ -42,8 +26,7 @@ def dense(linear: nnx.Linear | nnx.LinearGeneral, x: Float[Array, "*B I"]) -> Fl
       linear: the layer; only its parameters and dtype are used.
       x: its input, dimensions that it sums over flattened into one.
     """
-    x = x.astype(linear.dtype)
-    return _add_change(linear, x, _affine(x, *_parameters(linear)))
+    return _affine(x.astype(linear.dtype), *_parameters(linear))
 
 
 def dense_each(
@@ -60,29 +43,16 @@ def dense_each(
     """
     dtype = linears[0].dtype
     kernels, biases = zip(*map(_parameters, linears), strict=True)
-    x = x.astype(dtype)
-    results = zip(linears, _each(x, kernels, biases), strict=True)
-    return [_add_change(linear, x, y) for linear, y in results]
+    return _each(x.astype(dtype), kernels, biases)
 
 
 def _parameters(linear: nnx.Linear | nnx.LinearGeneral) -> tuple[Array, Array | None]:
     """Kernel and bias in the compute dtype, heads side by side."""
-    kernel = linear.kernel.get_value()
-    kernel = (kernel.kernel if isinstance(kernel, LowRank) else kernel).astype(linear.dtype)
+    kernel = linear.kernel[...].astype(linear.dtype)
     outputs = linear.out_features
     outputs = math.prod(outputs) if isinstance(outputs, tuple) else outputs
     bias = None if linear.bias is None else linear.bias[...].astype(linear.dtype).reshape(-1)
     return reshape_whole(kernel, (kernel.size // outputs, outputs)), bias
-
-
-def _add_change(linear: nnx.Linear | nnx.LinearGeneral, x: Array, y: Array) -> Array:
-    """The layer's result with the low-rank change of its kernel, if it has one."""
-    kernel = linear.kernel.get_value()
-    if not isinstance(kernel, LowRank):
-        return y
-    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    low = product(x, kernel.a.astype(linear.dtype)).astype(linear.dtype)
-    return (y + product(low, kernel.b.astype(linear.dtype))).astype(y.dtype)
 
 
 def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
