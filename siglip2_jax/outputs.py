@@ -106,6 +106,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
         raise
 
 
+@contextmanager
+def staged(path: str | os.PathLike[str], overwrite: bool) -> Iterator[epath.Path]:
+    """Gives a path beside a file or directory to write, renamed to it unless there is an error.
+
+    A pipe or a device is written to as it is.
+
+    Args:
+      path: a local path that does not exist yet, or an empty directory.
+      overwrite: replace what is there.
+
+    Raises:
+      FileExistsError: there is something at `path`.
+    """
+    target = behind_links(path)
+    if is_special(target):
+        yield target
+        return
+    occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    if occupied and not overwrite:
+        raise FileExistsError(f"{target} exists: choose another path, or ask to overwrite it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging, old = (target.parent / f".{target.name}.{os.getpid()}.{tag}" for tag in ("new", "old"))
+    try:
+        yield staging
+        if target.exists():
+            target.rename(old)
+        try:
+            staging.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+        _remove(old)
+    finally:
+        _remove(staging)
+
+
+def _remove(path: epath.Path) -> None:
+    if path.is_dir():
+        path.rmtree()
+    path.unlink(missing_ok=True)
+
+
 def behind_links(path: str | os.PathLike[str]) -> epath.Path:
     """The file that a path is a symbolic link to, over any number of links; else the path.
 

@@ -22,9 +22,9 @@ from siglip2_jax.checkpoints.huggingface_config import read_json
 from siglip2_jax.checkpoints.orbax import parse
 from siglip2_jax.checkpoints.source import absolute, resolve
 from siglip2_jax.checkpoints.table import CONV_OIHW, DENSE, ConversionError, Lazy, Rule
-from siglip2_jax.checkpoints.write import staged
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.low_rank import split_pairs
+from siglip2_jax.outputs import staged
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of modules within peft's wrapper

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import get_args
-
-from etils import epath
 
 from siglip2_jax.checkpoints import big_vision, huggingface, orbax
 from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format
 from siglip2_jax.checkpoints.huggingface_config import model_type
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.checkpoints.table import Progress
-from siglip2_jax.outputs import behind_links, is_special
+from siglip2_jax.outputs import staged
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.preprocess.tokenizer_json import huggingface_files
 
@@ -70,39 +66,3 @@ def write(
             if tokenizer:
                 tokenizer.save(staging)
             orbax.write(staging, config, params, checkpoint.preprocessing, progress=progress)
-
-
-@contextlib.contextmanager
-def staged(path: epath.Path, overwrite: bool) -> Iterator[epath.Path]:
-    """A path beside the final one, renamed to it when all went well, removed when not.
-
-    A pipe or a device is written to as it is.
-    """
-    path = behind_links(path)
-    if is_special(path):
-        yield path
-        return
-    occupied = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if occupied and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another path, or ask to overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging, old = (path.parent / f".{path.name}.{os.getpid()}.{tag}" for tag in ("new", "old"))
-    try:
-        yield staging
-        if path.exists():
-            path.rename(old)
-        try:
-            staging.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-        _remove(old)
-    finally:
-        _remove(staging)
-
-
-def _remove(path: epath.Path) -> None:
-    if path.is_dir():
-        path.rmtree()
-    path.unlink(missing_ok=True)

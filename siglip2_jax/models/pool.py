@@ -44,5 +44,5 @@ class AttentionPool(nnx.Module):
         pooled = jnp.einsum("bnh,bnd->bhd", weights, tokens)
         value = jnp.einsum("bhd,dhc->bhc", pooled, attn.value.kernel[...])
         value += attn.value.bias[...] * weights.sum(1)[..., None]
-        pooled = dense(attn.out, value.reshape(len(value), -1))
+        pooled = dense(attn.out, value.reshape(value.shape[0], -1))
         return pooled + self.mlp(self.norm(pooled))
