@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "own_pairs.json"
 PAGE = ROOT / "docs" / "fine_tuning.md"
-PAIRS, STEPS, PATCHES = 300, 60, 36
+PAIRS, STEPS, PATCHES = 300, 40, 36
 SEEDS, CHANGES = (0, 1, 2), "changes"
 PARTS = (*map(str, SEEDS), CHANGES)
 USUAL = {"lr": "3e-4", "batch": "64", "base_batch": "64", "patches": str(PATCHES)}
