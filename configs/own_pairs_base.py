@@ -37,7 +37,6 @@ def config(data: str = "", steps: int = 250) -> TrainConfig:
         for template in TEMPLATES
     ]
     scenes = Folder(coco, captions="annotations.jsonl", where=train)
-    sizes = {"width": 128, "depth": 2, "mlp_dim": 512, "num_heads": 4}
     stage = Stage(
         name="main",
         steps=steps,
@@ -52,8 +51,18 @@ def config(data: str = "", steps: int = 250) -> TrainConfig:
     )
     return TrainConfig(
         model=ModelConfig(
-            vision=VisionConfig(**sizes, patch_size=16, grid=6, image_size=None),
-            text=TextConfig(**sizes, vocab_size=1024, embed_dim=128, length=24),
+            vision=VisionConfig(
+                width=128, depth=2, mlp_dim=512, num_heads=4, patch_size=16, grid=6, image_size=None
+            ),
+            text=TextConfig(
+                width=128,
+                depth=2,
+                mlp_dim=512,
+                num_heads=4,
+                vocab_size=1024,
+                embed_dim=128,
+                length=24,
+            ),
         ),
         stages=(stage,),
         tokenizer=str(TOKENIZER),

@@ -50,7 +50,7 @@ def test_what_learns(base):
 
 @pytest.mark.parametrize(("learn", "usual"), [("all", finetune), ("adapters", finetune_lora)])
 def test_rates_are_those_of_the_recipes_it_calls(learn, usual):
-    """At the usual rate the same, at three times the rate three times as fast."""
+    """The same at the usual rate; three times the rate is three times as fast."""
     (wanted,) = usual.config().stages
     for factor in (1, 3):
         (stage,) = own_pairs.config(learn=learn, lr=1e-5 * factor).stages

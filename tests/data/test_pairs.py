@@ -89,7 +89,7 @@ def test_the_share_is_kept_on_average(tmp_path):
 
 
 def test_an_image_stays_in_its_part(images, tmp_path):
-    """In another form, in another place, and beside fewer images."""
+    """The form, the place and the other images do not count."""
     folder = everything(write_folder(images))
     shutil.move(images.parent, tmp_path / "moved")
     moved = tmp_path / "moved" / "images"

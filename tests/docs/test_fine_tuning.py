@@ -49,7 +49,7 @@ def test_every_command_up_to_the_choices_runs(tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in rows] == [0, 2]
     out = capsys.readouterr().out
     for row in rows:  # what eval says of base and tuned is what the log has of before and after
-        assert f"text→image R@1 {100 * row['eval/held_out/text_to_image@1']:.1f}" in out
+        assert f"text_to_image@1 {100 * row['eval/held_out/text_to_image@1']:.2f}," in out
     tuned, exported = (siglip2_jax.load(name) for name in ("tuned", "tuned_hf"))
     texts = ["a dog", "a boat"]
     np.testing.assert_allclose(exported.embed_texts(texts), tuned.embed_texts(texts), atol=1e-6)
