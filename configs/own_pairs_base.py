@@ -2,7 +2,7 @@
 
     siglip2 train configs/own_pairs_base.py --workdir /tmp/base --set data=DIR
 
-DIR holds `caltech101_20` (1,200 images, captioned with their names) and `coco_mini` (80 images with
+DIR holds `caltech101_20` (1,200 images, captioned with their names) and `coco_mini` (187 images with
 five captions each).
 """
 
@@ -22,7 +22,7 @@ BATCH = 64
 TEMPLATES = ("a photo of a {name}", "a picture of a {name}", "there is a {name} in this photo")
 
 
-def config(data: str = "", steps: int = 250) -> TrainConfig:
+def config(data: str = "", steps: int = 600) -> TrainConfig:
     """One stage at native resolution.
 
     Args:
@@ -36,7 +36,7 @@ def config(data: str = "", steps: int = 250) -> TrainConfig:
         (Folder(things, captions="labels.jsonl", where=train, template=template), 2.0)
         for template in TEMPLATES
     ]
-    scenes = Folder(coco, captions="annotations.jsonl", where=train)
+    scenes = Folder(coco, captions="annotations.jsonl")
     stage = Stage(
         name="main",
         steps=steps,

@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "own_pairs.json"
 PAGE = ROOT / "docs" / "fine_tuning.md"
-PAIRS, STEPS, PATCHES = 300, 40, 36
+PAIRS, STEPS, PATCHES = 300, 100, 36
 SEEDS, CHANGES = (0, 1, 2), "changes"
 PARTS = (*map(str, SEEDS), CHANGES)
 USUAL = {"lr": "3e-4", "batch": "64", "base_batch": "64", "patches": str(PATCHES)}
@@ -55,6 +55,7 @@ METRICS = {
 def write_pairs(data: Path, folder: Path, seed: int) -> None:
     """A folder of 300 images to train on and the 100 to measure on, with a column `split`."""
     from siglip2_jax.data.text import read_rows
+    from siglip2_jax.outputs import write_once
 
     source = data / "flickr8k_1k"
     rows = [row for _, row in read_rows(source / "captions.jsonl")]
@@ -64,7 +65,7 @@ def write_pairs(data: Path, folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "images").exists():
         (folder / "images").symlink_to((source / "images").absolute())
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    write_once(folder / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def train_base(data: str, out: Path) -> Path:
