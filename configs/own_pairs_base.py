@@ -2,8 +2,8 @@
 
     siglip2 train configs/own_pairs_base.py --workdir /tmp/base --set data=DIR
 
-DIR holds `caltech101_20` (1,200 images, captioned with their names) and `coco_mini` (187 images with
-five captions each).
+DIR holds `caltech101_20` (1,200 images, captioned with their names) and `coco_mini` (187 images
+with five captions each).
 """
 
 import os
