@@ -40,6 +40,7 @@ def walk(text: str) -> list[str]:
 @pytest.mark.search
 def test_every_command_up_to_the_choices_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lancedb")
+    pytest.importorskip("flatbuffers")  # of jax.export
     monkeypatch.chdir(tmp_path)
     offline, title, _ = PAGE.read_text().partition("\n## The choices that matter\n")
     assert title
