@@ -1,24 +1,28 @@
-"""Speed of both towers and of preprocessing against transformers/torch on this machine.
+"""Speed of both towers against transformers and onnxruntime, and of preprocessing, on this machine.
 
-Both sides run in one process, taking turns, on the same random weights and inputs: B/16 NaFlex at
-256 tokens and text of 64 tokens. Prints the median of each side and the median and range of the
-ratio (above 1: this package is faster). Needs torch and transformers.
+All sides run in one process, taking turns, on the same random weights and inputs: B/16 NaFlex at
+256 tokens and text of 64 tokens. Prints items per second of each side (median, range), its ratio to
+the first one (above 1: faster), processor time, the memory of its weights, and the cosine to the
+first one's rows. Needs torch and transformers; for onnxruntime, which runs what torch exports, also
+onnx and onnxruntime. With one side, the peak memory of the process is that of the side.
 
-    python scripts/bench_inference.py [--rounds 7] [--threads 2] [--json FILE]
+    python scripts/bench_inference.py [--rounds 7] [--threads 2] [--sides NAME ...] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
+import resource
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,106 +35,229 @@ from siglip2_jax.models.siglip2 import init_params
 from siglip2_jax.preprocess.image import ImagePreprocessor
 
 TOKENS = 256
-Side = Callable[[], object]
+GRID = np.indices((16, 16)).reshape(2, -1).T.astype(np.int32)
+HERE: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32", "weights": "float32"},
+    "bfloat16": {"dtype": "bfloat16", "weights": "bfloat16"},
+    "int8": {"dtype": "float32", "weights": "int8"},
+}
+"""Our models, as arguments of `load`, by the names of their sides."""
+SIDES = (
+    *HERE,
+    *(f"transformers-{name}" for name in ("float32", "bfloat16")),
+    *(f"onnxruntime-{name}" for name in ("float32", "int8")),
+)
 
 
-def compare(name: str, count: int, ours: Side, theirs: Side, rounds: int) -> dict[str, object]:
-    """Times two sides in turns.
+class Side(NamedTuple):
+    """One of the programs that are compared.
+
+    Attributes:
+      run: does the work and gives its rows, if there are any to compare.
+      megabytes: of weights; 0 if it has none.
+    """
+
+    run: Callable[[], Any]
+    megabytes: float = 0.0
+
+
+def compare(name: str, count: int, sides: dict[str, Side], rounds: int) -> dict[str, Any]:
+    """Times sides in turns.
 
     Args:
       name: of the measurement.
       count: items that one call handles.
-      ours: our side; returns when the work is done.
-      theirs: the other side.
+      sides: by name; ratios and cosines are to the first.
       rounds: how often each runs, after one run to warm up.
 
     Returns:
-      Items per second of both (medians) and their ratio (median, lowest, highest of the rounds).
+      Figures of each side, by its name.
     """
-    ours()
-    theirs()
-    seconds = np.zeros((rounds, 2))
+    rows = [side.run() for side in sides.values()]
+    seconds, busy = np.zeros((2, rounds, len(sides)))
     for i in range(rounds):
-        # The order changes every round, so that neither side always follows the other.
-        for side in (0, 1) if i % 2 else (1, 0):
-            start = time.perf_counter()
-            (ours, theirs)[side]()
-            seconds[i, side] = time.perf_counter() - start
-    ratio = seconds[:, 1] / seconds[:, 0]
-    rates = count / np.median(seconds, axis=0)
-    row = {
-        "name": name,
-        "ours_per_s": float(rates[0]),
-        "theirs_per_s": float(rates[1]),
-        "ratio": float(np.median(ratio)),
-        "ratio_low": float(ratio.min()),
-        "ratio_high": float(ratio.max()),
-    }
-    print(
-        "{name:34} ours {ours_per_s:8.2f}/s  transformers {theirs_per_s:8.2f}/s  "
-        "ratio {ratio:.2f} ({ratio_low:.2f}-{ratio_high:.2f})".format(**row),
-        flush=True,
+        # The order turns every round, so that no side always follows the same other.
+        for k in np.roll(np.arange(len(sides)), i)[:: 1 if i % 2 else -1]:
+            start, cpu = time.perf_counter(), time.process_time()
+            list(sides.values())[k].run()
+            seconds[i, k] = time.perf_counter() - start
+            busy[i, k] = time.process_time() - cpu
+    result: dict[str, Any] = {"name": name, "sides": {}}
+    for k, (label, side) in enumerate(sides.items()):
+        rates, ratio = count / seconds[:, k], seconds[:, 0] / seconds[:, k]
+        figures = {
+            "per_s": [float(f(rates)) for f in (np.median, np.min, np.max)],
+            "ratio": [float(f(ratio)) for f in (np.median, np.min, np.max)],
+            "cpu_s_per_item": float(np.median(busy[:, k])) / count,
+            "megabytes": side.megabytes,
+        }
+        text = "{:8.2f}/s ({:.2f}-{:.2f})".format(*figures["per_s"])
+        text += "  ratio {:.2f} ({:.2f}-{:.2f})".format(*figures["ratio"])
+        text += f"  {figures['cpu_s_per_item'] * 1000:7.1f} ms of processor"
+        if rows[k] is not None:
+            cosines = np.sum(unit(rows[k]) * unit(rows[0]), -1)
+            figures["cosine"] = [float(cosines.min()), float(cosines.mean())]
+            text += f"  {side.megabytes:6.1f} MB  cosine {cosines.min():.5f}"
+        result["sides"][label] = figures
+        print(f"{name:28} {label:22} {text}", flush=True)
+    return result
+
+
+def unit(rows: Any) -> np.ndarray:
+    """Rows of unit length, from an array of any library."""
+    rows = np.asarray(rows.float() if hasattr(rows, "float") else rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def megabytes(arrays: Any) -> float:
+    """Memory of a tree of arrays."""
+    return sum(x.nbytes for x in jax.tree.leaves(arrays)) / 1e6
+
+
+def make_model(directory: str, vocab_size: int) -> Path:
+    """A B/16 NaFlex with random weights, as transformers reads it."""
+    path = Path(directory) / "model"
+    config = two_towers("B", patch_size=16, image_size=None, vocab_size=vocab_size)
+    params = init_params(config, jax.random.key(0))
+    Embedder(config, params, ImagePreprocessor(16, None)).save(path, "hf")
+    return path
+
+
+def our_sides(name: str, path: Path, image: Patches, ids: np.ndarray) -> tuple[Side, Side]:
+    """Both towers of a model of ours."""
+    model, batch = load(path, **HERE[name]), len(ids)
+    return (
+        Side(
+            lambda: model.embed_images(image, batch_size=batch), megabytes(model.params["vision"])
+        ),
+        Side(lambda: model.embed_tokens(ids, batch_size=batch), megabytes(model.params["text"])),
     )
-    return row
 
 
-def both_models(directory: str, dtype: Literal["float32", "bfloat16"], vocab_size: int):
-    """The same random B/16 NaFlex weights in this package and in transformers (sdpa)."""
+def torch_towers(path: Path, dtype: str) -> tuple[Any, Any]:
+    """Both towers of transformers (sdpa), as modules."""
     import torch
     from transformers import AutoModel
 
-    path = Path(directory) / "model"
-    if not path.exists():
-        config = two_towers("B", patch_size=16, image_size=None, vocab_size=vocab_size)
-        params = init_params(config, jax.random.key(0))
-        Embedder(config, params, ImagePreprocessor(16, None)).save(path, "hf")
-    theirs = AutoModel.from_pretrained(
+    model = AutoModel.from_pretrained(
         path, attn_implementation="sdpa", dtype=getattr(torch, dtype)
-    )
-    return load(path, dtype=dtype), theirs.eval()
+    ).eval()
+
+    class Images(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower = model.vision_model
+
+        def forward(self, pixels, valid, shapes):
+            return self.tower(pixels, valid, shapes).pooler_output
+
+    class Texts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower = model.text_model
+
+        def forward(self, ids):
+            return self.tower(ids).pooler_output
+
+    return Images().eval(), Texts().eval()
 
 
-def towers(ours: Embedder, theirs, batch: int, dtype: str, rounds: int) -> list[dict]:
-    """Both towers at one batch size."""
+def torch_sides(name: str, path: Path, image: Patches, ids: np.ndarray) -> list[Side]:
+    """Both towers of transformers."""
     import torch
 
+    dtype = name.partition("-")[2]
+
+    def side(tower, feed) -> Side:
+        inputs = [torch.tensor(x) for x in feed.values()]
+        inputs = [x.to(getattr(torch, dtype)) if x.is_floating_point() else x for x in inputs]
+
+        def run():
+            with torch.inference_mode():
+                return tower(*inputs)
+
+        return Side(run, sum(x.nbytes for x in tower.parameters()) / 1e6)
+
+    return [side(*pair) for pair in zip(torch_towers(path, dtype), feeds(image, ids), strict=True)]
+
+
+def feeds(image: Patches, ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Inputs of both towers of transformers, by name."""
+    batch = len(ids)
+    return {
+        "pixels": np.asarray(image.pixels),
+        "valid": np.ones((batch, TOKENS), np.int32),
+        "shapes": np.full((batch, 2), 16, np.int64),
+    }, {"ids": ids.astype(np.int64)}
+
+
+def onnx_sides(name: str, path: Path, image: Patches, ids: np.ndarray, threads: int) -> list[Side]:
+    """Both towers in onnxruntime, in float32 or dynamically in 8 bits; the files are kept."""
+    import onnxruntime
+
+    files = [path.parent / f"{label}-{len(ids)}.onnx" for label in ("images", "texts")]
+    inputs, sides = feeds(image, ids), []
+    if not all(file.exists() for file in files):
+        export(torch_towers(path, "float32"), inputs, files)
+    for file, feed in zip(files, inputs, strict=True):
+        if name.endswith("int8"):
+            file = quantise(file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # others run next
+        session = onnxruntime.InferenceSession(file, options)
+        feed = {x.name: feed[x.name] for x in session.get_inputs()}
+        run = functools.partial(session.run, None, feed)
+        sides.append(Side(lambda run=run: run()[0], file.stat().st_size / 1e6))
+    return sides
+
+
+def export(towers: Any, inputs: Any, files: list[Path]) -> None:
+    """Writes both towers of transformers as ONNX, by torch."""
+    import torch
+
+    for tower, feed, file in zip(towers, inputs, files, strict=True):
+        arrays = tuple(torch.tensor(x) for x in feed.values())
+        torch.onnx.export(tower, arrays, file, input_names=[*feed], dynamo=False, opset_version=18)
+
+
+def quantise(file: Path) -> Path:
+    """Rounds the weights of an ONNX file to 8 bits, a scale for each output.
+
+    Constants are folded first: without it nearly no product has a constant to round.
+    """
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    folded, small = file.with_suffix(".folded.onnx"), file.with_suffix(".int8.onnx")
+    if not small.exists():
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+        onnxruntime.InferenceSession(file, options)
+        quantize_dynamic(folded, small, weight_type=QuantType.QInt8, per_channel=True)
+    return small
+
+
+def towers(path: Path, batch: int, names: list[str], threads: int, rounds: int) -> list[dict]:
+    """Both towers at one batch size."""
     rng = np.random.default_rng(0)
     pixels = rng.uniform(-1, 1, (batch, TOKENS, 768)).astype(np.float32)
-    grid = np.indices((16, 16)).reshape(2, -1).T.astype(np.int32)
-    yx = np.broadcast_to(grid, (batch, TOKENS, 2))
+    yx = np.broadcast_to(GRID, (batch, TOKENS, 2))
     image = Patches(pixels, yx, np.ones((batch, TOKENS), bool))
-    ids = rng.integers(0, ours.config.text.vocab_size, (batch, 64)).astype(np.int32)
-    inputs = {
-        "pixel_values": torch.tensor(pixels).to(theirs.dtype),
-        "pixel_attention_mask": torch.ones((batch, TOKENS), dtype=torch.int32),
-        "spatial_shapes": torch.tensor([[16, 16]] * batch),
-    }
-    torch_ids = torch.tensor(ids.astype(np.int64))
-
-    def images():
-        with torch.inference_mode():
-            return theirs.get_image_features(**inputs)
-
-    def texts():
-        with torch.inference_mode():
-            return theirs.get_text_features(input_ids=torch_ids)
-
-    label = f"{dtype}, batch {batch}"
+    ids = rng.integers(0, 1000, (batch, 64)).astype(np.int32)
+    images, texts = {}, {}
+    for name in names:
+        if name in HERE:
+            both = our_sides(name, path, image, ids)
+        elif name.startswith("transformers"):
+            both = torch_sides(name, path, image, ids)
+        else:
+            both = onnx_sides(name, path, image, ids, threads)
+        images[name], texts[name] = both
     return [
-        compare(
-            f"images, {label}",
-            batch,
-            lambda: ours.embed_images(image, batch_size=batch),
-            images,
-            rounds,
-        ),
-        compare(
-            f"texts, {label}",
-            batch,
-            lambda: ours.embed_tokens(ids, batch_size=batch),
-            texts,
-            rounds,
-        ),
+        compare(f"images, batch {batch}", batch, images, rounds),
+        compare(f"texts, batch {batch}", batch, texts, rounds),
     ]
 
 
@@ -149,6 +276,12 @@ def photo(width: int, height: int) -> bytes:
     return data.getvalue()
 
 
+def repeat(call: Callable[[bytes, int], object], data: bytes, repeats: int) -> None:
+    """Calls a preprocessor several times."""
+    for _ in range(repeats):
+        call(data, TOKENS)
+
+
 def preprocessing(rounds: int, repeats: int = 8) -> list[dict]:
     """NaFlex preprocessing on one core, from JPEG bytes to a padded batch of one."""
     import torch
@@ -156,6 +289,10 @@ def preprocessing(rounds: int, repeats: int = 8) -> list[dict]:
 
     torch.set_num_threads(1)
     theirs = Siglip2ImageProcessorPil(patch_size=16, max_num_patches=TOKENS)
+
+    def their_call(data: bytes, _: int) -> None:
+        theirs(Image.open(io.BytesIO(data)), return_tensors="np")
+
     rows = []
     for width, height in ((640, 480), (1024, 768)):
         data = photo(width, height)
@@ -165,11 +302,10 @@ def preprocessing(rounds: int, repeats: int = 8) -> list[dict]:
                 compare(
                     f"preprocess {mode}, {width}x{height}",
                     repeats,
-                    lambda ours=ours, data=data: [ours(data, TOKENS) for _ in range(repeats)],
-                    lambda data=data: [
-                        theirs(Image.open(io.BytesIO(data)), return_tensors="np")
-                        for _ in range(repeats)
-                    ],
+                    {
+                        "here": Side(lambda ours=ours, data=data: repeat(ours, data, repeats)),
+                        "transformers": Side(lambda data=data: repeat(their_call, data, repeats)),
+                    },
                     4 * rounds,
                 )
             )
@@ -182,27 +318,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--skip", choices=("towers", "preprocessing"))
     parser.add_argument("--vocab-size", type=int, default=32_000, help="rows of the token table")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="directory of a model in transformers' format, beside which ONNX files are kept "
+        "(default: random weights)",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of transformers, on import
-    import torch
-
-    torch.set_num_threads(args.threads)
-    jnp.zeros(()).block_until_ready()
     rows = []
+    if args.skip != "preprocessing" or any(x.startswith("transformers") for x in args.sides):
+        import torch
+
+        torch.set_num_threads(args.threads)
+    jnp.zeros(()).block_until_ready()
     if args.skip != "towers":
         with tempfile.TemporaryDirectory() as directory:
-            for dtype in args.dtype:
-                ours, theirs = both_models(directory, dtype, args.vocab_size)
-                for batch in args.batch:
-                    rows += towers(ours, theirs, batch, dtype, args.rounds)
+            path = args.model or make_model(directory, args.vocab_size)
+            for batch in args.batch:
+                rows += towers(path, batch, args.sides, args.threads, args.rounds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process: {peak:.0f} MiB", flush=True)
     if args.skip != "preprocessing":
         rows += preprocessing(args.rounds)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2))
+        args.json.write_text(json.dumps({"rows": rows, "peak_mib": peak}, indent=2))
 
 
 if __name__ == "__main__":

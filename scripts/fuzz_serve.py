@@ -1,8 +1,10 @@
 """Requests that a server must survive: broken images, wrong types, floods, clients that hang up.
 
 Sends a fixed sequence of requests to a server on this machine, several at a time: images of one
-pixel, of 12,000 pixels a side, cut, bombs; bodies of wrong types, huge lists, deep JSON; clients
-that are slow, stop half way or leave. Between them, good requests whose embeddings must be right.
+pixel, of 12,000 pixels a side, cut, bombs; bodies of wrong types, huge lists, deep JSON; searches
+with conditions that would take all memory; clients that are slow, stop half way or leave. Between
+them, good requests whose embeddings must be right. Searches need the extra `search`.
+
 Exits with 1 if an answer is 5xx, a request hangs, or a good one is answered wrongly. Prints how
 often each kind was answered with which status, and the growth of the server's memory.
 
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 from odd_requests import GOOD, Case, odd_requests
-from served import Served, ask, connect
+from served import Served, ask, connect, make_database
 
 import siglip2_jax
 from siglip2_jax.testing import tiny_embedder
@@ -134,17 +137,20 @@ class Fuzz:
         }
 
 
-def fuzz(source: Path, count: int, seed: int, log: Path) -> dict[str, Any]:
+def fuzz(source: Path, count: int, seed: int, folder: Path) -> dict[str, Any]:
     """Starts a server, sends it the requests, and returns what came of them."""
+    log, database = folder / "log", find_spec("lancedb") is not None
     expected = siglip2_jax.load(source).embed_texts(GOOD["input"])[0]
+    options = ("--db", str(make_database(folder, source))) if database else ()
     start = time.monotonic()
-    with Served(source, log) as server:
+    with Served(source, log, options) as server:
         run = Fuzz(server, expected)
         asyncio.run(run.run(count, seed))
         alive = server.process.poll() is None
         tracebacks = log.read_text(errors="replace").count("Traceback")
     seconds = round(time.monotonic() - start, 1)
-    return {**run.summary(), "seconds": seconds, "alive": alive, "tracebacks": tracebacks}
+    more = {"seconds": seconds, "alive": alive, "tracebacks": tracebacks, "database": database}
+    return {**run.summary(), **more}
 
 
 def main() -> int:
@@ -159,7 +165,7 @@ def main() -> int:
         source = args.source or Path(folder) / "tiny"
         if not args.source:
             tiny_embedder().save(source)
-        summary = fuzz(source, args.requests, args.seed, Path(folder) / "log")
+        summary = fuzz(source, args.requests, args.seed, Path(folder))
     text = json.dumps(summary, indent=2)
     print(text)
     if args.json:

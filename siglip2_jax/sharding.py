@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from siglip2_jax.types import ArrayLike
 
@@ -187,12 +187,18 @@ def gather(params: T, dtype: DTypeLike) -> T:
 
     Args:
       params: a pytree of arrays, such as one block of a scanned tower.
-      dtype: what matrices become; vectors (biases, norms) and scalars keep their dtype.
+      dtype: what matrices become; whole numbers, vectors (biases, norms) and scalars keep theirs.
 
     Returns:
       The same pytree.
     """
-    return jax.tree.map(lambda x: _gather(x.astype(dtype)) if x.ndim > 1 else replicate(x), params)
+
+    def one(x: Array) -> Array:
+        if x.ndim <= 1:
+            return replicate(x)
+        return _gather(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x)
+
+    return jax.tree.map(one, params)
 
 
 def _gather(x: Array) -> Array:
@@ -236,8 +242,8 @@ def reshape_whole(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def lookup(
-    table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: DTypeLike
-) -> Float[Array, "B T D"]:
+    table: Num[Array, "V D"], ids: Int[Array, "B T"], dtype: DTypeLike
+) -> Num[Array, "B T D"]:
     """Rows of a table whose features are split: ids travel to the features, never the table.
 
     Args:

@@ -107,6 +107,7 @@ def image_cases(draw: random.Random, images: dict[str, bytes]) -> Case:
             ("/v1/classify", {"images": [uri], "labels": ["a cat", "a dog"]}),
             ("/v1/classify", {"images": [{"image": text}, uri], "labels": ["a cat"]}),
             ("/v1/rerank", {"query": "a cat", "documents": [{"image": text}, {"image": uri}]}),
+            ("/v1/search", {"image": draw.choice([text, uri])}),
         ]
     )
     return Case(f"image: {name}", post(path, body))
@@ -182,6 +183,39 @@ def json_cases(draw: random.Random, images: dict[str, bytes]) -> Case:
     return Case(f"JSON: {name}", post(path, body))
 
 
+def search_cases(draw: random.Random, images: dict[str, bytes]) -> Case:
+    """Searches with conditions, right and wrong, some of which would take long or much memory."""
+    name, where = draw.choice(
+        [
+            ("none", None),
+            ("plain", f"width > {draw.randrange(999)} AND caption LIKE '%a%'"),
+            ("no row", "width < 0"),
+            ("nothing", ""),
+            ("no such column", "secret = 1"),
+            ("no condition", "width"),
+            ("division by 0", "width / 0 > 1"),
+            ("long text", "length(repeat('a', 2000000000)) > 1"),
+            ("long list", "array_length(range(0, 1000000000)) > 1"),
+            ("quoted function", "\"length\"(`repeat` ('a', 2000000000)) > 1"),
+            ("hidden function", "length--\n(repeat/**/('a', 2000000000)) > 1"),
+            ("subquery", "width IN (SELECT 1)"),
+            ("second statement", "true; DROP TABLE items"),
+            ("literal that panics", "caption != N'a'"),
+            ("parentheses", "(" * 900 + "true" + ")" * 900),
+            ("NOT", "NOT " * 450 + "true"),
+            ("OR", " OR ".join(["width > 3"] * 150)),
+            ("OR without end", " OR ".join(["width > 3"] * 50_000)),
+            ("wildcards", "caption LIKE '" + "%a" * 900 + "'"),
+            ("lone surrogate", "caption = '\ud800'"),
+            ("zero", "caption = '\0'"),
+        ]
+    )
+    body = {"query": "a cat", "k": draw.choice([1, 10, 1000]), "where": where}
+    if draw.random() < 0.3:
+        body["threshold"] = draw.choice([-1, -0.5, 0, 0.5, 1])
+    return Case(f"where: {name}", post("/v1/search", body))
+
+
 def http_cases(draw: random.Random, images: dict[str, bytes]) -> Case:
     """Requests that are odd as such: addresses, methods, headers, URLs to fetch."""
     good = json.dumps(GOOD).encode()
@@ -217,6 +251,7 @@ KINDS: dict[Callable[[random.Random, dict[str, bytes]], Case], int] = {
     type_cases: 3,
     text_cases: 2,
     json_cases: 2,
+    search_cases: 2,
     http_cases: 2,
     client_cases: 2,
 }

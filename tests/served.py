@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import psutil
 from stores import free_port
 
+from siglip2_jax.demo import shipped_examples
+
 HOST = "127.0.0.1"
 SECONDS_TO_START = 300.0
 JSON = {"Content-Type": "application/json"}
@@ -103,6 +105,20 @@ class Served:
             return self.get("/ready").status == 200
         except OSError:
             return False
+
+
+def make_database(folder: Path, source: str | os.PathLike[str]) -> Path:
+    """A database of the shipped images, each with a caption, made by `siglip2 index`."""
+    table, database = folder / "images.jsonl", folder / "images.db"
+    rows = [
+        {"image": str(x.image), "caption": x.captions[0], "length": len(x.captions[0])}
+        for x in shipped_examples()[:20]
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "-m", "siglip2_jax", "index", database, source, table]
+    options = ["--columns", "length:int64", "--workers", "0"]
+    subprocess.run([*command, *options], check=True, stdout=sys.stderr)
+    return database
 
 
 class Connection:

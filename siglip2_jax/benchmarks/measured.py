@@ -86,7 +86,7 @@ class Measured(Measuring):
     """Wraps an embedder for one evaluation: evaluators see a `base.Model` that shares its work.
 
     Attributes:
-      config, params, mesh, variant, preprocess, text_norm, dtype: those of the embedder.
+      config, params, mesh, variant, preprocess, text_norm, dtype, weights: those of the embedder.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Measured(Measuring):
         super().__init__(model, directory, batch_size)
         self.config, self.params, self.mesh = model.config, model.params, model.mesh
         self.variant, self.preprocess = model.variant, model.preprocess
-        self.text_norm, self.dtype = model.text_norm, model.dtype
+        self.text_norm, self.dtype, self.weights = model.text_norm, model.dtype, model.weights
 
     def embed_texts(self, texts: Any, **options: Any) -> Float[np.ndarray, "n E"]:
         """Embeds texts as `Embedder.embed_texts` does; every process embeds all of them."""

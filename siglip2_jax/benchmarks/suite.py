@@ -181,6 +181,7 @@ def protocol(evaluator: Evaluator | None, model: Embedder, budget: int) -> dict[
         "preproc": model.preprocess.mode,
         "text_norm": model.text_norm,
         "dtype": model.dtype,
+        "weights": model.weights,
     }
     for name in ("canonical", "ties", "border", "crop", "full_stop", "shots", "among"):
         if hasattr(evaluator, name):

@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from etils import epath
 
@@ -38,6 +38,21 @@ class Preprocessing:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """The run that has saved a checkpoint.
+
+    Attributes:
+      step: updates so far.
+      stage: the stage that they were in.
+      config: its configuration, as `config.json` has it.
+    """
+
+    step: int
+    stage: str
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A model that is stored somewhere.
 
@@ -48,6 +63,7 @@ class Checkpoint:
       preprocessing: how its inputs are prepared.
       format: how it is stored.
       source: where, as the user wrote it.
+      run: what has trained it, where that is known.
     """
 
     config: ModelConfig
@@ -56,6 +72,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     format: Format
     source: str
+    run: TrainingRun | None = None
 
     def open_tokenizer(
         self, path: str | os.PathLike[str] | None = None, text_norm: TextNorm | None = None

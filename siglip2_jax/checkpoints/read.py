@@ -69,6 +69,7 @@ def read(
         preprocessing=preprocessing,
         format=kind,
         source=os.fspath(source),
+        run=run_layout.read_run(saved) if saved else None,
     )
 
 

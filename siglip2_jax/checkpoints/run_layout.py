@@ -17,7 +17,7 @@ from etils import epath
 
 from siglip2_jax.checkpoints import damage
 from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
-from siglip2_jax.checkpoints.checkpoint import Preprocessing
+from siglip2_jax.checkpoints.checkpoint import Preprocessing, TrainingRun
 from siglip2_jax.checkpoints.orbax import named_as_ours, parse
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.checkpoints.table import ConversionError, Lazy, finite
@@ -129,6 +129,17 @@ def read_record(saved: Saved) -> Mapping[str, Any]:
       ConversionError: the checkpoint is damaged.
     """
     return damage.read_record(saved.step)
+
+
+def read_run(saved: Saved) -> TrainingRun:
+    """Reads how a checkpoint was trained.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    record = read_record(saved)
+    stage, config = record.get("stage", ""), record.get("config", {})
+    return TrainingRun(step=int(saved.step.name), stage=stage, config=config)
 
 
 def read_decoders(saved: Saved) -> dict[str, tuple[DecoderConfig, dict[str, Lazy]]]:

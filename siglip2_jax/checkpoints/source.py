@@ -68,7 +68,7 @@ def check_bucket(text: str) -> None:
         raise SourceError(
             f"{text}: gs:// paths need an extra, pip install 'siglip2_jax[gcs]'"
         ) from error
-    if not _reachable(store):
+    if not reachable(store):
         raise SourceError(f"{text}: Google Cloud Storage cannot be reached; is there a network?")
 
 
@@ -89,7 +89,7 @@ def _from_hub(text: str) -> epath.Path:
     from huggingface_hub import constants, errors, snapshot_download
 
     repository, _, revision = text.partition("@")
-    offline = constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)
+    offline = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
     try:
         directory = snapshot_download(
             repository,
@@ -112,7 +112,7 @@ def _from_hub(text: str) -> epath.Path:
     return epath.Path(directory)
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
     """True where a server answers, with anything, in a few seconds; proxies are honoured.
 
     The hub's client would retry for half a minute first, and gcsfs for longer.

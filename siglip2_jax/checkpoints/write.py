@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import get_args
 
 from siglip2_jax.checkpoints import big_vision, huggingface, orbax
 from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format
 from siglip2_jax.checkpoints.huggingface_config import model_type
+from siglip2_jax.checkpoints.model_card import CARD, Score, model_card
+from siglip2_jax.checkpoints.sentence_transformers_config import sentence_transformers_files
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.checkpoints.table import Progress
 from siglip2_jax.outputs import staged
@@ -21,6 +24,7 @@ def write(
     format: Format,
     *,
     tokenizer: Tokenizer | None = None,
+    scores: Sequence[Score] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -34,6 +38,7 @@ def write(
       path: a local path that does not exist yet, or an empty directory.
       format: "npz" for one file, "hf" or "orbax" for a directory.
       tokenizer: goes into the directory; the checkpoint's own unless given.
+      scores: what was measured with it, for the model card that "hf" has.
       overwrite: replace what is at `path`.
       progress: called with the name of each tensor, how many are done and how many there are.
 
@@ -58,7 +63,11 @@ def write(
             return
         staging.mkdir()
         if format == "hf":
-            files = huggingface_files(tokenizer, model_type(config)) if tokenizer else {}
+            card = model_card(checkpoint, tokenizer=tokenizer is not None, scores=scores)
+            files = {CARD: card.encode()}
+            if tokenizer:
+                files |= huggingface_files(tokenizer, model_type(config))
+                files |= sentence_transformers_files(config)
             for name, content in files.items():
                 (staging / name).write_bytes(content)
             huggingface.write(staging, config, params, checkpoint.preprocessing, progress=progress)

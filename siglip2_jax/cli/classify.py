@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         settings: dict[str, object] = {
             "preproc": model.preprocess.mode,
             "text_norm": model.text_norm,
+            "weights": model.weights,
         }
         settings["templates"] = name_templates(templates)
         if calibration:

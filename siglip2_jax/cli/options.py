@@ -155,6 +155,13 @@ def add_model_options(
         help="precision of matrix products (default: float32)",
     )
     parser.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="numbers that the weights are kept in: bfloat16 takes half the memory, int8 a quarter "
+        "(default: float32)",
+    )
+    parser.add_argument(
         "--preproc",
         choices=("reference", "hf"),
         help="image preprocessing, like the official code (reference) or like transformers (hf) "
@@ -200,6 +207,7 @@ def load_model(args: argparse.Namespace, checkpoint: Checkpoint | None = None) -
         checkpoint or open_checkpoint(args),
         args.tokenizer,
         dtype=args.dtype,
+        weights=args.weights,
         preproc=args.preproc,
         text_norm=args.text_norm,
         exif=not args.no_exif,
@@ -226,6 +234,7 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
         stage=args.stage,
         head=head,
         dtype=args.dtype,
+        weights=args.weights,
         preproc=args.preproc,
         text_norm=args.text_norm,
         exif=not args.no_exif,

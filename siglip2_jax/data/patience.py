@@ -75,7 +75,7 @@ def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def of_stored_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Gives errors of reading a file that may be in a store, whose clients have errors of their own."""
+    """Gives errors of reading a file the form of `of_file`, those of clients of stores too."""
     try:
         with of_file(path):
             yield

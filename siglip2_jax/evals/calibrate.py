@@ -24,6 +24,7 @@ FEW_MATCHES, FEW_IMAGES, FEW_ACCEPTED = 20, 20, 20
 WIDE = 0.3
 _LEVELS = (2.5, 97.5)
 _RIDGE = 1e-6
+_BLOCK = 1 << 16  # pairs times fits at once, which a core's cache holds
 
 
 class Pairs(NamedTuple):
@@ -78,16 +79,21 @@ def fit(pairs: Pairs, wanted: tuple[Metric, float] | None = None, seed: int = 0)
         )
     if wanted and not 0 < wanted[1] < 1:
         raise ValueError(f"the wanted {wanted[0]} is {wanted[1]:g}; expected a number in (0, 1)")
+    order = np.argsort(-pairs.cosines, kind="stable")  # once, for all resamples
+    pairs = Pairs(pairs.cosines[order], pairs.matches[order], pairs.image[order])
     images = int(pairs.image.max()) + 1
-    temperature, bias = fit_logistic(pairs, np.ones(images))
+    ((temperature, bias),) = fit_logistic(pairs, np.ones((1, images), np.int64)).tolist()
     if temperature <= 0:
         raise ValueError(
             "matching pairs of the examples score no higher than the others, so that no "
             "calibration helps; check the examples' labels and the model"
         )
     counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    counts = [x for x in counts if 0 < pairs.matches @ x[pairs.image] < x[pairs.image].sum()]
-    fits = np.array([fit_logistic(pairs, x, (temperature, bias)) for x in counts])
+    per_image = np.stack(
+        [np.bincount(pairs.image[x], minlength=images) for x in (pairs.matches, ~pairs.matches)]
+    )
+    counts = counts[(counts @ per_image.T > 0).all(axis=1)]
+    fits = fit_logistic(pairs, counts, (temperature, bias))
     low, high = np.percentile(fits, _LEVELS, axis=0)
     goal = None
     if wanted is not None:
@@ -103,77 +109,120 @@ def fit(pairs: Pairs, wanted: tuple[Metric, float] | None = None, seed: int = 0)
 
 
 def fit_logistic(
-    pairs: Pairs, counts: np.ndarray, start: tuple[float, float] = (1.0, 0.0)
-) -> tuple[float, float]:
-    """Temperature and bias of the highest likelihood, by Newton's method.
+    pairs: Pairs,
+    counts: Int64[np.ndarray, "r images"],
+    start: tuple[float, float] = (1.0, 0.0),
+) -> Float64[np.ndarray, "r 2"]:
+    """Temperatures and biases of the highest likelihood, by Newton's method.
 
     Args:
       pairs: the examples.
-      counts: number of times that each image counts.
+      counts: number of times that each image counts, for one fit or many.
       start: temperature and bias to begin at.
     """
-    weights = counts[pairs.image].astype(np.float64)
-    positive = weights @ pairs.matches
-    negative = weights.sum() - positive
-    targets = np.where(pairs.matches, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    center = float(weights @ pairs.cosines / weights.sum())
-    scale = float(np.sqrt(weights @ (pairs.cosines - center) ** 2 / weights.sum())) or 1.0
-    x = np.stack([(pairs.cosines - center) / scale, np.ones_like(pairs.cosines)])
-    parameters = np.array([start[0] * scale, start[1] + start[0] * center])
+    center, scale = pairs.cosines.mean(), pairs.cosines.std() or 1.0
+    x = (pairs.cosines - center) / scale
+    first = np.array([start[0] * scale, start[1] + start[0] * center])
+    size = max(1, _BLOCK // len(x))
+    blocks = (counts[i : i + size, pairs.image] for i in range(0, len(counts), size))
+    fits = np.concatenate(
+        [_newton(x, pairs.matches, weights.astype(float), first) for weights in blocks]
+    )
+    temperatures = fits[:, 0] / scale
+    return np.stack([temperatures, fits[:, 1] - temperatures * center], axis=1)
 
-    def loss(at: np.ndarray) -> float:
-        logits = at @ x
-        return float(weights @ (np.logaddexp(0, logits) - targets * logits))
 
-    value = loss(parameters)
+def _newton(
+    x: Float64[np.ndarray, " n"],
+    matches: Bool[np.ndarray, " n"],
+    weights: Float64[np.ndarray, "r n"],
+    first: Float64[np.ndarray, " 2"],
+) -> Float64[np.ndarray, "r 2"]:
+    """Slopes and intercepts of logistic regressions, each with weights of its own."""
+    # Sums by einsum, not by matrix products: for two columns BLAS would start threads.
+    powers = np.stack([x * x, x, np.ones_like(x)])
+    (x_yes, yes), (x_no, no) = (
+        np.einsum("rn,kn->kr", weights, powers[1:] * y) for y in (matches, ~matches)
+    )
+    pull = np.stack([x_yes, yes], axis=1) * ((yes + 1) / (yes + 2))[:, None]
+    pull += np.stack([x_no, no], axis=1) / (no + 2)[:, None]
+
+    def evaluate(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Loss of each row, and probabilities."""
+        logits = at[:, :1] * x + at[:, 1:]
+        small = np.exp(-np.abs(logits))
+        softplus = np.maximum(logits, 0) + np.log1p(small)
+        loss = np.einsum("rn,rn->r", weights, softplus) - (at * pull).sum(axis=1)
+        return loss, 0.5 + np.copysign(0.5 - small / (1 + small), logits)
+
+    at = first[None]  # the same for all, so that the first pass is over the pairs alone
+    loss, probability = evaluate(at)
     for _ in range(100):
-        probability = expit(parameters @ x)
-        gradient = x @ (weights * (probability - targets))
-        curvature = (x * (weights * probability * (1 - probability))) @ x.T
-        step = np.linalg.solve(curvature + _RIDGE * np.eye(2), gradient)
-        size = 1.0
-        while (below := loss(parameters - size * step)) > value and size > 1e-6:
-            size /= 2
-        parameters, progress, value = parameters - size * step, value - below, below
-        if progress <= 1e-12 * (1 + abs(value)):
-            break
-    temperature = float(parameters[0] / scale)
-    return temperature, float(parameters[1]) - temperature * center
+        expected = weights * probability
+        gradient = np.einsum("rn,kn->rk", expected, powers[1:]) - pull
+        moments = np.einsum("rn,kn->rk", expected * (1 - probability), powers)
+        curvature = moments[:, [[0, 1], [1, 2]]] + _RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
+        moving = (step * gradient).sum(axis=1) > 1e-12 * (1 + np.abs(loss))
+        if not moving.any():
+            return at - step
+        size = np.ones((len(weights), 1))
+        before = loss
+        for _ in range(20):
+            loss, probability = evaluate(at - size * step)
+            worse = moving & (loss > before)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        at = at - size * step
+    return at
 
 
-def choose_cosine(pairs: Pairs, wanted: tuple[Metric, float], weights: np.ndarray) -> float | None:
+def choose_cosine(
+    pairs: Pairs, wanted: tuple[Metric, float], weights: np.ndarray
+) -> tuple[float, float] | None:
     """Lowest cosine that reaches a precision, or the highest that reaches a recall.
 
     Args:
-      pairs: the examples.
+      pairs: the examples, highest cosines first.
       wanted: what is to be reached.
       weights: number of times that each pair counts.
 
     Returns:
-      A cosine half-way to the next pair that is refused; None where no cosine reaches it.
+      A cosine half-way to the next pair that is refused, and the precision or recall there; None
+      where no cosine reaches it.
     """
-    used = weights > 0
-    order = np.argsort(-pairs.cosines[used], kind="stable")
-    cosines, weights = pairs.cosines[used][order], weights[used][order]
-    hits = np.cumsum(weights * pairs.matches[used][order])
-    last = np.append(np.diff(cosines) < 0, True)  # of pairs that tie all are accepted
+    used = np.flatnonzero(weights)
+    cosines, weights = pairs.cosines[used], weights[used]
+    hits = np.cumsum(weights * pairs.matches[used])
+    last = np.append(cosines[1:] < cosines[:-1], True)  # of pairs that tie all are accepted
     metric, value = wanted
-    if metric == "precision":
-        (places,) = np.nonzero(last & (hits >= value * np.cumsum(weights)))
-        place = places[-1] if len(places) else None
-    else:
-        place = np.nonzero(last & (hits >= value * hits[-1]))[0][0]
-    if place is None:
+    totals = np.cumsum(weights) if metric == "precision" else np.full_like(hits, hits[-1])
+    (places,) = np.nonzero(last & (hits >= value * totals))
+    if not len(places):
         return None
+    place = places[-1 if metric == "precision" else 0]
     below = cosines[place + 1] if place + 1 < len(cosines) else cosines[place] - 1e-3
-    return float(cosines[place] + below) / 2
+    return float(cosines[place] + below) / 2, float(hits[place] / totals[place])
 
 
-def measure(pairs: Pairs, metric: Metric, cosine: float, weights: np.ndarray) -> float:
-    """Precision or recall of accepting pairs from a cosine on; NaN where none counts."""
-    accepted = weights * (pairs.cosines >= cosine)
-    total = accepted.sum() if metric == "precision" else weights @ pairs.matches
-    return float(accepted @ pairs.matches / total) if total else np.nan
+def measure(
+    pairs: Pairs, metric: Metric, cosine: float, counts: Int64[np.ndarray, "r images"]
+) -> Float64[np.ndarray, " r"]:
+    """Precision or recall of accepting pairs from a cosine on; NaN where none counts.
+
+    Args:
+      pairs: the examples.
+      metric: which of both.
+      cosine: from which on pairs are accepted.
+      counts: number of times that each image counts, for one value or many.
+    """
+    accepted = pairs.cosines >= cosine
+    among = accepted if metric == "precision" else pairs.matches
+    images = counts.shape[1]
+    hits = counts @ np.bincount(pairs.image[accepted & pairs.matches], minlength=images)
+    totals = counts @ np.bincount(pairs.image[among], minlength=images)
+    return np.divide(hits, totals, out=np.full(len(hits), np.nan), where=totals > 0)
 
 
 def reliability(
@@ -198,22 +247,20 @@ def _reach(
     pairs: Pairs,
     wanted: tuple[Metric, float],
     fitted: tuple[float, float],
-    counts: list[np.ndarray],
+    counts: np.ndarray,
 ) -> Goal:
     """The goal with its threshold, and the interval of what that does on other images."""
     metric, value = wanted
-    ones = np.ones(len(pairs.cosines))
-    cosine = choose_cosine(pairs, wanted, ones)
-    if cosine is None:
+    choice = choose_cosine(pairs, wanted, np.ones(len(pairs.cosines)))
+    if choice is None:
         return Goal(metric, value, None, None, (0.0, 1.0), 0)
-    values, optimism = [], []
+    cosine, measured = choice
+    once = np.ones((1, counts.shape[1]), np.int64)
+    optimism = []
     for count in counts:
-        weights = count[pairs.image].astype(np.float64)
-        values.append(measure(pairs, metric, cosine, weights))
-        if (chosen := choose_cosine(pairs, wanted, weights)) is not None:
-            optimism.append(
-                measure(pairs, metric, chosen, weights) - measure(pairs, metric, chosen, ones)
-            )
+        if (resampled := choose_cosine(pairs, wanted, count[pairs.image])) is not None:
+            optimism.append(resampled[1] - measure(pairs, metric, resampled[0], once)[0])
+    values = measure(pairs, metric, cosine, counts)
     bounds = np.nanpercentile(values, _LEVELS) - np.nanmean(optimism or [0.0])
     low, high = np.clip(bounds, 0.0, 1.0)
     temperature, bias = fitted
@@ -221,7 +268,7 @@ def _reach(
         metric,
         value,
         float(expit(temperature * cosine + bias)),
-        measure(pairs, metric, cosine, ones),
+        measured,
         (float(low), float(high)),
         int((pairs.cosines >= cosine).sum()),
     )

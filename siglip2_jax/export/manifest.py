@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from etils import epath
 
 from siglip2_jax import __version__
 from siglip2_jax.checkpoints.source import absolute
+from siglip2_jax.export import inputs
 from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_MAX_NUM_PATCHES, Embedder
 from siglip2_jax.models.siglip2 import flatten
@@ -22,6 +24,7 @@ from siglip2_jax.preprocess.image import TRAINED_PATCHES, ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import MODEL_FILES
 
 MANIFEST = "export.json"
+INPUTS = "siglip2_inputs.py"
 
 _RESIZES = {
     ("reference", True): "bilinear with antialiasing, not rounded",
@@ -76,6 +79,7 @@ def _image_rules(preprocess: ImagePreprocessor) -> dict[str, Any]:
         patches = {"num_patches": preprocess.num_tokens()}
     return {
         "mode": preprocess.mode,
+        "resample": preprocess.resample if preprocess.mode == "hf" else "bilinear",
         "resize": _RESIZES[preprocess.mode, preprocess.antialiased].format(preprocess.resample),
         "patch_size": preprocess.patch_size,
         "image_size": preprocess.image_size,
@@ -98,9 +102,10 @@ def export_directory(
       overwrite: replace what is at `path`.
 
     Yields:
-      A temporary directory, in which the tokenizer is already, and the description of the model,
-      to which what is special to a format may be added. It is written as `export.json` with the
-      digests of all files.
+      A temporary directory, in which the tokenizer and `siglip2_inputs.py` (images and texts to
+      arrays, without this package) are already, and the description of the model, to which what is
+      special to a format may be added. It is written as `export.json` with the digests of all
+      files.
 
     Raises:
       ValueError: the path is not local.
@@ -112,6 +117,7 @@ def export_directory(
         staging.mkdir()
         if embedder.tokenizer:
             embedder.tokenizer.save(staging)
+        (staging / INPUTS).write_bytes(Path(inputs.__file__).read_bytes())
         description = describe(embedder)
         yield staging, description
         files = {file.name: _digest(file) for file in sorted(staging.iterdir())}

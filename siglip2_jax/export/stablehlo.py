@@ -42,8 +42,8 @@ def export_stablehlo(
 
     The directory holds `image.jax_export` (embeddings of images), `tokens.jax_export` (their patch
     tokens), `text.jax_export`, the weights that these take as their first argument
-    (`model.safetensors`), `export.json`, the tokenizer, and `siglip2_exported.py`, which runs all
-    this without our package.
+    (`model.safetensors`), `siglip2_exported.py`, which runs them, `siglip2_inputs.py`, which makes
+    their inputs, both without this package, `export.json` and the tokenizer.
 
     Args:
       embedder: the model; its `dtype` is that of the towers' matrix products.
@@ -55,7 +55,7 @@ def export_stablehlo(
       What `export.json` holds, but for the list of files.
 
     Raises:
-      ValueError: the path is not local, or `flatbuffers` is not installed.
+      ValueError: the path is not local, weights are not float32, or `flatbuffers` is not installed.
       FileExistsError: there is something at `path`.
     """
     if importlib.util.find_spec("flatbuffers") is None:
@@ -64,7 +64,16 @@ def export_stablehlo(
             "pip install flatbuffers"
         )
     weights = {name: np.asarray(x) for name, x in flatten(embedder.params).items()}
+    if rounded := {x.dtype.name for x in weights.values()} - {"float32"}:
+        raise ValueError(
+            f"the model's weights are rounded to {', '.join(sorted(rounded))}, exports hold "
+            "float32; load it with weights='float32'"
+        )
     with export_directory(embedder, path, overwrite=overwrite) as (directory, description):
+        description["runs_with"] = (
+            f"JAX {jax.__version__}, or one built up to 6 months later or 3 weeks earlier; numpy; "
+            "flatbuffers"
+        )
         description["programs"] = {}
         for name, program in export_programs(embedder.config, embedder.dtype).items():
             file = f"{name}.jax_export"

@@ -12,6 +12,7 @@ from siglip2_jax.inference.generation import GenerationConfig
 from siglip2_jax.inference.loading import load, load_captioner
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.inference.queries import Answer, PixelBox, Query
+from siglip2_jax.inference.vlm_tokens import ImageTokens
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
@@ -22,6 +23,7 @@ __all__ = [
     "Captioner",
     "Embedder",
     "Embeddings",
+    "ImageTokens",
     "PixelBox",
     "SigLIP2",
     "GenerationConfig",

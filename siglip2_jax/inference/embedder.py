@@ -21,6 +21,8 @@ from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
 from siglip2_jax.inference.calibration import Calibration
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.inference.programs import programs, run_batches
+from siglip2_jax.inference.vlm_tokens import ImageTokens, block_counts, split_images
+from siglip2_jax.inference.weights import find_weights
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, flatten
@@ -40,7 +42,9 @@ class Embedder:
 
     Attributes:
       config: sizes of the towers.
-      params: nested dict of float32 arrays.
+      params: nested dict of arrays: float32, or what `weights` says.
+      weights: numbers that kernels and the token table are kept in: "float32", "bfloat16" or
+        "int8".
       variant: the release with exactly these sizes, or None.
       preprocess: images to patches.
       tokenizer: texts to ids, or None.
@@ -65,13 +69,16 @@ class Embedder:
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         self.config = config
         self.params = params
+        self.weights = find_weights(params)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.text_norm: TextNorm = tokenizer.text_norm if tokenizer else text_norm
         self.dtype = dtype
         self.mesh = mesh
         self.data_wait = 0.0
-        self._encode_image, self._embed_image, self._embed_text = programs(config, dtype)
+        self._encode_image, self._embed_image, self._hidden_states, self._embed_text = programs(
+            config, dtype
+        )
 
     def replicate_over(self, devices: Sequence[Device]) -> None:
         """Runs batches on several devices of this process from now on, each with all parameters."""
@@ -109,6 +116,7 @@ class Embedder:
         words, images = self.tokenizer, dict(vars(self.preprocess))
         return {
             "version": __version__,
+            "weights_dtype": self.weights,
             "weights": fingerprint_arrays(flatten(self.params)),
             "config": repr(self.config),
             "tokenizer": words
@@ -201,18 +209,45 @@ class Embedder:
         Raises:
           ImageError: an image is unreadable.
         """
-        if isinstance(images, Patches):
-            parts = list(self._run(self._encode_image, images, batch_size))
-        else:
-            parts = []
-            for errors, patches in self._patches(images, max_num_patches, batch_size):
-                for error in errors:
-                    if error is not None:
-                        raise error
-                parts += self._run(self._encode_image, patches, batch_size)
+        parts = list(self._encode(self._encode_image, images, max_num_patches, batch_size))
         if not parts:
             raise ValueError("image_features got no images; pass at least one")
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def tokens_for_vlm(
+        self,
+        images: Patches | ImageSource | Iterable[ImageSource],
+        layers: Sequence[int] = (-2,),
+        *,
+        merge: int = 2,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        norm: bool = False,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> list[ImageTokens]:
+        """Image tokens for a language model: `tokens` [K, n, C] of K layers, and their `grid`.
+
+        Args:
+          images: as for `embed_images`.
+          layers: which states of the tower, counted as `hidden_states` of transformers: 0 is what
+            the first block reads, 1 what it gives, and -1 what the last one gives.
+          merge: side of the blocks of patches that become one token, whose C is `merge**2` widths.
+            At native resolution images are resized to whole blocks; of other grids that it does
+            not divide, the last row or column is repeated.
+          max_num_patches: as for `embed_images`; counts patches, not blocks.
+          norm: apply the tower's last LayerNorm to all layers, which makes -1 the tokens of
+            `image_features`.
+          batch_size: as for `embed_images`.
+
+        Raises:
+          ImageError: an image is unreadable.
+          ValueError: an argument is out of its range.
+        """
+        if merge < 1:
+            raise ValueError(f"merge is {merge}; it must be at least 1")
+        counts = block_counts(layers, self.config.vision.depth)
+        program = functools.partial(self._hidden_states, counts=counts, norm=norm)
+        parts = self._encode(program, images, max_num_patches, batch_size, merge)
+        return [image for part in parts for image in split_images(part, merge)]
 
     def embed_texts(
         self, texts: str | Sequence[str], *, batch_size: int = DEFAULT_BATCH_SIZE
@@ -296,7 +331,13 @@ class Embedder:
 
         Raises:
           FileExistsError: the destination exists and `overwrite` is False.
+          ValueError: the weights are not float32.
         """
+        if self.weights != "float32":
+            raise ValueError(
+                f"the model's weights are rounded to {self.weights}, checkpoints hold float32; "
+                "load it with weights='float32' to save it"
+            )
         checkpoint = checkpoints.Checkpoint(
             config=self.config,
             params={path: checkpoints.Lazy.of(x) for path, x in flatten(self.params).items()},
@@ -311,15 +352,38 @@ class Embedder:
         )
         checkpoints.write(checkpoint, path, format, tokenizer=self.tokenizer, overwrite=overwrite)
 
+    def _encode(
+        self,
+        program: Callable[..., Any],
+        images: Patches | ImageSource | Iterable[ImageSource],
+        max_num_patches: int,
+        batch_size: int,
+        merge: int = 1,
+    ) -> Iterator[Any]:
+        """Outputs of a program, batch by batch, for images that must all be readable."""
+        if isinstance(images, Patches):
+            yield from self._run(program, images, batch_size)
+            return
+        for errors, patches in self._patches(images, max_num_patches, batch_size, merge):
+            for error in errors:
+                if error is not None:
+                    raise error
+            yield from self._run(program, patches, batch_size)
+
     def _patches(
-        self, images: ImageSource | Iterable[ImageSource], max_num_patches: int, batch_size: int
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int,
+        batch_size: int,
+        merge: int = 1,
     ) -> Iterator[tuple[list[ImageError | None], Patches | None]]:
         """Preprocessed batches: an error or None per image, the patches of the good ones if any."""
         num_tokens = self.preprocess.num_tokens(max_num_patches)
 
         def prepare(image: ImageSource):
             try:
-                return self.preprocess.to_patches(self.preprocess.open(image), max_num_patches)
+                opened = self.preprocess.open(image)
+                return self.preprocess.to_patches(opened, max_num_patches, merge)
             except ImageError as error:
                 return error
 

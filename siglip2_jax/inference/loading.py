@@ -13,6 +13,7 @@ from siglip2_jax.data.boxes import BoxText
 from siglip2_jax.inference.captioner import Captioner
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.inference.pretrained import read_params
+from siglip2_jax.inference.weights import Weights, check_weights
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.text_norm import TextNorm
@@ -26,6 +27,7 @@ def load(
     stage: str | None = None,
     adapter: str | PathLike[str] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    weights: Weights = "float32",
     preproc: Literal["reference", "hf"] | None = None,
     text_norm: TextNorm | None = None,
     exif: bool = True,
@@ -39,7 +41,9 @@ def load(
         holds one, or a `Tokenizer`. None takes the one beside the checkpoint, if there is one.
       stage: of a run's workdir, the stage whose newest checkpoint is loaded; None is the last.
       adapter: a LoRA adapter in peft's layout, a directory or repository, which is merged.
-      dtype: of the towers' matrix products; parameters and sensitive parts stay float32.
+      dtype: of the towers' matrix products; sensitive parts stay float32.
+      weights: what kernels and the token table are kept in, nearly all of the memory: "float32",
+        "bfloat16" (a half) or "int8" (a quarter, and products of the towers in 8 bits).
       preproc: "reference" (as the official code) or "hf" (as transformers). None takes what the
         checkpoint records, "reference" where it records nothing.
       text_norm: how texts are normalised before tokenisation; None as for `preproc`.
@@ -61,6 +65,7 @@ def load(
         raise ValueError(
             f"the checkpoint is open already; give {name} {value!r} to checkpoints.read instead"
         )
+    check_weights(weights)
     names, config = checkpoint.preprocessing, checkpoint.config
     text_norm = text_norm or names.text_norm
     if isinstance(tokenizer, Tokenizer):
@@ -74,7 +79,7 @@ def load(
         resample=names.resample,
         exif=exif,
     )
-    params = read_params(checkpoint.params)
+    params = read_params(checkpoint.params, weights)
     return Embedder(config, params, preprocess, tokenizer, text_norm=text_norm, dtype=dtype)
 
 
@@ -85,6 +90,7 @@ def load_captioner(
     stage: str | None = None,
     head: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    weights: Weights = "float32",
     preproc: Literal["reference", "hf"] | None = None,
     text_norm: TextNorm | None = None,
     exif: bool = True,
@@ -99,6 +105,7 @@ def load_captioner(
       stage: as for `siglip2_jax.load`.
       head: which decoder, by the name of its objective; needed where there are several.
       dtype: of the matrix products.
+      weights: those of the towers, as for `siglip2_jax.load`; the decoder's stay float32.
       preproc: as for `siglip2_jax.load`.
       text_norm: as for `siglip2_jax.load`.
       exif: as for `siglip2_jax.load`.
@@ -115,6 +122,7 @@ def load_captioner(
         saved.step / saved.tree,
         tokenizer,
         dtype=dtype,
+        weights=weights,
         preproc=preproc,
         text_norm=text_norm,
         exif=exif,

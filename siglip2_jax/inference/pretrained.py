@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from os import PathLike
 
-import jax.numpy as jnp
-
 from siglip2_jax import checkpoints
+from siglip2_jax.inference.weights import Weights, shrink
 from siglip2_jax.models import siglip2
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, unflatten
@@ -33,6 +32,7 @@ class SigLIP2(siglip2.SigLIP2):
         return cls.from_params(checkpoint.config, read_params(checkpoint.params), compute=compute)
 
 
-def read_params(tensors: dict[str, checkpoints.Lazy]) -> Params:
+def read_params(tensors: dict[str, checkpoints.Lazy], weights: Weights = "float32") -> Params:
     """Parameters on the device, read one tensor at a time: the model is never held twice."""
-    return unflatten({path: jnp.asarray(x.read()) for path, x in tensors.items()})
+    shapes = {path: x.shape for path, x in tensors.items()}
+    return unflatten({path: shrink(path, x.read(), shapes, weights) for path, x in tensors.items()})

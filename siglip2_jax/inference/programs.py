@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from siglip2_jax.inference.vlm_tokens import States
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, abstract_model
 from siglip2_jax.sharding import BATCH, device_put_global, put_batch, replicate
 from siglip2_jax.types import Features, Patches
@@ -24,7 +27,7 @@ CPU_TOKENS = 2048
 
 @functools.cache
 def programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
-    """Programs of a model: features of images, embeddings of images, embeddings of texts.
+    """Programs of a model: features, embeddings and hidden states of images; embeddings of texts.
 
     Models of the same sizes share them, so that XLA compiles each once in a process.
     """
@@ -43,12 +46,24 @@ def programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
             features = nnx.merge(graphdef, params).encode_image(image)
             return replicate(features.image if normalize else features.pooled)
 
+    @functools.partial(jax.jit, static_argnames=("counts", "norm"))
+    def hidden_states(
+        params: Params, image: Patches, counts: tuple[int, ...], norm: bool
+    ) -> States:
+        with jax.default_matmul_precision("highest"):
+            vision = nnx.merge(graphdef, params).vision
+            states = jnp.stack(vision.hidden_states(image, counts), axis=1)
+            states = vision.encoder.norm(states) if norm else states
+            valid = jnp.asarray(image.valid)
+            states = States(states, valid, grid_size(jnp.asarray(image.yx), valid))
+            return jax.tree.map(replicate, states)
+
     @jax.jit
     def embed_text(params: Params, ids: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             return replicate(nnx.merge(graphdef, params).encode_text(ids))
 
-    return encode_image, embed_image, embed_text
+    return encode_image, embed_image, hidden_states, embed_text
 
 
 def run_batches(

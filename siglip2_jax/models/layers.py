@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -171,7 +171,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(tower.width, tower.mlp_dim, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None
+        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None
     ) -> Float[Array, "B N D"]:
         """Runs the block; the residual stream keeps the dtype of `x`."""
         x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
@@ -194,23 +194,55 @@ class Encoder(nnx.Module):
         self.norm = layer_norm(tower.width, rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None = None
+        self,
+        x: Float[Array, "B N D"],
+        valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None,
     ) -> Float[Array, "B N D"]:
         """Runs all blocks and the final norm.
 
         Args:
           x: embedded tokens.
-          valid: which tokens exist; None means all.
+          valid: which tokens exist, or for each token which ones it may attend to; None means all.
 
         Returns:
           float32 tokens.
         """
+        return self.norm(run_blocks(self._layer(valid), x, self.blocks, self.compute))
+
+    def hidden_states(
+        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None, counts: Sequence[int]
+    ) -> tuple[Float[Array, "B N D"], ...]:
+        """Tokens after the first so many blocks, for each of `counts`; before the final norm.
+
+        Blocks after the last one needed do not run.
+
+        Args:
+          x: embedded tokens.
+          valid: which tokens exist; None means all.
+          counts: numbers of blocks, from 0 (`x` itself) to the depth, in any order.
+
+        Returns:
+          float32 tokens of each count.
+        """
+        layer, states, done = self._layer(valid), {0: x}, 0
+
+        def run(i: Array, x: Array) -> Array:
+            # By index: a slice of the stack would be a copy of the parameters.
+            index = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+            return layer(x, jax.tree.map(index, self.blocks))[0]
+
+        for count in sorted(set(counts) - {0}):
+            x = jax.lax.fori_loop(done, count, run, x, unroll=not self.compute.scan)
+            states[count], done = x, count
+        return tuple(states[count].astype(jnp.float32) for count in counts)
+
+    def _layer(self, valid: Array | None) -> Layer:
         dtype = jnp.dtype(self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
             return gather(merge_block(block), dtype)(x, valid), None
 
-        return self.norm(run_blocks(layer, x, self.blocks, self.compute))
+        return layer
 
 
 Layer = Callable[[Array, Any], tuple[Array, None]]

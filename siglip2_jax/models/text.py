@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from siglip2_jax.models.config import TextConfig
+from siglip2_jax.models.kernels.int8 import Int8, multiply_out
 from siglip2_jax.models.layers import Compute, Encoder
 from siglip2_jax.models.pool import AttentionPool
 from siglip2_jax.sharding import gather, lookup, replicate
@@ -24,7 +25,11 @@ class TokenTable(nnx.Module):
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks ids up, in the compute dtype."""
-        return lookup(self.table[...], ids, self.dtype)
+        table = self.table[...]
+        if isinstance(table, Int8):
+            parts = (table.values, jnp.int8), (table.scale, jnp.float32)
+            return Int8(*(lookup(part, ids, dtype) for part, dtype in parts)).astype(self.dtype)
+        return lookup(table, ids, self.dtype)
 
 
 class TextPositions(nnx.Module):
@@ -73,5 +78,7 @@ class TextTower(nnx.Module):
         tokens = self.encoder(x.astype(self.dtype))
         pooled = tokens[:, -1]
         if self.pool is not None:
-            pooled = jax.tree.map(replicate, self.pool)(tokens, jnp.ones(tokens.shape[:2], bool))
-        return gather(self.head, jnp.float32)(pooled)
+            pooled = multiply_out(jax.tree.map(replicate, self.pool))(
+                tokens, jnp.ones(tokens.shape[:2], bool)
+            )
+        return multiply_out(gather(self.head, jnp.float32))(pooled)

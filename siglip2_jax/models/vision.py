@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.kernels.int8 import multiply_out
 from siglip2_jax.models.kernels.linear import dense
 from siglip2_jax.models.layers import Compute, Encoder
 from siglip2_jax.models.pool import AttentionPool
@@ -53,6 +56,20 @@ class VisionTower(nnx.Module):
         Returns:
           float32 patch tokens after the last norm, and the pooled vector, not normalised.
         """
+        x = self._embed(image, masked, mask_token)
+        tokens = self.encoder(x, jnp.asarray(image.valid))
+        return tokens, multiply_out(jax.tree.map(replicate, self.pool))(tokens, image.valid)
+
+    def hidden_states(
+        self, image: Patches, counts: Sequence[int]
+    ) -> tuple[Float[Array, "B N D"], ...]:
+        """float32 patch tokens after the first so many blocks; see `Encoder.hidden_states`."""
+        return self.encoder.hidden_states(self._embed(image), jnp.asarray(image.valid), counts)
+
+    def _embed(
+        self, image: Patches, masked: Array | None = None, mask_token: Array | None = None
+    ) -> Array:
+        """Embeds patches and adds their positions, for the first block."""
         # Padding may hold anything, NaN included; zeros keep every later value finite.
         valid = jnp.asarray(image.valid)
         pixels = jnp.where(valid[..., None], image.pixels, 0)
@@ -60,6 +77,4 @@ class VisionTower(nnx.Module):
         if masked is not None:
             assert mask_token is not None, "masked patches need a mask_token"
             x = jnp.where(masked[..., None], replicate(mask_token).astype(x.dtype), x)
-        x = x + self.pos(jnp.asarray(image.yx), valid)
-        tokens = self.encoder(x.astype(self.dtype), valid)
-        return tokens, jax.tree.map(replicate, self.pool)(tokens, image.valid)
+        return (x + self.pos(jnp.asarray(image.yx), valid)).astype(self.dtype)

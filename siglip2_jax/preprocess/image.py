@@ -125,19 +125,24 @@ class ImagePreprocessor:
             raise ValueError(f'resample must be "bilinear" or "bicubic", got {self.resample!r}.')
 
     def __call__(
-        self, images: ImageSource | Iterable[ImageSource], max_num_patches: int = 256
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        max_num_patches: int = 256,
+        merge: int = 1,
     ) -> Patches:
         """Decodes, resizes, scales and cuts images, padded to one length.
 
         Args:
           images: paths, encoded bytes, Pillow images or uint8 arrays `[H, W, 3]`; one or several.
           max_num_patches: the budget at native resolution; not used at fixed resolution.
+          merge: what divides the rows and columns of patches at native resolution.
 
         Raises:
           ImageError: an image cannot be read.
-          ValueError: there are no images, or `max_num_patches` is less than 1.
+          ValueError: there are no images, or an argument is out of its range.
         """
-        items = [self.to_patches(self.open(image), max_num_patches) for image in as_images(images)]
+        opened = map(self.open, as_images(images))
+        items = [self.to_patches(image, max_num_patches, merge) for image in opened]
         return pad_and_stack(items, self.num_tokens(max_num_patches))
 
     def open(
@@ -148,19 +153,22 @@ class ImagePreprocessor:
             source, exif=self.exif, max_pixels=self.max_pixels, name=name, least_size=least_size
         )
 
-    def to_patches(self, image: Image.Image, max_num_patches: int = 256) -> ImagePatches:
+    def to_patches(
+        self, image: Image.Image, max_num_patches: int = 256, merge: int = 1
+    ) -> ImagePatches:
         """Resizes, scales and cuts one image; nothing is padded.
 
         Args:
           image: as `open` gives it.
           max_num_patches: the budget at native resolution; not used at fixed resolution.
+          merge: what divides the rows and columns of patches at native resolution.
 
         Returns:
           pixels: [rows * cols, patch_size**2 * 3] in [-1, 1], without padding.
           grid: rows and columns of patches.
 
         Raises:
-          ValueError: the image is empty or not RGB, or `max_num_patches` is less than 1.
+          ValueError: the image is empty or not RGB, or an argument is out of its range.
         """
         if image.mode != "RGB" or 0 in image.size:
             size = " x ".join(map(str, image.size))
@@ -168,7 +176,7 @@ class ImagePreprocessor:
                 f"the image is {size} pixels of mode {image.mode}, expected RGB that is not empty; "
                 "ImagePreprocessor.open gives that"
             )
-        height, width = self.resized((image.height, image.width), max_num_patches)
+        height, width = self.resized((image.height, image.width), max_num_patches, merge)
         grid = height // self.patch_size, width // self.patch_size
         return self._pixels(image, (height, width)), grid
 
@@ -190,17 +198,28 @@ class ImagePreprocessor:
         pixels -= 1
         return pixels
 
-    def resized(self, size: tuple[int, int], max_num_patches: int = 256) -> tuple[int, int]:
+    def resized(
+        self, size: tuple[int, int], max_num_patches: int = 256, merge: int = 1
+    ) -> tuple[int, int]:
         """Height and width to which an image of this height and width is resized.
 
+        At native resolution they are whole blocks of `merge` x `merge` patches.
+
         Raises:
-          ValueError: `max_num_patches` is less than 1.
+          ValueError: `max_num_patches` or `merge` is less than 1, or the budget holds no block.
         """
         if max_num_patches < 1:
             raise ValueError(f"max_num_patches must be at least 1, got {max_num_patches}.")
+        if merge < 1:
+            raise ValueError(f"merge must be at least 1, got {merge}.")
         if self.image_size is not None:
             return self.image_size, self.image_size
-        return target_size(size, self.patch_size, max_num_patches)
+        if max_num_patches < merge**2:
+            raise ValueError(
+                f"max_num_patches is {max_num_patches}; a block of {merge} x {merge} patches needs "
+                f"at least {merge**2}."
+            )
+        return target_size(size, self.patch_size * merge, max_num_patches // merge**2)
 
     def grid(self, size: tuple[int, int], max_num_patches: int = 256) -> tuple[int, int]:
         """Rows and columns of patches of an image of this height and width."""

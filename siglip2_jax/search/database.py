@@ -107,6 +107,7 @@ class Database:
                 origin.get("tokenizer"),
                 stage=origin.get("stage"),
                 dtype=self.settings["dtype"],
+                weights=self.settings["weights_dtype"],
                 preproc=self.settings["preproc"],
                 text_norm=self.settings["text_norm"],
                 exif=self.settings["exif"],

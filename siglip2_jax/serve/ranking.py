@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,14 @@ from siglip2_jax.serve.choices import check_model, choose_budget, usage
 from siglip2_jax.serve.errors import bad
 from siglip2_jax.serve.forms import Image, Item, Link, only_one
 from siglip2_jax.serve.service import Row, Service
+
+# Columns, values, comparisons, arithmetic and logic. No functions and no comments that could hide
+# them: `length(repeat('a', 2000000000)) > 1` would fill the memory of the server.
+_PLAIN = re.compile(
+    r"""(?: \s | '[^']*+' | (?:and|or|not|in)\b | \w++(?!'|\s*\() | `[^`]*+`(?!\s*\()
+          | [(),.<>=!+*%|] | -(?!-) | /(?!\*) )*+""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 def add_rerank(router: APIRouter, service: Service) -> None:
@@ -89,6 +98,8 @@ def add_search(router: APIRouter, service: Service, index: Index) -> None:
 
 def _find(index: Index, row: Row, request: schemas.SearchRequest) -> list[Hit]:
     try:
+        if request.where is not None and not _PLAIN.fullmatch(request.where):
+            raise ValueError("more than a plain condition")
         (hits,) = index.nearest(
             row.embedding[None], k=request.k, threshold=request.threshold, where=request.where
         )
@@ -97,7 +108,9 @@ def _find(index: Index, row: Row, request: schemas.SearchRequest) -> list[Hit]:
             raise
         names = [x for x in index.database.table.schema.names if x != "embedding"]
         raise bad(
-            f"the condition cannot be read; write SQL over the columns {', '.join(names)}", "where"
+            f"the condition cannot be read; write SQL over the columns {', '.join(names)}, with "
+            "comparisons, arithmetic, AND, OR, NOT, IN, LIKE and BETWEEN, but without functions",
+            "where",
         ) from None
     return hits
 

@@ -218,7 +218,9 @@ class SearchRequest(_Strict):
     query: ItemForm = None
     image: ImageForm = None
     k: int = Field(10, ge=1, le=1000, description="Results at most")
-    where: str | None = Field(None, description="Condition on columns, in SQL")
+    where: str | None = Field(
+        None, max_length=2000, description="Condition on columns, in SQL without functions"
+    )
     threshold: float | None = Field(None, ge=-1, le=1, description="Lowest cosine that counts")
 
 

@@ -171,6 +171,7 @@ CHANGES = {
     },
     "task": lambda data, patch: {"task": dataclasses.replace(TASK, name="other")},
     "dtype": lambda data, patch: {"dtype": "bfloat16"},
+    "weights": lambda data, patch: {"weights": "int8"},
 }
 
 

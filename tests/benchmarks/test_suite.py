@@ -69,6 +69,7 @@ def test_results_say_how_they_were_made(data):
         "preproc": "reference",
         "text_norm": "reference",
         "dtype": "float32",
+        "weights": "float32",
         "canonical": False,
         "ties": "wrong",
         "border": 0,

@@ -58,7 +58,7 @@ def test_online_downloads_only_what_is_read(tmp_path, monkeypatch, fixed):
         asked.update(options, repository=repository)
         return str(tmp_path / "snapshot")
 
-    monkeypatch.setattr(source, "_reachable", lambda url: True)
+    monkeypatch.setattr(source, "reachable", lambda url: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert read("someone/model@v2").config == fixed.config
@@ -71,7 +71,7 @@ def test_hub_errors_are_one_sentence(monkeypatch):
     def download(*_, **__):
         raise RuntimeError("404: no such repository\nand much more")
 
-    monkeypatch.setattr(source, "_reachable", lambda url: True)
+    monkeypatch.setattr(source, "reachable", lambda url: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(SourceError, match=r"\(404: no such repository\), did you mean") as error:
@@ -80,8 +80,8 @@ def test_hub_errors_are_one_sentence(monkeypatch):
 
 
 def test_reachability(monkeypatch):
-    assert not source._reachable("http://127.0.0.1:9")
-    assert not source._reachable("not a url")
+    assert not source.reachable("http://127.0.0.1:9")
+    assert not source.reachable("not a url")
 
 
 @pytest.mark.parametrize(

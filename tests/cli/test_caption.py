@@ -15,6 +15,7 @@ PLAIN = {
     "stage": None,
     "head": None,
     "dtype": "float32",
+    "weights": "float32",
     "preproc": None,
     "text_norm": None,
     "exif": True,
@@ -44,9 +45,10 @@ def test_a_line_for_each_image(siglip2, photos, loads):
     assert result.code == 0 and result.out.splitlines() == lines
     assert result.err.startswith("siglip2: skipped: ") and "zero bytes" in result.err
     assert result.err.count("\n") == 1
-    options = ("--head", "second", "--dtype", "bfloat16", "--tokenizer", "words", "--no-exif")
+    options = ("--head", "second", "--dtype", "bfloat16", "--weights", "int8")
+    options += ("--tokenizer", "words", "--no-exif")
     assert siglip2("caption", "RUN", photos / "a.png", *SMALL, *options).code == 0
-    changed = PLAIN | {"head": "second", "dtype": "bfloat16", "exif": False}
+    changed = PLAIN | {"head": "second", "dtype": "bfloat16", "weights": "int8", "exif": False}
     assert calls == [(("RUN", None), PLAIN), (("RUN", "words"), changed)]
     (photos / "a.png").write_bytes(b"")
     result = siglip2("caption", "RUN", photos / "a.png", *SMALL)

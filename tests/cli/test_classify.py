@@ -37,6 +37,7 @@ def test_json_holds_every_label(siglip2, model, model_dir, photos, tmp_path):
     assert result.err.count("\n") == 1 and result.err.startswith("siglip2: skipped: ")
     answer = json.loads(result.out)
     assert answer["preproc"] == "reference" and answer["text_norm"] == "reference"
+    assert answer["weights"] == "float32"
     first, broken, last = answer["results"]
     assert broken["image"] == str(photos / "b.jpg") and "zero bytes" in broken["error"]
     for found, name in ((first, "a.png"), (last, "deeper/h.png")):

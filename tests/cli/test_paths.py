@@ -41,7 +41,7 @@ NO_PATHS = set(
     "--columns --image-column --caption-column --id-column --workers "
     "--host --port --model-name --batch-sizes --wait-ms --queue --max-items --deadline "
     "--max-request-mb --max-image-mb --max-pixels --grace --decode-workers "
-    "--allow-url-hosts".split()
+    "--allow-url-hosts OWNER/NAME --revision --message".split()
 )
 
 
@@ -107,7 +107,7 @@ def test_what_needs_a_local_path_says_so(capsys, tmp_path, monkeypatch, command,
 @pytest.mark.parametrize(("command", "option"), [x for x, works in documented().items() if works])
 def test_a_store_that_is_away_is_said_first(siglip2, tmp_path, monkeypatch, command, option):
     monkeypatch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
-    monkeypatch.setattr(source, "_reachable", lambda url: False)
+    monkeypatch.setattr(source, "reachable", lambda url: False)
     monkeypatch.chdir(tmp_path)
     result = siglip2(*command_line(command, option, "gs://bucket/x.npz"))
     expected = "gs://bucket/x.npz: Google Cloud Storage cannot be reached; is there a network?"

@@ -77,6 +77,13 @@ def test_embedding(demo_run, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_vlm(demo_run):
+    Image.new("RGB", (400, 300), "red").save("photo.jpg")
+    names = run_blocks(ROOT / "docs" / "vlm.md")
+    assert names["image"].tokens.shape == (3, 14 * 18 // 4, 4 * 128)
+
+
+@pytest.mark.slow
 def test_evaluation(demo_run, capsys):
     run_blocks(ROOT / "docs" / "evaluation.md")
     assert "text_to_image@1" in capsys.readouterr().out

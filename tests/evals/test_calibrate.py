@@ -5,7 +5,15 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from siglip2_jax.evals.calibrate import Pairs, choose_cosine, fit, fit_logistic, reliability
+from siglip2_jax.evals import calibrate
+from siglip2_jax.evals.calibrate import (
+    Pairs,
+    choose_cosine,
+    fit,
+    fit_logistic,
+    measure,
+    reliability,
+)
 
 TRUE = 40.0, -12.0
 
@@ -30,7 +38,22 @@ def test_the_fit_is_that_of_another_minimiser():
         return weights @ (np.logaddexp(0, logits) - target * logits)
 
     expected = minimize(loss, [10.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-8}).x
-    np.testing.assert_allclose(fit_logistic(pairs, counts), expected, rtol=1e-5)
+    (fitted,) = fit_logistic(pairs, counts[None])
+    np.testing.assert_allclose(fitted, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 16])
+@pytest.mark.parametrize("start", [(1.0, 0.0), TRUE, (3000.0, -900.0)])  # the last overshoots
+def test_many_fits_are_each_at_the_bottom(monkeypatch, block, start):
+    monkeypatch.setattr(calibrate, "_BLOCK", block)
+    pairs = draw_pairs(30, 8, 0)
+    counts = np.random.default_rng(1).multinomial(30, np.full(30, 1 / 30), 20)
+    for count, (temperature, bias) in zip(counts, fit_logistic(pairs, counts, start), strict=True):
+        weights = count[pairs.image]
+        positive, negative = weights @ pairs.matches, weights @ ~pairs.matches
+        target = np.where(pairs.matches, (positive + 1) / (positive + 2), 1 / (negative + 2))
+        excess = weights * (expit(temperature * pairs.cosines + bias) - target)
+        assert abs(excess.sum()) < 1e-9 and abs(excess @ pairs.cosines) < 1e-9
 
 
 @pytest.mark.slow
@@ -47,7 +70,7 @@ def test_truth_lies_in_the_intervals():
 
 def test_separable_examples_stay_finite():
     pairs = Pairs(np.array([0.1, 0.2, 0.3, 0.4]), np.arange(4) > 1, np.arange(4))
-    temperature, bias = fit_logistic(pairs, np.ones(4))
+    ((temperature, bias),) = fit_logistic(pairs, np.ones((1, 4), int))
     assert 0 < temperature < 100 and temperature * 0.25 + bias == pytest.approx(0, abs=1e-6)
 
 
@@ -55,17 +78,27 @@ def test_separable_examples_stay_finite():
 @pytest.mark.parametrize("wanted", [0.5, 0.8, 0.95])
 def test_thresholds_are_those_of_brute_force(metric, wanted):
     pairs = draw_pairs(30, 6, 3)
-    pairs = pairs._replace(cosines=pairs.cosines.round(2))  # many ties
-    cosine = choose_cosine(pairs, (metric, wanted), np.ones(180))
-    reached = []
-    for candidate in np.unique(pairs.cosines):
-        accepted = pairs.cosines >= candidate
-        hits = (accepted & pairs.matches).sum()
-        total = accepted.sum() if metric == "precision" else pairs.matches.sum()
-        if hits / total >= wanted:
-            reached.append(candidate)
-    best = min(reached) if metric == "precision" else max(reached)
-    assert ((pairs.cosines >= cosine) == (pairs.cosines >= best)).all()
+    cosines = pairs.cosines.round(2)  # many ties
+    order = np.argsort(-cosines)
+    pairs = Pairs(cosines[order], pairs.matches[order], pairs.image[order])
+    counts = np.random.default_rng(4).integers(0, 3, (5, 30))
+    for count in counts:
+        weights = count[pairs.image]
+        cosine, value = choose_cosine(pairs, (metric, wanted), weights)
+        reached = {}
+        for candidate in np.unique(pairs.cosines[weights > 0]):
+            accepted = weights * (pairs.cosines >= candidate)
+            total = accepted.sum() if metric == "precision" else weights @ pairs.matches
+            if accepted @ pairs.matches / total >= wanted:
+                reached[candidate] = accepted @ pairs.matches / total
+        best = min(reached) if metric == "precision" else max(reached)
+        others = pairs.cosines[(weights > 0) & (pairs.cosines < best)]
+        below = others.max() if len(others) else best - 1e-3
+        assert cosine == pytest.approx((best + below) / 2, abs=1e-12)
+        assert value == pytest.approx(reached[best], abs=1e-12)
+        assert measure(pairs, metric, cosine, counts)[counts.tolist().index(count.tolist())] == (
+            pytest.approx(value, abs=1e-12)
+        )
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ FILES = {
     "image.jax_export",
     "model.safetensors",
     "siglip2_exported.py",
+    "siglip2_inputs.py",
     "text.jax_export",
     "tokenizer.model",
     "tokens.jax_export",
@@ -230,6 +231,14 @@ def test_programs_compile_for_tpus(dtype):
         assert "T(8,128)" in text and "tpu_custom_call" not in text
 
 
+def test_rounded_weights_are_refused(tmp_path):
+    embedder = tiny_embedder(TINY)
+    embedder.params["text"]["embed"]["table"] = np.zeros((1024, 16), np.float16)
+    with pytest.raises(ValueError, match="are rounded to float16, exports hold float32"):
+        export_stablehlo(embedder, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
 def test_settings_name_all_that_results_depend_on(native, fixed):
     settings = json.loads((native / "export.json").read_text())
     embedder = tiny_embedder(TINY)
@@ -244,6 +253,7 @@ def test_settings_name_all_that_results_depend_on(native, fixed):
         "ids": "",
         "tokenizer": "tokenizer.model",
     }
+    assert settings["runs_with"].startswith(f"JAX {jax.__version__}, or one built up to 6 months")
     assert settings["image"]["budget"]["default"] == 256
     assert settings["files"].keys() == FILES - {"export.json"}
     assert settings["programs"]["image"]["inputs"][0] == "float32[b,n,48]"

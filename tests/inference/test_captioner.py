@@ -279,7 +279,8 @@ def test_a_decoder_is_found_by_its_tensors(workdir, monkeypatch):
     """The model comes from `load`, whose many small reads another test waits for."""
     calls = []
     monkeypatch.setattr(loading, "load", lambda *a, **b: calls.append((a, b)) or embedder())
-    options = {"dtype": "bfloat16", "preproc": "hf", "text_norm": "none", "exif": False}
+    options = {"dtype": "bfloat16", "weights": "int8", "preproc": "hf", "text_norm": "none"}
+    options["exif"] = False
     found = load_captioner(workdir, TOKENIZER, head="caption", boxes=BoxText(9), **options)
     assert calls == [((epath.Path(workdir / "checkpoints" / "3" / "params"), TOKENIZER), options)]
     assert found.config == DECODER and found.boxes.bins == 9 and found.embedder is embedder()

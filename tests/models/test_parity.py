@@ -1,6 +1,7 @@
 """transformers/torch with random weights, live: the same numbers, in both directions."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -103,6 +104,37 @@ def test_every_output_agrees(pair):
     np.testing.assert_allclose(features.pooled, pooled, **close)
     logits = ours.logits(features.image, text)
     np.testing.assert_allclose(logits, out.logits_per_image.numpy(), **close)
+
+
+def test_hidden_states_agree(pair):
+    ours, theirs, _ = pair
+    image, depth = images_of(ours, GRIDS), ours.config.vision.depth
+    inputs = torch_inputs(ours, image)
+    with torch.inference_mode():
+        out = theirs.vision_model(**inputs, output_hidden_states=True)
+    layers = (*range(depth + 1), *range(-depth - 1, 0))
+    images = ours.tokens_for_vlm(image, layers, merge=1)
+    for row, x in enumerate(images):
+        expected = [out.hidden_states[layer][row][image.valid[row]].numpy() for layer in layers]
+        np.testing.assert_allclose(x.tokens, expected, atol=2e-5, rtol=0)
+
+
+def test_neighbours_are_merged_as_lfm2_vl_and_qwen_vl_do():
+    from transformers.models.lfm2_vl.modeling_lfm2_vl import Lfm2VlMultiModalProjector
+
+    from siglip2_jax.inference.vlm_tokens import States, split_images
+
+    rows, columns, width = 6, 4, 5
+    tokens = np.random.default_rng(0).standard_normal((rows * columns, width), np.float32)
+    states = States(tokens[None, None], np.ones((1, 24), bool), np.array([[rows, columns]]))
+    (image,) = split_images(states, 2)
+    maps = torch.tensor(tokens).reshape(1, rows, columns, width)
+    projector = types.SimpleNamespace(factor=2)
+    expected = Lfm2VlMultiModalProjector.pixel_unshuffle(projector, maps)
+    np.testing.assert_array_equal(image.tokens[0], expected.reshape(6, -1).numpy())
+    # Qwen3-VL's patches arrive in blocks, and its merger joins each four.
+    blocks = maps.reshape(3, 2, 2, 2, width).transpose(1, 2).reshape(24, width)
+    np.testing.assert_array_equal(image.tokens[0], blocks.reshape(6, -1).numpy())
 
 
 def test_what_transformers_saves_loads_the_same(pair, tmp_path):

@@ -189,6 +189,7 @@ def test_shards_give_the_same_database(tmp_path):
         ({"preproc": "hf"}, "preproc 'reference' (now 'hf')"),
         ({"patches": 8}, "patches 16 (now 8)"),
         ({"weights": "others"}, "weights '"),
+        ({"weights_dtype": "int8"}, "weights_dtype 'float32' (now 'int8')"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, change, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,12 +17,15 @@ checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
 pytestmark = pytest.mark.serve
 
+DATABASE = find_spec("lancedb") is not None
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[served.Served]:
     folder = tmp_path_factory.mktemp("server")
     tiny_embedder().save(folder / "tiny")
-    with served.Served(folder / "tiny", folder / "log") as server:
+    options = ("--db", str(served.make_database(folder, folder / "tiny"))) if DATABASE else ()
+    with served.Served(folder / "tiny", folder / "log", options) as server:
         yield server
 
 
@@ -30,6 +34,7 @@ def schema(server: served.Served):
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
+SEARCH = ("POST", "/v1/search")
 OPERATIONS = [
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/classify"),
@@ -50,13 +55,24 @@ PROMISES = [
 
 def test_all_operations_are_tried(schema):
     found = [result.ok() for result in schema.get_all_operations()]
-    assert {(x.method.upper(), x.path) for x in found} == set(OPERATIONS)
+    expected = [*OPERATIONS, SEARCH] if DATABASE else OPERATIONS
+    assert {(x.method.upper(), x.path) for x in found} == set(expected)
+
+
+def marks(operation: tuple[str, str]) -> list[pytest.MarkDecorator]:
+    if operation != SEARCH:
+        return []
+    return [pytest.mark.search, pytest.mark.skipif(not DATABASE, reason="needs lancedb")]
 
 
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
-    [(*x, "POSITIVE") for x in OPERATIONS]
-    + [(*x, "NEGATIVE") for x in OPERATIONS if x[0] == "POST"],  # GET takes nothing
+    [
+        pytest.param(*operation, mode, marks=marks(operation))
+        for operation in [*OPERATIONS, SEARCH]
+        for mode in ("POSITIVE", "NEGATIVE")
+        if operation[0] == "POST" or mode == "POSITIVE"  # GET takes nothing
+    ],
 )
 def test_answers_are_as_promised(schema, method, path, mode):
     """Requests that fit the description, and requests that do not."""
@@ -81,5 +97,8 @@ def test_answers_are_as_promised(schema, method, path, mode):
         assert statuses == {200}
     elif mode == "NEGATIVE":
         assert 400 in statuses
-    elif path == "/v1/embeddings":  # the others need images, which are not described byte by byte
+    elif path in (
+        "/v1/embeddings",
+        "/v1/search",
+    ):  # the others need images, which are not described byte by byte
         assert 200 in statuses

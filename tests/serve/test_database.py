@@ -56,3 +56,9 @@ def test_hits_are_those_of_the_python_api(tmp_path, capsys):
         assert answer.status_code == 400
         assert "columns id" in answer.json()["error"]["message"]
         assert str(tmp_path) not in answer.text
+        for where in ("length(id) > 0", '"length"(id) > 0', "length --\n(id) > 0"):
+            assert len(index.database.select(where)) == len(FILES)
+            answer = client.post("/v1/search", json={"query": "x", "where": where})
+            assert answer.status_code == 400 and "without functions" in answer.text
+        where = "caption IS NULL AND NOT(id LIKE '%2.png') AND width + 1 IN (31, 41) OR width = 25"
+        assert {x["width"] for x in search(query="x", where=where)} == {40, 25}

@@ -11,11 +11,35 @@ import pytest
 from serve.running import base64_of, encoded, serving
 
 from siglip2_jax.search import Hit, Index
+from siglip2_jax.serve.ranking import _PLAIN
 
 pytestmark = pytest.mark.serve
 
 FILES = [encoded(12 + 5 * i, 40 - 5 * i, i) for i in range(5)]
 IMAGES = [{"image": base64_of(x)} for x in FILES]
+PLAIN = [
+    "width > 20 AND (height<=30 or not(width<>3))",
+    "caption LIKE '%it''s (no) function%' AND id != 'length(x) -- /* '",
+    "width IN (1, 2)",
+    "`width` * 1.5 + -2 BETWEEN 3 AND 4 / 5",
+    "caption IS NOT NULL",
+    "index = 'in' AND android = 3 AND nota.b > 2",
+]
+NOT_PLAIN = [
+    "length(id) > 3",
+    "LENGTH (id) > 3",
+    "`length` (id) > 3",
+    '"length"(id) > 3',
+    "length/**/(id) > 3",
+    "length --\n(id) > 3",
+    "length\n\t(id) > 3",
+    "true OR length(repeat('a', 2000000000)) > 1",
+    "array_length([1, 2]) = 2",
+    "width > 3; -- more",
+    "id != N'a'",  # LanceDB panics
+    "id != $$a$$",
+    "id = 'no end",
+]
 TEXTS = ["a dog", "two cats", "a harbour at night", "snow"]
 
 
@@ -75,7 +99,7 @@ class BruteForce(Index):
         )
 
     def nearest(self, vectors, *, k=None, threshold=None, where=None, approximate=None):
-        if where not in (None, "width > 20"):
+        if where == "DROP":
             raise ValueError(f"/secret/place: the condition {where!r} cannot be read")
         (scores,) = (self.rows @ vectors.T).T
         order = [i for i in np.argsort(-scores, kind="stable") if where is None or i < 3]
@@ -122,11 +146,22 @@ def test_search(model):
             ({"query": "x", "image": "AAAA"}, "query"),
             ({"query": "x", "k": 0}, "k"),
             ({"query": "x", "where": "DROP"}, "where"),
+            ({"query": "x", "where": "width > 20 OR width > 20 " * 100}, "where"),
             ({"query": "x", "threshold": "high"}, "threshold"),
         ):
             answer = client.post("/v1/search", json=body)
             assert answer.status_code == 400 and answer.json()["error"]["param"] == param
             assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("where", PLAIN)
+def test_plain_conditions(where):
+    assert _PLAIN.fullmatch(where)
+
+
+@pytest.mark.parametrize("where", NOT_PLAIN)
+def test_conditions_with_functions(where):
+    assert not _PLAIN.fullmatch(where)
 
 
 def test_no_search_without_a_database(client):

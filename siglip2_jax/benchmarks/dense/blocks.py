@@ -9,20 +9,18 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 
 from siglip2_jax.benchmarks.dense.rows import run_rows
 from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
 from siglip2_jax.models.config import VisionConfig
-from siglip2_jax.models.layers import Block, Compute
+from siglip2_jax.models.kernels.int8 import multiply_out
+from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.sharding import gather, replicate
 from siglip2_jax.types import Features, Patches
-
-Carry = tuple[Array, tuple[Array, ...]]
 
 
 @runtime_checkable
@@ -82,24 +80,11 @@ def _program(
 
 
 def _run(tower: VisionTower, image: Patches, count: int) -> tuple[Features, ...]:
-    """Runs the tower as `VisionTower.__call__` does, keeping the outputs of some blocks."""
+    """Runs the whole tower, keeping the outputs of some blocks."""
     yx, valid = jnp.asarray(image.yx), jnp.asarray(image.valid)
-    pixels = jnp.where(valid[..., None], image.pixels, 0)
-    x = gather(tower.embed, tower.dtype)(pixels) + tower.pos(yx, valid)
-    x = x.astype(tower.dtype)
-    blocks = tower.encoder.blocks
-    depth = len(jax.tree.leaves(blocks)[0])
-    last = tuple((k + 1) * depth // count - 1 for k in range(count))
-
-    def layer(carry: Carry, item: tuple[Array, Block]) -> tuple[Carry, None]:
-        (x, outputs), (i, block) = carry, item
-        x = gather(block, tower.dtype)(x, valid)
-        # By selection rather than by index: no part of what is split over devices moves.
-        return (x, tuple(jnp.where(i == k, x, y) for k, y in zip(last, outputs, strict=True))), None
-
-    (x, outputs), _ = jax.lax.scan(layer, (x, (x,) * count), (jnp.arange(depth), blocks))
-    pooled = gather(tower.pool, jnp.float32)(tower.encoder.norm(x), valid)
+    depth = len(jax.tree.leaves(tower.encoder.blocks)[0])
+    outputs = tower.hidden_states(image, [(k + 1) * depth // count for k in range(count)])
+    pool = multiply_out(gather(tower.pool, jnp.float32))
+    pooled = pool(tower.encoder.norm(outputs[-1]), valid)
     grid, row = grid_size(yx, valid), normalize(pooled)
-    return tuple(
-        Features(tokens.astype(jnp.float32), pooled, row, valid, grid) for tokens in outputs
-    )
+    return tuple(Features(tokens, pooled, row, valid, grid) for tokens in outputs)

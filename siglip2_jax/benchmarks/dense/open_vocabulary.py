@@ -36,6 +36,7 @@ from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.evals.class_embeddings import ClassCache, class_embeddings
 from siglip2_jax.evals.prompts import fill_prompts
 from siglip2_jax.models.config import VisionConfig
+from siglip2_jax.models.kernels.int8 import multiply_out
 from siglip2_jax.models.pool import AttentionPool
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.sharding import gather, replicate
@@ -82,7 +83,7 @@ def _pool_program(config: VisionConfig) -> Callable[[Params, np.ndarray], Array]
     @jax.jit
     def program(params: Params, tokens: Float[Array, "B 1 D"]) -> Float[Array, "B D"]:
         with jax.default_matmul_precision("highest"):
-            head = gather(nnx.merge(graphdef, params), jnp.float32)
+            head = multiply_out(gather(nnx.merge(graphdef, params), jnp.float32))
             return replicate(normalize(head(tokens, jnp.ones_like(tokens[..., 0], bool))))
 
     return program

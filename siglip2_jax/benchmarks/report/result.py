@@ -69,8 +69,9 @@ class Result:
         missing.
       protocol: what the numbers depend on besides model and data. The report knows
         `num_patches` (tokens of an image; the budget at native resolution), `resolution` (side in
-        pixels, None at native resolution), `preproc`, `text_norm`, `dtype`, and for some tasks
-        `templates` (a name, or the prompts), `canonical`, `ties`, `border`, `crop` and `full_stop`.
+        pixels, None at native resolution), `preproc`, `text_norm`, `dtype`, `weights`, and for some
+        tasks `templates` (a name, or the prompts), `canonical`, `ties`, `border`, `crop` and
+        `full_stop`.
       failed: names of images that did not decode; they count as wrong.
       images: how many were measured, those that failed included.
       seconds: of wall-clock time.

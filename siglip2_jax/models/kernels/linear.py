@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from siglip2_jax.models.kernels.int8 import Int8, matmul_int8
 from siglip2_jax.sharding import has_mesh, reshape_whole
 
 
@@ -46,22 +47,30 @@ def dense_each(
     return _each(x.astype(dtype), kernels, biases)
 
 
-def _parameters(linear: nnx.Linear | nnx.LinearGeneral) -> tuple[Array, Array | None]:
-    """Kernel and bias in the compute dtype, heads side by side."""
-    kernel = linear.kernel[...].astype(linear.dtype)
+def _parameters(linear: nnx.Linear | nnx.LinearGeneral) -> tuple[Array | Int8, Array | None]:
+    """Kernel and bias in the compute dtype, heads side by side; a kernel of 8 bits stays one."""
+    bias = None if linear.bias is None else linear.bias[...].astype(linear.dtype).reshape(-1)
+    kernel = linear.kernel[...]
+    if isinstance(kernel, Int8):
+        return kernel, bias
+    kernel = kernel.astype(linear.dtype)
     outputs = linear.out_features
     outputs = math.prod(outputs) if isinstance(outputs, tuple) else outputs
-    bias = None if linear.bias is None else linear.bias[...].astype(linear.dtype).reshape(-1)
     return reshape_whole(kernel, (kernel.size // outputs, outputs)), bias
 
 
-def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
-    y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+def _affine(x: Array, kernel: Array | Int8, bias: Array | None) -> Array:
+    if isinstance(kernel, Int8):
+        y = matmul_int8(x, kernel)
+    else:
+        y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
     return y if bias is None else _add_bias(y, bias)
 
 
 @jax.custom_vjp
-def _each(x: Array, kernels: tuple[Array, ...], biases: tuple[Array | None, ...]) -> list[Array]:
+def _each(
+    x: Array, kernels: tuple[Array | Int8, ...], biases: tuple[Array | None, ...]
+) -> list[Array]:
     return [_affine(x, *layer).astype(x.dtype) for layer in zip(kernels, biases, strict=True)]
 
 
