@@ -113,10 +113,11 @@ def merged(
     """
     directory = resolve(source)
     subject = str(directory)
+    missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).exists()]
+    if missing:
+        raise ConversionError([f"it is no adapter: {missing[0]} is missing"], subject)
     settings = read_json(directory / CONFIG)
     _check_kind(settings, subject)
-    if not (directory / WEIGHTS).exists():
-        raise ConversionError([f"{WEIGHTS} is missing"], subject)
     tensors = safetensors_file.read(directory / WEIGHTS)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     changed, problems = {}, []

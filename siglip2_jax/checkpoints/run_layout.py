@@ -108,7 +108,7 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
 
 
 def read_change(saved: Saved) -> dict[str, Lazy]:
-    """All that the stage of a checkpoint has trained: pairs of kernels and other parameters.
+    """Pairs of kernels, `t` and `b`, and the other parameters that a checkpoint's stage has trained.
 
     Raises:
       ConversionError: the checkpoint is damaged.
@@ -118,7 +118,7 @@ def read_change(saved: Saved) -> dict[str, Lazy]:
     return {
         path: tensor
         for path, tensor in tensors.items()
-        if is_pair(path) or any(key.endswith(f"/{path}") for key in moments)
+        if is_pair(path) or path in "tb" or any(key.endswith(f"/{path}") for key in moments)
     }
 
 

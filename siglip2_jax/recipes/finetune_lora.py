@@ -11,6 +11,7 @@ in `finetune`, for their `b` begins at zero.
 """
 
 import dataclasses
+from typing import Literal
 
 from siglip2_jax.config import Adapters, Group, TrainConfig
 from siglip2_jax.recipes import finetune
@@ -19,13 +20,14 @@ ENCODERS = r"(vision|text)/encoder/.*"
 PEAK_LR = 2e-4
 
 
-def config(rank: int = 16) -> TrainConfig:
+def config(size: Literal["B", "So400m"] = "B", rank: int = 16) -> TrainConfig:
     """The stage of `finetune`, with adapters of every kernel of the transformer blocks.
 
     Args:
+      size: of the towers.
       rank: of all adapters.
     """
-    base = finetune.config()
+    base = finetune.config(size)
     (stage,) = base.stages
     (logits,) = stage.optim.groups
     rate = stage.optim.peak_lr * logits.lr_scale

@@ -51,7 +51,7 @@ class Pairs:
 
     def check(self, trainable: Collection[str]) -> None:
         """Raises ValueError where a kernel would learn by its pair and by itself."""
-        for kernel in self.kernels.keys() & set(trainable):
+        for kernel in filter(set(trainable).__contains__, self.kernels):
             raise ValueError(
                 f"a group of the optimizer trains {kernel}, which has an adapter; narrow the "
                 "group's pattern (paths of adapters begin with adapters/), or freeze it"

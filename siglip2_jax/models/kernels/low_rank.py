@@ -40,7 +40,7 @@ def merge_block(block: T) -> T:
 
 @jax.jit
 def merge_kernel(
-    kernel: Float[Array, ...], a: Float[ArrayLike, "*L I R"], b: Float[ArrayLike, "*L R O"]
+    kernel: Float[Array, ...], a: Float[Array, "*L I R"], b: Float[Array, "*L R O"]
 ) -> Float[Array, ...]:
     """`kernel + a @ b` in float32, split over devices as the kernel is."""
     lead, (width, rank) = a.ndim - 2, a.shape[-2:]
