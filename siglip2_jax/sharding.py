@@ -30,10 +30,10 @@ AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)
 """How everything with a leading batch axis is split."""
 
-# What each parameter splits, by path: the first match wins. Vectors are too small to be worth a
-# gather; the token table splits features, so that its many rows never travel; stacked blocks never
-# split the axis that is scanned.
-WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
+# What each parameter splits, by path: the first match wins. Vectors and low-rank pairs are too
+# small to be worth a gather; the token table splits features, so that its many rows never travel;
+# stacked blocks never split the axis that is scanned.
+WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)|adapters/.*")
 FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 

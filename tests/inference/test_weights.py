@@ -1,6 +1,7 @@
 """Small weights: what is kept, how products with them are made, and that nobody mixes them up."""
 
 import inspect
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.testing import TINY, TINY_FIXED, random_params, tiny_embedder
 from siglip2_jax.train.loop import train
 
-SMALL = {"max_num_patches": 16, "batch_size": 4}
+SMALL: dict[str, Any] = {"max_num_patches": 16, "batch_size": 4}
 IMAGES = [noise(9, 30), noise(16, 16), noise(50, 4)]
 TEXTS = ["a dog on a beach", "Two CATS", "", "é"]
 
