@@ -15,12 +15,14 @@ RELEASE = "google/siglip2-base-patch16-naflex"
 CHECKS = {
     "classify_and_search": """
         assert images.shape == (len(paths), 128)
-        assert list(best) == [0, 1, 2]
-        assert hits[0] == 5 and len(set(hits)) == 4
+        assert list(best) == [0, 1, 2, 3]
+        assert hits[0] == 8 and len(set(hits)) == 4
+        ranked = [i in search(example.captions[0]) for i, example in enumerate(examples)]
+        assert sum(ranked) > 0.7 * len(ranked)
         """,
     "fine_tune": """
         assert finished and losses[-1][1] < losses[0][1] / 2
-        assert before["image_to_text@1"] < 0.1 and before["text_to_image@1"] < 0.1
+        assert max(before["image_to_text@1"], before["text_to_image@1"]) < 0.2
         assert after["image_to_text@1"] > 0.6 and after["text_to_image@1"] > 0.6
         again = siglip2_jax.load("my_model").embed_texts(names[:3])
         assert abs(again - tuned.embed_texts(names[:3])).max() < 1e-6
