@@ -175,7 +175,7 @@ def own_rate(
         batch_size=run.batch_size,
     ) as reader:
         patches = place(fill(next(iter(reader)).patches, run.batch_size), embedder.mesh)
-    _, embed_image, _ = programs(embedder.config, embedder.dtype)
+    embed_image = programs(embedder.config, embedder.dtype).embed_image
     program = partial(embed_image, normalize=True)
     np.asarray(run_batch(program, embedder.params, patches, embedder.mesh))
     start, cpu, done, before = time.perf_counter(), time.process_time(), 0, None

@@ -36,7 +36,7 @@ from siglip2_jax.preprocess.image import ImagePreprocessor
 
 TOKENS = 256
 GRID = np.indices((16, 16)).reshape(2, -1).T.astype(np.int32)
-HERE = {
+HERE: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "weights": "float32"},
     "bfloat16": {"dtype": "bfloat16", "weights": "bfloat16"},
     "int8": {"dtype": "float32", "weights": "int8"},
@@ -192,7 +192,7 @@ def feeds(image: Patches, ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[
 
 
 def onnx_sides(name: str, path: Path, image: Patches, ids: np.ndarray, threads: int) -> list[Side]:
-    """Both towers in onnxruntime, in float32 or dynamically in 8 bits; files are kept for others."""
+    """Both towers in onnxruntime, in float32 or dynamically in 8 bits; the files are kept."""
     import onnxruntime
 
     files = [path.parent / f"{label}-{len(ids)}.onnx" for label in ("images", "texts")]

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from siglip2_jax.types import ArrayLike
 
@@ -30,10 +30,10 @@ AXES = ("replica", "fsdp")
 BATCH = PartitionSpec(AXES)
 """How everything with a leading batch axis is split."""
 
-# What each parameter splits, by path: the first match wins. Vectors are too small to be worth a
-# gather; the token table splits features, so that its many rows never travel; stacked blocks never
-# split the axis that is scanned.
-WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)")
+# What each parameter splits, by path: the first match wins. Vectors and low-rank pairs are too
+# small to be worth a gather; the token table splits features, so that its many rows never travel;
+# stacked blocks never split the axis that is scanned.
+WHOLE = re.compile(r"(.*/)?(bias|scale|t|b|probe)|adapters/.*")
 FEATURES = re.compile(r"(.*/)?embed/table")
 STACKED = re.compile(r".*/blocks/.*")
 
@@ -242,8 +242,8 @@ def reshape_whole(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def lookup(
-    table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: DTypeLike
-) -> Float[Array, "B T D"]:
+    table: Num[Array, "V D"], ids: Int[Array, "B T"], dtype: DTypeLike
+) -> Num[Array, "B T D"]:
     """Rows of a table whose features are split: ids travel to the features, never the table.
 
     Args:

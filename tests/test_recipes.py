@@ -70,6 +70,8 @@ WARMUPS = {
     "curating_teacher": {(0, 30_518)},
     "lit": {(10_000, 219_727)},
     "finetune": {(100, 2000)},
+    "finetune_lora": {(100, 2000)},
+    "own_pairs": {(15, 300)},
     "small_caltech101": {(100, 3000)},
     "small_decoder": {(100, 2500)},
     "small_flickr8k": {(100, 1000)},

@@ -12,6 +12,7 @@ without. Losses, and the captions of three images, are on "val", which it never 
 """
 
 import argparse
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,45 +67,58 @@ def read(model, folder):
     return examples, (tokens, valid, model.tokenizer(texts).ids.reshape(len(images), CAPTIONS, -1))
 
 
+@partial(jax.jit, static_argnums=0)
+def predict(graphdef, params, *batch):
+    """Logits; see `Vlm`."""
+    return nnx.merge(graphdef, params)(*batch)
+
+
+@partial(jax.jit, static_argnums=0)
 def losses(graphdef, params, tokens, valid, ids):
     """Nats of each id [B, T], 0 for padding."""
-    logits = nnx.merge(graphdef, params)(tokens, valid, ids)
+    logits = predict(graphdef, params, tokens, valid, ids)
     return (ids != 0) * optax.softmax_cross_entropy_with_integer_labels(logits, ids)
 
 
-def train(graphdef, params, tokens, valid, ids, *, steps, seed):
-    """Parameters after some steps on random captions of random images."""
+def optimizer_for(steps):
+    """AdamW, warmed up and then cooled down."""
     schedule = optax.warmup_cosine_decay_schedule(0, 3e-3, steps // 10, steps)
-    optimizer = optax.adamw(schedule, weight_decay=0.1)
+    return optax.adamw(schedule, weight_decay=0.1)
 
-    def mean(params, tokens, valid, ids):
+
+@partial(jax.jit, static_argnums=(0, 1))
+def step(graphdef, steps, params, state, tokens, valid, ids):
+    """One of so many steps."""
+
+    def mean(params):
         return jnp.sum(losses(graphdef, params, tokens, valid, ids)) / jnp.sum(ids != 0)
 
-    @jax.jit
-    def step(params, state, *batch):
-        updates, state = optimizer.update(jax.grad(mean)(params, *batch), state, params)
-        return optax.apply_updates(params, updates), state
+    updates, state = optimizer_for(steps).update(jax.grad(mean)(params), state, params)
+    return optax.apply_updates(params, updates), state
 
-    state, rng = optimizer.init(params), np.random.default_rng(seed)
+
+def train(graphdef, params, tokens, valid, ids, *, steps, seed):
+    """Parameters after steps on random captions of random images."""
+    state, rng = optimizer_for(steps).init(params), np.random.default_rng(seed)
     for _ in range(steps):
-        image, caption = rng.integers(len(ids), size=BATCH), rng.integers(CAPTIONS, size=BATCH)
-        params, state = step(params, state, tokens[image], valid[image], ids[image, caption])
+        i, k = rng.integers(len(ids), size=BATCH), rng.integers(CAPTIONS, size=BATCH)
+        params, state = step(graphdef, steps, params, state, tokens[i], valid[i], ids[i, k])
     return params
 
 
 def evaluate(graphdef, params, tokens, valid, ids):
     """Nats a token of each image's captions [n]."""
-    run = jax.jit(lambda *batch: losses(graphdef, *batch))
-    nats = [np.sum(run(params, tokens, valid, ids[:, k]), axis=1) for k in range(CAPTIONS)]
-    return np.sum(nats, axis=0) / np.sum(ids != 0, axis=(1, 2))
+    batches = [(graphdef, params, tokens, valid, ids[:, k]) for k in range(CAPTIONS)]
+    nats = sum(np.sum(losses(*batch), axis=1) for batch in batches)
+    return nats / np.sum(ids != 0, axis=(1, 2))
 
 
 def write(graphdef, params, tokens, valid, length):
     """The likeliest id after the other, up to `length`."""
-    run = jax.jit(lambda *batch: nnx.merge(graphdef, params)(*batch))
     ids = np.zeros((len(tokens), length), np.int32)
     for k in range(length):
-        ids[:, k] = np.argmax(run(tokens, valid, ids)[:, k], axis=1)
+        logits = predict(graphdef, params, tokens, valid, ids)
+        ids[:, k] = np.argmax(logits[:, k], axis=1)
     return ids
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: read any format, write any format."""
 
 from siglip2_jax.checkpoints.checkpoint import Checkpoint, Format, Preprocessing
+from siglip2_jax.checkpoints.peft import write_adapter
 from siglip2_jax.checkpoints.read import read
 from siglip2_jax.checkpoints.source import SourceError
 from siglip2_jax.checkpoints.table import ConversionError, Lazy, NonFiniteError
@@ -16,4 +17,5 @@ __all__ = [
     "SourceError",
     "read",
     "write",
+    "write_adapter",
 ]

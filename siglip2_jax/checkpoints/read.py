@@ -7,7 +7,7 @@ import os
 from etils import epath
 
 from siglip2_jax import git_lfs
-from siglip2_jax.checkpoints import big_vision, huggingface, orbax, run_layout
+from siglip2_jax.checkpoints import big_vision, huggingface, orbax, peft, run_layout
 from siglip2_jax.checkpoints.checkpoint import (
     Checkpoint,
     Format,
@@ -21,7 +21,12 @@ from siglip2_jax.checkpoints.table import ConversionError, finite
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "spiece.model")
 
 
-def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint:
+def read(
+    source: str | os.PathLike[str],
+    stage: str | None = None,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
     """Opens a checkpoint; its tensors are checked, and read when they are asked for.
 
     A tensor that holds a NaN or an infinity raises NonFiniteError when it is read.
@@ -29,6 +34,7 @@ def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint
     Args:
       source: a local path, a `gs://` path, or a Hugging Face repository `owner/name`.
       stage: of a run's workdir, the stage whose newest checkpoint is opened; None is any.
+      adapter: directory or repository of a LoRA adapter in peft's layout, which is merged.
 
     Raises:
       SourceError: the source does not exist or cannot be reached.
@@ -53,6 +59,8 @@ def read(source: str | os.PathLike[str], stage: str | None = None) -> Checkpoint
             preprocessing = Preprocessing(text_norm=default_text_norm(config))
     except ConversionError as error:
         raise ConversionError(error.problems, error.subject or str(path)) from error
+    if adapter is not None:
+        params = peft.merged(adapter, config, params)
     tokenizers = [directory / name for name in TOKENIZERS if (directory / name).exists()]
     return Checkpoint(
         config=config,

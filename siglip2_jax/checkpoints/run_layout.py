@@ -24,9 +24,10 @@ from siglip2_jax.checkpoints.table import ConversionError, Lazy, finite
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import abstract_decoder
+from siglip2_jax.models.low_rank import is_pair, merge_pair, split_pairs
 from siglip2_jax.models.siglip2 import flatten
 
-FOLDER, PARAMS, AVERAGE = "checkpoints", "params", "average"
+FOLDER, PARAMS, AVERAGE, OPTIMIZER = "checkpoints", "params", "average", "optimizer"
 HEADS = "heads"  # within a tree: what objectives have learned for themselves
 
 
@@ -86,7 +87,7 @@ def find_all(path: epath.Path, stage: str | None = None) -> list[Saved]:
 
 
 def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
-    """Sizes, parameters and data conventions; heads of objectives are left out.
+    """Sizes, parameters and data conventions; adapters are merged, heads of objectives left out.
 
     Raises:
       ConversionError: the checkpoint is damaged or of a later version, has no such tree, or
@@ -101,7 +102,24 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
         raise ConversionError([problem], str(saved.step))
     config, preprocessing = parse(record, str(saved.step))
     tensors = {path: x for path, x in tensors.items() if not path.startswith(f"{HEADS}/")}
-    return config, named_as_ours(config, tensors), preprocessing
+    plain, pairs = split_pairs(tensors)
+    merged = {kernel: _merged(plain[kernel], pair) for kernel, pair in pairs.items()}
+    return config, named_as_ours(config, plain | merged), preprocessing
+
+
+def read_change(saved: Saved) -> dict[str, Lazy]:
+    """Pairs of kernels, `t` and `b`, and all else that the stage of a checkpoint has trained.
+
+    Raises:
+      ConversionError: the checkpoint is damaged.
+    """
+    tensors = _open(saved)[1]
+    moments = damage.read_shapes(saved.step, OPTIMIZER)
+    return {
+        path: tensor
+        for path, tensor in tensors.items()
+        if is_pair(path) or path in "tb" or any(key.endswith(f"/{path}") for key in moments)
+    }
 
 
 def read_record(saved: Saved) -> Mapping[str, Any]:
@@ -160,6 +178,16 @@ def _decoder_sizes(tensors: Mapping[str, Lazy]) -> DecoderConfig | None:
         return None
     expected = flatten(abstract_decoder(config)[1])
     return config if shapes == {path: x.shape for path, x in expected.items()} else None
+
+
+def _merged(kernel: Lazy, pair: Mapping[str, Lazy]) -> Lazy:
+    """A kernel with the change that its pair makes."""
+
+    def read() -> np.ndarray:
+        leaves = {name: leaf.read() for name, leaf in pair.items()}
+        return np.asarray(merge_pair(kernel.read(), **leaves))
+
+    return Lazy(kernel.shape, kernel.dtype, read)
 
 
 def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:

@@ -22,11 +22,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "destination", metavar="DEST", type=local_path, help="file (npz) or directory to write"
     )
     parser.add_argument(
-        "--to", choices=("orbax", "hf", "npz"), required=True, help="format to write"
+        "--to",
+        choices=("orbax", "hf", "npz", "lora"),
+        required=True,
+        help="format to write; lora is the adapters of a run alone, as peft reads them",
     )
     parser.add_argument(
         "--tokenizer",
         help="tokenizer to write beside the model (default: the tokenizer beside SOURCE)",
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="LoRA adapter in peft's layout to merge into the model"
     )
     parser.add_argument(
         "--results",
@@ -52,10 +58,13 @@ def run(args: argparse.Namespace) -> None:
 
     if args.results and args.to != "hf":
         raise ValueError(f"--results go into the model card of --to hf; --to {args.to} has none")
-    checkpoint = checkpoints.read(args.source, args.stage)
+    if args.to == "lora":
+        _write_adapter(args)
+        return
+    checkpoint = checkpoints.read(args.source, args.stage, adapter=args.adapter)
     if args.results:
         results, scores = args.results, read_scores(args.results)
-    elif args.to == "hf":
+    elif args.to == "hf" and not args.adapter:
         results, scores = find_scores(args.source, args.stage)
     else:
         results, scores = None, []
@@ -79,7 +88,25 @@ def run(args: argparse.Namespace) -> None:
         "tokenizer": str(tokenizer_path) if tokenizer_path and args.to != "npz" else None,
         "results": results and str(results),
     }
+    _report(args, summary)
+
+
+def _write_adapter(args: argparse.Namespace) -> None:
+    from siglip2_jax import checkpoints
+
+    for option in ("tokenizer", "adapter"):
+        if getattr(args, option):
+            raise ValueError(f"an adapter is written alone; leave --{option} out")
+    tensors = checkpoints.write_adapter(
+        args.source, args.destination, stage=args.stage, overwrite=args.overwrite
+    )
+    summary = {"source": args.source, "destination": args.destination, "format": args.to}
+    _report(args, summary | {"tensors": tensors, "tokenizer": None})
+
+
+def _report(args: argparse.Namespace, summary: dict) -> None:
     if args.json:
         print_json(summary)
     else:
+        results = summary.get("results")
         print(f"wrote {args.destination}" + (f", with results of {results}" if results else ""))

@@ -1,5 +1,6 @@
 """Configuration of a training run: dataclasses, files that hold them, and changes to them."""
 
+from siglip2_jax.config.adapters import Adapters
 from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.files import Origin, find_origin, load_config
 from siglip2_jax.config.optim import Group, Optim, Schedule
@@ -10,6 +11,7 @@ from siglip2_jax.config.stage import Data, ResolvedStage, Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
 
 __all__ = [
+    "Adapters",
     "Checkpoints",
     "Continue",
     "Curation",

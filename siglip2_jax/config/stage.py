@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from siglip2_jax.checkpoints.checkpoint import Preprocessing
+from siglip2_jax.config.adapters import Adapters
 from siglip2_jax.config.checks import at_least
 from siglip2_jax.config.curation import Curation
 from siglip2_jax.config.optim import Optim
@@ -89,6 +90,8 @@ class Stage:
       objectives: losses (`siglip2_jax.objectives.base.Objective`) by name; the parameters of one's
         own live under `heads/<name>`.
       optim: how parameters are updated.
+      adapters: low-rank changes of kernels to learn. With any, parameters of the towers, `t` and
+        `b` learn only where a group of `optim` that is not frozen matches them.
       start: the parameters to start from.
       model: sizes in this stage, where image or patch size change; None is the run's.
       compute: how the model runs in this stage; None is the run's.
@@ -104,6 +107,7 @@ class Stage:
     lengths: Lengths = Lengths()
     objectives: Mapping[str, Objective]
     optim: Optim = Optim()
+    adapters: tuple[Adapters, ...] = ()
     start: Scratch | Pretrained | Continue = Scratch()
     model: ModelConfig | None = None
     compute: Compute | None = None

@@ -22,11 +22,13 @@ class Pretrained:
         `vision/.*`; the rest is fresh.
       bias_shift: added to the model's `b`, which has learned how rare a match is: log of the batch
         size it was trained with over this stage's (SigLIP 2's is 32,768).
+      adapter: a LoRA adapter in peft's layout, which is merged first; a directory or repository.
     """
 
     source: str
     parts: tuple[str, ...] = (".*",)
     bias_shift: float = 0.0
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         for pattern in self.parts:

@@ -41,14 +41,11 @@ class OnnxEmbedder(Embedder):
             inputs = {"pixels": patches.pixels, "yx": patches.yx, "valid": patches.valid}
             return image.run(None, inputs)[0]
 
-        def encode_image(params: Any, patches: Patches) -> Any:
+        def give_features(*inputs: Any, **options: Any) -> Any:
             raise ValueError("exported graphs give embeddings, not the features of patches")
 
         def embed_text(params: Any, ids: np.ndarray) -> np.ndarray:
             return text.run(None, {"ids": ids})[0]
 
-        self._encode_image, self._embed_image, self._embed_text = (
-            encode_image,
-            embed_image,
-            embed_text,
-        )
+        self._encode_image, self._hidden_states = give_features, give_features
+        self._embed_image, self._embed_text = embed_image, embed_text

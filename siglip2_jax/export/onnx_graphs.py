@@ -79,6 +79,11 @@ def export_onnx(
             f"the model is loaded in {embedder.dtype}, and ONNX graphs are written in float32 or "
             "int8; leave out --dtype"
         )
+    if embedder.weights != "float32":
+        raise ValueError(
+            f"the model's weights are rounded to {embedder.weights}, ONNX graphs are made of "
+            "float32 ones; load it with weights='float32', and quantise the graphs (--int8)"
+        )
     with export_directory(embedder, path, overwrite=overwrite) as (directory, description):
         directory = Path(directory)
         # The description, in short, is in each graph, too: files get separated.

@@ -70,6 +70,10 @@ def export_stablehlo(
             "float32; load it with weights='float32'"
         )
     with export_directory(embedder, path, overwrite=overwrite) as (directory, description):
+        description["runs_with"] = (
+            f"JAX {jax.__version__}, or one built up to 6 months later or 3 weeks earlier; numpy; "
+            "flatbuffers"
+        )
         description["programs"] = {}
         for name, program in export_programs(embedder.config, embedder.dtype).items():
             file = f"{name}.jax_export"

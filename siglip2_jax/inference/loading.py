@@ -25,6 +25,7 @@ def load(
     tokenizer: str | PathLike[str] | Tokenizer | None = None,
     *,
     stage: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     weights: Weights = "float32",
     preproc: Literal["reference", "hf"] | None = None,
@@ -39,6 +40,7 @@ def load(
       tokenizer: a SentencePiece `tokenizer.model`, a Gemma `tokenizer.json`, a directory that
         holds one, or a `Tokenizer`. None takes the one beside the checkpoint, if there is one.
       stage: of a run's workdir, the stage whose newest checkpoint is loaded; None is the last.
+      adapter: a LoRA adapter in peft's layout, a directory or repository, which is merged.
       dtype: of the towers' matrix products; sensitive parts stay float32.
       weights: what kernels and the token table are kept in, nearly all of the memory: "float32",
         "bfloat16" (a half) or "int8" (a quarter, and products of the towers in 8 bits).
@@ -55,12 +57,13 @@ def load(
       ValueError: the source or tokenizer is not what it should be; one sentence says what to do.
     """
     if not isinstance(source, checkpoints.Checkpoint):
-        checkpoint = checkpoints.read(source, stage)
-    elif stage is None:
+        checkpoint = checkpoints.read(source, stage, adapter=adapter)
+    elif stage is None and adapter is None:
         checkpoint = source
     else:
+        name, value = ("adapter", adapter) if stage is None else ("stage", stage)
         raise ValueError(
-            f"the checkpoint is open already; give stage {stage!r} to checkpoints.read instead"
+            f"the checkpoint is open already; give {name} {value!r} to checkpoints.read instead"
         )
     check_weights(weights)
     names, config = checkpoint.preprocessing, checkpoint.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,25 @@ T = TypeVar("T")
 CPU_TOKENS = 2048
 
 
+class Programs(NamedTuple):
+    """Compiled programs of a model; all take its parameters first.
+
+    Attributes:
+      encode_image: features of images.
+      embed_image: embeddings of images.
+      hidden_states: what some blocks of the vision tower give.
+      embed_text: embeddings of texts.
+    """
+
+    encode_image: Callable[..., Any]
+    embed_image: Callable[..., Any]
+    hidden_states: Callable[..., Any]
+    embed_text: Callable[..., Any]
+
+
 @functools.cache
-def programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
-    """Programs of a model: features, embeddings and hidden states of images; embeddings of texts.
+def programs(config: ModelConfig, dtype: str) -> Programs:
+    """Programs of a model of these sizes.
 
     Models of the same sizes share them, so that XLA compiles each once in a process.
     """
@@ -63,7 +79,7 @@ def programs(config: ModelConfig, dtype: str) -> tuple[Callable[..., Any], ...]:
         with jax.default_matmul_precision("highest"):
             return replicate(nnx.merge(graphdef, params).encode_text(ids))
 
-    return encode_image, embed_image, hidden_states, embed_text
+    return Programs(encode_image, embed_image, hidden_states, embed_text)
 
 
 def run_batches(

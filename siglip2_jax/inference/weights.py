@@ -32,7 +32,9 @@ def find_weights(params: Params) -> Weights:
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Int8))
     if any(isinstance(leaf, Int8) for leaf in leaves):
         return "int8"
-    return "bfloat16" if any(leaf.dtype == jnp.bfloat16 for leaf in leaves) else "float32"
+    return (
+        "bfloat16" if any(jnp.result_type(leaf) == jnp.bfloat16 for leaf in leaves) else "float32"
+    )
 
 
 def shrink(path: str, x: np.ndarray, shapes: Mapping[str, Any], weights: Weights) -> Any:

@@ -24,6 +24,7 @@ from siglip2_jax.models.config import Tower
 from siglip2_jax.models.kernels.attention import AttentionImpl, attend
 from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.kernels.linear import dense, dense_each
+from siglip2_jax.models.kernels.low_rank import merge_block
 from siglip2_jax.sharding import gather
 
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]
@@ -239,7 +240,7 @@ class Encoder(nnx.Module):
         dtype = jnp.dtype(self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return gather(block, dtype)(x, valid), None
+            return gather(merge_block(block), dtype)(x, valid), None
 
         return layer
 

@@ -69,7 +69,7 @@ class VisionTower(nnx.Module):
     def _embed(
         self, image: Patches, masked: Array | None = None, mask_token: Array | None = None
     ) -> Array:
-        """What the first block reads: embedded patches with their positions."""
+        """Embeds patches and adds their positions, for the first block."""
         # Padding may hold anything, NaN included; zeros keep every later value finite.
         valid = jnp.asarray(image.valid)
         pixels = jnp.where(valid[..., None], image.pixels, 0)

@@ -81,7 +81,7 @@ def plan_embed(
     images = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=split), image
     )
-    _, embed_image, _ = programs(config, dtype)
+    embed_image = programs(config, dtype).embed_image
     with jax.set_mesh(mesh):
         lowered = embed_image.lower(params, images, normalize=True)
     chip = chip_of(mesh)

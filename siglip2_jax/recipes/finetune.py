@@ -11,6 +11,7 @@ are spent on `b`, and the towers suffer. The pre-flight line says whether it fit
 """
 
 import math
+from typing import Literal
 
 from siglip2_jax.config import (
     Checkpoints,
@@ -29,18 +30,26 @@ from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
+RELEASES = {
+    "B": "google/siglip2-base-patch16-naflex",
+    "So400m": "google/siglip2-so400m-patch16-naflex",
+}
 RELEASED_BATCH = 32_768
 BATCH = 512
 
 
-def config() -> TrainConfig:
-    """One stage of 2,000 steps at 256 patches, native aspect ratio."""
+def config(size: Literal["B", "So400m"] = "B") -> TrainConfig:
+    """One stage of 2,000 steps at 256 patches, native aspect ratio.
+
+    Args:
+      size: of the towers.
+    """
     stage = Stage(
         name="main",
         steps=2000,
         batch_size=BATCH,
         start=Pretrained(
-            source="google/siglip2-base-patch16-naflex",
+            source=RELEASES[size],
             bias_shift=math.log(RELEASED_BATCH / BATCH),
         ),
         data=Data(source=Folder("/data/pairs"), workers="auto", threads=1),
@@ -54,7 +63,7 @@ def config() -> TrainConfig:
         ),
     )
     return TrainConfig(
-        model=two_towers("B", patch_size=16, image_size=None),
+        model=two_towers(size, patch_size=16, image_size=None),
         stages=(stage,),
         tokenizer="/data/tokenizer.model",
         compute=Compute(dtype="bfloat16", remat="full"),

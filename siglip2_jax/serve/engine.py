@@ -57,7 +57,7 @@ class Engine:
         self._stuck_seconds = settings.stuck_seconds
         self._since: float | None = None
         self._lost = False
-        _, self._embed_image, self._embed_text = programs(model.config, model.dtype)
+        self._programs = programs(model.config, model.dtype)
         tokens = {TEXT: model.config.text.length} | {
             Program("image", n): model.preprocess.num_tokens(n) for n in budgets
         }
@@ -121,13 +121,13 @@ class Engine:
         model = self.model
         on_device = place(batch, model.mesh)
         if program == TEXT:
-            outputs = run_batch(self._embed_text, model.params, on_device, model.mesh)
+            outputs = run_batch(self._programs.embed_text, model.params, on_device, model.mesh)
         else:
             outputs = run_batch(self._embed_normalized, model.params, on_device, model.mesh)
         return np.asarray(outputs)
 
     def _embed_normalized(self, params: Any, batch: Any) -> jax.Array:
-        return self._embed_image(params, batch, normalize=True)
+        return self._programs.embed_image(params, batch, normalize=True)
 
     def _blank(self, program: Program, size: int) -> Any:
         if program == TEXT:

@@ -11,9 +11,10 @@ from jaxtyping import Array
 
 from siglip2_jax.checkpoints.run_layout import HEADS
 from siglip2_jax.config import ResolvedStage
+from siglip2_jax.models.low_rank import pair_path
 from siglip2_jax.models.siglip2 import Params, SigLIP2, unflatten
 from siglip2_jax.objectives.base import Objective
-from siglip2_jax.train.state import without_heads
+from siglip2_jax.train.state import model_params
 
 
 class Average:
@@ -29,7 +30,7 @@ class Average:
         self._decay = stage.optim.ema
         students = [name for name, objective in objectives.items() if objective.has_teacher]
         everything = stage.optim.ema_all or not students
-        parts = ("vision/", *(f"{HEADS}/{name}/" for name in students))
+        parts = ("vision/", pair_path("vision", ""), *(f"{HEADS}/{name}/" for name in students))
         self.paths = tuple(
             path
             for path in shapes
@@ -55,4 +56,4 @@ class Average:
 
     def model(self, average: Params) -> SigLIP2:
         """The averaged model, with as much of it as is kept."""
-        return nnx.merge(self._graphdef, without_heads(average))
+        return nnx.merge(self._graphdef, model_params(average))

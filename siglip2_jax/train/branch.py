@@ -11,8 +11,9 @@ import jax
 from etils import epath
 
 from siglip2_jax.checkpoints.resize import is_resizable
-from siglip2_jax.checkpoints.run_layout import FOLDER
+from siglip2_jax.checkpoints.run_layout import FOLDER, HEADS
 from siglip2_jax.config import Continue, TrainConfig
+from siglip2_jax.models.low_rank import ADAPTERS, is_pair
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.stage_steps import StepRange, source_step, stage_steps
 from siglip2_jax.train.step import Program
@@ -86,7 +87,7 @@ def check_shapes(saved: Mapping[str, Any], shapes: Shapes, source: str) -> None:
       shapes: what the stage needs.
       source: where it is stored, for the message.
     """
-    for path in saved.keys() & shapes.keys():
+    for path in filter(lambda path: not is_pair(path), saved.keys() & shapes.keys()):
         old, new = tuple(saved[path].shape), tuple(shapes[path].shape)
         if old != new and not is_resizable(path, old, new):
             raise ValueError(
@@ -97,8 +98,12 @@ def check_shapes(saved: Mapping[str, Any], shapes: Shapes, source: str) -> None:
 
 
 def check_towers(saved: Container[str], shapes: Shapes, source: str) -> None:
-    """Raises ValueError where a stage's towers have parameters that were not saved; heads may."""
-    missing = [path for path in shapes if path not in saved and not path.startswith("heads/")]
+    """Raises ValueError where towers of a stage have parameters that were not saved.
+
+    Heads and adapters may begin with the stage.
+    """
+    begun = (f"{HEADS}/", f"{ADAPTERS}/")
+    missing = [path for path in shapes if path not in saved and not path.startswith(begun)]
     if missing:
         raise ValueError(f"{source} lacks {missing[0]}; its model has other towers")
 

@@ -20,13 +20,11 @@ from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
 from siglip2_jax.checkpoints.damage import find_damage, read_record
-from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, PARAMS
+from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, OPTIMIZER, PARAMS
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.distributed import exchange, meet
 from siglip2_jax.train.state import TrainState
-
-OPTIMIZER = "optimizer"
 
 
 class RunCheckpoints:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
 import jax
@@ -17,7 +17,7 @@ from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import HostBatch
-from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
@@ -27,20 +27,20 @@ from siglip2_jax.train.distributed import ending_together, meet
 from siglip2_jax.train.feed import NoBatch, agreed
 from siglip2_jax.train.inputs import (
     abstract_batch,
-    image_preprocessor,
     stage_pipeline,
     stage_reading,
 )
 from siglip2_jax.train.preflight import preflight
 from siglip2_jax.train.requirements import check_memory, check_stage
 from siglip2_jax.train.run import Run, last_good
+from siglip2_jax.train.scores import Scores
 from siglip2_jax.train.start import (
     abstract_state,
     initialize_stage,
     load_teacher_params,
     warn_if_unsplit,
 )
-from siglip2_jax.train.state import TrainState, without_heads
+from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program
 from siglip2_jax.train.throughput import Throughput
 from siglip2_jax.train.versions import agreed_versions, in_words
@@ -96,7 +96,7 @@ class StageRun:
         self._pipeline = stage_pipeline(stage, run.tokenizer)
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
-        self._model: Embedder | None = None  # what evaluators see
+        self._scores = Scores(stage, run.tokenizer, run.mesh)
         self._alarmed: set[str] = set()  # objectives whose alarms were shown
         self._counts = DataCounts()
 
@@ -177,6 +177,7 @@ class StageRun:
                 self._counts.add(host_batch)
                 if host_batch.step == 0:
                     self._preflight(state, batch)
+                    self._measure_start(state)
                 run.trace.before(stage.first_step + host_batch.step, state)
                 state, metrics = steps[host_batch.budget](state, batch)
                 done, position = stage.first_step + host_batch.step + 1, host_batch.position
@@ -230,20 +231,28 @@ class StageRun:
             with self._run.storing():
                 self._run.checkpoints.wait()
 
-    def _report(self, state: TrainState, done: int, evaluators: list) -> dict[str, float]:
+    def _report(
+        self, state: TrainState, done: int, evaluators: Sequence[Evaluator]
+    ) -> dict[str, float]:
         """Writes this step's line: losses, rates and the evaluators' scores."""
         values = self._look(0) | self._throughput.report() | self._counts.report()
-        for evaluator in evaluators:
-            model = self._embedder(state)
-            scores = evaluator(model)
-            model.params = {}  # or the next step could not reuse their memory
-            values |= {f"eval/{evaluator.name}/{k}": float(v) for k, v in scores.items()}
+        values |= self._scores.measure(state, done, evaluators)
         self._raise_alarms(done, values)
-        if self._run.writer:
-            with self._run.storing():
-                self._run.writer.write(done, values)
+        self._write(done, values)
         self._throughput.restart()
         return values
+
+    def _measure_start(self, state: TrainState) -> None:
+        """Writes the evaluators' scores before the first step of a run on a model from outside."""
+        stage = self._stage
+        if isinstance(stage.start, Pretrained) and stage.first_step == 0 and stage.evals:
+            self._write(0, self._scores.measure(state, 0, stage.evals))
+            self._throughput.restart()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._run.writer:
+            with self._run.storing():
+                self._run.writer.write(step, values)
 
     def _raise_alarms(self, step: int, values: dict[str, float]) -> None:
         """Logs an objective's alarm once; re-arms after it clears."""
@@ -258,17 +267,6 @@ class StageRun:
                 self._alarmed.add(name)
             else:
                 self._alarmed.discard(name)
-
-    def _embedder(self, state: TrainState) -> Embedder:
-        """The model as a user would load it, on the mesh; always the same, to compile once."""
-        params = without_heads(state.params)
-        if self._model is None:
-            preprocess = image_preprocessor(self._stage)
-            self._model = Embedder(
-                self._program.model, params, preprocess, self._run.tokenizer, mesh=self._run.mesh
-            )
-        self._model.params = params
-        return self._model
 
     def _preflight(self, state: TrainState, batch) -> None:
         """Logs the sigmoid loss before the first step, beside its expected value."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from siglip2_jax.config.optim import Group, Optim
 from siglip2_jax.train.adafactor import scale_by_adafactor
 from siglip2_jax.train.schedule import Factor, factor
 
+EVERYTHING, RESTING = Group(pattern=".*"), Group(pattern=".*", frozen=True)
 Leaves = dict[str, Float[Array, "..."]]
 
 
@@ -93,12 +94,15 @@ def learning_rate(optim: Optim, steps: int) -> Callable[..., Float[Array, ""]]:
     return lambda step: optim.peak_lr * at(step)
 
 
-def trainable(optim: Optim, paths: Iterable[str]) -> list[str]:
+def trainable(
+    optim: Optim, paths: Iterable[str], resting: Container[str] = frozenset()
+) -> list[str]:
     """The paths of the parameters that are not frozen, in order.
 
     Args:
       optim: says which groups are frozen.
       paths: every parameter of the stage.
+      resting: those of them that learn only where a group matches them.
 
     Raises:
       ValueError: a group matches no parameter, or all are frozen.
@@ -110,7 +114,8 @@ def trainable(optim: Optim, paths: Iterable[str]) -> list[str]:
                 f"the optimizer's group {group.pattern!r} matches no parameter; patterns match "
                 f"whole paths such as {paths[0]!r}"
             )
-    learning = [path for path in paths if not _group(optim, path).frozen]
+    usual = {path: RESTING if path in resting else EVERYTHING for path in paths}
+    learning = [path for path in paths if not _group(optim, path, usual[path]).frozen]
     if not learning:
         raise ValueError("the optimizer's groups freeze every parameter; leave one to train")
     return learning
@@ -125,10 +130,10 @@ def _direction(optim: Optim) -> optax.GradientTransformation:
     return optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=dtype)
 
 
-def _group(optim: Optim, path: str) -> Group:
-    """The first group that matches; parameters without one are treated as the optimizer says."""
+def _group(optim: Optim, path: str, otherwise: Group = EVERYTHING) -> Group:
+    """The first group that matches; without one, parameters are treated as the optimizer says."""
     matching = (group for group in optim.groups if re.fullmatch(group.pattern, path))
-    return next(matching, Group(pattern=".*"))
+    return next(matching, otherwise)
 
 
 def _weight_decay(optim: Optim, path: str) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from siglip2_jax import checkpoints
 from siglip2_jax.checkpoints.resize import resize_param
-from siglip2_jax.checkpoints.run_layout import AVERAGE, PARAMS
+from siglip2_jax.checkpoints.run_layout import AVERAGE, OPTIMIZER, PARAMS
 from siglip2_jax.checkpoints.table import Lazy
 from siglip2_jax.config import Continue, Pretrained, TrainConfig
+from siglip2_jax.models.low_rank import is_pair, kernel_of, merge
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.sharding import device_put_global, param_shardings, unsplit_share
 from siglip2_jax.train.branch import (
@@ -26,7 +28,7 @@ from siglip2_jax.train.branch import (
     open_run,
     whole_step,
 )
-from siglip2_jax.train.checkpoint import OPTIMIZER, RunCheckpoints, by_path, on_mesh
+from siglip2_jax.train.checkpoint import RunCheckpoints, by_path, on_mesh
 from siglip2_jax.train.optim import begin_stage
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Program
@@ -91,7 +93,7 @@ def initialize_stage(
         moments, average = state.optimizer, state.ema_params
         if source and isinstance(start, Continue):
             if start.optimizer:
-                moments = _moments(state, *source)
+                moments = _moments(state, program.pairs.shapes, *source)
             if start.average and average is not None:
                 shapes = {path: program.shapes[path] for path in program.average.paths}
                 saved = _continued(shapes, *source, mesh, AVERAGE)
@@ -147,7 +149,7 @@ def stored_params(start: Pretrained, shapes: Shapes) -> dict[str, Lazy]:
       ValueError: there are none, or they do not fit the stage.
       OSError: there is no such checkpoint.
     """
-    tensors = checkpoints.read(start.source).params
+    tensors = checkpoints.read(start.source, adapter=start.adapter).params
     paths = [path for path in tensors if any(re.fullmatch(p, path) for p in start.parts)]
     if not paths:
         raise ValueError(
@@ -169,23 +171,29 @@ def _continued(
 ) -> dict[str, jax.Array]:
     """Parameters of a run's checkpoint, or their average (none where it holds no average).
 
-    Heads that it lacks stay fresh, others that it has go.
+    Heads that it lacks stay fresh, others that it has go; its adapters are merged.
     """
     saved = checkpoints.shapes(step, tree)
     source = f"{checkpoints.directory / str(step)}"
     if tree == PARAMS:
         check_towers(saved, shapes, source)
     check_shapes(saved, shapes, source)
-    shardings = param_shardings(mesh, shapes)
+    shardings, whole = param_shardings(mesh, shapes), NamedSharding(mesh, jax.P())
     same, resized = {}, {}
     for path, leaf in shapes.items():
-        if path not in saved:
+        if path not in saved or is_pair(path):
             continue
         fits = saved[path].shape == leaf.shape
-        sharding = shardings[path] if fits else NamedSharding(mesh, jax.P())
+        sharding = shardings[path] if fits else whole
         like = jax.ShapeDtypeStruct(saved[path].shape, saved[path].dtype, sharding=sharding)
         (same if fits else resized)[path] = like
-    params = checkpoints.read(step, tree, same | resized) if same or resized else {}
+    pairs = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+        for path, x in saved.items()
+        if is_pair(path) and kernel_of(path) in same | resized
+    }
+    params = checkpoints.read(step, tree, same | resized | pairs) if same or resized else {}
+    params = flatten(merge(unflatten(params)))
     for path in resized:
         log.info("%s is resized from %s", path, resized[path].shape)
         value = _fitted(path, np.asarray(params[path]), shapes[path].shape)
@@ -193,14 +201,18 @@ def _continued(
     return params
 
 
-def _moments(state: TrainState, checkpoints: RunCheckpoints, step: int):
+def _moments(state: TrainState, pairs: Iterable[str], checkpoints: RunCheckpoints, step: int):
     """The optimizer's state, continued where the parameter is the same, fresh elsewhere."""
     fresh = by_path(state.optimizer)
+    begun = tuple(pairs)  # adapters of the stage, also where those before had the same shape
     saved = checkpoints.shapes(step, OPTIMIZER)
     like = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
         for path, x in fresh.items()
-        if path in saved and saved[path].shape == x.shape and saved[path].dtype == x.dtype
+        if path in saved
+        and not path.endswith(begun)
+        and saved[path].shape == x.shape
+        and saved[path].dtype == x.dtype
     }
     merged = fresh | (checkpoints.read(step, OPTIMIZER, like) if like else {})
     structure = jax.tree.structure(state.optimizer)

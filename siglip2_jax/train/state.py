@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Int
 
 from siglip2_jax.checkpoints.run_layout import HEADS
+from siglip2_jax.models.low_rank import attach, merge
 from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.sharding import has_mesh, param_spec
 from siglip2_jax.types import pytree_dataclass
@@ -18,7 +19,8 @@ class TrainState:
     """State that training carries from step to step; a pytree that goes to a checkpoint as it is.
 
     Attributes:
-      params: nested dict of float32 arrays: the model's, and objectives' own under `heads/<name>`.
+      params: nested dict of float32 arrays: the model's, objectives' own under `heads/<name>`, and
+        low-rank pairs of kernels under `adapters/<path of the kernel>`.
       optimizer: state of the optimizer; it holds moments of trainable parameters only.
       ema_params: moving average of a part of `params` (see `average.Average`), or None.
       step: number of the next step within the run.
@@ -34,8 +36,18 @@ class TrainState:
 
 
 def without_heads(params: Params) -> Params:
-    """The model's parameters: what is exported and shown to evaluators."""
+    """The model's parameters, with pairs of kernels that have one."""
     return {name: value for name, value in params.items() if name != HEADS}
+
+
+def model_params(params: Params) -> Params:
+    """The model's parameters for its modules, kernels beside their pairs."""
+    return attach(without_heads(params))
+
+
+def plain_params(params: Params) -> Params:
+    """The model's parameters, pairs merged: what is exported and shown to evaluators."""
+    return merge(without_heads(params))
 
 
 def place(params: Params) -> Params:

@@ -32,10 +32,11 @@ from siglip2_jax.models.siglip2 import (
 )
 from siglip2_jax.objectives.base import Buffer, Objective, Teacher, View
 from siglip2_jax.sharding import join_batch, split_batch
+from siglip2_jax.train.adapters import Pairs
 from siglip2_jax.train.average import Average
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.optim import learning_rate, make_optimizer, trainable
-from siglip2_jax.train.state import TrainState, place, without_heads
+from siglip2_jax.train.state import TrainState, model_params, place
 from siglip2_jax.types import Batch, Features
 
 Metrics = dict[str, Array]
@@ -50,6 +51,7 @@ class Program:
       model: sizes of the model in this stage.
       selector: selects examples of the super-batch; None where a stage trains on all.
       shapes: `jax.ShapeDtypeStruct` of every parameter, by path.
+      pairs: the stage's low-rank adapters.
       trainable: paths of the parameters that the optimizer changes.
       average: the moving average of parameters.
       towers: names of those that an objective reads; the others do not run.
@@ -65,9 +67,14 @@ class Program:
         self._heads = {name: nnx.split(head)[0] for name, head in heads.items()}
         buffers = flatten({HEADS: {name: _buffers(head) for name, head in heads.items()}})
         heads = {name: nnx.to_pure_dict(nnx.state(head)) for name, head in heads.items()}
-        self.shapes = flatten(model | ({HEADS: heads} if heads else {}))
-        learnable = [path for path in self.shapes if path not in buffers]
-        self.trainable = tuple(trainable(stage.optim, learnable))
+        model = flatten(model)
+        self.pairs = Pairs(stage.adapters, model)
+        self.shapes = model | flatten({HEADS: heads}) | self.pairs.shapes
+        constants = buffers.keys() | self.pairs.constants
+        learnable = [path for path in self.shapes if path not in constants]
+        resting = model if stage.adapters else ()
+        self.trainable = tuple(trainable(stage.optim, learnable, resting))
+        self.pairs.check(self.trainable)
         self.average = Average(stage, self.objectives, self.shapes)
         self.towers = {tower for x in self.objectives.values() for tower in x.towers}
         self._flops: dict[tuple[int, int], int] = {}
@@ -80,7 +87,8 @@ class Program:
         heads = self._make_heads(jax.random.fold_in(key, 1))
         if heads:
             params[HEADS] = {name: nnx.to_pure_dict(nnx.state(x)) for name, x in heads.items()}
-        return place(params)
+        pairs = self.pairs.init(jax.random.fold_in(key, 2 + self.stage.index))
+        return place(params | unflatten(pairs))
 
     def init_state(self, params: Params, teacher_params: Params | None = None) -> TrainState:
         """A state with fresh optimizer moments; to be jitted."""
@@ -107,7 +115,7 @@ class Program:
         """
         curation: Metrics = {}
         if self.selector is not None:
-            student = nnx.merge(self._graphdef, without_heads(state.params))
+            student = nnx.merge(self._graphdef, model_params(state.params))
             key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
             assert state.teacher_params is not None
             batch, curation = self.selector.choose(student, state.teacher_params, batch, key)
@@ -139,7 +147,7 @@ class Program:
     def flops(self, budget: int, batch_size: int) -> int:
         """Analytic model FLOPs of one step.
 
-        A tower without trainable parameters runs forward, one that no objective reads not at all.
+        A tower that does not learn runs forward, one that no objective reads not at all.
 
         Args:
           budget: patches an image may have.
@@ -151,7 +159,8 @@ class Program:
         return self._flops[shape]
 
     def _count_flops(self, budget: int, batch_size: int) -> int:
-        learning = {path.split("/")[0] for path in self.trainable}
+        changing = (*self.trainable, *self.pairs.kernels)
+        learning = {path.split("/")[0] for path in changing}
         towers, patches = {"vision", "text"}, self.model.vision.num_patches or budget
         once = training_flops(self.model, patches, towers - learning, towers - self.towers)
         read, batch_size = batch_size, self.batch_size(batch_size)
@@ -166,7 +175,7 @@ class Program:
 
     def embed(self, params: Params, batch: Batch) -> tuple[Array, Array]:
         """Embeddings of a batch, images and texts, as many at a time as the step takes."""
-        student = nnx.merge(self._graphdef, without_heads(params))
+        student = nnx.merge(self._graphdef, model_params(params))
 
         def embed_part(carry: None, part: Batch) -> tuple[None, tuple[Array, Array]]:
             features = student.encode(part.image, part.text)
@@ -183,7 +192,7 @@ class Program:
         show = functools.partial(self._view, params, state)
         local = {k: x for k, x in self.objectives.items() if not x.across_examples}
         across = {k: x for k, x in self.objectives.items() if x.across_examples}
-        student = nnx.merge(self._graphdef, without_heads(params))
+        student = nnx.merge(self._graphdef, model_params(params))
         parts = self.stage.optim.accumulate
         if parts == 1:
             features = self._encode(student, batch)
@@ -251,7 +260,7 @@ class Program:
         part: Array | int = 0,
     ):
         """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
-        student = nnx.merge(self._graphdef, without_heads(params))
+        student = nnx.merge(self._graphdef, model_params(params))
         ema_params, cache = jax.lax.stop_gradient(state.ema_params), {}
         key = jax.random.fold_in(jax.random.key(self.stage.seed), state.step)
         key = jax.random.fold_in(key, part)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import siglip2_jax
 from siglip2_jax.cli import main
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import shipped_examples
@@ -158,6 +159,14 @@ def test_graphs_that_differ_are_not_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="differ from the model's by up to"):
         export_onnx(tiny_embedder(), tmp_path / "bad")
     assert not list(tmp_path.iterdir())
+
+
+def test_rounded_weights_are_refused(tmp_path):
+    tiny_embedder().save(tmp_path / "model")
+    model = siglip2_jax.load(tmp_path / "model", weights="bfloat16")
+    with pytest.raises(ValueError, match="weights are rounded to bfloat16"):
+        export_onnx(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

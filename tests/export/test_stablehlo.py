@@ -253,6 +253,7 @@ def test_settings_name_all_that_results_depend_on(native, fixed):
         "ids": "",
         "tokenizer": "tokenizer.model",
     }
+    assert settings["runs_with"].startswith(f"JAX {jax.__version__}, or one built up to 6 months")
     assert settings["image"]["budget"]["default"] == 256
     assert settings["files"].keys() == FILES - {"export.json"}
     assert settings["programs"]["image"]["inputs"][0] == "float32[b,n,48]"

@@ -9,7 +9,7 @@ from inference.samples import noise
 from models import numpy_reference as reference
 from models.builders import TINY, patches, with_vision
 
-from siglip2_jax import Embedder
+from siglip2_jax import Embedder, load
 from siglip2_jax.preprocess.decode import ImageError
 from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.testing import random_params
@@ -82,7 +82,10 @@ def test_the_edge_of_a_grid_that_does_not_divide_is_repeated(model):
     np.testing.assert_array_equal(merged.tokens[:, 2], last)
 
 
-def test_norm_makes_the_last_layer_the_tokens_of_image_features(model):
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_norm_makes_the_last_layer_the_tokens_of_image_features(model, weights, tmp_path):
+    model.save(tmp_path / "model", "hf")
+    model = load(tmp_path / "model", weights=weights)
     image = patches(GRIDS, 16)
     features = model.image_features(image)
     for row, x in enumerate(model.tokens_for_vlm(image, (-1,), merge=1, norm=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig, to_
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.siglip2 import Params, unflatten
+from siglip2_jax.models.siglip2 import Params, flatten, unflatten
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.tokenizer import Tokenizer
@@ -83,16 +84,33 @@ def random_state(program: Program, mesh: Mesh, step: int) -> TrainState:
 
 
 def save_run(
-    workdir: Path, config: TrainConfig, steps: list[int], mesh: Mesh, **settings
+    workdir: Path,
+    config: TrainConfig,
+    steps: list[int],
+    mesh: Mesh,
+    params: Mapping[str, np.ndarray] | None = None,
+    **settings,
 ) -> dict[int, TrainState]:
-    """Writes what a run leaves behind, and returns the states it saved."""
+    """Writes what a run leaves behind, and returns the states it saved.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      steps: that it saves.
+      mesh: where its states live.
+      params: parameters by path that states have in place of random numbers.
+      settings: of its checkpoints.
+    """
     Tokenizer.load(TOKENIZER).save(workdir)
     run = [list(span) for span in stage_steps(config)]
     kept = {"every": 1, "keep_last": len(steps)} | settings
     checkpoints, states = RunCheckpoints(workdir, Checkpoints(**kept)), {}
     for step in steps:
         stage = next(stage for stage in config.resolved if step <= stage.end)
-        states[step] = random_state(Sevens(stage), mesh, step)
+        states[step] = state = random_state(Sevens(stage), mesh, step)
+        leaves = flatten(state.params)
+        placed = {k: device_put_global(x, leaves[k].sharding) for k, x in (params or {}).items()}
+        states[step] = dataclasses.replace(state, params=unflatten(leaves | placed))
         record = describe(stage.model, config.preprocessing)
         record |= {"step": step, "stage": stage.name, "stages": run}
         record |= {"position": step * stage.batch_size, "bad_examples": 0}

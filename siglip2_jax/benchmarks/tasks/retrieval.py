@@ -11,6 +11,7 @@ from siglip2_jax.benchmarks.karpathy import Karpathy
 from siglip2_jax.benchmarks.tasks.base import Setting, Task
 from siglip2_jax.benchmarks.tasks.held_out import SPLITS, held_out
 from siglip2_jax.benchmarks.tasks.prepared import INFO, Prepared, is_prepared
+from siglip2_jax.data.pairs import Pairs
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.evals.retrieval import Retrieval
 
@@ -29,6 +30,11 @@ def _captions(setting: Setting) -> Retrieval:
         source = Prepared(root).captioned(SPLITS)
     else:
         source = Folder(str(root), where=held_out(root / "captions.jsonl"))
+    return Retrieval(source=source, max_num_patches=setting.budget)
+
+
+def _pairs(setting: Setting) -> Retrieval:
+    source = Pairs(str(setting.root), "held_out")
     return Retrieval(source=source, max_num_patches=setting.budget)
 
 
@@ -102,6 +108,14 @@ TASKS: tuple[Task, ...] = (
         required_files=(("captions.jsonl", INFO), ("images", INFO)),
         setup_hint=_ROWS + "; or give the directory of a version of a TFDS dataset with captions",
         make=_captions,
+    ),
+    _recall(
+        name="pairs",
+        folder=".",
+        required_files=(("captions.jsonl", "*.csv", "*.tsv", "*.jsonl", "*.parquet"),),
+        setup_hint="captions.jsonl and images, a table of paths, or Parquet files, of which the "
+        "recipe own_pairs trains on another part",
+        make=_pairs,
     ),
 )
 """In the order of the paper's tables, then sets of one's own."""

@@ -31,9 +31,9 @@ from siglip2_jax.fingerprint import fingerprint, fingerprint_arrays
 from siglip2_jax.strings import Strings
 
 Make = Callable[[str, Columns], Group]
-_USUAL_CAPTIONS = ("caption", "captions", "text")
-_USUAL_IMAGES = ("image", "img", "jpg", "png", "webp")
-_USUAL_PATHS = ("image", "file_name", "filename", "file", "path", "image_path", "filepath", "url")
+USUAL_CAPTIONS = ("caption", "captions", "text")
+USUAL_IMAGES = ("image", "img", "jpg", "png", "webp")
+USUAL_PATHS = ("image", "file_name", "filename", "file", "path", "image_path", "filepath", "url")
 _TFDS = re.compile(r"(.+?(?::\d[\d.*]*)?):([^:].*)")
 
 
@@ -74,8 +74,8 @@ def parquet_group(spec: str, columns: Columns) -> FileGroup:
     path = paths[0]
     _, footer = index_rows(store.stat(path), store)
     names = footer.schema.to_arrow_schema().names
-    image = choose(columns.image, _USUAL_IMAGES, names, path) or "image"
-    caption = choose(columns.caption, _USUAL_CAPTIONS, names, path)
+    image = choose(columns.image, USUAL_IMAGES, names, path) or "image"
+    caption = choose(columns.caption, USUAL_CAPTIONS, names, path)
     kept = kept_columns(columns, names, path)
     source = partial(ParquetFile, image=image, caption=caption, fields=kept)
     return FileGroup(paths, source, versions)
@@ -90,8 +90,8 @@ def table_group(spec: str, columns: Columns) -> Group:
 
 def _table(path: str, columns: Columns) -> RowGroup:
     names = table_columns(path)
-    image = choose(columns.image, _USUAL_PATHS, names, path) or _USUAL_PATHS[0]
-    caption = choose(columns.caption, _USUAL_CAPTIONS, names, path)
+    image = choose(columns.image, USUAL_PATHS, names, path) or USUAL_PATHS[0]
+    caption = choose(columns.caption, USUAL_CAPTIONS, names, path)
     kept_columns(columns, names, path)
     source = Table(path, image, caption)
     return RowGroup(os.path.basename(path), source, len(source.open()), ROWS, (path,))
@@ -112,7 +112,7 @@ def tfds_group(spec: str, columns: Columns) -> RowGroup:
     image = columns.image or "image"
     opened: Any = Tfds(name, split, directory, image, None).open()
     names, place = list(opened.features), f"tfds:{spec}"
-    caption = choose(columns.caption, _USUAL_CAPTIONS, names, place)
+    caption = choose(columns.caption, USUAL_CAPTIONS, names, place)
     kept_columns(columns, names, place)
     source = Tfds(name, split, directory, image, caption)
     version = fingerprint([opened.files.paths.data.tolist(), opened.files.counts.tolist()])

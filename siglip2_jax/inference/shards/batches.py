@@ -73,7 +73,7 @@ def embed_batches(
     Raises:
       ImageError: an item has an error, and it is strict.
     """
-    _, embed_image, _ = programs(model.config, model.dtype)
+    embed_image = programs(model.config, model.dtype).embed_image
     program, before = partial(embed_image, normalize=True), None
     for batch in batches:
         if strict:

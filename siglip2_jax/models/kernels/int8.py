@@ -32,7 +32,7 @@ class Int8:
     def __init__(self, values: Any, scale: Any):
         self.values, self.scale = values, scale
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[DictKey, Any], ...], None]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
         """Children with their keys, by which paths of parameters end in `/values` and `/scale`."""
         return ((DictKey("values"), self.values), (DictKey("scale"), self.scale)), None
 
