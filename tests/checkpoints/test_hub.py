@@ -1,5 +1,4 @@
 import hashlib
-import json
 
 import hub_stand_in
 import numpy as np
