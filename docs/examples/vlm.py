@@ -21,11 +21,12 @@ import optax
 from flax import nnx
 
 from siglip2_jax import Compute, load
+from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.models.config import Tower
 from siglip2_jax.models.layers import Encoder
 
-WIDTH, DEPTH, PATCHES, BATCH, CAPTIONS = 64, 2, 64, 32, 5
+WIDTH, DEPTH, PATCHES, BATCH, CAPTIONS, VIEWS = 64, 2, 64, 32, 5, 8
 
 
 class Vlm(nnx.Module):
@@ -54,11 +55,21 @@ class Vlm(nnx.Module):
         return self.words.attend(self.decoder(x, attend & exists[:, None])[:, images:])
 
 
-def read(model, folder):
-    """Examples; their image tokens [n, N, C], which of these exist [n, N], ids [n, CAPTIONS, T]."""
-    opened = folder.open()
-    examples = [opened[i] for i in range(len(opened))]
-    images = model.tokens_for_vlm([x["image"] for x in examples], max_num_patches=PATCHES)
+def read(model, folder, views=0):
+    """Examples; their image tokens [n, N, C], which of these exist [n, N], ids [n, CAPTIONS, T].
+
+    With `views`, each image comes so many times, in random crops, mirrored or not.
+    """
+    opened, rng = folder.open(), np.random.default_rng(0)
+    examples = [opened[i] for i in range(len(opened))] * max(views, 1)
+
+    def view(example):
+        example = {**example, "image": model.preprocess.open(example["image"])}
+        for transform in (RandomResizedCrop((0.5, 1.0)), HorizontalFlip()) if views else ():
+            example = transform(example, rng)
+        return example["image"]
+
+    images = model.tokens_for_vlm(map(view, examples), max_num_patches=PATCHES)
     counts = np.array([x.tokens.shape[1] for x in images])
     valid = np.arange(counts.max()) < counts[:, None]
     tokens = np.zeros((*valid.shape, images[0].tokens.shape[2]), np.float32)
@@ -133,7 +144,8 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     model = load(args.model)
     folders = (Folder(args.data, args.captions, where=(("split", x),)) for x in ("train", "val"))
-    (_, seen), (examples, unseen) = (read(model, folder) for folder in folders)
+    _, seen = read(model, next(folders), VIEWS)
+    examples, unseen = read(model, next(folders))
     sizes = seen[0].shape[2], model.tokenizer.vocab_size, model.tokenizer.length
     rows, texts = [], []
     for seed in range(args.seeds):
