@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from siglip2_jax.config import Pretrained
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.recipes import finetune, finetune_lora, own_pairs
 from siglip2_jax.testing import TINY, tiny_embedder
@@ -29,11 +30,12 @@ def test_the_base_decides_sizes_tokenizer_and_preprocessing(base):
     assert run.model == TINY and run.preprocessing.text_norm == "unicode_lower"
     assert run.tokenizer == f"{base}/{TOKENIZER.name}"
     (stage,) = run.stages
-    assert stage.start.source == base and stage.start.bias_shift == math.log(64)
+    assert stage.start == Pretrained(source=base, bias_shift=math.log(64))
     assert own_pairs.config(base=base, tokenizer="mine").tokenizer == "mine"
     released = own_pairs.config()
     assert released.model == finetune.config().model
-    assert released.stages[0].start.bias_shift == math.log(512)
+    start = Pretrained(source=own_pairs.RELEASE, bias_shift=math.log(512))
+    assert released.stages[0].start == start
 
 
 def test_what_learns(base):

@@ -1,5 +1,4 @@
 import hashlib
-import json
 
 import hub_stand_in
 import numpy as np
@@ -7,6 +6,7 @@ import pytest
 
 import siglip2_jax
 from siglip2_jax.checkpoints import ConversionError, SourceError, hub, write
+from siglip2_jax.export.manifest import export_directory
 from siglip2_jax.testing import TINY_FIXED, tiny_embedder
 
 # The hub's client sends large files in a way that its HTTP library would have otherwise.
@@ -46,11 +46,8 @@ def export(tmp_path):
 def manifest(tmp_path):
     """An export of another format, known by its manifest."""
     path = tmp_path / "program"
-    path.mkdir()
-    (path / "image.bin").write_bytes(b"a program")
-    digest = hashlib.sha256(b"a program").hexdigest()
-    files = {"image.bin": {"bytes": 9, "sha256": digest}}
-    (path / hub.MANIFEST).write_text(json.dumps({"files": files}))
+    with export_directory(tiny_embedder(TINY_FIXED, tokenizer=False), path) as (staging, _):
+        (staging / "image.bin").write_bytes(b"a program")
     return path
 
 
@@ -82,9 +79,11 @@ def test_private_and_a_branch(server, export):
 
 
 def test_an_export_with_a_manifest(server, manifest):
+    content = {path.name: path.read_bytes() for path in manifest.iterdir()}
     (manifest / "id_rsa").write_text("SECRET")
     hub.push(manifest, REPOSITORY)
-    assert server.branches[REPOSITORY, "main"].keys() == {"image.bin", hub.MANIFEST}
+    assert content.keys() > {"image.bin", hub.MANIFEST}
+    assert server.branches[REPOSITORY, "main"] == content
     (manifest / "image.bin").write_bytes(b"a pr0gram")
     with pytest.raises(ConversionError, match=r"image\.bin is not what was exported"):
         hub.push(manifest, REPOSITORY)
