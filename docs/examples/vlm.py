@@ -1,6 +1,6 @@
 """A small vision-language model: a projector and a decoder learn captions on a frozen encoder.
 
-    python vlm.py MODEL DATA [--captions captions.jsonl] [--steps 600] [--seeds 3]
+    python vlm.py MODEL DATA [--captions captions.jsonl] [--steps 1500] [--seeds 3]
 
 MODEL has an encoder that has learned something, and a tokenizer: a run of `siglip2 train` or
 `siglip2 demo`, or a checkpoint. DATA is a directory as `siglip2_jax.data.sources.Folder` reads it,
@@ -139,7 +139,7 @@ def main(arguments=None):
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--captions", default="captions.jsonl")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(arguments)
     model = load(args.model)
