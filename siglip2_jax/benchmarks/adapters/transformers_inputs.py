@@ -26,9 +26,15 @@ class TransformersImages(ImagePreprocessor):
     processor: Any = None
 
     def to_patches(
-        self, image: Image.Image, max_num_patches: int = 256
+        self, image: Image.Image, max_num_patches: int = 256, merge: int = 1
     ) -> tuple[Float32[np.ndarray, "N P"], tuple[int, int]]:
-        """Preprocesses an image as `ImagePreprocessor.to_patches` does, with the processor."""
+        """Preprocesses an image as `ImagePreprocessor.to_patches` does, with the processor.
+
+        Raises:
+          ValueError: `merge` is not 1, which the processor does not know.
+        """
+        if merge != 1:
+            raise ValueError(f"merge is {merge}; transformers' image processor knows 1 alone")
         if self.image_size is not None:
             pixels = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
             side = self.image_size // self.patch_size

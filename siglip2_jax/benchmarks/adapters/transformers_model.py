@@ -8,7 +8,7 @@ differs, the protocol differs.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
@@ -147,6 +147,7 @@ class TransformersModel(Embedder):
         self._model, self._texts = model, cast(Any, None if our_tokenizer else tokenizer)
         self._encode_image = lambda _, image: self._features(image)
         self._embed_image = self._rows_of_images
+        self._hidden_states = _refuse_states
         self._embed_text = self._rows_of_texts
 
     def identity(self) -> dict[str, Any]:
@@ -208,3 +209,10 @@ class TransformersModel(Embedder):
         with torch.inference_mode():
             outputs = self._model.text_model(input_ids=torch.tensor(ids).to(self._model.device))
             return torch.nn.functional.normalize(outputs.pooler_output, dim=-1).cpu().numpy()
+
+
+def _refuse_states(*_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        "a model of transformers gives no tokens of chosen blocks here; open it with "
+        "siglip2_jax.load, or ask transformers for output_hidden_states"
+    )

@@ -96,6 +96,15 @@ def test_embeddings_are_close(pair, photos):
     )
 
 
+@pytest.mark.parametrize(
+    ("merge", "problem"), [(1, "open it with siglip2_jax.load"), (2, "knows 1 alone")]
+)
+def test_tokens_of_blocks_are_refused(pair, photos, merge, problem):
+    _, _, theirs = pair
+    with pytest.raises(ValueError, match=problem):
+        theirs.tokens_for_vlm(photos, layers=(-1,), merge=merge, max_num_patches=BUDGET)
+
+
 def test_features_are_close(pair, photos):
     ours, _, theirs = pair
     found, expected = (x.image_features(photos, max_num_patches=BUDGET) for x in (theirs, ours))
