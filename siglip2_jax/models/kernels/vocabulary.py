@@ -24,15 +24,13 @@ from jaxtyping import Array, Float, Int
 
 from siglip2_jax.models.kernels.short_attention import _PLAIN, _SECOND, _ahead, _dot
 
+Interpret = bool | pltpu.InterpretParams
 LANES = 128
-MOST_TOKENS = 2048
-"""Beyond this many tokens at a time, what a program holds of them outgrows VMEM."""
 BLOCK = 512
 """Entries of the vocabulary that a program takes; the vocabulary must be padded to whole blocks."""
+_HELD = 2048 * 1536  # entries of hidden states; more, and their gradients, would outgrow VMEM
 _ROWS = 512  # tokens of a product, while the vector units are busy with those before
-_PARAMS = pltpu.CompilerParams(
-    dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20
-)
+_PARAMS = pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20)
 
 
 class Sums(NamedTuple):
@@ -51,6 +49,17 @@ class Sums(NamedTuple):
     tops: Float[Array, "N 1 C"] | None = None
 
 
+def tokens_together(wanted: int, width: int) -> int:
+    """Number of tokens for the kernels to take at a time.
+
+    Args:
+      wanted: about how many.
+      width: D, of their hidden states.
+    """
+    most = max(1, _HELD // width // LANES)
+    return min(math.ceil(wanted / LANES), most) * LANES
+
+
 def softmax_sums(
     hidden: Float[Array, "C D"],
     kernel: Float[Array, "D V"],
@@ -58,12 +67,12 @@ def softmax_sums(
     vocabulary: int,
     *,
     keep: bool,
-    interpret: bool = False,
+    interpret: Interpret = False,
 ) -> Sums:
     """Goes through the logits `hidden @ kernel`; products take operands in their dtype.
 
     Args:
-      hidden: of a number of tokens that `LANES` divides, at most `MOST_TOKENS`; finite.
+      hidden: of as many tokens as `tokens_together` says; finite.
       kernel: the output projection, padded with any finite entries to whole blocks of `BLOCK`.
       targets: the right entries.
       vocabulary: number of entries without padding.
@@ -110,7 +119,7 @@ def softmax_gradients(
     weights: Float[Array, " C"],
     d_kernel: Float[Array, "D V"],
     *,
-    interpret: bool = False,
+    interpret: Interpret = False,
 ) -> tuple[Float[Array, "C D"], Float[Array, "D V"]]:
     """Derivatives of `weights * (log_sum - right)`, summed over tokens, by hidden and kernel.
 
@@ -163,7 +172,13 @@ def softmax_gradients(
 
 
 def _sums_kernel(
-    hidden: Any, kernel: Any, targets: Any, top: Any, total: Any, right: Any, *kept: Any,
+    hidden: Any,
+    kernel: Any,
+    targets: Any,
+    top: Any,
+    total: Any,
+    right: Any,
+    *kept: Any,
     vocabulary: int,
 ) -> None:
     block = pl.program_id(0)
@@ -188,8 +203,10 @@ def _sums_kernel(
         total[rows, :] = functools.reduce(jnp.add, exponentials, so_far)
         top[rows, :] = largest
         target = targets[rows, :] - block * BLOCK - lanes
-        hits = [jnp.where(target == LANES * i, part, 0) for i, part in enumerate(parts)]
-        right[rows, :] = functools.reduce(jnp.add, hits, jnp.where(first, 0, right[rows, :]))
+        hit = jnp.where(first, 0, right[rows, :])
+        for i, part in enumerate(parts):
+            hit = jnp.where(target == LANES * i, part, hit)
+        right[rows, :] = hit
         if kept:
             for i, part in enumerate(exponentials):
                 kept[0][rows, LANES * i : LANES * (i + 1)] = part.astype(kept[0].dtype)
@@ -244,5 +261,7 @@ def _cost(products: int, hidden: Array, kernel: Array, *others: Any) -> pl.CostE
     return pl.CostEstimate(
         flops=2 * products * logits * hidden.shape[1],
         transcendentals=logits,
-        bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in (hidden, kernel, *others)),
+        bytes_accessed=sum(
+            math.prod(x.shape) * x.dtype.itemsize for x in (hidden, kernel, *others)
+        ),
     )
