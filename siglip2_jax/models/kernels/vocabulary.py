@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from siglip2_jax.models.kernels.short_attention import _PLAIN, _SECOND, _ahead, _dot
+from siglip2_jax.models.kernels.products import PLAIN, SECOND, ahead, dot
 
 Interpret = bool | pltpu.InterpretParams
 LANES = 128
@@ -185,9 +185,9 @@ def _sums_kernel(
     first = block == 0
 
     def logits(rows: slice) -> Array:
-        return _dot(hidden[rows, :], kernel[...], _PLAIN)
+        return dot(hidden[rows, :], kernel[...], PLAIN)
 
-    for rows, block_logits in _ahead(logits, _parts(hidden.shape[0])):
+    for rows, block_logits in ahead(logits, _parts(hidden.shape[0])):
         lanes = jax.lax.broadcasted_iota(jnp.int32, (rows.stop - rows.start, LANES), 1)
         parts = [block_logits[:, at : at + LANES] for at in range(0, BLOCK, LANES)]
         if vocabulary % BLOCK:
@@ -238,10 +238,10 @@ def _gradients_kernel(
         return jnp.concatenate(parts, axis=1)
 
     d_kernel[...] = d_kernel_before[...]
-    for rows, d_rows in _ahead(d_logits, _parts(d_hidden.shape[0])):
+    for rows, d_rows in ahead(d_logits, _parts(d_hidden.shape[0])):
         before = jnp.where(block == 0, 0, d_hidden[rows, :])
-        d_hidden[rows, :] = before + _dot(d_rows, kernel[...], _SECOND)
-        d_kernel[...] += _dot(hidden[:, rows], d_rows, _PLAIN)
+        d_hidden[rows, :] = before + dot(d_rows, kernel[...], SECOND)
+        d_kernel[...] += dot(hidden[:, rows], d_rows, PLAIN)
 
 
 def _parts(tokens: int) -> Iterator[slice]:
