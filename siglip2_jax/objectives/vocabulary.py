@@ -154,7 +154,7 @@ def _local(
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     """Computes the result of `_on_mesh` for the tokens of one device."""
     order = jnp.argsort(weights.ravel() == 0, stable=True)
-    vocabulary = kernel.shape[1]
+    vocabulary, chunk = kernel.shape[1], min(chunk, order.size)
     softmax = partial(_softmax, kernel=kernel)
     if impl == "pallas":
         chunk = tokens_together(chunk, kernel.shape[0])
