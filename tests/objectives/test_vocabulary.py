@@ -179,8 +179,9 @@ def test_chunks_are_positive():
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-@pytest.mark.parametrize(("width", "vocabulary"), [(768, 5120), (1152, 5000)])
+@pytest.mark.parametrize(
+    ("topology", "width", "vocabulary"), [("v5e:2x2", 768, 5120), ("v6e:2x2", 1152, 5000)]
+)
 def test_tpus_run_the_kernels(topology, width, vocabulary):
     """One for the value, two with a gradient, where factors are bfloat16; else none."""
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
