@@ -13,6 +13,7 @@ import argparse
 import functools
 import os
 import sys
+from typing import Literal, get_args
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -27,7 +28,10 @@ from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.sharding import BATCH
 
 
-def _estimate(args: argparse.Namespace, impl: str) -> list[str]:
+Impl = Literal["xla", "pallas"]
+
+
+def _estimate(args: argparse.Namespace, impl: Impl) -> list[str]:
     mesh = topology_mesh(args.topology)
     chip = chip_of(mesh)
 
@@ -62,15 +66,15 @@ def _estimate(args: argparse.Namespace, impl: str) -> list[str]:
 
 def main() -> int:
     """Prints the estimates."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--impl", choices=["xla", "pallas"], action="append", help="(both)")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--impl", choices=get_args(Impl), action="append", help="(both)")
     parser.add_argument("--topology", default="v5e:16x16", help="(%(default)s)")
     parser.add_argument("--chunk", type=int, default=2048, help="(%(default)s)")
     parser.add_argument("--tokens", type=int, default=24576, help="of a chip (%(default)s)")
     parser.add_argument("--width", type=int, default=768, help="(%(default)s)")
     parser.add_argument("--vocabulary", type=int, default=256_000, help="(%(default)s)")
     args = parser.parse_args()
-    for impl in args.impl or ["xla", "pallas"]:
+    for impl in args.impl or get_args(Impl):
         print("\n".join(_estimate(args, impl)), flush=True)
     return 0
 
