@@ -27,7 +27,6 @@ from siglip2_jax.planner.hlo.program import top
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.sharding import BATCH
 
-
 Impl = Literal["xla", "pallas"]
 
 

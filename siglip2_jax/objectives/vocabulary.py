@@ -220,7 +220,7 @@ def _softmax(hidden: Array, targets: Array, *, kernel: Array) -> tuple[Array, De
 def _fused_softmax(
     hidden: Array, targets: Array, *, kernel: Array, vocabulary: int, derive: bool
 ) -> tuple[Array, Derive]:
-    """As `_softmax`, by the kernels; `kernel` is padded with zeros to whole blocks."""
+    """Computes the result of `_softmax` by the kernels, given whole blocks, padded with zeros."""
     interpret = platform() != "tpu"
     sums = softmax_sums(hidden, kernel, targets, vocabulary, keep=derive, interpret=interpret)
 

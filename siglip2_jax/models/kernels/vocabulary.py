@@ -34,7 +34,7 @@ _PARAMS = pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_by
 
 
 class Sums(NamedTuple):
-    """What is known of the softmax of C tokens.
+    """Results of the pass over all logits of C tokens.
 
     Attributes:
       log_sum: logarithm of the sum of the exponentials of all logits.

@@ -66,7 +66,7 @@ def test_values_and_gradients(vocabulary):
 
 
 def test_one_huge_logit():
-    """In any block: what came before it vanishes, what comes after adds nothing."""
+    """Logits before it vanish and those after it add nothing, whichever block has it."""
     hidden, kernel, targets, weights = operands(1300)
     hidden = hidden.at[:, 0].set(1)
     for entry in (3, 700, 1299):
@@ -83,7 +83,7 @@ def test_bfloat16_rounds_only_the_gradients():
 
 
 def test_no_race_and_nothing_read_before_it_is_written():
-    """As on a TPU: copies run beside the program, and memory holds NaN until it is written."""
+    """Copies run beside the program as on a TPU, and memory holds NaN until it is written."""
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     inputs = operands(1300)
