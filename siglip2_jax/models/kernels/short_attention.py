@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.kernels.products import FIRST, PLAIN, SECOND, ahead, dot
 from siglip2_jax.sharding import AXES, has_mesh
 
 LANES = 128
@@ -36,11 +37,6 @@ _VMEM = 64 * 2**20
 
 # For the backward pass: query, key, value, their mask, and the scores' log sums.
 _Residuals = tuple[Array, Array, Array, Array | None, Array]
-
-# Which dimensions a product sums over: rows of neither, of the second, of both.
-_PLAIN = (((1,), (0,)), ((), ()))
-_SECOND = (((1,), (1,)), ((), ()))
-_FIRST = (((0,), (0,)), ((), ()))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -155,11 +151,11 @@ def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape)
 
     def scores(unit: tuple[int, int, slice]) -> Array:
         image, head, rows = unit
-        return _dot(
-            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), _SECOND
+        return dot(
+            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), SECOND
         )
 
-    for unit, score in _ahead(scores, shape.units(query.shape[0])):
+    for unit, score in ahead(scores, shape.units(query.shape[0])):
         image, head, rows = unit
         score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
         # An image without a valid key gets weights of 0, here and in the backward pass.
@@ -167,7 +163,7 @@ def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape)
         weights = jnp.exp2(score - largest)
         total = jnp.maximum(weights.sum(0, keepdims=True), 0.5)
         weights = (weights * (1 / total)).astype(value.dtype)
-        values = _dot(weights, _read(value, image, head, shape), _FIRST)
+        values = dot(weights, _read(value, image, head, shape), FIRST)
         _write(out, image, head, shape, values, rows)
         log_sum[image, 0, head : head + 1, rows] = largest + jnp.log2(total)
 
@@ -188,17 +184,17 @@ def _backward_kernel(
 
     def row_products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
         image, head, rows = unit
-        scores = _dot(
-            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), _SECOND
+        scores = dot(
+            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), SECOND
         )
-        d_weights = _dot(
+        d_weights = dot(
             _read(value, image, head, shape),
             _read_alone(cotangent, image, head, shape, rows),
-            _SECOND,
+            SECOND,
         )
         return scores, d_weights
 
-    for unit, (score, d_weights) in _ahead(row_products, shape.units(query.shape[0])):
+    for unit, (score, d_weights) in ahead(row_products, shape.units(query.shape[0])):
         image, head, rows = unit
         score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
         weights = jnp.exp2(score - log_sum[image, 0, head : head + 1, rows])
@@ -206,14 +202,14 @@ def _backward_kernel(
         d_scores = weighted - weights * weighted.sum(0, keepdims=True)
         d_scores = d_scores.astype(query.dtype)
         products = (
-            _dot(d_scores, _read(query, image, head, shape, rows), _PLAIN),
-            _dot(weights.astype(value.dtype), _read(cotangent, image, head, shape, rows), _PLAIN),
+            dot(d_scores, _read(query, image, head, shape, rows), PLAIN),
+            dot(weights.astype(value.dtype), _read(cotangent, image, head, shape, rows), PLAIN),
         )
         sums = products if rows.start == 0 else tuple(map(jnp.add, sums, products))
         if rows.stop == shape.queries:
             _write(d_key, image, head, shape, sums[0] * shape.scale)
             _write(d_value, image, head, shape, sums[1])
-        d_rows = _dot(d_scores, _read(key, image, head, shape), _FIRST) * shape.scale
+        d_rows = dot(d_scores, _read(key, image, head, shape), FIRST) * shape.scale
         _write(d_query, image, head, shape, d_rows, rows)
 
 
@@ -221,21 +217,6 @@ def _thirds(ref: Any) -> list[Any]:
     """The three parts, side by side, of a block."""
     width = ref.shape[2] // 3
     return [ref.at[:, :, i * width : (i + 1) * width] for i in range(3)]
-
-
-def _ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-    """Units with what `compute` gives, one unit early.
-
-    The compiler keeps the order of a program, so the matrix units are given the next block's
-    products before the vector units start on this one's softmax.
-    """
-    unit = next(units)
-    result = compute(unit)
-    for following in units:
-        next_result = compute(following)
-        yield unit, result
-        unit, result = following, next_result
-    yield unit, result
 
 
 def _window(head: int, shape: _Shape) -> tuple[int, int]:
@@ -275,16 +256,6 @@ def _write(
     before = start - _window(head, shape)[0]
     head_values = window[:, before : before + shape.size]
     ref[image, rows, start : start + shape.size] = head_values.astype(ref.dtype)
-
-
-def _dot(x: Array, y: Array, dimensions: Any) -> Array:
-    # float32 operands are computed as such; without this the chip would round them to bfloat16.
-    # Products of bfloat16 are exact, and Mosaic refuses them any precision that JAX's default says.
-    levels = jax.lax.Precision
-    precision = levels.HIGHEST if x.dtype == jnp.float32 else levels.DEFAULT
-    return jax.lax.dot_general(
-        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def _mask(valid: Array | None) -> tuple[Array, ...]:

@@ -138,7 +138,8 @@ def analyse(text: str, chip: Chip, time_kernels: KernelTimer | None = None) -> A
       chip: what it is compiled for.
       time_kernels: gives the cycles of one call of each of some kernels, None for those it cannot
         tell, such as `kernel_time.cycles_of`; None times no kernel. A kernel takes at least as
-        long as its HBM traffic; one without cycles counts by its own cost estimate, if it has one.
+        long as its HBM traffic and the products of its own cost estimate; one without cycles
+        counts by these, if it has an estimate.
 
     Returns:
       All operations with what they cost.
@@ -162,8 +163,9 @@ def _timed(op: Operation, once: int | None, chip: Chip) -> Operation:
     """A kernel's operation with its time, given the cycles of one call."""
     if once is None and (op.kernel is None or op.kernel.flops is None):
         return op
-    compute = op.flops / chip.flops * chip.clock_hz if once is None else op.trips * once
-    cycles = round(max(compute, op.hbm_bytes / chip.hbm_bandwidth * chip.clock_hz))
+    # The bundles of a kernel that fills the matrix units can be fewer than the cycles these take.
+    roofline = max(op.flops / chip.flops, op.hbm_bytes / chip.hbm_bandwidth) * chip.clock_hz
+    cycles = round(max(roofline, op.trips * (once or 0)))
     by = "cost estimate" if once is None else "bundles"
     return dataclasses.replace(op, cycles=cycles, timed_by=by)
 

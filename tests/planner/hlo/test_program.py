@@ -351,9 +351,10 @@ TRAFFIC = 2 * 4 * 8 * 128 * 2  # in and out; the lengths lie in VMEM
 @pytest.mark.parametrize(
     ("said", "counted", "cycles", "timed_by"),
     [
-        (ESTIMATE, 700, 700, "bundles"),
-        (ESTIMATE, 3, TRAFFIC / 100, "bundles"),  # 100 bytes a cycle
-        (ESTIMATE, None, 4000, "cost estimate"),  # 1,000 FLOPs a cycle
+        (ESTIMATE, 5000, 5000, "bundles"),
+        (ESTIMATE, 700, 4000, "bundles"),  # 1,000 FLOPs a cycle
+        ("", 3, TRAFFIC / 100, "bundles"),  # 100 bytes a cycle
+        (ESTIMATE, None, 4000, "cost estimate"),
         ("", 700, 700, "bundles"),
         ("", None, None, None),
     ],
