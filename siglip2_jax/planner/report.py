@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from siglip2_jax.planner.hlo.program import AMOUNTS, merged, top
 from siglip2_jax.planner.hlo.walk import Operation
-from siglip2_jax.planner.host_input import Assumptions, HostInput, describe, request_dollars
+from siglip2_jax.planner.host_input import Assumptions, HostInput, describe
 from siglip2_jax.planner.plan import StepPlan
 from siglip2_jax.planner.search import Trial, pareto
 from siglip2_jax.train.chips import GIB
@@ -37,11 +37,7 @@ def report(
     assumed = assumed or Assumptions()
     inputs = [describe(its_needs, assumed) for its_needs in needs] or [[]] * len(plans)
     blocks = [_block(plan, topology, lines) for plan, lines in zip(plans, inputs, strict=True)]
-    last = f"all steps above: {sum(plan.days for plan in plans):.2f} days"
-    if needs:
-        dollars, price = request_dollars(plans, assumed), assumed.dollars_per_request * 1000
-        last += f"; {dollars:,.2f} dollars of requests from a store, at {price:g} per 1,000"
-    return "\n\n".join([*blocks, last])
+    return "\n\n".join(blocks)
 
 
 def _block(plan: StepPlan, topology: str, input_lines: list[str]) -> str:
