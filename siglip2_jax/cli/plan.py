@@ -57,7 +57,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="compile everything, also what an earlier plan compiled and keeps in the user's cache",
+        help="compile everything again, and keep nothing (default: what was compiled is kept in "
+        "siglip2_jax/plans in the user's cache)",
     )
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find the largest batch that fits"

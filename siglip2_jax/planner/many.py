@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
+import functools
 import pickle
-from collections import deque
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
 from jax.sharding import Mesh
 
@@ -16,6 +13,7 @@ from siglip2_jax.config import Origin, ResolvedStage, load_config
 from siglip2_jax.data.workers.machine import free_memory, usable_cores
 from siglip2_jax.planner.estimate import DoesNotFit, has_all_times
 from siglip2_jax.planner.plan import StepPlan, plan_step
+from siglip2_jax.planner.processes import in_processes
 from siglip2_jax.planner.results import (
     Results,
     describe_mesh,
@@ -56,14 +54,6 @@ class Job:
         (stage,) = (stage for stage in config.resolved if stage.name == self.stage)
         return stage, topology_mesh(self.topology, self.slices, config.replica)
 
-    def plan(self, results: Results) -> Answer:
-        """Compiles the step."""
-        stage, mesh = self.load()
-        try:
-            return plan_step(stage, self.budget, mesh, results=results)
-        except DoesNotFit as error:
-            return error
-
 
 def plan_all(
     jobs: Sequence[Job], results: Results, at_once: int | None = None
@@ -90,7 +80,8 @@ def plan_all(
             new.append(job)
         else:
             yield job, answer
-    for job, answer in _in_processes(new, results, at_once or _processes()):
+    work = functools.partial(_plan, results)
+    for job, answer in in_processes(work, new, at_once or _processes()):
         key = keys[job]
         if key and (isinstance(answer, DoesNotFit) or has_all_times(answer.operations)):
             results.put(key, answer)
@@ -114,59 +105,10 @@ def _processes() -> int:
     return max(1, min(usable_cores(), usable_cores() if free is None else free // PROCESS_BYTES))
 
 
-def _in_processes(
-    jobs: Sequence[Job], results: Results, at_once: int
-) -> Iterator[tuple[Job, Answer]]:
-    context = multiprocessing.get_context("spawn")  # of JAX's threads none can be forked
-    waiting = deque(jobs)
-    running: dict[Connection, tuple[Job, BaseProcess]] = {}
+def _plan(results: Results, job: Job) -> Answer:
+    """Compiles the step of a job."""
+    stage, mesh = job.load()
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                job = waiting.popleft()
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_answer, args=(sender, job, results), daemon=True)
-                process.start()
-                sender.close()
-                running[receiver] = job, process
-            for receiver in wait(list(running)):
-                assert isinstance(receiver, Connection)
-                job, process = running.pop(receiver)
-                answer = _receive(receiver, process)
-                if answer is not None:
-                    yield job, answer
-                elif running:  # the kernel ended it for want of memory: later, with fewer
-                    at_once = len(running)
-                    waiting.append(job)
-                else:
-                    raise RuntimeError(
-                        "a process that compiles was killed, most likely for want of memory; "
-                        "plan on a machine with more"
-                    )
-    finally:
-        for _, process in running.values():
-            process.kill()
-
-
-def _receive(receiver: Connection, process: BaseProcess) -> Answer | None:
-    """The answer of a process; None where it was killed."""
-    try:
-        answer = receiver.recv()
-    except EOFError:
-        process.join()
-        if process.exitcode is not None and process.exitcode < 0:
-            return None
-        raise RuntimeError("a process that compiles failed, as its output above says") from None
-    process.join()
-    if isinstance(answer, ValueError) and not isinstance(answer, DoesNotFit):
-        raise answer
-    return answer
-
-
-def _answer(sender: Connection, job: Job, results: Results) -> None:
-    """Plans a job and sends its plan, or the error that its user can cause; in its own process."""
-    try:
-        answer = job.plan(results)
-    except ValueError as error:
-        answer = ValueError(str(error))
-    sender.send(answer)
+        return plan_step(stage, job.budget, mesh, results=results)
+    except DoesNotFit as error:
+        return error
