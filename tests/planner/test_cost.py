@@ -34,6 +34,7 @@ def test_the_table():
     assert lines[2].split() == "stage0 256 128 500.0 0.000 1.00 0.50 48 72".split()
     assert lines[4].split() == "total 1.50 240 360".split()
     assert len({len(line) for line in lines[1:5]}) == 1  # columns end below each other
+    assert lines[-1] == "0.17 dollars of requests from a store, at 0.0004 per 1,000"
     assert "dollars" not in table(HALF).splitlines()[1]
 
 
