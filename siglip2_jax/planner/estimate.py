@@ -42,7 +42,8 @@ class Estimate:
       flops: of matrix products in the program, and of kernels by their own cost estimates.
       hbm_bytes: read and written.
       collectives: bytes sent, by kind.
-      scheduled: seconds in the schedule, without collectives and operations with no estimate.
+      scheduled: seconds in the schedule, without collectives that run beside other operations, and
+        without operations with no estimate.
     """
 
     batch_size: int

@@ -65,6 +65,9 @@ def _block(plan: StepPlan, topology: str, input_lines: list[str]) -> str:
         f"  step         {plan.seconds * 1e3:.1f} ms estimated, MFU {plan.mfu:.3f}, "
         f"{plan.examples_per_second:.1f} examples/s per chip, {plan.days:.2f} days",
     ]
+    if waited := sum(op.cycles or 0 for op in plan.operations if op.timed_by == "links"):
+        milliseconds = waited / chip.clock_hz * 1e3
+        lines.append(f"               ({milliseconds:.1f} ms of it wait for collectives)")
     if plan.untimed:
         lines.append(f"               ({plan.untimed} operations are not in the estimate)")
     return "\n".join(lines + input_lines + _largest(plan))
@@ -94,7 +97,8 @@ def _name(op: Operation) -> str:
         return f"{op.opcode:<24.40} {'/'.join(keys)} (the compiler's own)"
     name = op.op_name.rsplit("/", 1)[-1] or op.name
     source = re.sub(r".*siglip2_jax/", "", op.source)
-    note = " (by its own cost estimate)" if op.timed_by == "cost estimate" else ""
+    notes = {"cost estimate": " (by its own cost estimate)", "links": " (by the links' rate)"}
+    note = notes.get(op.timed_by or "", "")
     return f"{name:<24.40} {source}{note}".rstrip()
 
 
