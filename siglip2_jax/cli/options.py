@@ -26,6 +26,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def price(text: str) -> float:
+    """An argparse type: a price above 0."""
+    try:
+        dollars = float(text)
+    except ValueError:
+        dollars = 0.0
+    if not 0 < dollars < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price above 0")
+    return dollars
+
+
 def any_path(text: str) -> epath.Path:
     """An argparse type: a path, local or `gs://`."""
     from etils import epath  # slow to import
