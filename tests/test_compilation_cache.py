@@ -57,7 +57,9 @@ def test_keys_know_no_paths_and_no_lines(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: x[:-1] + b"!"])
+@pytest.mark.parametrize(
+    "harm", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: x[:-1] + b"!"]
+)
 def test_a_damaged_program_is_replaced(script, tmp_path, harm):
     start(script, tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
