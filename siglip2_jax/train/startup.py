@@ -77,6 +77,5 @@ class StartUp:
         compiled, read = (
             now - then for now, then in zip(self._compilations.counts(), before, strict=True)
         )
-        on = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
-        cache = f"from the cache {on}" if on else "from a cache (it is off)"
-        return f"{compiled} programs compiled, {read} {cache}"
+        cache = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+        return f"{compiled} programs compiled, " + (f"{read} from {cache}" if cache else "no cache")
