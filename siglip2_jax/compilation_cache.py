@@ -116,22 +116,21 @@ def user_cache() -> Path:
 
 
 def keep_programs(directory: str | os.PathLike[str] | None) -> None:
-    """Keeps what this process compiles in a directory, and reads what is there.
+    """Keeps what this process compiles in a directory, and reads what is there; starts no device.
 
-    Does nothing on a CPU with several devices: a program that XLA reads back there no longer
+    Nothing is kept on a CPU with several devices: a program that XLA reads back there no longer
     orders the collectives inside a scan with those outside of it, and devices wait for each other
     for ever. Settings of JAX's own (`JAX_COMPILATION_CACHE_DIR`) stay as they are.
 
     Args:
       directory: local or `gs://`, trusted, as programs in it are run; None keeps nothing.
     """
-    several = jax.default_backend() == "cpu" and jax.device_count() > 1
-    if directory is None or several:
+    if directory is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if jax.config.jax_compilation_cache_dir:
         return
-    compilation_cache.get_file_cache = lambda path: (ProgramFiles(path), path)
+    compilation_cache.get_file_cache = _open
     settings = {
         "jax_compilation_cache_dir": os.fspath(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # together small ones take long
@@ -141,6 +140,22 @@ def keep_programs(directory: str | os.PathLike[str] | None) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def place_in_use() -> str | None:
+    """The directory that programs are kept in, or None; starts the devices."""
+    place = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+    replaced = compilation_cache.get_file_cache is _open
+    return None if not place or (replaced and _are_several_of_a_cpu()) else place
+
+
+def _open(path: str) -> tuple[ProgramFiles, str] | None:
+    """Opens the directory when JAX first compiles, as devices are known by then."""
+    return None if _are_several_of_a_cpu() else (ProgramFiles(path), path)
+
+
+def _are_several_of_a_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() > 1
 
 
 class Compilations:

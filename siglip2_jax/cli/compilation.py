@@ -33,7 +33,7 @@ def add_cache_option(
 
 
 def use_cache(args: argparse.Namespace, default: str | os.PathLike[str] | None = None) -> None:
-    """Keeps compiled programs where `add_cache_option` says; call it once hosts are joined.
+    """Keeps compiled programs where `add_cache_option` says.
 
     Args:
       args: those of the command.

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from siglip2_jax.compilation_cache import Compilations
+from siglip2_jax.compilation_cache import Compilations, place_in_use
 from siglip2_jax.data.workers.machine import usable_cores
 from siglip2_jax.progress import progress
 
@@ -77,5 +77,5 @@ class StartUp:
         compiled, read = (
             now - then for now, then in zip(self._compilations.counts(), before, strict=True)
         )
-        cache = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
-        return f"{compiled} programs compiled, " + (f"{read} from {cache}" if cache else "no cache")
+        place = place_in_use()
+        return f"{compiled} programs compiled, " + (f"{read} from {place}" if place else "no cache")
