@@ -32,6 +32,12 @@ def fingerprint_bytes(data: bytes | memoryview) -> str:
     return sha256(data).hexdigest()[:32]
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a local file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint_arrays(arrays: Mapping[str, Any]) -> str:
     """Digest of named arrays: their dtypes, shapes and every byte."""
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
@@ -90,8 +96,7 @@ def fingerprint_file(path: str) -> str | None:
     """Digest of a table's content, size and time of another file; None where there is none."""
     try:
         if os.path.splitext(path)[1].lower() in TABLES:
-            with open(path, "rb") as file:
-                return file_digest(file, "sha256").hexdigest()[:32]
+            return sha256_of(path)[:32]
     except (FileNotFoundError, NotADirectoryError):
         return None
     return stamp_file(path)

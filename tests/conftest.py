@@ -24,6 +24,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 import pytest  # noqa: E402
 from oracles import SHARED_IMAGES, Oracle, open_oracle  # noqa: E402
 
+CHROMIUM = Path("/usr/bin/chromium")
 SHARED = Path(os.environ.get("SIGLIP2_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -63,6 +64,19 @@ def cloud(request, tmp_path, monkeypatch):
         for name, value in store.variables().items():
             monkeypatch.setenv(name, value)
         yield store
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium under playwright; tests that ask for it are skipped without either."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip("needs Debian's package chromium")
+    flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import textwrap
@@ -18,6 +17,7 @@ from siglip2_jax.checkpoints.read import read
 from siglip2_jax.checkpoints.sentence_transformers_config import MODULES, SIMILARITY, TRANSFORMER
 from siglip2_jax.checkpoints.source import SourceError, reachable
 from siglip2_jax.checkpoints.table import ConversionError
+from siglip2_jax.fingerprint import sha256_of
 
 MANIFEST = "export.json"
 NEEDED = (CARD, CONFIG, PREPROCESSOR, WEIGHTS)
@@ -92,17 +92,12 @@ def _in_manifest(path: epath.Path) -> tuple[str, ...]:
     for name, digest in digests.items():
         if epath.Path(name).name != name or not (path / name).is_file():
             problems.append(f"{name} is missing")
-        elif _sha256(path / name) != digest:
+        elif sha256_of(path / name) != digest:
             problems.append(f"{name} is not what was exported")
     if problems:
         raise ConversionError(problems, str(path))
     cards = [CARD] if (path / CARD).is_file() else []
     return tuple(dict.fromkeys([MANIFEST, *digests, *cards]))
-
-
-def _sha256(path: epath.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def push(

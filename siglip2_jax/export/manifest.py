@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,16 +13,16 @@ import jax
 from etils import epath
 
 from siglip2_jax import __version__
+from siglip2_jax.checkpoints.hub import MANIFEST
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.export import inputs
-from siglip2_jax.fingerprint import fingerprint_arrays
+from siglip2_jax.fingerprint import fingerprint_arrays, sha256_of
 from siglip2_jax.inference.embedder import DEFAULT_MAX_NUM_PATCHES, Embedder
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.outputs import staged
 from siglip2_jax.preprocess.image import TRAINED_PATCHES, ImagePreprocessor
 from siglip2_jax.preprocess.tokenizer import MODEL_FILES
 
-MANIFEST = "export.json"
 INPUTS = "siglip2_inputs.py"
 
 _RESIZES = {
@@ -120,12 +119,9 @@ def export_directory(
         (staging / INPUTS).write_bytes(Path(inputs.__file__).read_bytes())
         description = describe(embedder)
         yield staging, description
-        files = {file.name: _digest(file) for file in sorted(staging.iterdir())}
+        files = {
+            file.name: {"bytes": file.stat().length, "sha256": sha256_of(file)}
+            for file in sorted(staging.iterdir())
+        }
         text = json.dumps({**description, "files": files}, indent=2)
         (staging / MANIFEST).write_text(text + "\n")
-
-
-def _digest(path: epath.Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().length, "sha256": digest}

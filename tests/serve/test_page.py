@@ -19,17 +19,12 @@ sync_api = pytest.importorskip("playwright.sync_api")
 served = pytest.importorskip("served")
 
 sync_api.expect.set_options(timeout=60_000)
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
 LABELS = ["a dog", "people at a table", "a street"]
 IMAGE = shipped_examples()[0].image
 ANIMALS = ["a zebra", "an elephant"]
 KEY = "a-key-of-the-test"
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's package chromium"),
-]
+pytestmark = pytest.mark.browser
 
 # For each text: its colour and the nearest background that is painted behind it.
 COLOURS = """() => [...document.querySelectorAll("h1,h2,h3,p,label,small,span,button")]
@@ -60,14 +55,6 @@ def server(source: Path) -> Iterator[served.Served]:
     options = ["--max-num-patches", "64", "16", "--labels-file", str(labels)]
     with served.Served(source, source.parent / "log", options) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
