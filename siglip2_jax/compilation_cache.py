@@ -102,9 +102,13 @@ class ProgramFiles(CacheInterface):
             if self._swept or self._local is None:
                 return
             self._swept, total = True, 0
-            files = [(path, path.stat()) for path in self._local.glob(f"*{_SUFFIX}*")]
-            for path, stat in sorted(files, key=lambda file: -file[1].st_mtime):
-                total += stat.st_size
+            files = []
+            for path in self._local.glob(f"*{_SUFFIX}*"):
+                with suppress(FileNotFoundError):  # another process has renamed or removed it
+                    stat = path.stat()
+                    files.append((stat.st_mtime, stat.st_size, path))
+            for _, size, path in sorted(files, reverse=True):
+                total += size
                 if total > self._most_bytes:
                     path.unlink(missing_ok=True)
 
@@ -115,20 +119,23 @@ def user_cache() -> Path:
     return Path(home, "siglip2_jax", "programs")
 
 
+def place_of_jax() -> str | None:
+    """The directory that JAX's settings name (`JAX_COMPILATION_CACHE_DIR`); None if they do not."""
+    return jax.config.values["jax_compilation_cache_dir"] or None
+
+
 def keep_programs(directory: str | os.PathLike[str] | None) -> None:
     """Keeps what this process compiles in a directory, and reads what is there; starts no device.
 
     Nothing is kept on a CPU with several devices: a program that XLA reads back there no longer
     orders the collectives inside a scan with those outside of it, and devices wait for each other
-    for ever. Settings of JAX's own (`JAX_COMPILATION_CACHE_DIR`) stay as they are.
+    for ever.
 
     Args:
       directory: local or `gs://`, trusted, as programs in it are run; None keeps nothing.
     """
     if directory is None:
         jax.config.update("jax_enable_compilation_cache", False)
-        return
-    if jax.config.jax_compilation_cache_dir:
         return
     compilation_cache.get_file_cache = _open
     settings = {
@@ -144,7 +151,7 @@ def keep_programs(directory: str | os.PathLike[str] | None) -> None:
 
 def place_in_use() -> str | None:
     """The directory that programs are kept in, or None; starts the devices."""
-    place = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+    place = jax.config.values["jax_enable_compilation_cache"] and place_of_jax()
     replaced = compilation_cache.get_file_cache is _open
     return None if not place or (replaced and _are_several_of_a_cpu()) else place
 
@@ -178,7 +185,7 @@ class Compilations:
         with self._lock:
             return self._ended - self._read, self._read
 
-    def _count_ended(self, event: str, seconds: float, **_: str | int) -> None:
+    def _count_ended(self, event: str, duration_secs: float, **_: str | int) -> None:
         with self._lock:
             self._ended += event == _ENDED
 

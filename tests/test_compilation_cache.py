@@ -17,7 +17,7 @@ SCRIPT = """
 import hashlib, json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
-from siglip2_jax.compilation_cache import Compilations, keep_programs
+from siglip2_jax.compilation_cache import Compilations, keep_programs, place_in_use
 keep_programs(sys.argv[1])
 count = Compilations()
 def double(x, y): y[...] = 2 * x[...]
@@ -25,12 +25,12 @@ def kernel(x): return pl.pallas_call(double, out_shape=jax.ShapeDtypeStruct(x.sh
 x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
 jax.jit(lambda x: jnp.cos(x) @ x.T).lower(x).compile()
 text = jax.jit(kernel).trace(x).lower(lowering_platforms=("tpu",)).as_text()
-print(json.dumps([*count.counts(), hashlib.sha256(text.encode()).hexdigest()]))
+print(json.dumps([*count.counts(), place_in_use(), hashlib.sha256(text.encode()).hexdigest()]))
 """
 
 
 def start(script, directory, devices=1):
-    """Counts of compiled and of read programs, the kernel's digest, and what was logged."""
+    """Counts of compiled and of read programs, the place, the kernel's digest, and the log."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "true"}
     command = [sys.executable, str(script), str(directory)]
@@ -50,28 +50,36 @@ def test_keys_know_no_paths_and_no_lines(script, tmp_path):
     moved = tmp_path / "elsewhere" / "moved.py"
     moved.parent.mkdir()
     moved.write_text("# another line\n" + SCRIPT)
-    compiled, read, kernel, _ = start(script, tmp_path / "cache")
-    assert (compiled, read) == (1, 0)
-    assert start(moved, tmp_path / "cache")[:3] == (0, 1, kernel)
+    place = str(tmp_path / "cache")
+    *first, kernel, _ = start(script, place)
+    assert first == [1, 0, place]
+    assert start(moved, place)[:4] == (0, 1, place, kernel)
 
 
 @pytest.mark.slow
+def test_programs_of_a_store_are_read_at_the_next_start(script, store):
+    place = "gs://bucket/run/programs"
+    *first, _, text = start(script, place)
+    assert first == [1, 0, place], text
+    *second, _, text = start(script, place)
+    assert second == [0, 1, place] and "cannot be" not in text, text
+
+
 @pytest.mark.parametrize(
     "harm", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: x[:-1] + b"!"]
 )
-def test_a_damaged_program_is_replaced(script, tmp_path, harm):
-    start(script, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(harm(whole))
-    compiled, read, _, text = start(script, tmp_path / "cache")
-    assert (compiled, read) == (1, 0) and f"{file} is damaged" in text
-    assert start(script, tmp_path / "cache")[:2] == (0, 1)
+def test_a_damaged_program_is_replaced(tmp_path, caplog, harm):
+    files, path = ProgramFiles(tmp_path), tmp_path / "a.program"
+    files.put("a", b"program")
+    path.write_bytes(harm(path.read_bytes()))
+    assert files.get("a") is None and f"{path} is damaged" in caplog.text
+    files.put("a", b"program")
+    assert files.get("a") == b"program"
 
 
 @pytest.mark.slow
 def test_several_devices_of_a_cpu_keep_nothing(script, tmp_path):
-    assert start(script, tmp_path / "cache", devices=2)[:2] == (1, 0)
+    assert start(script, tmp_path / "cache", devices=2)[:3] == (1, 0, None)
     assert not (tmp_path / "cache").exists()
 
 

@@ -33,13 +33,14 @@ def add_cache_option(
 
 
 def use_cache(args: argparse.Namespace, default: str | os.PathLike[str] | None = None) -> None:
-    """Keeps compiled programs where `add_cache_option` says.
+    """Keeps compiled programs where `add_cache_option` says, or else where JAX's settings say.
 
     Args:
       args: those of the command.
       default: the directory where none is chosen; None is the user's.
     """
-    from siglip2_jax.compilation_cache import keep_programs, user_cache
+    from siglip2_jax.compilation_cache import keep_programs, place_of_jax, user_cache
 
     choice = args.compilation_cache
-    keep_programs(None if choice == "off" else choice or default or user_cache())
+    if choice or not place_of_jax():
+        keep_programs(None if choice == "off" else choice or default or user_cache())

@@ -2,9 +2,14 @@
 
 import re
 import signal
+import threading
+from contextlib import closing
 
 import pytest
 from train.processes import LIGHT, saved_steps, train, training
+
+from siglip2_jax.train import startup
+from siglip2_jax.train.startup import StartUp
 
 # JAX's own variable, which these processes otherwise have, would be left as it is.
 OWN = ({"JAX_COMPILATION_CACHE_DIR": ""},)
@@ -33,10 +38,30 @@ def test_a_killed_run_compiles_nothing_when_it_starts_again(tmp_path):
     assert again == programs
 
 
-@pytest.mark.slow
-def test_several_devices_of_a_cpu_compile_at_every_start(tmp_path):
-    workdir, steps = tmp_path / "run", ("stages.main.steps=6",)
-    own = ({"JAX_COMPILATION_CACHE_DIR": "", "JAX_ENABLE_COMPILATION_CACHE": "true"},)
-    (end,) = train(LIGHT, workdir, *steps, devices=2, variables=own)
-    assert end.code == 0 and re.search(r"first step .* compiled, no cache\n", end.text), end.text
-    assert not (workdir / "programs").exists()
+class Lowered:
+    """A step that compiles only while another one does."""
+
+    def __init__(self, program, together):
+        self._program, self._together = program, together
+
+    def compile(self):
+        self._together.wait(timeout=60)
+        return self._program
+
+
+def test_steps_of_several_lengths_compile_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(startup, "usable_cores", lambda: 2)
+    together = threading.Barrier(2)
+    steps = ((budget, Lowered(f"step {budget}", together)) for budget in (64, 128, 256, 512))
+    with closing(StartUp()) as start:
+        programs = start.compile("main", steps, 4)
+    assert programs == {budget: f"step {budget}" for budget in (64, 128, 256, 512)}
+
+
+def test_a_step_that_does_not_compile_ends_the_start():
+    class Broken:
+        def compile(self):
+            raise ValueError("out of memory")
+
+    with closing(StartUp()) as start, pytest.raises(ValueError, match="out of memory"):
+        start.compile("main", iter([(64, Broken())]), 1)
