@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
@@ -42,7 +43,7 @@ class Embedder:
 
     Attributes:
       config: sizes of the towers.
-      params: nested dict of arrays: float32, or what `weights` says.
+      params: nested dict of arrays on devices: float32, or what `weights` says.
       weights: numbers that kernels and the token table are kept in: "float32", "bfloat16" or
         "int8".
       variant: the release with exactly these sizes, or None.
@@ -68,7 +69,8 @@ class Embedder:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         self.config = config
-        self.params = params
+        # On the device once: NumPy arrays would be copied to it with every batch.
+        self.params = jax.tree.map(jnp.asarray, params)
         self.weights = find_weights(params)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
