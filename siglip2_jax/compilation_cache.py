@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
@@ -45,7 +46,7 @@ class ProgramFiles(CacheInterface):
     """
 
     def __init__(self, path: str | os.PathLike[str], most_bytes: int = MOST_BYTES):
-        self._path = epath.Path(path)
+        self._path: Any = epath.Path(path)  # JAX has local ones, and logs the name
         self._local = None if "://" in os.fspath(path) else Path(path)
         self._most_bytes = most_bytes
         self._first_write = threading.Lock()
