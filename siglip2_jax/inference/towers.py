@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
@@ -26,7 +27,7 @@ class Towers:
 
     Attributes:
       config: sizes of the towers.
-      params: nested dict of arrays: float32, or what `weights` says.
+      params: nested dict of arrays on devices: float32, or what `weights` says.
       weights: numbers that kernels and the token table are kept in: "float32", "bfloat16" or
         "int8".
       dtype: of matrix products.
@@ -45,7 +46,8 @@ class Towers:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         self.config = config
-        self.params = params
+        # On the device once: NumPy arrays would be copied to it with every batch.
+        self.params = jax.tree.map(jnp.asarray, params)
         self.weights = find_weights(params)
         self.dtype = dtype
         self.mesh = mesh

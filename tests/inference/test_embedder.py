@@ -126,6 +126,15 @@ def test_nothing_in_nothing_out(model):
         model.image_features([])
 
 
+def test_parameters_go_to_the_device_once():
+    params = random_params(TINY)
+    model = Embedder(TINY, params, ImagePreprocessor(4, None))
+    assert isinstance(params["t"], np.ndarray) and isinstance(model.params["t"], jax.Array)
+    again = Embedder(TINY, model.params, model.preprocess)
+    pairs = zip(jax.tree.leaves(again.params), jax.tree.leaves(model.params), strict=True)
+    assert all(ours is theirs for ours, theirs in pairs)
+
+
 def test_one_text_needs_no_list(model):
     rows = model.embed_texts(TEXTS, batch_size=4)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
