@@ -23,7 +23,7 @@ from siglip2_jax.planner.host_cores import host_cores_needed
 from siglip2_jax.planner.host_input import Assumptions
 from siglip2_jax.planner.results import NO_RESULTS, Results
 from siglip2_jax.planner.topology import topology_mesh
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.sharding import BATCH
 
 TOKENS = (8_192, 16_384, 32_768, 65_536)
