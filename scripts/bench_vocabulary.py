@@ -48,7 +48,7 @@ def _estimate(args: argparse.Namespace, impl: Impl) -> list[str]:
     with jax.set_mesh(mesh):
         gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         lowered = jax.jit(lambda *x: gradients(*x)).lower(*operands)
-    analysis, memory = measure(lowered, chip, "the loss", "use smaller chunks")
+    analysis, memory = measure(lowered, mesh, "the loss", "use smaller chunks")
     lines = [
         f"{impl}: {analysis.seconds * 1e3:.1f} ms, products at the peak "
         f"{analysis.flops / chip.flops * 1e3:.1f} ms, HBM {analysis.hbm_bytes / 1e9:.0f} GB, "
