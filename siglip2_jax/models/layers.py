@@ -21,11 +21,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.config import Tower
-from siglip2_jax.models.kernels.attention import AttentionImpl, attend, side_by_side
+from siglip2_jax.models.kernels.attention import AttentionImpl, attend
 from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.kernels.linear import dense, dense_each
 from siglip2_jax.models.kernels.low_rank import merge_block
-from siglip2_jax.sharding import gather, reshape_rows
+from siglip2_jax.models.kernels.rows import arrange
+from siglip2_jax.sharding import gather
 
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]
 
@@ -95,15 +96,15 @@ class Attention(nnx.Module):
         queries: Float[Array, "B Q D"],
         inputs: Float[Array, "B K M"],
         valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
-        sequences: int = 1,
+        length: int | None = None,
     ) -> Float[Array, "B Q D"]:
         """Attends from `queries` to the valid `inputs`; the result is float32.
 
-        Where they are the same, `sequences` of one length may lie side by side in each row.
+        Where they are the same, sequences of one `length` may lie side by side in each row.
         """
         if queries is inputs:
             query, key, value = self._project((self.query, self.key, self.value), queries)
-            return self._attend(query, key, value, valid, sequences)
+            return self._attend(query, key, value, valid, length)
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
@@ -125,9 +126,9 @@ class Attention(nnx.Module):
         return self._attend(query, key, value, valid)
 
     def _attend(
-        self, query: Array, key: Array, value: Array, valid: Array | None, sequences: int = 1
+        self, query: Array, key: Array, value: Array, valid: Array | None, length: int | None = None
     ) -> Array:
-        values = attend(query, key, value, valid, self.impl, sequences)
+        values = attend(query, key, value, valid, self.impl, length)
         values = checkpoint_name(values, "attn_out")
         return dense(self.out, values.reshape(*values.shape[:2], -1))
 
@@ -181,11 +182,11 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None,
-        sequences: int = 1,
+        length: int | None = None,
     ) -> Float[Array, "B N D"]:
-        """Runs the block on rows of so many sequences; the stream keeps the dtype of `x`."""
+        """Runs the block on sequences of that length; the stream keeps the dtype of `x`."""
         x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
-        x = checkpoint_name(x + self.attn(y, y, valid, sequences).astype(x.dtype), "x_mid")
+        x = checkpoint_name(x + self.attn(y, y, valid, length).astype(x.dtype), "x_mid")
         x, y = residual_layer_norm(self.ln2, x, self.dtype, self.norm)
         return x + self.mlp(y).astype(x.dtype)
 
@@ -217,13 +218,12 @@ class Encoder(nnx.Module):
         Returns:
           float32 tokens.
         """
-        shape, sequences = x.shape, side_by_side(x, valid, self.compute.attention)
-        if sequences > 1:
-            rows, tokens = shape[0] // sequences, shape[1] * sequences
-            x = reshape_rows(x, (rows, tokens, shape[2]))
-            valid = None if valid is None else reshape_rows(valid, (rows, tokens))
-        x = run_blocks(self._layer(valid, sequences), x, self.blocks, self.compute)
-        return self.norm(reshape_rows(x, shape) if sequences > 1 else x)
+        rows = arrange(x, valid, self.compute.attention)
+        if rows is not None:
+            x, valid = rows.pack(x), None if valid is None else rows.pack(valid)
+        layer = self._layer(valid, None if rows is None else rows.length)
+        x = run_blocks(layer, x, self.blocks, self.compute)
+        return self.norm(x if rows is None else rows.unpack(x))
 
     def hidden_states(
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None, counts: Sequence[int]
@@ -252,11 +252,11 @@ class Encoder(nnx.Module):
             states[count], done = x, count
         return tuple(states[count].astype(jnp.float32) for count in counts)
 
-    def _layer(self, valid: Array | None, sequences: int = 1) -> Layer:
+    def _layer(self, valid: Array | None, length: int | None = None) -> Layer:
         dtype = jnp.dtype(self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return gather(merge_block(block), dtype)(x, valid, sequences), None
+            return gather(merge_block(block), dtype)(x, valid, length), None
 
         return layer
 

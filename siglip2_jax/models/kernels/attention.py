@@ -17,15 +17,13 @@ from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.kernels.long_attention import long_attention
 from siglip2_jax.models.kernels.short_attention import MOST_TOKENS, short_attention
-from siglip2_jax.sharding import AXES, has_mesh, platform, reshape_rows
+from siglip2_jax.sharding import AXES, has_mesh, platform
 
 Kernel = Callable[[Array, Array, Array, Array | None], Array]
 """Attention of one device's images: query, key, value and the valid keys [B, K] or None."""
 AttentionImpl = Literal["auto", "xla", "pallas", "splash", "cudnn"] | Kernel
 
 _FEW = 16
-_TILE = 16  # rows of bfloat16
-_ROW = 160  # tokens: in a longer row, sequences side by side cost more scores than they save
 
 
 def attend(
@@ -34,7 +32,7 @@ def attend(
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
     impl: AttentionImpl = "auto",
-    sequences: int = 1,
+    length: int | None = None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys; the softmax is float32.
 
@@ -51,7 +49,8 @@ def attend(
         "splash" the one for long ones, which off TPU are interpreted, slowly, for tests; "cudnn"
         is the kernel of NVIDIA's library; "auto" is what `choose` says. A function is a kernel
         of your own, run on every device's images.
-      sequences: how many of one length lie side by side in a row; each attends to itself alone.
+      length: of the sequences that lie side by side in a row, each of which attends to itself
+        alone; None means one. Programs that have one mask for all queries refuse it.
 
     Returns:
       One value per query, in the dtype of `query`.
@@ -61,11 +60,10 @@ def attend(
     """
     if impl == "auto":
         impl = choose(query, key, valid)
-    if sequences > 1 and impl != "pallas":
-        rows, tokens = query.shape[0] * sequences, query.shape[1] // sequences
-        operands = (query, key, value) if valid is None else (query, key, value, valid)
-        apart = [reshape_rows(x, (rows, tokens, *x.shape[2:])) for x in operands]
-        return reshape_rows(attend(*apart, impl=impl), query.shape)
+    if length is not None and impl != "pallas":
+        own = jnp.arange(query.shape[1]) // length
+        mask = jnp.broadcast_to(own[:, None] == own, (query.shape[0], len(own), len(own)))
+        valid = mask if valid is None else valid[:, None] & mask
     if impl == "xla":
         return _xla(query, key, value, valid)
     if valid is not None and valid.ndim == 3:
@@ -85,32 +83,7 @@ def attend(
             f'the kernel "pallas" takes at most {MOST_TOKENS} keys, found {key.shape[1]}; use '
             '"auto", "splash" or "xla"'
         )
-    return short_attention(query, key, value, valid, platform() != "tpu", sequences)
-
-
-def side_by_side(
-    x: Float[Array, "B N D"],
-    valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None,
-    impl: AttentionImpl,
-) -> int:
-    """Number of sequences that run fastest side by side in one row of a tower.
-
-    Where a sequence does not fill tiles of a TPU's memory, as 36 tokens do not, products run on
-    padding too, and what they give is copied for every kernel. Four times 36 fill nine tiles.
-
-    Args:
-      x: tokens of the sequences.
-      valid: which exist.
-      impl: as for `attend`; programs other than the kernel for short sequences gain nothing.
-    """
-    images, tokens = x.shape[0], x.shape[1]
-    automatic = impl == "auto" and platform() == "tpu" and x.dtype == jnp.bfloat16
-    if not (impl == "pallas" or automatic) or (valid is not None and valid.ndim == 3):
-        return 1
-    if has_mesh():
-        images //= jax.sharding.get_abstract_mesh().size
-    counts = [n for n in range(1, _ROW // tokens + 1) if images % n == 0]
-    return min(counts, key=lambda n: -n * tokens % _TILE / n, default=1)
+    return short_attention(query, key, value, valid, platform() != "tpu", length)
 
 
 def choose(

@@ -46,7 +46,7 @@ def short_attention(
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | None,
     interpret: bool = False,
-    sequences: int = 1,
+    length: int | None = None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys, of which there are at most `MOST_TOKENS`.
 
@@ -58,12 +58,13 @@ def short_attention(
       value: values; those that are not valid must be finite.
       valid: which keys exist; None means all. Images without any get zeros.
       interpret: run the kernel step by step on any device.
-      sequences: how many of one length lie side by side in a row; each attends to itself alone.
+      length: of the sequences that lie side by side in a row, each of which attends to itself
+        alone; None means one.
 
     Returns:
       One value per query, in the dtype of `query`.
     """
-    return _forward(query, key, value, valid, interpret, sequences)[0]
+    return _forward(query, key, value, valid, interpret, length)[0]
 
 
 def _forward(
@@ -72,10 +73,10 @@ def _forward(
     value: Array,
     valid: Array | None,
     interpret: bool,
-    sequences: int,
+    length: int | None,
 ) -> tuple[Array, _Residuals]:
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key, sequences)
+    shape = _Shape(query, key, length)
     out, log_sum = _call(
         functools.partial(_forward_kernel, shape=shape),
         (*flat, *_mask(valid)),
@@ -91,11 +92,11 @@ def _forward(
 
 
 def _backward(
-    interpret: bool, sequences: int, residuals: _Residuals, cotangent: Array
+    interpret: bool, length: int | None, residuals: _Residuals, cotangent: Array
 ) -> tuple[Any, ...]:
     query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key, sequences)
+    shape = _Shape(query, key, length)
     # Of one input, all three side by side are what its gradient is a single product of.
     packed = shape.groups == 1 and shape.queries == shape.keys and flat[0].shape[-1] % LANES == 0
     side_by_side = jax.ShapeDtypeStruct((*flat[0].shape[:2], 3 * flat[0].shape[2]), query.dtype)
@@ -121,7 +122,7 @@ class _Shape:
     Attributes:
       queries: of an image.
       keys: of an image.
-      sequences: side by side in what is called an image here.
+      length: of the sequences in what is called an image here, if there are several.
       size: C, of a head.
       heads: that a program takes: all where there are few scores; of long sequences as many as
         fill groups of lanes, which keeps programs short.
@@ -130,9 +131,9 @@ class _Shape:
       log_sum: shape of the numbers kept for the backward pass.
     """
 
-    def __init__(self, query: Array, key: Array, sequences: int):
+    def __init__(self, query: Array, key: Array, length: int | None):
         batch, self.queries, heads, self.size = query.shape
-        self.keys, self.sequences = key.shape[1], sequences
+        self.keys, self.length = key.shape[1], length
         self.scale = self.size**-0.5
         together = math.lcm(self.size, LANES) // self.size
         self.groups = heads // together if self.queries > _QUERIES and not heads % together else 1
@@ -276,11 +277,10 @@ def _mask(valid: Array | None) -> tuple[Array, ...]:
 def _keep(mask: list[Any], images: int, shape: _Shape) -> list[Array] | None:
     """For each image the keys to keep: a column [K, 1], or one for each query [K, Q]."""
     columns = [mask[0][image].T > 0 for image in range(images)] if mask else None
-    if shape.sequences == 1:
+    if shape.length is None:
         return columns
-    scores = shape.keys, shape.queries
     own, asking = (
-        jax.lax.broadcasted_iota(jnp.int32, scores, axis) // (scores[axis] // shape.sequences)
+        jax.lax.broadcasted_iota(jnp.int32, (shape.keys, shape.queries), axis) // shape.length
         for axis in (0, 1)
     )
     return [own == asking] * images if columns is None else [x & (own == asking) for x in columns]
