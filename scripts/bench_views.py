@@ -69,7 +69,7 @@ def _estimate(args: argparse.Namespace, images: int, tokens: int, learns: bool) 
 
 def main() -> int:
     """Prints the estimates."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", default="B", help="of the tower (%(default)s)")
     parser.add_argument("--images", type=int, default=128, help="of a chip (%(default)s)")
     parser.add_argument("--patches", type=int, default=256, help="of an image (%(default)s)")
