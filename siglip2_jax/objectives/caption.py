@@ -54,7 +54,7 @@ class Captioning(Objective):
     parallel: float = 0.5
     depth: int | None = None
     length: int = 64
-    chunk: int = 1024
+    chunk: int = 2048
     tokens: Literal["mean", "sum"] = "mean"
     towers = ("vision",)
 

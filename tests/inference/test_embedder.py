@@ -12,6 +12,7 @@ from PIL import Image
 
 from siglip2_jax import Compute, Embedder, Patches, SigLIP2, load
 from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.inference.towers import Towers
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.preprocess.decode import ImageError
@@ -123,6 +124,15 @@ def test_nothing_in_nothing_out(model):
     assert list(model.stream_images([])) == []
     with pytest.raises(ValueError, match="at least one"):
         model.image_features([])
+
+
+def test_parameters_go_to_the_device_once():
+    params = random_params(TINY)
+    model = Embedder(TINY, params, ImagePreprocessor(4, None))
+    assert isinstance(params["t"], np.ndarray) and isinstance(model.params["t"], jax.Array)
+    again = Embedder(TINY, model.params, model.preprocess)
+    pairs = zip(jax.tree.leaves(again.params), jax.tree.leaves(model.params), strict=True)
+    assert all(ours is theirs for ours, theirs in pairs)
 
 
 def test_one_text_needs_no_list(model):
@@ -279,11 +289,10 @@ def test_bfloat16_is_close(model, saved):
 
 def test_wrong_options_are_refused(model):
     with pytest.raises(ValueError, match="dtype is 'float16'; expected 'float32' or 'bfloat16'"):
-        inspect.unwrap(Embedder.__init__)(
-            object.__new__(Embedder), TINY, {}, model.preprocess, dtype="float16"
-        )
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        model.embed_texts("a dog", batch_size=0)
+        inspect.unwrap(Towers.__init__)(object.__new__(Towers), TINY, {}, "float16")
+    for embed, inputs in ((model.embed_texts, "a dog"), (model.embed_images, noise(8, 8))):
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            embed(inputs, batch_size=0)
     with pytest.raises(ValueError, match="max_num_patches"):
         model.embed_images(noise(8, 8), max_num_patches=0)
 

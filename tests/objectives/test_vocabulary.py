@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy.special import logsumexp
 
 from siglip2_jax.objectives.vocabulary import vocabulary_loss
-from siglip2_jax.sharding import device_put_global, make_mesh, put_batch
+from siglip2_jax.sharding import BATCH, device_put_global, make_mesh, put_batch
 
 P = PartitionSpec
 ROWS, LENGTH, WIDTH, VOCABULARY = 8, 5, 12, 36
@@ -39,6 +39,11 @@ def by_hand(hidden, kernel, targets, weights):
     return (weights * losses).sum(), losses * (weights != 0), d_logits @ kernel.T, d_kernel
 
 
+@pytest.fixture(params=["xla", "pallas"])
+def impl(request) -> str:
+    return request.param
+
+
 def derived(chunk: int, **options):
     loss = functools.partial(vocabulary_loss, chunk=chunk, **FLOAT32 | options)
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -51,10 +56,12 @@ def assert_near(found, expected, tolerance=2e-6):
         np.testing.assert_allclose(x, wanted, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 20, 64])
-def test_value_and_gradients(chunk):
-    """Chunks need not divide the 40 tokens: all at once, or one by one."""
-    assert_near(jax.jit(derived(chunk))(*inputs()), by_hand(*inputs()))
+@pytest.mark.parametrize(
+    ("chunk", "impl"), [*((chunk, "xla") for chunk in (1, 7, 20, 64)), (1, "pallas")]
+)
+def test_value_and_gradients(chunk, impl):
+    """Chunks need not divide the 40 tokens: all at once, or one by one; kernels take 128."""
+    assert_near(jax.jit(derived(chunk, impl=impl))(*inputs()), by_hand(*inputs()))
 
 
 @pytest.mark.parametrize(
@@ -66,14 +73,14 @@ def test_value_and_gradients(chunk):
     ],
     ids=str,
 )
-def test_on_a_mesh(shape, spec):
+def test_on_a_mesh(shape, spec, impl):
     """The same as without one, however the kernel is split; its gradient is split likewise."""
     hidden, kernel, targets, weights = inputs()
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
         kernel = device_put_global(kernel, NamedSharding(mesh, spec))
         hidden, targets, weights = put_batch((hidden, targets, weights), mesh)
-        found = jax.jit(derived(3))(hidden, kernel, targets, weights)
+        found = jax.jit(derived(3, impl=impl))(hidden, kernel, targets, weights)
         d_hidden, d_kernel = found[1]
         assert d_kernel.sharding.is_equivalent_to(kernel.sharding, 2)
         assert d_hidden.sharding.is_equivalent_to(hidden.sharding, 3)
@@ -81,11 +88,12 @@ def test_on_a_mesh(shape, spec):
     assert_near(found, by_hand(*inputs()))
 
 
-def test_finite_differences():
+def test_finite_differences(impl):
     """Differences of the loss itself, as it is computed where no gradient is taken."""
     hidden, kernel, targets, weights = map(jnp.asarray, inputs())
-    loss = jax.jit(lambda *x: vocabulary_loss(*x, targets, weights, chunk=7, **FLOAT32)[0])
-    grads = jax.jit(derived(7))(*inputs())[1]
+    options = {"chunk": 7, "impl": impl}
+    loss = jax.jit(lambda *x: vocabulary_loss(*x, targets, weights, **options, **FLOAT32)[0])
+    grads = jax.jit(derived(**options))(*inputs())[1]
     rng = np.random.default_rng(1)
     for _ in range(3):
         moves = [rng.standard_normal(x.shape).astype(np.float32) * 5e-3 for x in (hidden, kernel)]
@@ -105,21 +113,22 @@ def test_gradient_is_scaled_by_what_follows():
         np.testing.assert_allclose(x, 3 * wanted, atol=3e-5)
 
 
-def test_large_logits():
+def test_large_logits(impl):
     """Logits of some thousands: the loss stays finite and right."""
     hidden, kernel, targets, weights = inputs()
-    found = jax.jit(derived(7))(1000 * hidden, kernel, targets, weights)
+    found = jax.jit(derived(7, impl=impl))(1000 * hidden, kernel, targets, weights)
     assert_near(found, by_hand(1000 * hidden, kernel, targets, weights), 5e-6)
 
 
-def test_weightless_tokens_are_not_looked_at():
+def test_weightless_tokens_are_not_looked_at(impl):
     """Neither what they hold nor what they should be; all may be weightless."""
     hidden, kernel, targets, weights = inputs()
     targets = np.where(weights == 0, -1, targets)
     hidden = np.where(weights[..., None] == 0, np.nan, hidden).astype(np.float32)
     expected = by_hand(*inputs())
-    assert_near(jax.jit(derived(7))(hidden, kernel, targets, weights), expected)
-    (loss, losses), grads = jax.jit(derived(7))(hidden, kernel, targets, 0 * weights)
+    program = jax.jit(derived(7, impl=impl))
+    assert_near(program(hidden, kernel, targets, weights), expected)
+    (loss, losses), grads = program(hidden, kernel, targets, 0 * weights)
     assert loss == 0 and not any(np.any(x) for x in (losses, *grads))
 
 
@@ -167,3 +176,32 @@ def test_value_alone_takes_one_product():
 def test_chunks_are_positive():
     with pytest.raises(ValueError, match="chunk is 0, but at least 1"):
         vocabulary_loss(*map(jnp.asarray, inputs()), chunk=0, **FLOAT32)
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    ("topology", "width", "vocabulary"), [("v5e:2x2", 768, 5120), ("v6e:2x2", 1152, 5000)]
+)
+def test_tpus_run_the_kernels(topology, width, vocabulary):
+    """One for the value, two with a gradient, where factors are bfloat16; else none."""
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    from siglip2_jax.planner.topology import compile_only, topology_mesh
+
+    mesh = topology_mesh(topology)
+    batch, split = NamedSharding(mesh, BATCH), NamedSharding(mesh, P("fsdp", None))
+    shapes = (
+        jax.ShapeDtypeStruct((64, 64, width), np.float32, sharding=batch),
+        jax.ShapeDtypeStruct((width, vocabulary), np.float32, sharding=split),
+        jax.ShapeDtypeStruct((64, 64), np.int32, sharding=batch),
+        jax.ShapeDtypeStruct((64, 64), np.float32, sharding=batch),
+    )
+
+    def kernels(program) -> int:
+        with jax.set_mesh(mesh):
+            text = compile_only(jax.jit(program).lower(*shapes)).as_text()
+        return text.count('custom_call_target="tpu_custom_call"')
+
+    options = {"chunk": 512, "dtype": "bfloat16"}
+    assert kernels(functools.partial(vocabulary_loss, **options)) == 1
+    assert kernels(derived(**options)) == 2
+    assert kernels(derived(**options | {"dtype": "float32"})) == 0

@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.kernels.products import FIRST, PLAIN, SECOND, ahead, dot
 from siglip2_jax.sharding import AXES, has_mesh
 
 LANES = 128
@@ -37,19 +38,15 @@ _VMEM = 64 * 2**20
 # For the backward pass: query, key, value, their mask, and the scores' log sums.
 _Residuals = tuple[Array, Array, Array, Array | None, Array]
 
-# Which dimensions a product sums over: rows of neither, of the second, of both.
-_PLAIN = (((1,), (0,)), ((), ()))
-_SECOND = (((1,), (1,)), ((), ()))
-_FIRST = (((0,), (0,)), ((), ()))
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def short_attention(
     query: Float[Array, "B Q H C"],
     key: Float[Array, "B K H C"],
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | None,
     interpret: bool = False,
+    length: int | None = None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys, of which there are at most `MOST_TOKENS`.
 
@@ -61,18 +58,25 @@ def short_attention(
       value: values; those that are not valid must be finite.
       valid: which keys exist; None means all. Images without any get zeros.
       interpret: run the kernel step by step on any device.
+      length: of the sequences that lie side by side in a row, each of which attends to itself
+        alone; None means one.
 
     Returns:
       One value per query, in the dtype of `query`.
     """
-    return _forward(query, key, value, valid, interpret)[0]
+    return _forward(query, key, value, valid, interpret, length)[0]
 
 
 def _forward(
-    query: Array, key: Array, value: Array, valid: Array | None, interpret: bool
+    query: Array,
+    key: Array,
+    value: Array,
+    valid: Array | None,
+    interpret: bool,
+    length: int | None,
 ) -> tuple[Array, _Residuals]:
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key)
+    shape = _Shape(query, key, length)
     out, log_sum = _call(
         functools.partial(_forward_kernel, shape=shape),
         (*flat, *_mask(valid)),
@@ -87,10 +91,12 @@ def _forward(
     return out, (query, key, value, valid, log_sum)
 
 
-def _backward(interpret: bool, residuals: _Residuals, cotangent: Array) -> tuple[Any, ...]:
+def _backward(
+    interpret: bool, length: int | None, residuals: _Residuals, cotangent: Array
+) -> tuple[Any, ...]:
     query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key)
+    shape = _Shape(query, key, length)
     # Of one input, all three side by side are what its gradient is a single product of.
     packed = shape.groups == 1 and shape.queries == shape.keys and flat[0].shape[-1] % LANES == 0
     side_by_side = jax.ShapeDtypeStruct((*flat[0].shape[:2], 3 * flat[0].shape[2]), query.dtype)
@@ -116,6 +122,7 @@ class _Shape:
     Attributes:
       queries: of an image.
       keys: of an image.
+      length: of the sequences in what is called an image here, if there are several.
       size: C, of a head.
       heads: that a program takes: all where there are few scores; of long sequences as many as
         fill groups of lanes, which keeps programs short.
@@ -124,9 +131,9 @@ class _Shape:
       log_sum: shape of the numbers kept for the backward pass.
     """
 
-    def __init__(self, query: Array, key: Array):
+    def __init__(self, query: Array, key: Array, length: int | None):
         batch, self.queries, heads, self.size = query.shape
-        self.keys = key.shape[1]
+        self.keys, self.length = key.shape[1], length
         self.scale = self.size**-0.5
         together = math.lcm(self.size, LANES) // self.size
         self.groups = heads // together if self.queries > _QUERIES and not heads % together else 1
@@ -151,15 +158,15 @@ class _Shape:
 
 def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape) -> None:
     *mask, out, log_sum = refs
-    keep = _column(mask)
+    keep = _keep(mask, query.shape[0], shape)
 
     def scores(unit: tuple[int, int, slice]) -> Array:
         image, head, rows = unit
-        return _dot(
-            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), _SECOND
+        return dot(
+            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), SECOND
         )
 
-    for unit, score in _ahead(scores, shape.units(query.shape[0])):
+    for unit, score in ahead(scores, shape.units(query.shape[0])):
         image, head, rows = unit
         score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
         # An image without a valid key gets weights of 0, here and in the backward pass.
@@ -167,7 +174,7 @@ def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape)
         weights = jnp.exp2(score - largest)
         total = jnp.maximum(weights.sum(0, keepdims=True), 0.5)
         weights = (weights * (1 / total)).astype(value.dtype)
-        values = _dot(weights, _read(value, image, head, shape), _FIRST)
+        values = dot(weights, _read(value, image, head, shape), FIRST)
         _write(out, image, head, shape, values, rows)
         log_sum[image, 0, head : head + 1, rows] = largest + jnp.log2(total)
 
@@ -183,22 +190,22 @@ def _backward_kernel(
     packed: bool,
 ) -> None:
     *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if packed else refs
-    keep = _column(mask)
+    keep = _keep(mask, query.shape[0], shape)
     sums: tuple[Array, ...] = ()
 
     def row_products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
         image, head, rows = unit
-        scores = _dot(
-            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), _SECOND
+        scores = dot(
+            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), SECOND
         )
-        d_weights = _dot(
+        d_weights = dot(
             _read(value, image, head, shape),
             _read_alone(cotangent, image, head, shape, rows),
-            _SECOND,
+            SECOND,
         )
         return scores, d_weights
 
-    for unit, (score, d_weights) in _ahead(row_products, shape.units(query.shape[0])):
+    for unit, (score, d_weights) in ahead(row_products, shape.units(query.shape[0])):
         image, head, rows = unit
         score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
         weights = jnp.exp2(score - log_sum[image, 0, head : head + 1, rows])
@@ -206,14 +213,14 @@ def _backward_kernel(
         d_scores = weighted - weights * weighted.sum(0, keepdims=True)
         d_scores = d_scores.astype(query.dtype)
         products = (
-            _dot(d_scores, _read(query, image, head, shape, rows), _PLAIN),
-            _dot(weights.astype(value.dtype), _read(cotangent, image, head, shape, rows), _PLAIN),
+            dot(d_scores, _read(query, image, head, shape, rows), PLAIN),
+            dot(weights.astype(value.dtype), _read(cotangent, image, head, shape, rows), PLAIN),
         )
         sums = products if rows.start == 0 else tuple(map(jnp.add, sums, products))
         if rows.stop == shape.queries:
             _write(d_key, image, head, shape, sums[0] * shape.scale)
             _write(d_value, image, head, shape, sums[1])
-        d_rows = _dot(d_scores, _read(key, image, head, shape), _FIRST) * shape.scale
+        d_rows = dot(d_scores, _read(key, image, head, shape), FIRST) * shape.scale
         _write(d_query, image, head, shape, d_rows, rows)
 
 
@@ -221,21 +228,6 @@ def _thirds(ref: Any) -> list[Any]:
     """The three parts, side by side, of a block."""
     width = ref.shape[2] // 3
     return [ref.at[:, :, i * width : (i + 1) * width] for i in range(3)]
-
-
-def _ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-    """Units with what `compute` gives, one unit early.
-
-    The compiler keeps the order of a program, so the matrix units are given the next block's
-    products before the vector units start on this one's softmax.
-    """
-    unit = next(units)
-    result = compute(unit)
-    for following in units:
-        next_result = compute(following)
-        yield unit, result
-        unit, result = following, next_result
-    yield unit, result
 
 
 def _window(head: int, shape: _Shape) -> tuple[int, int]:
@@ -277,27 +269,21 @@ def _write(
     ref[image, rows, start : start + shape.size] = head_values.astype(ref.dtype)
 
 
-def _dot(x: Array, y: Array, dimensions: Any) -> Array:
-    # float32 operands are computed as such; without this the chip would round them to bfloat16.
-    # Products of bfloat16 are exact, and Mosaic refuses them any precision that JAX's default says.
-    levels = jax.lax.Precision
-    precision = levels.HIGHEST if x.dtype == jnp.float32 else levels.DEFAULT
-    return jax.lax.dot_general(
-        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def _mask(valid: Array | None) -> tuple[Array, ...]:
     """The mask as an operand [B, 1, K], if there is one."""
     return () if valid is None else (valid.astype(jnp.float32)[:, None],)
 
 
-def _column(mask: list[Any]) -> list[Array] | None:
-    """For each image a column [K, 1] of the keys to keep."""
-    if not mask:
-        return None
-    ref = mask[0]
-    return [ref[image].T > 0 for image in range(ref.shape[0])]
+def _keep(mask: list[Any], images: int, shape: _Shape) -> list[Array] | None:
+    """For each image the keys to keep: a column [K, 1], or one for each query [K, Q]."""
+    columns = [mask[0][image].T > 0 for image in range(images)] if mask else None
+    if shape.length is None:
+        return columns
+    own, asking = (
+        jax.lax.broadcasted_iota(jnp.int32, (shape.keys, shape.queries), axis) // shape.length
+        for axis in (0, 1)
+    )
+    return [own == asking] * images if columns is None else [x & (own == asking) for x in columns]
 
 
 def _masked(scores: Array, keep: list[Array] | None, image: int) -> Array:

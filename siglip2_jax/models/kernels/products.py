@@ -1,0 +1,41 @@
+"""Matrix products in TPU kernels: exact for their operands, and overlapped with vector work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+# Which dimensions a product sums over: rows of neither, of the second, of both.
+PLAIN = (((1,), (0,)), ((), ()))
+SECOND = (((1,), (1,)), ((), ()))
+FIRST = (((0,), (0,)), ((), ()))
+
+
+def dot(x: Array, y: Array, dimensions: Any) -> Array:
+    """The product of two matrices in float32."""
+    # float32 operands are computed as such; without this the chip would round them to bfloat16.
+    # Products of bfloat16 are exact, and Mosaic refuses them any precision that JAX's default says.
+    levels = jax.lax.Precision
+    precision = levels.HIGHEST if x.dtype == jnp.float32 else levels.DEFAULT
+    return jax.lax.dot_general(
+        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Units with what `compute` gives, one unit early.
+
+    The compiler keeps the order of a program, so the matrix units are given the next block's
+    products before the vector units start on this one's softmax.
+    """
+    unit = next(units)
+    result = compute(unit)
+    for following in units:
+        next_result = compute(following)
+        yield unit, result
+        unit, result = following, next_result
+    yield unit, result
