@@ -18,7 +18,7 @@ SHORT, LONG = (Job(TINY, "main", budget, "v5e:2x2", 1) for budget in (32, 64))
 
 
 @pytest.mark.parametrize(
-    ("cores", "free", "processes"), [(8, 12 << 30, 2), (2, 99 << 30, 2), (8, 1, 1), (3, None, 3)]
+    ("cores", "free", "processes"), [(8, 15 << 30, 2), (2, 99 << 30, 2), (8, 1, 1), (3, None, 3)]
 )
 def test_processes_that_a_machine_has_room_for(monkeypatch, cores, free, processes):
     monkeypatch.setattr(many, "usable_cores", lambda: cores)
