@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -197,7 +198,7 @@ def _sums_kernel(*refs: Any, softmax: Softmax) -> None:
         before = jnp.where(first, 0, sums[rows, :]) * decay
         sums[rows, :] = functools.reduce(jnp.add, parts, before)
 
-    products = functools.partial(_products, *operands)
+    products = functools.partial(_products, operands)
     for rows, cosines in ahead(products, row_parts(top.shape[0])):
         guesses, targets = _logits(*cosines, center, softmax)
         parts, decay = exponentials(guesses, rows, top)
@@ -213,7 +214,7 @@ def _gradients_kernel(*refs: Any, softmax: Softmax) -> None:
     student_columns, student_sums, teacher_sums, weights, d_kernel_before, *results = refs
     d_student, d_kernel, target_sums = results
     student_kernel, first = operands[2], pl.program_id(0) == 0
-    products = functools.partial(_products, *operands)
+    products = functools.partial(_products, operands)
     d_kernel[...] = d_kernel_before[...]
     target_sums[...] = jnp.zeros_like(target_sums)
     for rows, cosines in ahead(products, row_parts(d_student.shape[0])):
@@ -230,10 +231,9 @@ def _gradients_kernel(*refs: Any, softmax: Softmax) -> None:
         d_kernel[...] += dot(student_columns[:, rows], slope, PLAIN)
 
 
-def _products(
-    student: Any, teacher: Any, student_kernel: Any, teacher_kernel: Any, rows: slice
-) -> tuple[Array, Array]:
+def _products(operands: Sequence[Any], rows: slice) -> tuple[Array, Array]:
     """Cosines of some rows with a block of the prototypes."""
+    student, teacher, student_kernel, teacher_kernel = operands
     return (
         dot(student[rows, :], student_kernel[...], PLAIN),
         dot(teacher[rows, :], teacher_kernel[...], PLAIN),
