@@ -19,7 +19,7 @@ from siglip2_jax import Embedder, ImagePreprocessor
 from siglip2_jax.export.stablehlo import export_stablehlo
 from siglip2_jax.export.stablehlo_loader import load
 from siglip2_jax.models.config import SIZES, two_towers
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.testing import random_params
 
 

@@ -6,7 +6,7 @@ operations. Defaults are a chip's share of B/16 at batch 32,768 on 256 chips: th
 decoder, and the hidden patches of masked prediction.
 
     python scripts/bench_large_softmax.py vocabulary [--impl xla|pallas] [--topology v6e:16x16]
-    python scripts/bench_large_softmax.py prototypes [--rows 1024]
+    python scripts/bench_large_softmax.py prototypes
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _estimate(args: argparse.Namespace, impl: Impl) -> list[str]:
     chip = chip_of(mesh)
     with jax.set_mesh(mesh):
         lowered = LOSSES[args.loss](mesh, impl, args.rows, args.width)
-    analysis, memory = measure(lowered, chip, "the loss", "use fewer rows")
+    analysis, memory = measure(lowered, mesh, "the loss", "use fewer rows")
     lines = [
         f"{impl}: {analysis.seconds * 1e3:.1f} ms, products at the peak "
         f"{analysis.flops / chip.flops * 1e3:.1f} ms, HBM {analysis.hbm_bytes / 1e9:.0f} GB, "

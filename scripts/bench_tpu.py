@@ -2,7 +2,8 @@
 
 Compiles the steps of a few configs for slices that are not there (extra `tpu`, Linux x86; one to
 ten minutes each on two cores) and prints one table, with the figures of the official implementation
-compiled and counted in the same way. Times are the compiler's estimates: what they leave out is in
+compiled and counted in the same way. What was compiled before, here or by `siglip2 plan`, is not
+compiled again. Times are the compiler's estimates: what they leave out is in
 docs/performance.md, with the results.
 
     python scripts/bench_tpu.py [--only TEXT] [--json FILE]
@@ -26,6 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from siglip2_jax.config import load_config
 from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.plan import StepPlan, plan_step
+from siglip2_jax.planner.results import user_results
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.progress import progress
 from siglip2_jax.recipes import locate
@@ -79,7 +81,8 @@ class Point:
         config = load_config(locate(self.config), self.settings)
         mesh = topology_mesh(TOPOLOGY, self.slices, config.replica)
         try:
-            return plan_step(config.resolved[0], self.budget, mesh, self.batch_size)
+            stage = config.resolved[0]
+            return plan_step(stage, self.budget, mesh, self.batch_size, user_results())
         except DoesNotFit:
             return None
 

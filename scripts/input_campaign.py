@@ -63,7 +63,7 @@ def disturbed(
     """
     moments, left_behind = [], 0
     for target in sorted(rng.randrange(steps) for _ in range(kills)):
-        with training(CONFIG, workdir, *changes, devices=1) as run:
+        with training(CONFIG, workdir, *changes) as run:
             if steps_done(workdir) < target:
                 run.wait_for(lambda target=target: steps_done(workdir) >= target)
                 time.sleep(rng.uniform(0, 0.3))
@@ -82,7 +82,7 @@ def disturbed(
 
 def finish(workdir: Path, changes: list[str]) -> None:
     """Trains to the end."""
-    (end,) = train(CONFIG, workdir, *changes, devices=1)
+    (end,) = train(CONFIG, workdir, *changes)
     if end.code:
         raise SystemExit(f"training failed with {end.code}:\n{end.text}")
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import stores
-from xla import QUICK_FLAGS
+from xla import QUICK_FLAGS, keep_programs
 
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
 # from dead-locking in XLA's thread pool.
@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 
 # A program for several devices that XLA reads back from its cache can wait for itself for ever.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+keep_programs()  # before other processes of the tests start, which share them
 
 import pytest  # noqa: E402
 from oracles import SHARED_IMAGES, Oracle, open_oracle  # noqa: E402

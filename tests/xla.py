@@ -1,6 +1,14 @@
-"""XLA options under which tests compile several times faster, for the XLA that is installed."""
+"""XLA options under which tests compile several times faster, and processes that compile once."""
 
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
 from importlib.metadata import version
+
+PROGRAMS = "SIGLIP2_TEST_PROGRAMS"  # names a directory of compiled programs
 
 QUICK: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
 """Compiler options. Nothing in the tests runs long enough to need the optimisations."""
@@ -11,3 +19,36 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
 
 QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
 """The same options for the environment variable `XLA_FLAGS`."""
+
+
+def keep_programs() -> str:
+    """The directory for programs of this process and of those it starts, until it ends."""
+    if PROGRAMS not in os.environ:
+        os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="siglip2_jax_programs_")
+        atexit.register(shutil.rmtree, os.environ[PROGRAMS], ignore_errors=True)
+    return os.environ[PROGRAMS]
+
+
+def environment(devices: int = 1, processes: int = 1) -> dict[str, str]:
+    """The environment of processes with simulated devices.
+
+    A CPU program that XLA reads back from its cache no longer orders the collectives inside a scan
+    with those outside of it, and devices wait for each other for ever. A single device has none:
+    its programs are kept.
+
+    Args:
+      devices: of each process.
+      processes: that train together.
+    """
+    flags = (
+        f"--xla_force_host_platform_device_count={devices} {QUICK_FLAGS} "
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "32",
+        "XLA_FLAGS": flags,
+        "JAX_ENABLE_COMPILATION_CACHE": str(devices * processes == 1).lower(),
+        "JAX_COMPILATION_CACHE_DIR": keep_programs(),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from siglip2_jax.cli import embed_shards
+from siglip2_jax.cli.compilation import use_cache
 from siglip2_jax.cli.options import add_model_options, load_model, use_all_devices
 from siglip2_jax.cli.printing import print_json
 
@@ -163,6 +164,7 @@ def _only_finish(place: Place, args: argparse.Namespace) -> tuple[Writer, Summar
     from siglip2_jax.search.indexing import Summary
     from siglip2_jax.search.writer import writing
 
+    use_cache(args)
     database = Database.open(args.db)
     model = database.load_model() if database.settings["loaded_from"] else None
     with writing(place, database.settings) as writer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from siglip2_jax.cli.compilation import add_cache_option, use_cache
+
 if TYPE_CHECKING:
     from etils import epath
 
@@ -24,6 +26,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def price(text: str) -> float:
+    """An argparse type: a price above 0."""
+    try:
+        dollars = float(text)
+    except ValueError:
+        dollars = 0.0
+    if not 0 < dollars < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price above 0")
+    return dollars
 
 
 def any_path(text: str) -> epath.Path:
@@ -177,6 +190,7 @@ def add_model_options(
         action="store_true",
         help="do not turn images upright by their EXIF tag",
     )
+    add_cache_option(parser)
     if batches:
         parser.add_argument(
             "--max-num-patches",
@@ -203,6 +217,7 @@ def load_model(args: argparse.Namespace, checkpoint: Checkpoint | None = None) -
     """Loads the model that `add_model_options` described, from its checkpoint if that is open."""
     from siglip2_jax.inference import load
 
+    use_cache(args)
     return load(
         checkpoint or open_checkpoint(args),
         args.tokenizer,
@@ -228,6 +243,7 @@ def load_decoder(args: argparse.Namespace, head: str | None = None) -> Captioner
     """Loads the same with the decoder that its run has trained under the name `head`."""
     from siglip2_jax.inference import load_captioner
 
+    use_cache(args)
     return load_captioner(
         args.source,
         args.tokenizer,

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from siglip2_jax.cli import plan_embed
-from siglip2_jax.cli.options import add_config_options, load_run, positive
+from siglip2_jax.cli.options import add_config_options, find_run, load_run, positive, price
 from siglip2_jax.cli.printing import print_json
 from siglip2_jax.planner.host_cores import IMAGES_PER_CORE_SECOND
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from siglip2_jax.config import ResolvedStage, TrainConfig
     from siglip2_jax.planner.host_input import Assumptions
+    from siglip2_jax.planner.results import Results
     from siglip2_jax.planner.search import Candidate
 
 GIB = 2**30
@@ -26,12 +27,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "plan",
-        help="compile a config for a TPU slice: memory, time, traffic; no TPU needed",
+        help="compile a config for a TPU slice: memory, time, cost; no TPU needed",
         description="Compiles every stage's step, for each of its sequence lengths, with the real "
-        "TPU compiler (extra `tpu`, Linux x86), and prints memory, time and traffic per chip. Each "
-        "program takes minutes. Times are estimates of the compiler; use them only to compare "
-        'programs. `siglip2 plan --embed "B/16 256"` plans the embedding of images instead.',
-        epilog="example: siglip2 plan b16_naflex --topology v5e:16x16 --budget 256",
+        "TPU compiler (extra `tpu`, Linux x86), and prints time, memory, days and chip-hours of "
+        "the run; of a chosen stage or length also traffic and the largest operations. A program "
+        "takes minutes the first time; what was compiled is kept. Times are estimates of the "
+        'compiler. `siglip2 plan --embed "B/16 256"` plans the embedding of images instead.',
+        epilog="example: siglip2 plan siglip2_b16 --topology v5e:16x16 --price 1.2",
     )
     add_config_options(parser, required=False)
     parser.add_argument(
@@ -45,6 +47,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--budget",
         type=positive,
         help="sequence length to plan, in patches (default: every length of the config)",
+    )
+    parser.add_argument(
+        "--price",
+        type=price,
+        metavar="DOLLARS",
+        help="price of a chip for an hour, to compute the cost (default: hours alone)",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="compile everything again, and keep nothing (default: what was compiled is kept in "
+        "siglip2_jax/plans in the user's cache)",
     )
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find the largest batch that fits"
@@ -115,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
     plan_embed.check_options(args)
     if args.embed is not None:
-        return plan_embed.run(args, _assumed(args))
+        return plan_embed.run(args, _assumed(args), _results(args))
     _check_options(args)
     config = load_run(args)
     mesh = topology_mesh(args.topology, args.slices, config.replica)
@@ -144,36 +158,52 @@ def _plan(
     """Every program once."""
     import dataclasses
 
-    from siglip2_jax.planner.host_input import host_input, request_dollars
+    from siglip2_jax.planner.cost import cost_of, cost_table
+    from siglip2_jax.planner.host_input import host_input
+    from siglip2_jax.planner.many import Job, plan_all
     from siglip2_jax.planner.max_batch import largest_batch
-    from siglip2_jax.planner.plan import plan_step
+    from siglip2_jax.planner.plan import StepPlan
     from siglip2_jax.planner.report import report
     from siglip2_jax.progress import progress
 
-    plans, largest = [], []
+    results, assumed = _results(args), _assumed(args)
+    origin, slices = find_run(args), args.slices
+    stages = {Job(origin, stage.name, x, args.topology, slices): stage for stage, x in work}
+    answers = {}
     with progress("compiling") as show:
-        for i, (stage, budget) in enumerate(work):
-            show(i, len(work), f"stage {stage.name}, {budget} patches")
-            plans.append(plan_step(stage, budget, mesh))
-            if args.largest_batch:
-                largest.append(largest_batch(stage, budget, mesh))
-            show(i + 1, len(work))
-    summary: dict[str, object] = {"steps": [plan.to_json() for plan in plans]}
-    summary |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
-    assumed = _assumed(args)
-    needs = [host_input(plan, stage, assumed) for plan, (stage, _) in zip(plans, work, strict=True)]
-    summary["input"] = {
-        "assumed": dataclasses.asdict(assumed),
-        "hosts": [dataclasses.asdict(its_needs) for its_needs in needs],
-        "request_dollars": request_dollars(plans, assumed),
+        show(0, len(stages))
+        for job, answer in plan_all(list(stages), results):
+            answers[job] = answer
+            show(len(answers), len(stages), f"stage {job.stage}, {job.budget} patches")
+    answers = [(job, answers[job]) for job in stages]
+    plans = {job: answer for job, answer in answers if isinstance(answer, StepPlan)}
+    needs = [host_input(plan, stages[job], assumed) for job, plan in plans.items()]
+    largest = [largest_batch(*x, mesh, results) for x in work] if args.largest_batch else []
+    cost = cost_of([plan for plan in plans.values() if plan.fits], assumed, args.price)
+    summary: dict[str, object] = {
+        "steps": [
+            answer.to_json()
+            if isinstance(answer, StepPlan)
+            else {"stage": job.stage, "budget": job.budget, "fits": False, "error": str(answer)}
+            for job, answer in answers
+        ],
+        "total": dataclasses.asdict(cost),
+        "input": {
+            "assumed": dataclasses.asdict(assumed),
+            "hosts": [dataclasses.asdict(its_needs) for its_needs in needs],
+        },
     }
-    lines = [report(plans, where, needs, assumed)]
+    summary |= {"largest": [plan.to_json() for plan in largest]} if largest else {}
+    is_detailed = args.stage is not None or args.budget is not None or len(work) == 1
+    lines = [report(list(plans.values()), where, needs, assumed), ""] if is_detailed else []
     lines += [
         f"largest batch at {plan.budget} patches: {plan.batch_size:,} "
         f"({plan.memory['peak'] / GIB:.1f} GiB, {plan.seconds * 1e3:.0f} ms)"
         for plan in largest
     ]
-    return 0 if all(plan.fits for plan in plans) else 1, summary, "\n".join(lines)
+    lines.append(cost_table(answers, f"{where} ({mesh.size:,} chips)", assumed, args.price))
+    fit = [isinstance(answer, StepPlan) and answer.fits for _, answer in answers]
+    return 0 if all(fit) else 1, summary, "\n".join(lines)
 
 
 def _search(
@@ -194,11 +224,11 @@ def _search(
         )
     ((stage, budget),) = work
     tried = _candidates(stage, budget, mesh, args)
-    trials, stopped = [], False
+    trials, stopped, results = [], False, _results(args)
 
     def plan(changed: ResolvedStage, batch_size: int):
         show(len(trials), len(tried), str(tried[len(trials)]))
-        return plan_step(changed, budget, mesh, batch_size)
+        return plan_step(changed, budget, mesh, batch_size, results)
 
     try:
         with progress("compiling") as show:
@@ -216,6 +246,13 @@ def _search(
     summary |= {"trials": [trial.to_json() | {"pareto": trial in best} for trial in trials]}
     code = INTERRUPTED if stopped else 0 if best else 1
     return code, summary, search_table(trials, title)
+
+
+def _results(args: argparse.Namespace) -> Results:
+    """Results of earlier commands, unless they are to be measured again."""
+    from siglip2_jax.planner.results import NO_RESULTS, user_results
+
+    return NO_RESULTS if args.fresh else user_results()
 
 
 def _assumed(args: argparse.Namespace) -> Assumptions:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from siglip2_jax.models.config import ModelConfig, Variant
     from siglip2_jax.planner.embed import EmbedPlan, Job
     from siglip2_jax.planner.host_input import Assumptions
+    from siglip2_jax.planner.results import Results
 
 GIB = 2**30
 MILLION = 1_000_000
-_ONLY = ("max_num_patches", "batch_size", "dtype", "items", "host_cores", "dollars_per_chip_hour")
+_ONLY = ("max_num_patches", "batch_size", "dtype", "items", "host_cores")
 _OTHERS = ("config", "set", "stage", "budget", "largest_batch", "search", "batches", "remats")
 
 
@@ -58,12 +59,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of CPU cores of a host, which may limit the rate (default: as many as needed)",
     )
-    group.add_argument(
-        "--dollars-per-chip-hour",
-        type=_price,
-        metavar="PRICE",
-        help="price of a chip for an hour, to compute the cost",
-    )
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -89,7 +84,7 @@ def _set(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
     return ["CONFIG" if name == "config" else "--" + name.replace("_", "-") for name in names]
 
 
-def run(args: argparse.Namespace, assumed: Assumptions) -> int:
+def run(args: argparse.Namespace, assumed: Assumptions, results: Results) -> int:
     """Compiles and prints; 1 if no batch fits."""
     import dataclasses
 
@@ -108,7 +103,12 @@ def run(args: argparse.Namespace, assumed: Assumptions) -> int:
             show(i, len(sizes), f"batch {size}")
             try:
                 plan = plan_embed(
-                    config, mesh, max_num_patches=budget, batch_size=size, dtype=dtype
+                    config,
+                    mesh,
+                    max_num_patches=budget,
+                    batch_size=size,
+                    dtype=dtype,
+                    results=results,
                 )
             except DoesNotFit:
                 if not plans:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace, assumed: Assumptions) -> int:
             hosts,
             assumed,
             items=items,
-            dollars_per_chip_hour=args.dollars_per_chip_hour,
+            dollars_per_chip_hour=args.price,
             host_cores=args.host_cores,
         )
         for items in dict.fromkeys((MILLION, args.items or MILLION))
@@ -227,14 +227,3 @@ def _cost(job: Job) -> str:
         f"{job.chip_hours:,.3g} chip-hours{chips}; {job.request_dollars:,.4f} dollars of requests "
         "from a store"
     )
-
-
-def _price(text: str) -> float:
-    """An argparse type: a price above 0."""
-    try:
-        price = float(text)
-    except ValueError:
-        price = 0.0
-    if not 0 < price < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a price above 0")
-    return price

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from siglip2_jax.cli.compilation import add_cache_option, use_cache
 from siglip2_jax.cli.options import SOURCE_HELP, output_file, positive
 from siglip2_jax.cli.printing import print_json
 
@@ -85,6 +86,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="SOURCE",
         help=f"{SOURCE_HELP} (default: where it was when the database was made)",
     )
+    add_cache_option(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print JSON")
     shown.add_argument(
@@ -140,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints what is found."""
     from siglip2_jax.search import Index
 
+    use_cache(args)
     index = Index.open(args.db, args.model)
     if isinstance(args.threshold, str):
         args.threshold = _read_threshold(index, args.threshold)

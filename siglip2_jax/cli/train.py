@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+from siglip2_jax.cli.compilation import add_cache_option, use_cache
 from siglip2_jax.cli.options import add_config_options, add_host_options, find_run
 
 
@@ -25,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         required=True,
         help="directory of checkpoints, metrics.jsonl and config.json; local or gs://",
     )
+    add_cache_option(parser, default="WORKDIR/programs")
     add_host_options(parser)
     parser.set_defaults(run=run)
 
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("siglip2_jax").setLevel(logging.INFO)
     if not args.no_distributed:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
+    use_cache(args, default=f"{args.workdir.rstrip('/')}/programs")
     try:
         return 0 if train(config, args.workdir, origin) else PREEMPTED
     except StoreError as error:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from siglip2_jax.cli.compilation import add_cache_option, use_cache
 from siglip2_jax.cli.options import SOURCE_HELP, add_stage_option
 from siglip2_jax.cli.printing import print_json
 
@@ -42,12 +43,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="skip the comparison with published logits, for weights trained from a release",
     )
+    add_cache_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints each check; exit code 1 if one fails."""
+    use_cache(args)
     checks = []
     for check in find(args.source, args.tokenizer, args.stage, golden=not args.no_golden):
         checks.append(check)

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from siglip2_jax.data.prepare import Transform, Views
-from siglip2_jax.preprocess.image import ImagePreprocessor, write_padded
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import write_padded
 from siglip2_jax.types import Batch, Patches
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,3 +35,20 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def prefetch_batches(
+    function: Callable[[T], R], items: Iterable[T], batch_size: int
+) -> Iterator[tuple[list[R], float]]:
+    """Maps on threads ahead of the device; yields batches and the seconds each was waited for.
+
+    Raises:
+      ValueError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    batches = batched(thread_map(function, items, 2 * batch_size), batch_size)
+    start = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - start
+        start = time.perf_counter()

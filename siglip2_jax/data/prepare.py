@@ -14,11 +14,8 @@ from PIL import Image
 from siglip2_jax.data.example import ExampleError
 from siglip2_jax.data.lengths import Aspect
 from siglip2_jax.preprocess.decode import ImageSource
-from siglip2_jax.preprocess.image import (
-    ImagePatches,
-    ImagePreprocessor,
-    patchify,
-)
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import ImagePatches, patchify
 from siglip2_jax.preprocess.resize import resize_antialias
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 

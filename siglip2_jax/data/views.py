@@ -11,7 +11,7 @@ from PIL import Image
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
 from siglip2_jax.data.colour import ColorJitter, GaussianBlur, Grayscale, Solarize
 from siglip2_jax.data.prepare import Transform, Views
-from siglip2_jax.preprocess.image import ImagePatches, patchify
+from siglip2_jax.preprocess.patches import ImagePatches, patchify
 from siglip2_jax.preprocess.resize import Resample
 
 # Pillow shrinks by whole numbers first, to no less than this many times the size asked for: close

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.inference.programs import Programs
 from siglip2_jax.types import Patches
 
 
@@ -47,5 +48,4 @@ class OnnxEmbedder(Embedder):
         def embed_text(params: Any, ids: np.ndarray) -> np.ndarray:
             return text.run(None, {"ids": ids})[0]
 
-        self._encode_image, self._hidden_states = give_features, give_features
-        self._embed_image, self._embed_text = embed_image, embed_text
+        self._programs = Programs(give_features, embed_image, give_features, embed_text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from os import PathLike
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from siglip2_jax.data.boxes import BoxText
-from siglip2_jax.data.prefetch import batched, thread_map
+from siglip2_jax.data.prefetch import batched, prefetch_batches
 from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, DEFAULT_MAX_NUM_PATCHES, Embedder
 from siglip2_jax.inference.generation import GenerationConfig, Method, Writer
@@ -22,7 +21,7 @@ from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary
 from siglip2_jax.models.siglip2 import Params, flatten
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.types import Features
 
@@ -198,17 +197,13 @@ class Captioner:
           max_num_patches: as for `caption`.
           batch_size: images per call of the encoder, queries per call of the decoder.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         prepare = partial(self._prepare, max_num_patches=max_num_patches)
-        start = time.perf_counter()
-        for batch in batched(thread_map(prepare, groups, 2 * batch_size), batch_size):
-            self.data_wait += time.perf_counter() - start
+        for batch, data_wait in prefetch_batches(prepare, groups, batch_size):
+            self.data_wait += data_wait
             good = [item for item in batch if not isinstance(item, ImageError)]
             answers = iter(self._answer(good, generation, max_num_patches, batch_size))
             for item in batch:
                 yield item if isinstance(item, ImageError) else next(answers)
-            start = time.perf_counter()
 
     def answer(
         self, groups: Iterable[Group], generation: GenerationConfig, max_num_patches: int

@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import functools
-import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
-from scipy.special import expit
 
 from siglip2_jax import __version__, checkpoints
-from siglip2_jax.data.prefetch import batched, thread_map
 from siglip2_jax.fingerprint import fingerprint_arrays, fingerprint_bytes
-from siglip2_jax.inference.calibration import Calibration
-from siglip2_jax.inference.pretrained import SigLIP2
-from siglip2_jax.inference.programs import programs, run_batches
+from siglip2_jax.inference.image_batches import ImageBatch, Images, image_batches
+from siglip2_jax.inference.images import OnError, collect
+from siglip2_jax.inference.towers import Towers
 from siglip2_jax.inference.vlm_tokens import ImageTokens, block_counts, split_images
-from siglip2_jax.inference.weights import find_weights
-from siglip2_jax.models.config import ModelConfig, Variant, find_variant
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.siglip2 import Params, flatten
-from siglip2_jax.preprocess.decode import ImageError, ImageSource, as_images
-from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
+from siglip2_jax.preprocess.decode import ImageError
+from siglip2_jax.preprocess.image import ImagePreprocessor
 from siglip2_jax.preprocess.text_norm import TextNorm
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
-from siglip2_jax.sharding import Device, device_put_global, make_mesh
-from siglip2_jax.types import Features, Patches
+from siglip2_jax.types import Features
 
 DEFAULT_MAX_NUM_PATCHES = 256
 DEFAULT_BATCH_SIZE = 32
 
 
-class Embedder:
+class Embedder(Towers):
     """A model with its preprocessing and tokenizer, as one bundle.
 
     Attributes:
-      config: sizes of the towers.
-      params: nested dict of arrays on devices: float32, or what `weights` says.
-      weights: numbers that kernels and the token table are kept in: "float32", "bfloat16" or
-        "int8".
-      variant: the release with exactly these sizes, or None.
+      config, params, weights, dtype, mesh: those of `Towers`.
       preprocess: images to patches.
       tokenizer: texts to ids, or None.
       text_norm: how texts are normalised before tokenisation.
-      mesh: where the parameters are split and batches are run, all processes together and on the
-        same inputs; None runs on one device.
       data_wait: seconds that the device has waited for decoded images so far.
     """
 
@@ -66,49 +52,11 @@ class Embedder:
         dtype: Literal["float32", "bfloat16"] = "float32",
         mesh: Mesh | None = None,
     ):
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
-        self.config = config
-        # On the device once: NumPy arrays would be copied to it with every batch.
-        self.params = jax.tree.map(jnp.asarray, params)
-        self.weights = find_weights(params)
+        super().__init__(config, params, dtype, mesh)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.text_norm: TextNorm = tokenizer.text_norm if tokenizer else text_norm
-        self.dtype = dtype
-        self.mesh = mesh
         self.data_wait = 0.0
-        self._encode_image, self._embed_image, self._hidden_states, self._embed_text = programs(
-            config, dtype
-        )
-
-    def replicate_over(self, devices: Sequence[Device]) -> None:
-        """Runs batches on several devices of this process from now on, each with all parameters."""
-        self.mesh = make_mesh(replica=len(devices), devices=devices)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.params = jax.tree.map(
-            lambda x: device_put_global(np.asarray(x), everywhere), self.params
-        )
-
-    @property
-    def model(self) -> SigLIP2:
-        """The towers as a Flax NNX module over `params`; each call gives a new one."""
-        return SigLIP2.from_params(self.config, self.params, compute=Compute(dtype=self.dtype))
-
-    @property
-    def variant(self) -> Variant | None:
-        """The release with exactly these sizes, or None."""
-        return find_variant(self.config)
-
-    @property
-    def temperature(self) -> float:
-        """The temperature `exp(t)`, by which cosines are multiplied."""
-        return float(np.exp(np.float32(self.params["t"])))
-
-    @property
-    def bias(self) -> float:
-        """The bias `b`, which is added to scaled cosines."""
-        return float(self.params["b"])
 
     def identity(self) -> dict[str, Any]:
         """Identity of the model: everything that its outputs depend on, by content.
@@ -131,12 +79,12 @@ class Embedder:
 
     def embed_images(
         self,
-        images: Patches | ImageSource | Iterable[ImageSource],
+        images: Images,
         *,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
         normalize: bool = True,
-        on_error: Literal["warn", "raise"] = "warn",
+        on_error: OnError = "warn",
     ) -> Float[np.ndarray, "n E"]:
         """Embeds images.
 
@@ -156,23 +104,15 @@ class Embedder:
         Raises:
           ImageError: an image is unreadable and `on_error` is "raise".
         """
-        width = self.config.vision.width
-        if isinstance(images, Patches):
-            program = functools.partial(self._embed_image, normalize=normalize)
-            return _rows(self._run(program, images, batch_size), width)
-        rows = []
-        for row in self.stream_images(images, max_num_patches, batch_size, normalize):
-            if isinstance(row, ImageError):
-                if on_error == "raise":
-                    raise row
-                warnings.warn(f"{row}; its embedding is NaN", stacklevel=2)
-                row = np.full(width, np.nan, np.float32)
-            rows.append(row[None])
-        return _rows(rows, width)
+        rows = self.stream_images(images, max_num_patches, batch_size, normalize)
+        unreadable = np.full(self.config.vision.width, np.nan, np.float32)
+        rows = collect(rows, on_error, "its embedding is NaN")
+        parts = (unreadable[None] if row is None else row[None] for row in rows)
+        return _rows(parts, len(unreadable))
 
     def stream_images(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: Images,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
         normalize: bool = True,
@@ -181,16 +121,16 @@ class Embedder:
 
         Images are decoded on threads ahead of the device.
         """
-        program = functools.partial(self._embed_image, normalize=normalize)
-        for errors, patches in self._patches(images, max_num_patches, batch_size):
-            parts = self._run(program, patches, batch_size) if patches else ()
+        program = functools.partial(self._programs.embed_image, normalize=normalize)
+        for batch in self._read(images, max_num_patches, batch_size):
+            parts = self._run(program, batch.patches, batch_size) if batch.patches else ()
             rows = (row for part in parts for row in part)
-            for error in errors:
+            for error in batch.errors:
                 yield next(rows) if error is None else error
 
     def image_features(
         self,
-        images: Patches | ImageSource | Iterable[ImageSource],
+        images: Images,
         *,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -211,14 +151,14 @@ class Embedder:
         Raises:
           ImageError: an image is unreadable.
         """
-        parts = list(self._encode(self._encode_image, images, max_num_patches, batch_size))
+        parts = list(self._encode(self._programs.encode_image, images, max_num_patches, batch_size))
         if not parts:
             raise ValueError("image_features got no images; pass at least one")
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def tokens_for_vlm(
         self,
-        images: Patches | ImageSource | Iterable[ImageSource],
+        images: Images,
         layers: Sequence[int] = (-2,),
         *,
         merge: int = 2,
@@ -247,7 +187,7 @@ class Embedder:
         if merge < 1:
             raise ValueError(f"merge is {merge}; it must be at least 1")
         counts = block_counts(layers, self.config.vision.depth)
-        program = functools.partial(self._hidden_states, counts=counts, norm=norm)
+        program = functools.partial(self._programs.hidden_states, counts=counts, norm=norm)
         parts = self._encode(program, images, max_num_patches, batch_size, merge)
         return [image for part in parts for image in split_images(part, merge)]
 
@@ -291,36 +231,8 @@ class Embedder:
                 f"token ids run from {ids.min()} to {ids.max()}, the token table has {vocab_size} "
                 "rows; use the tokenizer that belongs to this model"
             )
-        parts = self._run(self._embed_text, ids.astype(np.int32), batch_size)
+        parts = self._run(self._programs.embed_text, ids.astype(np.int32), batch_size)
         return _rows(parts, self.config.text.embed_dim)
-
-    def logits(
-        self, images: Float[np.ndarray, "I E"], texts: Float[np.ndarray, "J E"]
-    ) -> Float[np.ndarray, "I J"]:
-        """`exp(t) * cosine + b` of every pair."""
-        return np.float32(self.temperature) * (images @ texts.T) + np.float32(self.bias)
-
-    def probabilities(
-        self,
-        images: Float[np.ndarray, "I E"],
-        texts: Float[np.ndarray, "J E"],
-        *,
-        calibration: Calibration | None = None,
-    ) -> Float[np.ndarray, "I J"]:
-        """Each pair's own probability, so rows do not sum to 1: the sigmoid of `logits`.
-
-        The learned bias assumes one match in tens of thousands, so values are often small even
-        for good matches; compare them across texts rather than with 0.5, or give a calibration.
-
-        Args:
-          images: embeddings of unit length.
-          texts: embeddings of unit length.
-          calibration: fitted by `siglip2 calibrate` (`read_calibration`), in place of the model's
-            own temperature and bias.
-        """
-        if calibration is not None:
-            return calibration.probabilities(images, texts)
-        return expit(self.logits(images, texts))
 
     def save(
         self,
@@ -357,48 +269,24 @@ class Embedder:
     def _encode(
         self,
         program: Callable[..., Any],
-        images: Patches | ImageSource | Iterable[ImageSource],
+        images: Images,
         max_num_patches: int,
         batch_size: int,
         merge: int = 1,
     ) -> Iterator[Any]:
         """Outputs of a program, batch by batch, for images that must all be readable."""
-        if isinstance(images, Patches):
-            yield from self._run(program, images, batch_size)
-            return
-        for errors, patches in self._patches(images, max_num_patches, batch_size, merge):
-            for error in errors:
+        for batch in self._read(images, max_num_patches, batch_size, merge):
+            for error in batch.errors:
                 if error is not None:
                     raise error
-            yield from self._run(program, patches, batch_size)
+            yield from self._run(program, batch.patches, batch_size)
 
-    def _patches(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        max_num_patches: int,
-        batch_size: int,
-        merge: int = 1,
-    ) -> Iterator[tuple[list[ImageError | None], Patches | None]]:
-        """Preprocessed batches: an error or None per image, the patches of the good ones if any."""
-        num_tokens = self.preprocess.num_tokens(max_num_patches)
-
-        def prepare(image: ImageSource):
-            try:
-                opened = self.preprocess.open(image)
-                return self.preprocess.to_patches(opened, max_num_patches, merge)
-            except ImageError as error:
-                return error
-
-        start = time.perf_counter()
-        for batch in batched(thread_map(prepare, as_images(images), 2 * batch_size), batch_size):
-            self.data_wait += time.perf_counter() - start
-            good = [item for item in batch if not isinstance(item, ImageError)]
-            errors = [item if isinstance(item, ImageError) else None for item in batch]
-            yield errors, pad_and_stack(good, num_tokens) if good else None
-            start = time.perf_counter()
-
-    def _run(self, program: Callable[..., Any], inputs: Any, batch_size: int) -> Iterator[Any]:
-        return run_batches(program, self.params, inputs, batch_size, self.mesh)
+    def _read(
+        self, images: Images, max_num_patches: int, batch_size: int, merge: int = 1
+    ) -> Iterator[ImageBatch]:
+        for batch in image_batches(images, self.preprocess, max_num_patches, batch_size, merge):
+            self.data_wait += batch.data_wait
+            yield batch
 
 
 def _rows(parts: Iterable[np.ndarray], width: int) -> Float[np.ndarray, "n E"]:

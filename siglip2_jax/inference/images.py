@@ -1,4 +1,4 @@
-"""Images given to a captioner, one or several at once, and its results, as lists."""
+"""Images given one or several at once, and results about them, as lists."""
 
 from __future__ import annotations
 
@@ -38,8 +38,17 @@ def pairs(images: Images, items: Iterable[T], name: str) -> list[tuple[ImageSour
     return list(zip(images, items, strict=True))
 
 
-def collect(results: Iterable[T | ImageError], on_error: OnError) -> list[T | None]:
+def collect(
+    results: Iterable[T | ImageError],
+    on_error: OnError,
+    consequence: str = "nothing is written about it",
+) -> list[T | None]:
     """Collects results, with None for unreadable images.
+
+    Args:
+      results: of images in order.
+      on_error: "warn", with the error and its consequence, or "raise".
+      consequence: for the warning.
 
     Raises:
       ImageError: an image is unreadable and `on_error` is "raise".
@@ -49,7 +58,7 @@ def collect(results: Iterable[T | ImageError], on_error: OnError) -> list[T | No
         if isinstance(answer, ImageError):
             if on_error == "raise":
                 raise answer
-            warnings.warn(f"{answer}; nothing is written about it", stacklevel=3)
+            warnings.warn(f"{answer}; {consequence}", stacklevel=3)
             answer = None
         answers.append(answer)
     return answers

@@ -25,6 +25,7 @@ from siglip2_jax.models.kernels.attention import AttentionImpl, attend
 from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.kernels.linear import dense, dense_each
 from siglip2_jax.models.kernels.low_rank import merge_block
+from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.sharding import gather
 
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]
@@ -95,11 +96,15 @@ class Attention(nnx.Module):
         queries: Float[Array, "B Q D"],
         inputs: Float[Array, "B K M"],
         valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
+        length: int | None = None,
     ) -> Float[Array, "B Q D"]:
-        """Attends from `queries` to the valid `inputs`; the result is float32."""
+        """Attends from `queries` to the valid `inputs`; the result is float32.
+
+        Where they are the same, sequences of one `length` may lie side by side in each row.
+        """
         if queries is inputs:
             query, key, value = self._project((self.query, self.key, self.value), queries)
-            return self._attend(query, key, value, valid)
+            return self._attend(query, key, value, valid, length)
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
@@ -120,8 +125,11 @@ class Attention(nnx.Module):
         (query,) = self._project((self.query,), queries)
         return self._attend(query, key, value, valid)
 
-    def _attend(self, query: Array, key: Array, value: Array, valid: Array | None) -> Array:
-        values = checkpoint_name(attend(query, key, value, valid, self.impl), "attn_out")
+    def _attend(
+        self, query: Array, key: Array, value: Array, valid: Array | None, length: int | None = None
+    ) -> Array:
+        values = attend(query, key, value, valid, self.impl, length)
+        values = checkpoint_name(values, "attn_out")
         return dense(self.out, values.reshape(*values.shape[:2], -1))
 
     def _project(self, linears: tuple[nnx.LinearGeneral, ...], x: Array) -> list[Array]:
@@ -171,11 +179,14 @@ class Block(nnx.Module):
         self.mlp = Mlp(tower.width, tower.mlp_dim, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None
+        self,
+        x: Float[Array, "B N D"],
+        valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None,
+        length: int | None = None,
     ) -> Float[Array, "B N D"]:
-        """Runs the block; the residual stream keeps the dtype of `x`."""
+        """Runs the block on sequences of that length; the stream keeps the dtype of `x`."""
         x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
-        x = checkpoint_name(x + self.attn(y, y, valid).astype(x.dtype), "x_mid")
+        x = checkpoint_name(x + self.attn(y, y, valid, length).astype(x.dtype), "x_mid")
         x, y = residual_layer_norm(self.ln2, x, self.dtype, self.norm)
         return x + self.mlp(y).astype(x.dtype)
 
@@ -207,7 +218,12 @@ class Encoder(nnx.Module):
         Returns:
           float32 tokens.
         """
-        return self.norm(run_blocks(self._layer(valid), x, self.blocks, self.compute))
+        rows = arrange(x, valid, self.compute.attention)
+        if rows is not None:
+            x, valid = rows.pack(x), None if valid is None else rows.pack(valid)
+        layer = self._layer(valid, None if rows is None else rows.length)
+        x = run_blocks(layer, x, self.blocks, self.compute)
+        return self.norm(x if rows is None else rows.unpack(x))
 
     def hidden_states(
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None, counts: Sequence[int]
@@ -236,11 +252,11 @@ class Encoder(nnx.Module):
             states[count], done = x, count
         return tuple(states[count].astype(jnp.float32) for count in counts)
 
-    def _layer(self, valid: Array | None) -> Layer:
+    def _layer(self, valid: Array | None, length: int | None = None) -> Layer:
         dtype = jnp.dtype(self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return gather(merge_block(block), dtype)(x, valid), None
+            return gather(merge_block(block), dtype)(x, valid, length), None
 
         return layer
 

@@ -21,8 +21,9 @@ from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.planner.estimate import Estimate, chip_of, local_bytes, measure
 from siglip2_jax.planner.host_cores import host_cores_needed
 from siglip2_jax.planner.host_input import Assumptions
+from siglip2_jax.planner.results import NO_RESULTS, Results
 from siglip2_jax.planner.topology import topology_mesh
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.sharding import BATCH
 
 TOKENS = (8_192, 16_384, 32_768, 65_536)
@@ -55,6 +56,7 @@ def plan_embed(
     max_num_patches: int,
     batch_size: int,
     dtype: str = "bfloat16",
+    results: Results = NO_RESULTS,
 ) -> EmbedPlan:
     """Compiles the program that embeds images, and measures it; touches no device.
 
@@ -64,6 +66,7 @@ def plan_embed(
       max_num_patches: patches an image may have, at native resolution.
       batch_size: images of a batch on one chip.
       dtype: of the matrix products.
+      results: of earlier compilations.
 
     Raises:
       DoesNotFit: the program needs so much memory that the compiler refuses it.
@@ -84,12 +87,12 @@ def plan_embed(
     embed_image = programs(config, dtype).embed_image
     with jax.set_mesh(mesh):
         lowered = embed_image.lower(params, images, normalize=True)
-    chip = chip_of(mesh)
     analysis, sizes = measure(
         lowered,
-        chip,
+        mesh,
         f"embedding {batch_size:,} images of {patches:,} patches a chip",
         "use a smaller batch",
+        results,
     )
     inputs, parameters = local_bytes(images), local_bytes(params)
     unused = parameters + inputs - sizes["arguments"]  # the compiler leaves out the text tower
@@ -99,7 +102,7 @@ def plan_embed(
         untimed=len(analysis.not_estimated),
         batch_size=size,
         chips=mesh.size,
-        chip=chip,
+        chip=chip_of(mesh),
         memory={
             "parameters": parameters,
             "inputs": inputs,

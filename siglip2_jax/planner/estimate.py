@@ -8,7 +8,9 @@ programs. `cost_analysis` is not used, as it counts the body of a loop once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,8 +18,11 @@ from jax.sharding import Mesh
 
 from siglip2_jax.planner.hlo.kernel_time import cycles_of
 from siglip2_jax.planner.hlo.program import Analysis, analyse, memory
+from siglip2_jax.planner.hlo.walk import Operation
+from siglip2_jax.planner.results import NO_RESULTS, Results, describe_mesh, digest_code, key_of
 from siglip2_jax.planner.topology import compile_only
 from siglip2_jax.train.chips import CHIPS, Chip
+from siglip2_jax.train.compiler import OPTIONS
 
 
 class DoesNotFit(ValueError):
@@ -37,7 +42,8 @@ class Estimate:
       flops: of matrix products in the program, and of kernels by their own cost estimates.
       hbm_bytes: read and written.
       collectives: bytes sent, by kind.
-      scheduled: seconds in the schedule, without collectives and operations with no estimate.
+      scheduled: seconds in the schedule, without collectives that run beside other operations, and
+        without operations with no estimate.
     """
 
     batch_size: int
@@ -93,28 +99,58 @@ class Estimate:
         return {name: getattr(self, name) for name in names} | {"chip": self.chip.name}
 
 
+Measurement = tuple[Analysis, dict[str, int]]  # cost, and memory by kind
+
+
 def measure(
-    lowered: jax.stages.Lowered, chip: Chip, subject: str, way_out: str
-) -> tuple[Analysis, dict[str, int]]:
+    lowered: jax.stages.Lowered,
+    mesh: Mesh,
+    subject: str,
+    way_out: str,
+    results: Results = NO_RESULTS,
+) -> Measurement:
     """Compiles a program and reads off its cost and its memory; touches no device.
 
     Args:
       lowered: a program lowered for devices of a topology.
-      chip: what those are.
+      mesh: of those devices.
       subject: what the program is, to begin an error with.
       way_out: what to do where it does not fit.
+      results: of earlier compilations.
 
     Raises:
       DoesNotFit: the program needs so much memory that the compiler refuses it.
     """
+    chip = chip_of(mesh)
+    program = lowered.as_text(debug_info=True)  # with lines, which operations are shown by
+    basis = describe_mesh(mesh), repr(chip), repr(OPTIONS), digest_code("planner")
+    key = key_of("program", program, *basis)
+    measured = results.get(key)
+    if measured is None:
+        measured = _compile(lowered, chip, results)
+        if isinstance(measured, str) or has_all_times(measured[0].operations):
+            results.put(key, measured)
+    if isinstance(measured, str):
+        raise DoesNotFit(f"{subject} does not fit ({measured}); {way_out}")
+    return measured
+
+
+def _compile(lowered: jax.stages.Lowered, chip: Chip, results: Results) -> Measurement | str:
+    """The measurement, or the compiler's reason to refuse the program."""
     try:
         compiled = compile_only(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        why = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
-        raise DoesNotFit(f"{subject} does not fit ({why}); {way_out}") from error
-    return analyse(compiled.as_text() or "", chip, cycles_of), memory(compiled)
+        why = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        return why.rstrip(".")
+    timer = functools.partial(cycles_of, results=results)
+    return analyse(compiled.as_text() or "", chip, timer), memory(compiled)
+
+
+def has_all_times(operations: Iterable[Operation]) -> bool:
+    """True where every kernel was timed: otherwise trying again may help."""
+    return all(op.timed_by == "bundles" for op in operations if op.kernel)
 
 
 def chip_of(mesh: Mesh) -> Chip:

@@ -8,9 +8,12 @@ from jax.sharding import Mesh
 
 from siglip2_jax.config import ResolvedStage
 from siglip2_jax.planner.plan import StepPlan, plan_step
+from siglip2_jax.planner.results import NO_RESULTS, Results
 
 
-def largest_batch(stage: ResolvedStage, budget: int, mesh: Mesh) -> StepPlan:
+def largest_batch(
+    stage: ResolvedStage, budget: int, mesh: Mesh, results: Results = NO_RESULTS
+) -> StepPlan:
     """The largest batch whose step fits into a chip's memory, within one per cent of it.
 
     Memory grows nearly in proportion to the batch, so that two programs tell where the limit is;
@@ -20,11 +23,11 @@ def largest_batch(stage: ResolvedStage, budget: int, mesh: Mesh) -> StepPlan:
       ValueError: not even one example a chip fits.
     """
     unit = mesh.size * stage.optim.accumulate
-    first = plan_step(stage, budget, mesh)
+    first = plan_step(stage, budget, mesh, results=results)
     limit = first.chip.hbm_bytes
     low, high = (unit, 0), (first.batch_size, first.memory["peak"])
     if high[0] > unit:
-        least = plan_step(stage, budget, mesh, unit)
+        least = plan_step(stage, budget, mesh, unit, results)
         low = (unit, least.memory["peak"])
         best = first if first.fits else least
         if not best.fits:
@@ -43,7 +46,7 @@ def largest_batch(stage: ResolvedStage, budget: int, mesh: Mesh) -> StepPlan:
         if guess in tried or abs(guess - best.batch_size) < 0.01 * best.batch_size:
             break
         tried.add(guess)
-        plan = plan_step(stage, budget, mesh, guess)
+        plan = plan_step(stage, budget, mesh, guess, results)
         high = (guess, plan.memory["peak"])
         if plan.fits and guess > best.batch_size:
             best = plan

@@ -12,6 +12,7 @@ from siglip2_jax.config import ResolvedStage
 from siglip2_jax.planner.estimate import Estimate, chip_of, local_bytes, measure
 from siglip2_jax.planner.hlo.program import AMOUNTS, top
 from siglip2_jax.planner.hlo.walk import Operation
+from siglip2_jax.planner.results import NO_RESULTS, Results
 from siglip2_jax.sharding import BATCH
 from siglip2_jax.train.compiler import jit_step
 from siglip2_jax.train.inputs import abstract_batch
@@ -52,17 +53,30 @@ class StepPlan(Estimate):
         """Days that the stage's steps of this budget take."""
         return self.seconds * self.share * self.steps / DAY
 
+    @property
+    def chip_hours(self) -> float:
+        """Hours of all chips together in that time."""
+        return self.days * 24 * self.chips
+
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines; times in seconds, operations the largest of each kind."""
         operations = {
             kind: [op.to_json() for op in top(self.operations, amount, _MOST)]
             for kind, amount in AMOUNTS.items()
         }
-        return super().to_json() | {"days": self.days, "operations": operations}
+        return super().to_json() | {
+            "days": self.days,
+            "chip_hours": self.chip_hours,
+            "operations": operations,
+        }
 
 
 def plan_step(
-    stage: ResolvedStage, budget: int, mesh: Mesh, batch_size: int | None = None
+    stage: ResolvedStage,
+    budget: int,
+    mesh: Mesh,
+    batch_size: int | None = None,
+    results: Results = NO_RESULTS,
 ) -> StepPlan:
     """Compiles one step and measures it; touches no device.
 
@@ -71,6 +85,7 @@ def plan_step(
       budget: patches an image may have, one of the stage's lengths.
       mesh: of the topology's chips.
       batch_size: examples that the step reads; None takes the stage's for this budget.
+      results: of earlier compilations.
 
     Raises:
       DoesNotFit: the program needs so much memory that the compiler refuses it.
@@ -81,14 +96,14 @@ def plan_step(
     warn_if_unsplit(program, mesh)
     state = abstract_state(program, mesh)
     batch = abstract_batch(stage, budget, batch_size, NamedSharding(mesh, BATCH))
-    chip = chip_of(mesh)
     with jax.set_mesh(mesh):
         lowered = jit_step(program.step).lower(state, batch)
     analysis, sizes = measure(
         lowered,
-        chip,
+        mesh,
         f"stage {stage.name!r} at {budget} patches and batch {batch_size:,}",
         'use more chips, a smaller batch or compute.remat="full"',
+        results,
     )
     parts = {
         "parameters": local_bytes(state.params),
@@ -105,7 +120,7 @@ def plan_step(
         budget=budget,
         batch_size=batch_size,
         chips=mesh.size,
-        chip=chip,
+        chip=chip_of(mesh),
         share=float(lengths.probabilities[lengths.budgets.index(budget)]),
         steps=stage.num_steps,
         memory=parts,

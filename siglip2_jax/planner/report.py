@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from siglip2_jax.planner.hlo.program import AMOUNTS, merged, top
 from siglip2_jax.planner.hlo.walk import Operation
-from siglip2_jax.planner.host_input import Assumptions, HostInput, describe, request_dollars
+from siglip2_jax.planner.host_input import Assumptions, HostInput, describe
 from siglip2_jax.planner.plan import StepPlan
 from siglip2_jax.planner.search import Trial, pareto
 from siglip2_jax.train.chips import GIB
@@ -37,11 +37,7 @@ def report(
     assumed = assumed or Assumptions()
     inputs = [describe(its_needs, assumed) for its_needs in needs] or [[]] * len(plans)
     blocks = [_block(plan, topology, lines) for plan, lines in zip(plans, inputs, strict=True)]
-    last = f"all steps above: {sum(plan.days for plan in plans):.2f} days"
-    if needs:
-        dollars, price = request_dollars(plans, assumed), assumed.dollars_per_request * 1000
-        last += f"; {dollars:,.2f} dollars of requests from a store, at {price:g} per 1,000"
-    return "\n\n".join([*blocks, last])
+    return "\n\n".join(blocks)
 
 
 def _block(plan: StepPlan, topology: str, input_lines: list[str]) -> str:
@@ -69,6 +65,9 @@ def _block(plan: StepPlan, topology: str, input_lines: list[str]) -> str:
         f"  step         {plan.seconds * 1e3:.1f} ms estimated, MFU {plan.mfu:.3f}, "
         f"{plan.examples_per_second:.1f} examples/s per chip, {plan.days:.2f} days",
     ]
+    if waited := sum(op.cycles or 0 for op in plan.operations if op.timed_by == "links"):
+        milliseconds = waited / chip.clock_hz * 1e3
+        lines.append(f"               ({milliseconds:.1f} ms of it wait for collectives)")
     if plan.untimed:
         lines.append(f"               ({plan.untimed} operations are not in the estimate)")
     return "\n".join(lines + input_lines + _largest(plan))
@@ -98,7 +97,8 @@ def _name(op: Operation) -> str:
         return f"{op.opcode:<24.40} {'/'.join(keys)} (the compiler's own)"
     name = op.op_name.rsplit("/", 1)[-1] or op.name
     source = re.sub(r".*siglip2_jax/", "", op.source)
-    note = " (by its own cost estimate)" if op.timed_by == "cost estimate" else ""
+    notes = {"cost estimate": " (by its own cost estimate)", "links": " (by the links' rate)"}
+    note = notes.get(op.timed_by or "", "")
     return f"{name:<24.40} {source}{note}".rstrip()
 
 

@@ -1,7 +1,8 @@
 """Images to patches and texts to token ids."""
 
 from siglip2_jax.preprocess.decode import ImageError, ImageSource
-from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor, pad_and_stack
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import ImagePatches, pad_and_stack
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError, Tokens
 
 __all__ = [

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import ImagePatches
 
 _START_SECONDS = 120.0
 

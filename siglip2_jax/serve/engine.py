@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.inference.programs import fill, most_rows, place, programs, run_batch
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.serve.settings import Settings
 
 _log = logging.getLogger(__name__)

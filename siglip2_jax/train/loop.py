@@ -7,7 +7,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,11 +27,7 @@ from siglip2_jax.train.compiler import jit_step
 from siglip2_jax.train.data_counts import DataCounts
 from siglip2_jax.train.distributed import ending_together, meet
 from siglip2_jax.train.feed import NoBatch, agreed
-from siglip2_jax.train.inputs import (
-    abstract_batch,
-    stage_pipeline,
-    stage_reading,
-)
+from siglip2_jax.train.inputs import abstract_batch, stage_pipeline, stage_reading
 from siglip2_jax.train.preflight import preflight
 from siglip2_jax.train.requirements import check_memory, check_stage
 from siglip2_jax.train.run import Run, last_good
@@ -40,6 +38,7 @@ from siglip2_jax.train.start import (
     load_teacher_params,
     warn_if_unsplit,
 )
+from siglip2_jax.train.startup import StartUp
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.step import Metrics, Program
 from siglip2_jax.train.throughput import Throughput
@@ -72,13 +71,13 @@ def train(
         threads may go on for a quarter of an hour to try what failed.
     """
     versions = agreed_versions()  # first: what follows may hang where they differ
-    with ending_together():
+    with ending_together(), closing(StartUp()) as startup:
         run = Run(config, absolute(workdir), versions)
         process, count = jax.process_index(), jax.process_count()
         log.info("process %d of %d runs %s", process, count, in_words(versions))
         try:
             with jax.set_mesh(run.mesh):
-                stages = [StageRun(run, x) for x in config.resolved if run.saved < x.end]
+                stages = [StageRun(run, x, startup) for x in config.resolved if run.saved < x.end]
                 for stage in stages:
                     stage.check()
                 run.begin(origin)
@@ -90,8 +89,8 @@ def train(
 class StageRun:
     """One stage, from where it stands to its end."""
 
-    def __init__(self, run: Run, stage: ResolvedStage):
-        self._run, self._stage = run, stage
+    def __init__(self, run: Run, stage: ResolvedStage, startup: StartUp):
+        self._run, self._stage, self._startup = run, stage, startup
         self._program = Program(stage)
         self._pipeline = stage_pipeline(stage, run.tokenizer)
         self._throughput = Throughput()
@@ -118,6 +117,7 @@ class StageRun:
                 return self._train(state, reading, steps, batches, show)
         finally:
             batches.close()
+            self._startup.restart()
 
     def _warn_if_uncounted(self) -> None:
         """Names the objectives that do not say how much they compute, so that MFU is too low."""
@@ -146,15 +146,14 @@ class StageRun:
         """The step's program for each token budget still to come, before the first step."""
         state = abstract_state(self._program, self._run.mesh)
         split = NamedSharding(self._run.mesh, BATCH)
-        step = jit_step(self._program.step)
-        budgets = reading.budgets
-        programs = {}
-        with progress(f"compiling stage {self._stage.name}") as show:
-            for budget in budgets:
-                size = self._stage.lengths.batch_size(budget, self._stage.read_size)
-                batch = abstract_batch(self._stage, budget, size, split)
-                programs[budget] = step.lower(state, batch).compile()
-                show(len(programs), len(budgets))
+        step, read_size = jit_step(self._program.step), self._stage.read_size
+
+        def lower(budget: int) -> Any:
+            size = self._stage.lengths.batch_size(budget, read_size)
+            return step.lower(state, abstract_batch(self._stage, budget, size, split))
+
+        steps = ((budget, lower(budget)) for budget in reading.budgets)
+        programs = self._startup.compile(self._stage.name, steps, len(reading.budgets))
         meet()
         return programs
 
@@ -180,6 +179,7 @@ class StageRun:
                     self._measure_start(state)
                 run.trace.before(stage.first_step + host_batch.step, state)
                 state, metrics = steps[host_batch.budget](state, batch)
+                self._startup.step(stage.name, metrics)
                 done, position = stage.first_step + host_batch.step + 1, host_batch.position
                 size = batch.text.shape[0]
                 self._throughput.count(

@@ -7,7 +7,8 @@ from PIL import Image
 
 from siglip2_jax.benchmarks.dense.data import DenseData
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import patchify
 from siglip2_jax.types import Features
 
 PATCH, BUDGET = 8, 20

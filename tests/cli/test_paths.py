@@ -33,7 +33,7 @@ NO_PATHS = set(
     "--num-processes --process-id --head --locate --describe --beams --temperature --set "
     "--topology --slices --stage --budget --images-per-core-second --batches --remats --tfds "
     "--kilobytes-per-image --images-per-request --dollars-per-1000-requests --step-ms --hosts "
-    "--images-per-second --seconds --items --host-cores --dollars-per-chip-hour "
+    "--images-per-second --seconds --items --host-cores --price "
     "--precision --recall "
     "--template --templates --split --shard-size --device --min-score "
     "--max-per-image --count --shard --shuffle "

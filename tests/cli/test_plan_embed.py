@@ -80,7 +80,7 @@ def test_bad_options(arguments, sentence, capsys):
 @pytest.mark.parametrize("price", ["0", "-1", "nan", "cheap"])
 def test_bad_prices(price, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["plan", "--embed", "B/16 256", "--dollars-per-chip-hour", price])
+        main(["plan", "--embed", "B/16 256", "--price", price])
     assert "is not a price above 0" in capsys.readouterr().err
 
 

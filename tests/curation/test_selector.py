@@ -17,7 +17,7 @@ from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill
-from siglip2_jax.preprocess.image import patchify
+from siglip2_jax.preprocess.patches import patchify
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
 from siglip2_jax.testing import random_params
 from siglip2_jax.train.checkpoint import RunCheckpoints, by_path

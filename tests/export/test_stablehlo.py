@@ -23,7 +23,7 @@ import siglip2_jax
 from siglip2_jax.export import stablehlo, stablehlo_loader
 from siglip2_jax.export.stablehlo import PLATFORMS, export_programs, export_stablehlo
 from siglip2_jax.inference.embedder import Embedder
-from siglip2_jax.preprocess.image import pad_and_stack
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.testing import TINY, TINY_FIXED, tiny_embedder
 from siglip2_jax.types import Patches
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from siglip2_jax import Compute, Embedder, Patches, SigLIP2, load
 from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.inference.towers import Towers
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.siglip2 import flatten
 from siglip2_jax.preprocess.decode import ImageError
@@ -288,11 +289,10 @@ def test_bfloat16_is_close(model, saved):
 
 def test_wrong_options_are_refused(model):
     with pytest.raises(ValueError, match="dtype is 'float16'; expected 'float32' or 'bfloat16'"):
-        inspect.unwrap(Embedder.__init__)(
-            object.__new__(Embedder), TINY, {}, model.preprocess, dtype="float16"
-        )
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        model.embed_texts("a dog", batch_size=0)
+        inspect.unwrap(Towers.__init__)(object.__new__(Towers), TINY, {}, "float16")
+    for embed, inputs in ((model.embed_texts, "a dog"), (model.embed_images, noise(8, 8))):
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            embed(inputs, batch_size=0)
     with pytest.raises(ValueError, match="max_num_patches"):
         model.embed_images(noise(8, 8), max_num_patches=0)
 

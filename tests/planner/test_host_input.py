@@ -59,5 +59,4 @@ def test_a_host_with_few_chips_and_the_report(stage):
     assert "host of 4 chips: 32 images/s, 1 CPU cores at 100 images/s a core\n" in text
     assert " 1 MB/s at 30 KB an image, 0.0 GB for batches on their way\n" in text
     assert "from a store: 0.5 requests/s of 64 images, " in text
-    assert text.endswith("0.00 dollars of requests from a store, at 0.0004 per 1,000")
-    assert "dollars" not in report([plan], "v5e:2x2")
+    assert "from a store" not in report([plan], "v5e:2x2")

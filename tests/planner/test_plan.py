@@ -99,7 +99,9 @@ def test_operations_for_machines(plan):
     assert amounts[0] == max(op.hbm_bytes for op in plan.operations)
     slowest = found["time"][0]
     assert slowest["cycles"] == max(op.cycles or 0 for op in plan.operations)
-    assert slowest["timed_by"] == "schedule" and slowest["trips"] >= 1 and slowest["name"]
+    assert (
+        slowest["timed_by"] in ("schedule", "links") and slowest["trips"] >= 1 and slowest["name"]
+    )
     assert all(sum(op["collectives"].values()) > 0 for op in found["collectives"])
 
 
@@ -118,7 +120,7 @@ def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
     """With memory that grows as 1 GiB and 3 MiB an example, on chips of 16 GiB."""
     compiled = []
 
-    def pretend(stage, budget, mesh, batch_size=None):
+    def pretend(stage, budget, mesh, batch_size=None, results=None):
         batch_size = batch_size or 32
         compiled.append(batch_size)
         return dataclasses.replace(
@@ -134,7 +136,7 @@ def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
 
 def test_too_large_for_any_batch(tiny, monkeypatch):
     huge = step_plan(peak=2**36)
-    monkeypatch.setattr("siglip2_jax.planner.max_batch.plan_step", lambda *_: huge)
+    monkeypatch.setattr("siglip2_jax.planner.max_batch.plan_step", lambda *_, **__: huge)
     with pytest.raises(ValueError, match="needs 64.0 GiB a chip with one example"):
         largest_batch(tiny.resolved[0], 64, topology_mesh("v5e:2x2"))
 
@@ -212,21 +214,32 @@ def test_the_command(tmp_path):
         "-c",
         "import sys; from siglip2_jax.cli import main; sys.exit(main())",
     ]
-    args = ["plan", "tiny", "--topology", "v5e:2x2", "--budget", "32"]
+    args = ["plan", "tiny", "--topology", "v5e:2x2", "--budget", "32", "--price", "1.5", "--json"]
+    args += ["--set", "model.vision.depth=1", "--set", "model.text.depth=1"]
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "TPU_"))
-    }
-    done = subprocess.run(
-        [*command, *args, "--json", "--set", "model.vision.depth=1", "--set", "model.text.depth=1"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
+    } | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def plan(directory):
+        return subprocess.run(
+            [*command, *args], capture_output=True, text=True, env=environment, cwd=directory
+        )
+
+    done = plan(tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["mesh"] == {"replica": 1, "fsdp": 4}
-    assert [step["budget"] for step in found["steps"]] == [32] and found["steps"][0]["fits"]
+    (step,) = found["steps"]
+    assert step["budget"] == 32 and step["fits"]
+    assert found["total"]["chip_hours"] == step["chip_hours"] == step["days"] * 24 * 4
+    assert found["total"]["dollars"] == 1.5 * step["chip_hours"]
+    kept = tmp_path / "siglip2_jax" / "plans"
+    (program,) = kept.glob("program-*")
+    assert len(list(kept.glob("step-*"))) == 1
+    program.unlink()
+    again = plan(tmp_path)
+    assert again.stdout == done.stdout
+    assert not program.exists()  # neither compiled nor traced
     bad = subprocess.run(
         [*command, "plan", "tiny", "--topology", "v5e:3x3"],
         capture_output=True,

@@ -9,7 +9,8 @@ from oracles import Oracle
 from PIL import Image
 
 from siglip2_jax.preprocess.decode import ImageError, decode
-from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack, patchify, target_size
+from siglip2_jax.preprocess.image import ImagePreprocessor, target_size
+from siglip2_jax.preprocess.patches import pad_and_stack, patchify
 
 NATIVE = ImagePreprocessor(patch_size=16, image_size=None)
 

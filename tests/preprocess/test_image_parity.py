@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip2_jax.preprocess.image import ImagePreprocessor, patchify, target_size
+from siglip2_jax.preprocess.image import ImagePreprocessor, target_size
+from siglip2_jax.preprocess.patches import patchify
 from siglip2_jax.preprocess.resize import resize_antialias
 
 pytestmark = pytest.mark.parity

@@ -34,7 +34,7 @@ def run(script, monkeypatch, plan, *arguments):
 def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys, tmp_path):
     seen = []
 
-    def plan(stage, budget, mesh, batch_size):
+    def plan(stage, budget, mesh, batch_size, results):
         seen.append((stage, budget, batch_size))
         return dataclasses.replace(step_plan(2**31, 0.2, batch_size), flops=1)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +19,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
+from xla import environment
 
 from siglip2_jax.demo import HERE
 
@@ -32,14 +30,6 @@ ONE_LENGTH = ("lengths.budgets=(16,)",)  # one program to compile
 
 COMMAND = "import sys; from siglip2_jax.cli import main; sys.exit(main())"
 SECONDS = 300  # more than any run here takes, even where others use the machine too
-
-
-@functools.cache
-def compiled() -> str:
-    """A directory for compiled programs, until this process ends."""
-    directory = tempfile.mkdtemp(prefix="siglip2_jax_compiled_")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
 
 
 class Ended(NamedTuple):
@@ -99,18 +89,7 @@ def started(
       devices: simulated devices of each.
       variables: further ones of the environment of each.
     """
-    # Without the optimisations of its back end XLA compiles in half the time.
-    flags = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-    )
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "32", "XLA_FLAGS": flags}
-    # A CPU program that XLA reads back from the cache no longer orders the collectives inside a
-    # scan with those outside of it, and devices wait for each other for ever. One device has none.
-    alone = devices * len(commands) == 1
-    env["JAX_ENABLE_COMPILATION_CACHE"] = str(alone).lower()
-    env["JAX_COMPILATION_CACHE_DIR"] = compiled()
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    env = environment(devices, len(commands))
     paths = [logs / f"{time.monotonic_ns()}.{i}.log" for i in range(len(commands))]
     popen = []
     try:
@@ -132,7 +111,7 @@ def training(
     workdir: Path | str,
     *changes: str,
     processes: int = 1,
-    devices: int = 2,
+    devices: int = 1,
     logs: Path | None = None,
     only: Sequence[Sequence[str]] | None = None,
     variables: Sequence[Mapping[str, str]] | None = None,

@@ -23,7 +23,7 @@ def test_a_run_whose_data_is_lost_saves_and_goes_on_later(tmp_path, processes):
     workdir, gone = tmp_path / "run", tmp_path / "gone"
     # Of two processes, the second one alone loses its data.
     variables = [{"GONE": str(tmp_path / "never")}, {"GONE": str(gone)}][-processes:]
-    options = {"processes": processes, "devices": 2 // processes, "variables": variables}
+    options = {"processes": processes, "variables": variables}
     changes = (*ONE_LENGTH, "optim.schedule.warmup=1")
     with training(LOST, workdir, *changes, "stages.main.steps=100000", **options) as run:
         run.wait_for(lambda: steps_done(workdir) >= 3)

@@ -48,9 +48,9 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, source):
-    """Three updates in one process with four devices."""
+    """Three updates in one process with one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    (end,) = train(MEASURED, workdir, *THREE, source, devices=4)
+    (end,) = train(MEASURED, workdir, *THREE, source)
     assert end.code == 0, end.text
     return workdir
 
@@ -77,7 +77,7 @@ def test_two_processes_are_one(tmp_path, alone, source, changes):
 def test_sigterm_on_one_stops_both_and_the_run_goes_on(tmp_path):
     """Both save the same step; both, or one alone, resume with the same batches and losses."""
     workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=60", "optim.eps=1e-3")
-    with training(LIGHT, workdir, *steps, processes=2, devices=2) as run:
+    with training(LIGHT, workdir, *steps, processes=2) as run:
         run.wait_for(lambda: steps_done(workdir) >= 4)
         run.kill(signal.SIGTERM, index=1)
         ends = run.wait()
@@ -86,12 +86,12 @@ def test_sigterm_on_one_stops_both_and_the_run_goes_on(tmp_path):
     for end in ends:
         assert end.code == PREEMPTED and f"step {stopped} is saved" in end.text, end.text
     shutil.copytree(workdir, tmp_path / "both")
-    for end in train(LIGHT, tmp_path / "both", *steps, processes=2, devices=2):
+    for end in train(LIGHT, tmp_path / "both", *steps, processes=2):
         assert end.code == 0, end.text
-    (end,) = train(LIGHT, workdir, *steps, devices=4)
+    (end,) = train(LIGHT, workdir, *steps)
     assert end.code == 0 and f"resuming at step {stopped}" in end.text, end.text
     whole = tmp_path / "whole"
-    (end,) = train(LIGHT, whole, *steps, devices=4)
+    (end,) = train(LIGHT, whole, *steps)
     assert end.code == 0, end.text
     assert_near(numbers(workdir), numbers(whole))
     assert_near(numbers(tmp_path / "both"), numbers(whole))
@@ -101,9 +101,7 @@ def test_sigterm_on_one_stops_both_and_the_run_goes_on(tmp_path):
 def test_where_one_fails_all_end(tmp_path):
     """A process that cannot read its data does not leave the other waiting."""
     only = ((), ("data.source.path=/nowhere",))
-    ends = train(
-        LIGHT, tmp_path / "run", "optim.schedule.warmup=0", processes=2, devices=1, only=only
-    )
+    ends = train(LIGHT, tmp_path / "run", "optim.schedule.warmup=0", processes=2, only=only)
     assert [end.code for end in ends] == [FAILED, FAILED], ends
     assert all("/nowhere" in end.text for end in ends), ends
     assert all("Traceback" not in end.text for end in ends), ends
@@ -115,7 +113,7 @@ def test_too_many_bad_examples_on_one_end_both(tmp_path):
     corrupt_photos(tmp_path / "photos", every=5)
     only = ((), (f"data.source.path={tmp_path / 'photos'}",))
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "batch_size=80", "checkpoints.every=2")
-    ends = train(LIGHT, workdir, *changes, processes=2, devices=1, only=only)
+    ends = train(LIGHT, workdir, *changes, processes=2, only=only)
     assert [end.code for end in ends] == [FAILED, FAILED], ends
     for end in ends:
         assert "more than max_bad_share=5.0%" in end.text and "Traceback" not in end.text, end.text
@@ -126,12 +124,12 @@ def test_too_many_bad_examples_on_one_end_both(tmp_path):
 def test_both_pass_by_a_damaged_checkpoint(tmp_path):
     """Also where only one of them reads what is damaged."""
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "optim.schedule.warmup=0.1")
-    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2, devices=1):
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2):
         assert end.code == 0, end.text
     before = numbers(workdir)
     data = max(workdir.glob("checkpoints/10/params/ocdbt.process_*/d/*"), key=file_size)
     data.write_bytes(data.read_bytes()[: file_size(data) // 2])
-    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2, devices=1):
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2):
         assert end.code == 0 and "resuming at step 5" in end.text, end.text
         assert "step 10 is damaged (files of params/ are missing" in end.text, end.text
     assert saved_steps(workdir) == [5, 10] and numbers(workdir) == before
@@ -146,7 +144,7 @@ def file_size(path) -> int:
 def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
     """And ends, before JAX would abort it; the same command resumes."""
     workdir, changes = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=3000")
-    with training(LIGHT, workdir, *changes, processes=2, devices=1) as run:
+    with training(LIGHT, workdir, *changes, processes=2) as run:
         run.wait_for(lambda: steps_done(workdir) >= 8 and saved_steps(workdir))
         run.kill(signal.SIGKILL, index=victim)
         ends = run.wait()
@@ -158,7 +156,7 @@ def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
     assert "run the same command again" in sentence and "Traceback" not in survivor.text
     resumed, last = saved_steps(workdir)[-1], steps_done(workdir) + 3
     changes = (*ONE_LENGTH, f"stages.main.steps={last}", "stages.main.optim.schedule.warmup=1")
-    for end in train(LIGHT, workdir, *changes, processes=2, devices=1):
+    for end in train(LIGHT, workdir, *changes, processes=2):
         assert end.code == 0 and f"resuming at step {resumed}" in end.text, end.text
 
 

@@ -86,18 +86,20 @@ def test_kills_at_random_moments_change_nothing(tmp_path, store, workdir, local)
     assert_equal_runs(workdir, local)
 
 
-def test_two_processes_stop_and_resume(tmp_path, store, workdir, local):
-    """SIGTERM on one; both save the same step, and resume."""
-    with training(LIGHT, WORKDIR, *RUN, processes=2, devices=1, logs=tmp_path) as run:
+def test_two_processes_stop_and_resume(tmp_path, store, workdir):
+    """SIGTERM on one; both save the same step, resume, and end as one with their devices."""
+    with training(LIGHT, WORKDIR, *RUN, processes=2, logs=tmp_path) as run:
         run.wait_for(lambda: last_whole(workdir) > 0)
         run.kill(signal.SIGTERM, index=1)
         ends = run.wait()
     stopped = last_whole(workdir)
     for end in ends:
         assert end.code == PREEMPTED and f"step {stopped} is saved in {WORKDIR}" in end.text, ends
-    for end in train(LIGHT, WORKDIR, *RUN, processes=2, devices=1, logs=tmp_path):
+    for end in train(LIGHT, WORKDIR, *RUN, processes=2, logs=tmp_path):
         assert end.code == 0 and f"resuming at step {stopped} of {WORKDIR}" in end.text, end.text
-    assert_equal_runs(workdir, local)
+    (end,) = train(LIGHT, tmp_path / "run", *RUN, devices=2)
+    assert end.code == 0, end.text
+    assert_equal_runs(workdir, tmp_path / "run")
 
 
 def test_a_store_that_is_away_for_seconds(tmp_path, store, workdir, local):
@@ -116,7 +118,7 @@ def test_a_store_that_is_away_for_seconds(tmp_path, store, workdir, local):
 def test_a_store_that_is_gone_for_good(tmp_path, store, workdir):
     """It goes while a checkpoint is half written; all processes end, and say why in a sentence."""
     forever = (*ONE_LENGTH, "stages.main.steps=1000000")
-    with training(LIGHT, WORKDIR, *forever, processes=2, devices=1, logs=tmp_path) as run:
+    with training(LIGHT, WORKDIR, *forever, processes=2, logs=tmp_path) as run:
         run.wait_for(lambda: is_saving(workdir))
         store.shut()
         start = time.monotonic()

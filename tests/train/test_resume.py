@@ -23,15 +23,15 @@ LONG = "stages.main.steps=100", "checkpoints.every=10"  # of two sequence length
 
 @pytest.mark.slow
 def test_a_killed_run_repeats_the_steps_that_were_not_saved(tmp_path):
-    """Numbers that were logged before the kill are logged again, bit by bit."""
+    """Numbers that were logged before the kill are logged again, bit by bit, on two devices."""
     workdir, steps = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=40")
-    with training(LIGHT, workdir, *steps) as run:
+    with training(LIGHT, workdir, *steps, devices=2) as run:
         run.wait_for(lambda: steps_done(workdir) >= 9 and saved_steps(workdir))
         run.kill(signal.SIGKILL)
         assert run.wait()[0].code == -signal.SIGKILL
     before, resumed = numbers(workdir), saved_steps(workdir)[-1]
     assert 5 <= resumed <= len(before)
-    (end,) = train(LIGHT, workdir, *steps)
+    (end,) = train(LIGHT, workdir, *steps, devices=2)
     assert end.code == 0 and f"resuming at step {resumed}" in end.text, end.text
     after = numbers(workdir)
     assert list(after) == list(range(1, 41))

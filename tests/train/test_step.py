@@ -350,7 +350,7 @@ def test_randomness_does_not_depend_on_other_objectives():
         program = Program(dataclasses.replace(stage, objectives=objectives))
         params = jax.jit(program.init_params, compiler_options=QUICK)(jax.random.key(0))
         state = program.init_state(params)
-        loss = jax.jit(program._loss, compiler_options=QUICK)
+        loss = jax.jit(program.losses, compiler_options=QUICK)
         return params["heads"], loss(params, state, batches()[0])[1][0]
 
     (heads, metrics), (more, values) = begun(colour=Colour()), begun(also=Colour(), colour=Colour())

@@ -12,7 +12,8 @@ from PIL import Image
 
 from siglip2_jax.checkpoints.sizes import model_config
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import patchify
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from siglip2_jax.benchmarks.adapters.transformers_inputs import (
 )
 from siglip2_jax.fingerprint import fingerprint_arrays
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE, Embedder
+from siglip2_jax.inference.programs import Programs
 from siglip2_jax.preprocess.text_norm import TextNorm, normalize
 from siglip2_jax.preprocess.tokenizer import Tokenizer
 from siglip2_jax.types import Features, Patches
@@ -145,10 +146,12 @@ class TransformersModel(Embedder):
         scalars = {"t": model.logit_scale.item(), "b": model.logit_bias.item()}
         super().__init__(config, scalars, images, our_tokenizer, text_norm=text_norm)
         self._model, self._texts = model, cast(Any, None if our_tokenizer else tokenizer)
-        self._encode_image = lambda _, image: self._features(image)
-        self._embed_image = self._rows_of_images
-        self._hidden_states = _refuse_states
-        self._embed_text = self._rows_of_texts
+        self._programs = Programs(
+            encode_image=lambda _, image: self._features(image),
+            embed_image=self._rows_of_images,
+            hidden_states=_refuse_states,
+            embed_text=self._rows_of_texts,
+        )
 
     def identity(self) -> dict[str, Any]:
         """All that the model's outputs depend on, by content."""

@@ -20,7 +20,8 @@ from siglip2_jax.benchmarks.measured import Measured, own_share
 from siglip2_jax.data.prefetch import thread_map
 from siglip2_jax.evals.base import Model
 from siglip2_jax.preprocess.decode import ImageError
-from siglip2_jax.preprocess.image import ImagePreprocessor, pad_and_stack
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import pad_and_stack
 from siglip2_jax.progress import progress
 from siglip2_jax.types import Features
 

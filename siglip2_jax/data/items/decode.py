@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from siglip2_jax.data.prepare import with_margin
-from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import ImagePatches
 
 
 def decode_item(

@@ -22,7 +22,8 @@ from siglip2_jax.data.stores import client
 from siglip2_jax.data.stores.store import set_patience
 from siglip2_jax.data.workers.ring import batch_bytes
 from siglip2_jax.data.workers.work import Outcome
-from siglip2_jax.preprocess.image import ImagePatches, ImagePreprocessor, write_padded
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import ImagePatches, write_padded
 from siglip2_jax.types import Patches
 
 Take = Callable[[int], dict[str, Any]]  # an example by its number in its source

@@ -32,6 +32,7 @@ def attend(
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
     impl: AttentionImpl = "auto",
+    length: int | None = None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys; the softmax is float32.
 
@@ -48,6 +49,8 @@ def attend(
         "splash" the one for long ones, which off TPU are interpreted, slowly, for tests; "cudnn"
         is the kernel of NVIDIA's library; "auto" is what `choose` says. A function is a kernel
         of your own, run on every device's images.
+      length: of the sequences that lie side by side in a row, each of which attends to itself
+        alone; None means one. Programs that have one mask for all queries refuse it.
 
     Returns:
       One value per query, in the dtype of `query`.
@@ -57,6 +60,10 @@ def attend(
     """
     if impl == "auto":
         impl = choose(query, key, valid)
+    if length is not None and impl != "pallas":
+        own = jnp.arange(query.shape[1]) // length
+        mask = jnp.broadcast_to(own[:, None] == own, (query.shape[0], len(own), len(own)))
+        valid = mask if valid is None else valid[:, None] & mask
     if impl == "xla":
         return _xla(query, key, value, valid)
     if valid is not None and valid.ndim == 3:
@@ -76,7 +83,7 @@ def attend(
             f'the kernel "pallas" takes at most {MOST_TOKENS} keys, found {key.shape[1]}; use '
             '"auto", "splash" or "xla"'
         )
-    return short_attention(query, key, value, valid, platform() != "tpu")
+    return short_attention(query, key, value, valid, platform() != "tpu", length)
 
 
 def choose(

@@ -39,13 +39,14 @@ _VMEM = 64 * 2**20
 _Residuals = tuple[Array, Array, Array, Array | None, Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def short_attention(
     query: Float[Array, "B Q H C"],
     key: Float[Array, "B K H C"],
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | None,
     interpret: bool = False,
+    length: int | None = None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys, of which there are at most `MOST_TOKENS`.
 
@@ -57,18 +58,25 @@ def short_attention(
       value: values; those that are not valid must be finite.
       valid: which keys exist; None means all. Images without any get zeros.
       interpret: run the kernel step by step on any device.
+      length: of the sequences that lie side by side in a row, each of which attends to itself
+        alone; None means one.
 
     Returns:
       One value per query, in the dtype of `query`.
     """
-    return _forward(query, key, value, valid, interpret)[0]
+    return _forward(query, key, value, valid, interpret, length)[0]
 
 
 def _forward(
-    query: Array, key: Array, value: Array, valid: Array | None, interpret: bool
+    query: Array,
+    key: Array,
+    value: Array,
+    valid: Array | None,
+    interpret: bool,
+    length: int | None,
 ) -> tuple[Array, _Residuals]:
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key)
+    shape = _Shape(query, key, length)
     out, log_sum = _call(
         functools.partial(_forward_kernel, shape=shape),
         (*flat, *_mask(valid)),
@@ -83,10 +91,12 @@ def _forward(
     return out, (query, key, value, valid, log_sum)
 
 
-def _backward(interpret: bool, residuals: _Residuals, cotangent: Array) -> tuple[Any, ...]:
+def _backward(
+    interpret: bool, length: int | None, residuals: _Residuals, cotangent: Array
+) -> tuple[Any, ...]:
     query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key)
+    shape = _Shape(query, key, length)
     # Of one input, all three side by side are what its gradient is a single product of.
     packed = shape.groups == 1 and shape.queries == shape.keys and flat[0].shape[-1] % LANES == 0
     side_by_side = jax.ShapeDtypeStruct((*flat[0].shape[:2], 3 * flat[0].shape[2]), query.dtype)
@@ -112,6 +122,7 @@ class _Shape:
     Attributes:
       queries: of an image.
       keys: of an image.
+      length: of the sequences in what is called an image here, if there are several.
       size: C, of a head.
       heads: that a program takes: all where there are few scores; of long sequences as many as
         fill groups of lanes, which keeps programs short.
@@ -120,9 +131,9 @@ class _Shape:
       log_sum: shape of the numbers kept for the backward pass.
     """
 
-    def __init__(self, query: Array, key: Array):
+    def __init__(self, query: Array, key: Array, length: int | None):
         batch, self.queries, heads, self.size = query.shape
-        self.keys = key.shape[1]
+        self.keys, self.length = key.shape[1], length
         self.scale = self.size**-0.5
         together = math.lcm(self.size, LANES) // self.size
         self.groups = heads // together if self.queries > _QUERIES and not heads % together else 1
@@ -147,7 +158,7 @@ class _Shape:
 
 def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape) -> None:
     *mask, out, log_sum = refs
-    keep = _column(mask)
+    keep = _keep(mask, query.shape[0], shape)
 
     def scores(unit: tuple[int, int, slice]) -> Array:
         image, head, rows = unit
@@ -179,7 +190,7 @@ def _backward_kernel(
     packed: bool,
 ) -> None:
     *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if packed else refs
-    keep = _column(mask)
+    keep = _keep(mask, query.shape[0], shape)
     sums: tuple[Array, ...] = ()
 
     def row_products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
@@ -263,12 +274,16 @@ def _mask(valid: Array | None) -> tuple[Array, ...]:
     return () if valid is None else (valid.astype(jnp.float32)[:, None],)
 
 
-def _column(mask: list[Any]) -> list[Array] | None:
-    """For each image a column [K, 1] of the keys to keep."""
-    if not mask:
-        return None
-    ref = mask[0]
-    return [ref[image].T > 0 for image in range(ref.shape[0])]
+def _keep(mask: list[Any], images: int, shape: _Shape) -> list[Array] | None:
+    """For each image the keys to keep: a column [K, 1], or one for each query [K, Q]."""
+    columns = [mask[0][image].T > 0 for image in range(images)] if mask else None
+    if shape.length is None:
+        return columns
+    own, asking = (
+        jax.lax.broadcasted_iota(jnp.int32, (shape.keys, shape.queries), axis) // shape.length
+        for axis in (0, 1)
+    )
+    return [own == asking] * images if columns is None else [x & (own == asking) for x in columns]
 
 
 def _masked(scores: Array, keep: list[Array] | None, image: int) -> Array:

@@ -163,6 +163,14 @@ def is_call(x: Instruction, target: str) -> bool:
     return x.opcode == "custom-call" and f'custom_call_target="{target}"' in x.attributes
 
 
+def runs_beside(x: Instruction, module: Module) -> bool:
+    """True for the start of something that runs beside the instructions after it."""
+    if x.opcode == "fusion":
+        fused = module.computations[x.calls()[0]]
+        return any(is_call(y, "AsyncCollectiveStart") for y in fused.instructions.values())
+    return x.opcode.endswith("-start") or x.opcode in ("send", "recv")
+
+
 def _is_step(x: Instruction, where: Computation) -> bool:
     """True where this only continues or ends a collective that another fusion started."""
     if is_call(x, "AsyncCollectiveDone"):

@@ -12,7 +12,6 @@ for each cycle of every operation, which no real program leaves room for.)
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from jax.sharding import SingleDeviceSharding
 from siglip2_jax.planner.hlo.bundles import kernel_cycles
 from siglip2_jax.planner.hlo.kernels import TARGET, Kernel, kernel_of
 from siglip2_jax.planner.hlo.parse import parse
+from siglip2_jax.planner.results import NO_RESULTS, Results, digest_code, key_of
 from siglip2_jax.planner.topology import compile_only, tpu_topology
 from siglip2_jax.sharding import Device
 from siglip2_jax.train.chips import Chip
@@ -44,8 +44,9 @@ _TYPES = {"bf": "bfloat", "f": "float", "s": "int", "u": "uint"}
 _log = logging.getLogger(__name__)
 
 
-@functools.lru_cache(maxsize=1024)
-def cycles_of(kernels: tuple[Kernel, ...], chip: Chip) -> tuple[int | None, ...]:
+def cycles_of(
+    kernels: tuple[Kernel, ...], chip: Chip, results: Results = NO_RESULTS
+) -> tuple[int | None, ...]:
     """Cycles of one call of each kernel on one core, at one bundle a cycle.
 
     Takes some seconds, and what compiling the kernels takes.
@@ -53,27 +54,41 @@ def cycles_of(kernels: tuple[Kernel, ...], chip: Chip) -> tuple[int | None, ...]
     Args:
       kernels: any number; none take no time.
       chip: a TPU.
+      results: of earlier compilations.
 
     Returns:
       One number for each; None where it cannot be told: a loop of unknown length, another chip, a
       kernel that does not compile alone, or a libtpu that dumps something else.
     """
-    unknown = (None,) * len(kernels)
-    if not kernels or chip.name not in _TOPOLOGIES:
-        return unknown
+    if chip.name not in _TOPOLOGIES:
+        return (None,) * len(kernels)
+    code = digest_code("planner/hlo")
+    keys = {kernel: key_of("kernel", repr(kernel), chip.name, code) for kernel in kernels}
+    cycles = {kernel: results.get(key) for kernel, key in keys.items()}
+    new = [kernel for kernel in kernels if cycles[kernel] is None]
+    for kernel, number in zip(new, _compile_alone(new, chip), strict=True):
+        cycles[kernel] = number
+        if number is not None:
+            results.put(keys[kernel], number)
+    return tuple(cycles[kernel] for kernel in kernels)
+
+
+def _compile_alone(kernels: list[Kernel], chip: Chip) -> list[int | None]:
+    if not kernels:
+        return []
     with tempfile.TemporaryDirectory(prefix="siglip2-kernels-") as directory:
         jobs = {
             "topology": _TOPOLOGIES[chip.name],
             "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
         }
         try:
-            return tuple(_in_a_process(Path(directory), jobs))
+            return _in_a_process(Path(directory), jobs)
         except subprocess.CalledProcessError as error:
             why = error.stderr.strip().rpartition("\n")[2] or str(error)
         except (subprocess.TimeoutExpired, OSError) as error:
             why = str(error)
     _log.warning("kernels could not be compiled alone to be timed: %s", why)
-    return unknown
+    return [None] * len(kernels)
 
 
 def _in_a_process(work: Path, jobs: dict[str, Any]) -> list[int | None]:

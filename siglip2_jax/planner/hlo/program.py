@@ -2,9 +2,10 @@
 
 XLA's own `cost_analysis()` counts the body of a loop once, however often it runs; here every loop
 counts as often as it runs. Time is the compiler's static estimate (`estimated_cycles`), without
-contention for HBM or links and without what it does not estimate: collectives, gathers, scatters.
-Pallas kernels are timed apart (`kernel_time`). It is good for comparing programs that are compiled
-alike.
+contention for HBM or links and without what it does not estimate: gathers, scatters. Pallas kernels
+are timed apart (`kernel_time`). A collective that everything waits for counts at the rate of the
+links, one that runs beside other operations not at all. It is good for comparing programs that are
+compiled alike.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ def analyse(text: str, chip: Chip, time_kernels: KernelTimer | None = None) -> A
     kernels = tuple(dict.fromkeys(op.kernel for op in walk.operations if op.kernel))
     cycles = time_kernels(kernels, chip) if time_kernels else (None,) * len(kernels)
     once = dict(zip(kernels, cycles, strict=True))
-    operations = (_timed(op, once[op.kernel], chip) if op.kernel else op for op in walk.operations)
+    operations = (
+        _timed(op, once[op.kernel], chip) if op.kernel else _waited_for(op, chip)
+        for op in walk.operations
+    )
     return Analysis(tuple(operations), chip.clock_hz, tuple(walk.loops))
 
 
@@ -168,6 +172,14 @@ def _timed(op: Operation, once: int | None, chip: Chip) -> Operation:
     cycles = round(max(roofline, op.trips * (once or 0)))
     by = "cost estimate" if once is None else "bundles"
     return dataclasses.replace(op, cycles=cycles, timed_by=by)
+
+
+def _waited_for(op: Operation, chip: Chip) -> Operation:
+    """An operation, with the time on the links of a collective that nothing runs beside."""
+    if op.cycles is not None or op.asynchronous or not op.collectives:
+        return op
+    seconds = max(op.collective_bytes / chip.ici_bandwidth, op.hbm_bytes / chip.hbm_bandwidth)
+    return dataclasses.replace(op, cycles=round(seconds * chip.clock_hz), timed_by="links")
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

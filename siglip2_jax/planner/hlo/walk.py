@@ -10,7 +10,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from siglip2_jax.planner.hlo.cost import collectives, hbm_bytes, is_call, matrix_flops
+from siglip2_jax.planner.hlo.cost import (
+    collectives,
+    hbm_bytes,
+    is_call,
+    matrix_flops,
+    runs_beside,
+)
 from siglip2_jax.planner.hlo.kernels import Kernel, kernel_of
 from siglip2_jax.planner.hlo.parse import Computation, Instruction, Module
 
@@ -42,9 +48,10 @@ class Operation:
       hbm_bytes: read and written.
       collectives: bytes a chip sends, by kind; see `hlo_cost.collectives`.
       cycles: an estimate; None where there is none.
-      timed_by: who made it: the compiler's "schedule", a kernel's "bundles", or its author's
-        "cost estimate"; None where there is none.
+      timed_by: who made it: the compiler's "schedule", a kernel's "bundles", its author's "cost
+        estimate", or the rate of the "links"; None where there is none.
       kernel: what it calls, if it is a Pallas kernel.
+      asynchronous: it only starts something that runs beside the operations after it.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Operation:
     cycles: int | None
     timed_by: str | None = None
     kernel: Kernel | None = dataclasses.field(default=None, repr=False)
+    asynchronous: bool = False
 
     @property
     def collective_bytes(self) -> int:
@@ -102,7 +110,8 @@ class Walk:
             ]
             yield from max(branches, key=_expense)
         elif x.opcode != "fusion" and x.calls():
-            yield from self._computation(x.calls()[0], trips, scope, x.operands)
+            for op in self._computation(x.calls()[0], trips, scope, x.operands):
+                yield op if x.opcode == "call" else dataclasses.replace(op, asynchronous=True)
         elif not self._is_free(x):
             yield self._operation(x, trips, scope.computation)
 
@@ -131,6 +140,7 @@ class Walk:
             cycles=trips * int(cycles) if cycles else None,
             timed_by="schedule" if cycles else None,
             kernel=kernel,
+            asynchronous=runs_beside(x, self._module),
         )
 
     def _times(self, x: Instruction, scope: _Scope) -> int:

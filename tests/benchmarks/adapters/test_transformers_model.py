@@ -15,7 +15,8 @@ from siglip2_jax.data.sources import Folder
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.evals.zero_shot import ZeroShot
 from siglip2_jax.fingerprint import fingerprint
-from siglip2_jax.preprocess.image import ImagePreprocessor, patchify
+from siglip2_jax.preprocess.image import ImagePreprocessor
+from siglip2_jax.preprocess.patches import patchify
 from siglip2_jax.preprocess.tokenizer import Tokenizer, TokenizerError
 from siglip2_jax.testing import random_params
 

@@ -14,11 +14,14 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from siglip2_jax.models.config import Tower
 from siglip2_jax.models.kernels import attention
+from siglip2_jax.models.kernels import rows as rows_module
 from siglip2_jax.models.kernels.attention import attend, choose
 from siglip2_jax.models.kernels.long_attention import long_attention
+from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.models.kernels.short_attention import short_attention
-from siglip2_jax.models.layers import Attention, Compute, run_blocks
+from siglip2_jax.models.layers import Attention, Compute, Encoder, run_blocks
 from siglip2_jax.sharding import AXES, make_mesh, put_batch
 
 KINDS = ("xla", "pallas", "splash")
@@ -256,6 +259,97 @@ def test_on_a_mesh_as_on_one_device(kind):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["xla", "pallas"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_sequences_side_by_side(kind, padded):
+    """Rows of three sequences give what each gives alone; one of them has no valid key."""
+    inputs = operands((6, 18, 2, 64))
+    lengths = np.array([18, 1, 0, 7, 18, 17])
+    valid = jnp.asarray(np.arange(18) < lengths[:, None]) if padded else None
+    rows = [x.reshape(2, 54, 2, 64) for x in inputs]
+    mask = None if valid is None else valid.reshape(2, 54)
+    out, back = jax.vjp(lambda *x: attend(*x, mask, kind, length=18), *rows[:3])
+    for x, y in zip((out, *back(rows[3])), expected(*inputs, valid), strict=True):
+        np.testing.assert_allclose(x, y.reshape(x.shape), atol=2e-6 * max(1, np.abs(y).max()))
+
+
+def test_rows_of_short_sequences(monkeypatch):
+    def rows(images, tokens, impl="auto", dtype=jnp.bfloat16, valid=None):
+        found = arrange(jnp.ones((images, tokens, 2), dtype), valid, impl)
+        return found and (found.sequences, found.padding)
+
+    assert rows(1024, 36) is None  # on a CPU
+    assert rows(1024, 36, "pallas", jnp.float32) == (4, 0)  # for tests
+    monkeypatch.setattr(rows_module, "platform", lambda: "tpu")
+    assert rows(1024, 36) == (4, 0)  # nine tiles of 16
+    assert rows(6, 36) == (3, 4)  # four do not divide the images
+    assert rows(7, 36) == (1, 12)
+    assert rows(1024, 49) == (2, 14) and rows(1024, 9) == (16, 0)
+    assert rows(128, 196) == (1, 12) and rows(128, 729) == (1, 7)
+    assert rows(1024, 64) is rows(1024, 256) is rows(16, 1030) is None
+    assert rows(1024, 36, "xla") is rows(1024, 36, dtype=jnp.float32) is None
+    assert rows(8, 36, valid=jnp.ones((8, 36), bool)) == (4, 0)
+    assert rows(8, 36, valid=jnp.ones((8, 36, 36), bool)) is None
+    with jax.set_mesh(make_mesh(2)):  # a device's images
+        assert jax.device_count() == 8
+        assert (rows(16, 36), rows(32, 36)) == ((2, 8), (4, 0))
+
+
+WIDE = Tower(width=128, depth=2, mlp_dim=64, num_heads=2)
+
+
+def encoder(kind, **options):
+    return Encoder(WIDE, compute=Compute(attention=kind, **options), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "tokens", "row"), [(1, 36, 144), (2, 36, 144), (1, 21, 48)])
+def test_a_tower_lays_short_sequences_side_by_side(monkeypatch, devices, tokens, row):
+    """Values and gradients are those of one sequence a row, and the rows are what has run."""
+    lengths = []
+    monkeypatch.setattr(
+        attention,
+        "short_attention",
+        lambda query, *rest: lengths.append(query.shape[1]) or short_attention(query, *rest),
+    )
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(size=(8, tokens, 128)), jnp.float32) for _ in range(2))
+    valid = jnp.asarray(np.arange(tokens) < np.array([36, 36, 20, 1, 36, 15, 36, 9])[:, None])
+
+    def gradients(kind):
+        graphdef, params = nnx.split(encoder(kind, remat="full"))
+
+        def loss(params, x, valid, cotangent):
+            out = nnx.merge(graphdef, params)(x, valid)
+            return jnp.sum(jnp.where(valid[..., None], out * cotangent, 0)), out
+
+        step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+        if devices == 1:
+            return step(params, x, valid, cotangent)
+        with jax.set_mesh(make_mesh(1, jax.devices()[:devices])):
+            split = [jax.reshard(y, PartitionSpec(AXES)) for y in (x, valid, cotangent)]
+            return step(params, *split)
+
+    (_, out), found = gradients("pallas")
+    assert set(lengths) == {row}
+    (_, plain_out), plain_found = gradients("xla")
+    keep = np.asarray(valid)[..., None]
+    np.testing.assert_allclose(np.where(keep, out, 0), np.where(keep, plain_out, 0), atol=1e-5)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(plain_found), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
+
+
+@pytest.mark.tpu
+def test_on_tpu_a_tower_lays_short_sequences_side_by_side():
+    def run(x):
+        return encoder("auto", dtype="bfloat16")(x)
+
+    text = text_on_tpu(run, ((16, 36, 128), jnp.bfloat16))
+    kernels = [x for x in text.splitlines() if 'custom_call_target="tpu_custom_call"' in x]
+    assert len(kernels) == 3  # attention and two norms, in a loop
+    assert all("[1,144,128]" in kernel for kernel in kernels)
+
+
 def test_what_is_chosen(monkeypatch):
     def on(platform, queries, keys, dtype=jnp.bfloat16, valid=None, size=64, generation=9):
         monkeypatch.setattr(attention, "platform", lambda: platform)
@@ -295,6 +389,12 @@ def test_what_the_kernel_cannot_do():
 
 def kernels_on_tpu(f, *shapes, topology="v5e:2x2"):
     """Number of runs of the kernel in a program compiled for TPUs."""
+    text = text_on_tpu(f, *shapes, topology=topology)
+    return text.count('custom_call_target="tpu_custom_call"')
+
+
+def text_on_tpu(f, *shapes, topology="v5e:2x2"):
+    """A program compiled for TPUs."""
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     from siglip2_jax.planner.topology import compile_only, topology_mesh
 
@@ -302,8 +402,7 @@ def kernels_on_tpu(f, *shapes, topology="v5e:2x2"):
     split = jax.sharding.NamedSharding(mesh, PartitionSpec(AXES))
     shapes = [jax.ShapeDtypeStruct(x, dtype, sharding=split) for x, dtype in shapes]
     with jax.set_mesh(mesh):
-        text = compile_only(jax.jit(f).lower(*shapes)).as_text()
-    return text.count('custom_call_target="tpu_custom_call"')
+        return compile_only(jax.jit(f).lower(*shapes)).as_text()
 
 
 @pytest.mark.tpu

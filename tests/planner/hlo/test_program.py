@@ -314,6 +314,52 @@ ENTRY %main (g: f32[32,128], h: f32[8,128], k: s32[]) -> (f32[8,128], f32[2,128]
     assert result.collectives == {"reduce-scatter": (32 + 8) * 128 * 4 * 3 // 4}
 
 
+def scatter_time(target):
+    """A fusion that scatters 16 KB over four chips with links of 10 GB/s, at one cycle a ns."""
+    chip = dataclasses.replace(CHIP, ici_bandwidth=1e10)
+    body = f"""%scatter (p: f32[32,128], i: s32[]) -> f32[8,128] {{
+  %p = f32[32,128]{{1,0}} parameter(0)
+  %i = s32[] parameter(1)
+  %all = f32[32,128]{{1,0}} all-reduce(%p), replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+  ROOT %mine = f32[8,128]{{1,0}} {target}
+}}
+
+ENTRY %main (g: f32[32,128], k: s32[]) -> f32[8,128] {{
+  %g = f32[32,128]{{1,0}} parameter(0)
+  %k = s32[] parameter(1)
+  ROOT %r = f32[8,128]{{1,0}} fusion(%g, %k), kind=kCustom, calls=%scatter
+}}
+"""
+    (op,) = analyse(HEADER + body, chip).operations
+    return op.cycles, op.timed_by
+
+
+def test_a_collective_that_is_waited_for_takes_the_time_of_the_links():
+    part = "dynamic-slice(%all, %i, %i), dynamic_slice_sizes={8,128}"
+    assert scatter_time(part) == (round(32 * 128 * 4 * 3 / 4 / 10), "links")
+    start = 'custom-call(%all), custom_call_target="AsyncCollectiveStart"'
+    assert scatter_time(start) == (None, None)
+
+
+@pytest.mark.parametrize("opcode", ["call", "async-start"])
+def test_a_computation_that_is_started_is_not_waited_for(opcode):
+    result = analysis(f"""%inner (p: f32[1024]) -> f32[1024] {{
+  %p = f32[1024]{{0}} parameter(0)
+  ROOT %all = f32[1024]{{0}} all-reduce(%p), replica_groups={{{{0,1}}}}, to_apply=%add
+}}
+
+ENTRY %main (g: f32[1024]) -> f32[1024] {{
+  %g = f32[1024]{{0}} parameter(0)
+  ROOT %r = f32[1024]{{0}} {opcode}(%g), {"to_apply" if opcode == "call" else "calls"}=%inner
+}}
+""")
+    (op,) = result.operations
+    assert op.collectives == {"all-reduce": 4096}
+    links = 4096 / V5E.ici_bandwidth * 1e9
+    memory = 2 * 4096 / 1e11 * 1e9
+    assert op.cycles == (round(max(links, memory)) if opcode == "call" else None)
+
+
 def test_asynchronous_collectives_count_where_they_start():
     result = analysis("""ENTRY %main (w: f32[8,128]) -> f32[8,128] {
   %w = f32[8,128]{1,0:T(8,128)} parameter(0)
@@ -402,6 +448,7 @@ backend_config={"custom_call_config":{"cost_estimate":{"flops":"9"}}}""",
         "collectives": {},
         "cycles": 3500,
         "timed_by": "bundles",
+        "asynchronous": False,
     }
 
 
