@@ -200,7 +200,7 @@ def _sums_kernel(*refs: Any, softmax: Softmax) -> None:
 
     products = functools.partial(_products, operands)
     for rows, cosines in ahead(products, row_parts(top.shape[0])):
-        guesses, targets = _logits(*cosines, center, softmax)
+        guesses, targets = _logits(cosines, center, softmax)
         parts, decay = exponentials(guesses, rows, top)
         add(parts, rows, total, decay)
         parts, decay = exponentials(targets, rows, target_top)
@@ -220,7 +220,7 @@ def _gradients_kernel(*refs: Any, softmax: Softmax) -> None:
     for rows, cosines in ahead(products, row_parts(d_student.shape[0])):
         weight = weights[rows, :]
         slopes = []
-        for i, (guess, target) in enumerate(zip(*_logits(*cosines, center, softmax), strict=True)):
+        for i, (guess, target) in enumerate(zip(*_logits(cosines, center, softmax), strict=True)):
             guess = jnp.exp2(guess - student_sums[rows, :]) * weight
             target = jnp.exp2(target - teacher_sums[rows, :]) * weight
             target_sums[:, LANES * i : LANES * (i + 1)] += target.sum(axis=0, keepdims=True)
@@ -241,9 +241,10 @@ def _products(operands: Sequence[Any], rows: slice) -> tuple[Array, Array]:
 
 
 def _logits(
-    student: Array, teacher: Array, center: Any, softmax: Softmax
+    cosines: tuple[Array, Array], center: Any, softmax: Softmax
 ) -> tuple[list[Array], list[Array]]:
     """Base-2 logits of a block, 128 prototypes each."""
+    student, teacher = cosines
     scale, target_scale = (
         math.log2(math.e) / x for x in (softmax.student_temperature, softmax.teacher_temperature)
     )
