@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -41,7 +42,7 @@ def _estimate(args: argparse.Namespace, images: int, tokens: int, learns: bool) 
     tower = nnx.eval_shape(lambda: VisionTower(config, compute=compute, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(tower)
 
-    def array(*shape: int, dtype=jnp.bfloat16, spec=BATCH) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype=jnp.bfloat16, spec=BATCH) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     params = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype, spec=PartitionSpec()), params)
@@ -58,7 +59,7 @@ def _estimate(args: argparse.Namespace, images: int, tokens: int, learns: bool) 
 
     with jax.set_mesh(mesh):
         lowered = jax.jit(jax.value_and_grad(loss) if learns else loss).lower(params, image)
-    analysis, memory = measure(lowered, chip, "the pass", "use fewer images")
+    analysis, memory = measure(lowered, mesh, "the pass", "use fewer images")
     seconds = analysis.seconds
     peak = images * vision_flops(config, tokens) * (3 if learns else 1) / chip.flops
     return f"{seconds * 1e3:.0f} | {peak * 1e3:.0f} | {peak / seconds:.2f} | " + (
@@ -68,7 +69,7 @@ def _estimate(args: argparse.Namespace, images: int, tokens: int, learns: bool) 
 
 def main() -> int:
     """Prints the estimates."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", default="B", help="of the tower (%(default)s)")
     parser.add_argument("--images", type=int, default=128, help="of a chip (%(default)s)")
     parser.add_argument("--patches", type=int, default=256, help="of an image (%(default)s)")

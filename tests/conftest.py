@@ -2,10 +2,12 @@
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import stores
-from xla import QUICK_FLAGS, keep_programs
+from xla import QUICK_FLAGS, keep_programs, plain_environment
 
 # Before jax is imported. The scheduler flag and NPROC keep eight simulated devices on two cores
 # from dead-locking in XLA's thread pool.
@@ -78,6 +80,17 @@ def browser():
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """The run of `siglip2 demo`: the one that SIGLIP2_DEMO_RUN names, or a new one."""
+    if directory := os.environ.get("SIGLIP2_DEMO_RUN"):
+        return Path(directory)
+    path = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "siglip2_jax", "demo", "--workdir", "demo_run"]
+    subprocess.run(command, cwd=path, env=plain_environment(), check=True)
+    return path / "demo_run"
 
 
 @pytest.fixture(scope="session")

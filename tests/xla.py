@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 PROGRAMS = "SIGLIP2_TEST_PROGRAMS"  # names a directory of compiled programs
 
@@ -52,3 +53,10 @@ def environment(devices: int = 1, processes: int = 1) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": keep_programs(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment of a user: one device, and programs that XLA optimises."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)}

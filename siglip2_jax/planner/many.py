@@ -26,7 +26,7 @@ from siglip2_jax.planner.topology import topology_mesh
 Answer = StepPlan | DoesNotFit
 """The plan of a step, or the reason why there is none."""
 
-PROCESS_BYTES = 5 * 2**30
+PROCESS_BYTES = 6 * 2**30
 """Memory that compiling a step of many chips may take."""
 
 

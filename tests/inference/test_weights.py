@@ -11,7 +11,7 @@ from inference.samples import noise
 from siglip2_jax import Embedder, load
 from siglip2_jax.benchmarks.dense.blocks import block_features
 from siglip2_jax.cli import main
-from siglip2_jax.cli.demo import MAX_NUM_PATCHES, demo_config
+from siglip2_jax.cli.demo import MAX_NUM_PATCHES
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import HERE, shipped_examples
 from siglip2_jax.evals.retrieval import Retrieval
@@ -19,7 +19,6 @@ from siglip2_jax.inference.weights import quantise
 from siglip2_jax.models.kernels.int8 import Int8, matmul_int8
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.testing import TINY, TINY_FIXED, random_params, tiny_embedder
-from siglip2_jax.train.loop import train
 
 SMALL: dict[str, Any] = {"max_num_patches": 16, "batch_size": 4}
 IMAGES = [noise(9, 30), noise(16, 16), noise(50, 4)]
@@ -165,9 +164,8 @@ def test_rows_of_other_weights_are_not_mixed(saved, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_trained_model_retrieves_as_before(tmp_path):
-    assert train(demo_config(120), tmp_path)
-    whole = load(tmp_path)
+def test_a_trained_model_retrieves_as_before(demo):
+    whole = load(demo)
     examples = shipped_examples()
     files, captions = [x.image for x in examples], [x.captions[0] for x in examples]
     source = Folder(str(HERE), captions="examples.jsonl", images="photos")
@@ -175,7 +173,7 @@ def test_a_trained_model_retrieves_as_before(tmp_path):
     before = measure(whole)
     assert before["image_to_text@10"] > 0.5  # of 62 images among 310 captions, where chance is 16 %
     for name in ("bfloat16", "int8"):
-        small = load(tmp_path, weights=name)
+        small = load(demo, weights=name)
         pairs = (
             [m.embed_images(files, max_num_patches=MAX_NUM_PATCHES) for m in (whole, small)],
             [m.embed_texts(captions) for m in (whole, small)],

@@ -45,9 +45,9 @@ def stacked(images: Patches, views: int) -> Patches:
 
 @functools.cache
 def model(seed: int) -> SigLIP2:
-    return nnx.merge(
-        abstract_model(SMALL)[0], jax.tree.map(jnp.asarray, random_params(SMALL, seed))
-    )
+    with jax.ensure_compile_time_eval():  # the first call may come from a function that is traced
+        params = jax.tree.map(jnp.asarray, random_params(SMALL, seed))
+    return nnx.merge(abstract_model(SMALL)[0], params)
 
 
 def head(objective: Distillation, seed: int) -> nnx.Module:

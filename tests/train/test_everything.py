@@ -23,6 +23,7 @@ from siglip2_jax.config import Schedule, TrainConfig, load_config
 from siglip2_jax.data.collate import collate
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.train.inputs import abstract_batch, image_preprocessor, open_tokenizer
 from siglip2_jax.train.step import Program
@@ -37,7 +38,7 @@ CENTERS = ("['self_distill']['center']", "['masked']['projection']['center']")
 
 def killed(workdir, step: int) -> str:
     """Lets a run go on beyond a saved step, and kills it; what it wrote."""
-    with training(EVERYTHING, workdir, *STEPS, devices=1) as run:
+    with training(EVERYTHING, workdir, *STEPS) as run:
         run.wait_for(
             lambda: steps_done(workdir) >= step + 2 and saved_steps(workdir)[-1:] >= [step]
         )
@@ -51,7 +52,7 @@ def killed(workdir, step: int) -> str:
 def test_killed_in_either_stage_it_ends_the_same(tmp_path):
     """Losses of all steps, parameters, centers, moments and average, bit by bit."""
     whole, workdir = tmp_path / "whole", tmp_path / "run"
-    (end,) = train(EVERYTHING, whole, *STEPS, devices=1)
+    (end,) = train(EVERYTHING, whole, *STEPS)
     assert end.code == 0, end.text
     killed(workdir, 5)
     first = saved_steps(workdir)[-1]
@@ -59,7 +60,7 @@ def test_killed_in_either_stage_it_ends_the_same(tmp_path):
     second = saved_steps(workdir)[-1]
     assert 5 <= first < MAIN < second < END
     assert f"resuming at step {first}" in text
-    (end,) = train(EVERYTHING, workdir, *STEPS, devices=1)
+    (end,) = train(EVERYTHING, workdir, *STEPS)
     assert end.code == 0 and f"resuming at step {second}" in end.text, end.text
     found, expected = numbers(workdir), numbers(whole)
     assert list(expected) == list(range(1, END + 1))
@@ -179,11 +180,18 @@ def test_student_learns_its_teachers_targets(name, share, seed):
     assert excess[1] < excess[0] / 20
 
 
+@functools.cache
+def params(index: int) -> Params:
+    """Fresh ones of a stage of the run."""
+    made = program(config().stages[index].objectives, index)
+    return jax.jit(made.init_params)(jax.random.key(0))
+
+
 def first_step(compute: Compute) -> dict[str, float]:
     """Metrics of all losses at a first step."""
     stage, few = config().stages[0], jax.tree.map(lambda x: x[:4], pairs())
     made = program(stage.objectives, batch_size=4, compute=compute)
-    state = jax.jit(made.init_state)(jax.jit(made.init_params)(jax.random.key(0)))
+    state = jax.jit(made.init_state)(params(0))
     _, metrics = jax.jit(made.step)(state, few)
     return {name: float(x) for name, x in metrics.items()}
 
@@ -212,12 +220,12 @@ def test_patches_may_travel_in_the_dtype_of_the_towers(index):
     images = [halved.image] + [x for x in halved.fields.values() if isinstance(x, Patches)]
     assert {image.pixels.dtype for image in images} == {jnp.dtype("bfloat16")}
     assert len(images) == (3 if index == 0 else 1)
-    ends = []
+    fresh = jax.jit(made.init_state)(params(index), params(index) if made.selector else None)
+    step, ends = jax.jit(made.step), []
     for given in (batch, halved):
-        params = jax.jit(made.init_params)(jax.random.key(0))
-        state = jax.jit(made.init_state)(params, params if made.selector else None)
+        state = fresh
         for _ in range(2):
-            state, metrics = jax.jit(made.step)(state, given)
+            state, metrics = step(state, given)
         ends.append(jax.tree.map(np.asarray, (state.params, state.optimizer, metrics)))
     for found, expected in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -227,8 +235,8 @@ def test_patches_may_travel_in_the_dtype_of_the_towers(index):
 def lowered(index: int, **objectives: Objective) -> str:
     """The step of a stage, before XLA, with the numbers it reports."""
     made = program(objectives, index)
-    params = jax.eval_shape(made.init_params, jax.random.key(0))
-    state = jax.eval_shape(made.init_state, params, params if made.selector else None)
+    shapes = jax.eval_shape(made.init_params, jax.random.key(0))
+    state = jax.eval_shape(made.init_state, shapes, shapes if made.selector else None)
     batch = abstract_batch(made.stage, PATCHES, made.stage.read_size)
     return jax.jit(made.step).lower(state, batch).as_text()
 

@@ -25,17 +25,28 @@ pytest.importorskip(GOOGLE)
 pytest.importorskip("obstore")
 pytestmark = pytest.mark.slow
 
-STEPS, KILLS = 60, 3
+STEPS, KILLS = 60, 2
 RUN = (*ONE_LENGTH, f"stages.main.steps={STEPS}", "data.workers=2")
 
 
-@pytest.fixture
-def packed(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
     """A local pack of 200 examples in blocks of four."""
-    monkeypatch.setattr(pack_module, "BLOCK_SIZE", 4)
+    path = tmp_path_factory.mktemp("data") / "packed"
     source = Memory(tuple(example(i) for i in range(200)))
-    pack_module.pack(source, tmp_path / "packed", kind="tar", shard_size=30)
-    return tmp_path / "packed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_module, "BLOCK_SIZE", 4)
+        pack_module.pack(source, path, kind="tar", shard_size=30)
+    return path
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, packed):
+    """The run on it, without interruption."""
+    workdir = tmp_path_factory.mktemp("local") / "run"
+    (end,) = train(CONFIGS / "stored.py", workdir, *RUN, variables=[{"STORED_DATA": str(packed)}])
+    assert end.code == 0, end.text
+    return workdir
 
 
 @pytest.fixture
@@ -55,7 +66,7 @@ def learned(workdir) -> dict[int, dict[str, float]]:
     }
 
 
-def test_kills_and_faults_change_nothing(tmp_path, cloud, packed, stored):
+def test_kills_and_faults_change_nothing(tmp_path, cloud, stored, local):
     """Killed at random moments, on a store with faults that is also away for seconds."""
     moments, faults = random.Random(5), random.Random(6)
     cloud.latency = 0.02
@@ -78,14 +89,11 @@ def test_kills_and_faults_change_nothing(tmp_path, cloud, packed, stored):
     else:
         (end,) = train(CONFIGS / "stored.py", workdir, *RUN, **options)
     assert end.code == 0 and "Traceback" not in end.text, end.text
-    local = {"variables": [{"STORED_DATA": str(packed)}]}
-    (end,) = train(CONFIGS / "stored.py", tmp_path / "local", *RUN, **local)
-    assert end.code == 0, end.text
     found = learned(workdir)
-    assert list(found) == list(range(1, STEPS + 1)) and found == learned(tmp_path / "local")
+    assert list(found) == list(range(1, STEPS + 1)) and found == learned(local)
     last = metrics(workdir)[-1]
     assert last["data/store_requests"] > last["data/store_retries"] > 0 == last["bad_examples"]
-    assert "data/store_requests" not in metrics(tmp_path / "local")[-1]
+    assert "data/store_requests" not in metrics(local)[-1]
 
 
 def test_a_store_that_is_gone_is_named_after_saving(tmp_path, cloud, stored):

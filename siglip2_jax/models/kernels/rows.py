@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from siglip2_jax.models.kernels.attention import AttentionImpl
-from siglip2_jax.models.kernels.short_attention import MOST_TOKENS
 from siglip2_jax.sharding import has_mesh, platform, reshape_rows
 
 _TILE = 16  # rows of bfloat16
-_ROW = 160  # tokens: in a longer row, sequences side by side cost more scores than they save
+_ROW = 160
+"""Tokens: in a longer row, sequences side by side cost more scores than they save, and padding one
+sequence gains nothing (196 tokens)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,5 @@ def arrange(x: Shaped[Array, "B N D"], valid: Array | None, impl: AttentionImpl)
         return None
     if has_mesh():
         images //= jax.sharding.get_abstract_mesh().size
-    counts = [n for n in range(1, _ROW // length + 1) if images % n == 0] or [1]
-    rows = [Rows(n, length) for n in counts]
-    best = min(rows, key=lambda x: x.padding / x.sequences)
-    return best if best.sequences * length + best.padding <= MOST_TOKENS else None
+    rows = [Rows(n, length) for n in range(1, _ROW // length + 1) if images % n == 0]
+    return min(rows, key=lambda x: x.padding / x.sequences, default=None)

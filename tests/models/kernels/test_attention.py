@@ -285,8 +285,8 @@ def test_rows_of_short_sequences(monkeypatch):
     assert rows(6, 36) == (3, 4)  # four do not divide the images
     assert rows(7, 36) == (1, 12)
     assert rows(1024, 49) == (2, 14) and rows(1024, 9) == (16, 0)
-    assert rows(128, 196) == (1, 12) and rows(128, 729) == (1, 7)
-    assert rows(1024, 64) is rows(1024, 256) is rows(16, 1030) is None
+    assert rows(1024, 64) is rows(1024, 256) is None
+    assert rows(128, 196) is rows(128, 729) is None  # as fast as they are
     assert rows(1024, 36, "xla") is rows(1024, 36, dtype=jnp.float32) is None
     assert rows(8, 36, valid=jnp.ones((8, 36), bool)) == (4, 0)
     assert rows(8, 36, valid=jnp.ones((8, 36, 36), bool)) is None
