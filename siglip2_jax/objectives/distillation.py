@@ -45,7 +45,8 @@ class Distillation(Objective):
       center_momentum: how much of the center stays in a step, 0 to 1.
       chunk: how many of the student's vectors meet the prototypes at a time on a device. With
         65,536 prototypes 512 have 134 MB of float32 logits, their targets up to as many, and a
-        compiled TPU program needs 440 MB for all of it.
+        compiled TPU program needs 440 MB for all of it. In bfloat16 TPUs take kernels, which keep
+        no logits and choose how many themselves.
     """
 
     weight: float

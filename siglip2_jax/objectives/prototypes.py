@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,17 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from siglip2_jax.models.kernels.prototypes import (
+    BLOCK,
+    Rows,
+    Softmax,
+    match_gradients,
+    match_sums,
+    rows_together,
+)
 from siglip2_jax.models.siglip2 import normalize
 from siglip2_jax.objectives.base import Buffer
-from siglip2_jax.sharding import AXES, BATCH, gather, has_mesh, replicate
+from siglip2_jax.sharding import AXES, BATCH, gather, has_mesh, platform, replicate
 
 WHOLE = PartitionSpec()
 
@@ -99,6 +107,7 @@ class Rule(NamedTuple):
     student_temperature: float
     teacher_temperature: float
     chunk: int
+    impl: str
 
 
 def distillation_loss(
@@ -112,6 +121,7 @@ def distillation_loss(
     student_temperature: float,
     teacher_temperature: float,
     chunk: int,
+    impl: Literal["auto", "xla", "pallas"] = "auto",
 ) -> Match:
     """Cross-entropies between a teacher's targets and a student's guesses.
 
@@ -130,18 +140,24 @@ def distillation_loss(
       weights: of the cross-entropies, split as `student`; without gradient.
       student_temperature: divides the student's cosines.
       teacher_temperature: divides the teacher's; a lower one gives sharper targets.
-      chunk: student vectors to compare at a time, over all V, on a device; at least V are.
+      chunk: student vectors to compare at a time, over all V, on a device; at least V are. The
+        kernels, which keep no logits, take as many as fit their memory.
+      impl: "xla" leaves the program to XLA; "pallas" is the kernels for TPU, which elsewhere are
+        interpreted, slowly, for tests; "auto" takes them on TPU for bfloat16.
 
     Returns:
       Sums over n and V on all devices, float32.
     """
-    rule = Rule(student_temperature, teacher_temperature, chunk)
+    if impl == "auto":
+        fused = platform() == "tpu" and student_kernel.dtype == jnp.bfloat16
+        impl = "pallas" if fused else "xla"
+    rule = Rule(student_temperature, teacher_temperature, chunk, impl)
     return _distill(rule, student, teacher, student_kernel, teacher_kernel, center, weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _distill(rule: Rule, *inputs: Array) -> Match:
-    return _on_mesh(rule, *inputs)[0]  # the compiler drops what nobody reads
+    return _on_mesh(rule, *inputs)[0]  # XLA drops what nobody reads, but of kernels
 
 
 def _on_mesh(rule: Rule, *inputs: Array) -> tuple[Match, tuple[Array, Array]]:
@@ -150,7 +166,13 @@ def _on_mesh(rule: Rule, *inputs: Array) -> tuple[Match, tuple[Array, Array]]:
         return _local(rule, *inputs)
     specs = (BATCH, BATCH, WHOLE, WHOLE, WHOLE, BATCH)
     out_specs = WHOLE, (BATCH, WHOLE)
-    return jax.shard_map(partial(_local, rule), in_specs=specs, out_specs=out_specs)(*inputs)
+    run = jax.shard_map(
+        partial(_local, rule),
+        in_specs=specs,
+        out_specs=out_specs,
+        check_vma=rule.impl != "pallas",  # kernels do not say on which devices results differ
+    )
+    return run(*inputs)
 
 
 def _backward(rule: Rule, derivatives: tuple[Array, Array], cotangent: Match) -> tuple:
@@ -170,45 +192,82 @@ def _local(
     center: Array,
     weights: Array,
 ) -> tuple[Match, tuple[Array, Array]]:
-    """`_on_mesh` on one device, a few rows at a time."""
-    rows, views = weights.shape
-    parts = ceil(rows / max(1, rule.chunk // views))
-    size = ceil(rows / parts)
+    """Computes the result of `_on_mesh` on one device, a few rows at a time."""
+    shape, prototypes, (rows, views) = student.shape, center.size, weights.shape
+    if rule.impl == "pallas":
+        rows *= views
+        size = rows_together(rows, shape[-1])
+        student, weights = student.reshape(rows, 1, -1), weights.reshape(rows, 1)
+        teacher = jnp.repeat(teacher, views, axis=0)
+        student_kernel, teacher_kernel, center = (
+            jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -prototypes % BLOCK)])
+            for x in (student_kernel, teacher_kernel, center)
+        )
+        add_part = partial(_add_fused_part, rule, prototypes)
+    else:
+        size = ceil(rows / ceil(rows / max(1, rule.chunk // views)))
+        add_part = partial(_add_part, rule)
+    parts = ceil(rows / size)
 
     def split(x: Array) -> Array:
         padded = jnp.pad(x, [(0, parts * size - rows)] + [(0, 0)] * (x.ndim - 1))  # of weight 0
         return padded.reshape(parts, size, *x.shape[1:])
 
-    def add_part(sums: tuple[Match, Array], part: tuple[Array, Array, Array]) -> tuple:
-        match, slopes = _part(rule, *part, student_kernel, teacher_kernel, center)
-        d_student = _product("nvk,zk->nvz", slopes, student_kernel)
-        d_kernel = _product("nvz,nvk->zk", part[0].astype(slopes.dtype), slopes)
-        return jax.tree.map(jnp.add, sums, (match, d_kernel)), d_student
+    def step(sums: tuple[Match, Array], part: tuple[Array, Array, Array]) -> tuple:
+        return add_part(sums, *part, student_kernel, teacher_kernel, center)
 
     # Every device has its own value of each, which zeros made from nothing would not say.
     zero = 0 * weights[0, 0]
-    start = Match(zero, zero, zero + jnp.zeros(center.shape))
+    match = Match(zero, zero, zero + jnp.zeros(center.shape))
     parted = split(student), split(teacher), split(weights)
     (match, d_kernel), d_student = jax.lax.scan(
-        add_part, (start, zero + jnp.zeros(student_kernel.shape)), parted
+        step, (match, zero + jnp.zeros(student_kernel.shape)), parted
     )
-    d_student = d_student.reshape(-1, *student.shape[1:])[:rows]
-    d_kernel = d_kernel.astype(student_kernel.dtype)  # in which it travels, as towers' gradients do
+    match = match._replace(targets=match.targets[:prototypes])
+    d_student = d_student.reshape(-1, *student.shape[1:])[:rows].reshape(shape)
+    # It travels in this dtype, as towers' gradients do.
+    d_kernel = d_kernel[:, :prototypes].astype(student_kernel.dtype)
     if has_mesh():
         match, d_kernel = jax.lax.psum((match, d_kernel), AXES)
     return match, (d_student, d_kernel)
 
 
-def _part(
+def _add_fused_part(
     rule: Rule,
+    prototypes: int,
+    sums: tuple[Match, Array],
     student: Array,
     teacher: Array,
     weights: Array,
     student_kernel: Array,
     teacher_kernel: Array,
     center: Array,
-) -> tuple[Match, Array]:
-    """The sums over some rows, and the derivative of the loss by the student's cosines."""
+) -> tuple[tuple[Match, Array], Array]:
+    """Adds the sums of some rows, one view each, by the kernels; padding is zeros."""
+    dtype, interpret = student_kernel.dtype, platform() != "tpu"
+    vectors = student[:, 0].astype(dtype), teacher.astype(dtype)
+    rows = Rows(*vectors, student_kernel, teacher_kernel, center)
+    softmax = Softmax(rule.student_temperature, rule.teacher_temperature, prototypes)
+    row = weights[:, 0]
+    result = match_sums(rows, softmax, interpret=interpret)
+    d_student, d_kernel, targets = match_gradients(
+        result, rows, row, sums[1], softmax, interpret=interpret
+    )
+    match = Match(jnp.sum(row * result.loss), jnp.sum(row * result.entropy), targets)
+    return (jax.tree.map(jnp.add, sums[0], match), d_kernel), d_student[:, None]
+
+
+def _add_part(
+    rule: Rule,
+    sums: tuple[Match, Array],
+    student: Array,
+    teacher: Array,
+    weights: Array,
+    student_kernel: Array,
+    teacher_kernel: Array,
+    center: Array,
+) -> tuple[tuple[Match, Array], Array]:
+    """Adds the sums of some rows, and gives the derivative by `student`; XLA's program."""
     dtype = student_kernel.dtype
     cosines = _product("nz,zk->nk", teacher.astype(dtype), teacher_kernel) - center
     log_targets = jax.nn.log_softmax(cosines / rule.teacher_temperature)
@@ -225,7 +284,10 @@ def _part(
     )
     slopes = jnp.exp(logits - scale) - targets[:, None]
     slopes *= weights[..., None] / rule.student_temperature
-    return match, slopes.astype(dtype)
+    slopes = slopes.astype(dtype)
+    d_student = _product("nvk,zk->nvz", slopes, student_kernel)
+    d_kernel = _product("nvz,nvk->zk", student.astype(dtype), slopes)
+    return jax.tree.map(jnp.add, sums, (match, d_kernel)), d_student
 
 
 def _product(subscripts: str, a: Array, b: Array) -> Array:

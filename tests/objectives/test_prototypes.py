@@ -13,7 +13,7 @@ from scipy.special import erf
 
 from siglip2_jax.objectives.base import Buffer
 from siglip2_jax.objectives.prototypes import ProjectionHead, distillation_loss
-from siglip2_jax.sharding import device_put_global, make_mesh, put_batch
+from siglip2_jax.sharding import BATCH, device_put_global, make_mesh, put_batch
 
 N, V, Z, K = 8, 3, 5, 11
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.04}
@@ -50,39 +50,42 @@ def differences(arrays: list[np.ndarray], which: int, step: float = 1e-5) -> np.
     return found
 
 
-def loss_and_gradients(arrays, chunk: int):
+def loss_and_gradients(arrays, chunk: int, impl: str = "auto"):
     """Values of `distillation_loss`, and the gradients by all that it reads."""
 
     def loss(*arrays):
-        match = distillation_loss(*arrays, **TEMPERATURES, chunk=chunk)
+        match = distillation_loss(*arrays, **TEMPERATURES, chunk=chunk, impl=impl)
         return match.loss, match
 
     return jax.value_and_grad(loss, argnums=tuple(range(6)), has_aux=True)(*arrays)
 
 
-def on(shape: tuple[int, int] | None, arrays: list[np.ndarray], chunk: int):
+def on(shape: tuple[int, int] | None, arrays: list[np.ndarray], chunk: int, impl: str):
     """The same on a mesh of this shape."""
     if shape is None:
-        return jax.jit(partial(loss_and_gradients, chunk=chunk))(arrays)
+        return jax.jit(partial(loss_and_gradients, chunk=chunk, impl=impl))(arrays)
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
     with jax.set_mesh(mesh):
         student, teacher, weights = put_batch((arrays[0], arrays[1], arrays[5]), mesh)
         whole = [device_put_global(x, NamedSharding(mesh, PartitionSpec())) for x in arrays[2:5]]
         placed = [student, teacher, *whole, weights]
-        found = jax.jit(partial(loss_and_gradients, chunk=chunk))(placed)
+        found = jax.jit(partial(loss_and_gradients, chunk=chunk, impl=impl))(placed)
         assert found[1][0].sharding.is_equivalent_to(student.sharding, 3)
         return found
 
 
 @pytest.mark.parametrize(
-    ("shape", "chunk"),
-    [(None, 1024), ((1, 1), 6), ((1, 4), 1), ((1, 4), 9), ((2, 2), 3)],
+    ("shape", "chunk", "impl"),
+    [
+        *((None, 1024, "xla"), ((1, 1), 6, "xla"), ((1, 4), 1, "xla"), ((1, 4), 9, "xla")),
+        *(((2, 2), 3, "xla"), (None, 1, "pallas"), ((2, 2), 1, "pallas")),
+    ],
     ids=str,
 )
-def test_value_and_gradients(shape, chunk):
+def test_value_and_gradients(shape, chunk, impl):
     """Chunks of 1, 2 and 3 rows, and all at once; 8 rows are not divided by 3."""
     arrays = inputs()
-    (loss, match), gradients = on(shape, arrays, chunk)
+    (loss, match), gradients = on(shape, arrays, chunk, impl)
     expected = by_hand(*arrays)
     for found, want in zip((loss, match.entropy, match.targets), expected, strict=True):
         np.testing.assert_allclose(found, want, rtol=3e-6)
@@ -109,9 +112,11 @@ def test_the_monitors_have_no_gradient():
     assert not any(np.any(x) for x in gradients)
 
 
-def test_extreme_temperatures_stay_finite():
+@pytest.mark.parametrize("impl", ["xla", "pallas"])
+def test_extreme_temperatures_stay_finite(impl):
     arrays = on_device(inputs())
-    loss = partial(distillation_loss, student_temperature=1e-3, teacher_temperature=1e-4, chunk=6)
+    temperatures = {"student_temperature": 1e-3, "teacher_temperature": 1e-4}
+    loss = partial(distillation_loss, **temperatures, chunk=6, impl=impl)
     match, gradient = jax.value_and_grad(lambda x: loss(x, *arrays[1:]).loss)(arrays[0])
     assert np.isfinite(match) and np.isfinite(gradient).all()
 
@@ -148,6 +153,30 @@ def test_the_value_alone_computes_no_derivatives():
     both = flops(partial(loss_and_gradients, chunk=256))
     product = 2 * 64 * 4 * 64 * 512
     assert value < 2 * product < 3 * product < both
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_tpus_run_the_kernels(topology):
+    """Two, where the factors of products are bfloat16; else none."""
+    pytest.importorskip("libtpu", reason="needs the extra `tpu`")
+    from siglip2_jax.planner.topology import compile_only, topology_mesh
+
+    mesh = topology_mesh(topology)
+    specs = (BATCH, BATCH, PartitionSpec(), PartitionSpec(), PartitionSpec(), BATCH)
+
+    def kernels(dtype: str) -> int:
+        dtypes = [np.float32, np.float32, dtype, dtype, np.float32, np.float32]
+        arrays = [
+            jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=NamedSharding(mesh, spec))
+            for x, dtype, spec in zip(inputs(n=1200, z=256, k=1000), dtypes, specs, strict=True)
+        ]
+        with jax.set_mesh(mesh):
+            program = jax.jit(partial(loss_and_gradients, chunk=16)).lower(arrays)
+        return compile_only(program).as_text().count('custom_call_target="tpu_custom_call"')
+
+    assert kernels("bfloat16") == 2
+    assert kernels("float32") == 0
 
 
 def head(**sizes) -> ProjectionHead:

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array
 
+LANES = 128
 # Which dimensions a product sums over: rows of neither, of the second, of both.
 PLAIN = (((1,), (0,)), ((), ()))
 SECOND = (((1,), (1,)), ((), ()))
@@ -39,3 +41,14 @@ def ahead(compute: Any, units: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         yield unit, result
         unit, result = following, next_result
     yield unit, result
+
+
+def row_parts(rows: int, together: int = 512) -> Iterator[slice]:
+    """Rows of each product: those `together` whose vector work hides the next one's."""
+    for start in range(0, rows, together):
+        yield slice(start, min(start + together, rows))
+
+
+def resident(shape: tuple[int, ...]) -> pl.BlockSpec:
+    """An array that all programs of a one-dimensional grid hold whole."""
+    return pl.BlockSpec(shape, lambda j: (0,) * len(shape))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +21,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from siglip2_jax.models.kernels.products import PLAIN, SECOND, ahead, dot
+from siglip2_jax.models.kernels.products import (
+    LANES,
+    PLAIN,
+    SECOND,
+    ahead,
+    dot,
+    resident,
+    row_parts,
+)
 
 Interpret = bool | pltpu.InterpretParams
-LANES = 128
 BLOCK = 512
 """Entries of the vocabulary that a program takes; the vocabulary must be padded to whole blocks."""
 _HELD = 2048 * 1536  # entries of hidden states; more, and their gradients, would outgrow VMEM
-_ROWS = 512  # tokens of a product, while the vector units are busy with those before
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20)
 
 
@@ -83,7 +88,7 @@ def softmax_sums(
     blocks = kernel.shape[1] // BLOCK
     columns = jax.ShapeDtypeStruct((tokens, LANES), jnp.float32)
     out_shape = [columns] * 3
-    out_specs = [_resident((tokens, LANES))] * 3
+    out_specs = [resident((tokens, LANES))] * 3
     if keep:
         out_shape += [
             jax.ShapeDtypeStruct((tokens, kernel.shape[1]), hidden.dtype),
@@ -98,9 +103,9 @@ def softmax_sums(
         out_shape=out_shape,
         grid=(blocks,),
         in_specs=[
-            _resident((tokens, width)),
+            resident((tokens, width)),
             pl.BlockSpec((width, BLOCK), lambda j: (0, j)),
-            _resident((tokens, 1)),
+            resident((tokens, 1)),
         ],
         out_specs=out_specs,
         compiler_params=_PARAMS,
@@ -149,13 +154,13 @@ def softmax_gradients(
         in_specs=[
             pl.BlockSpec((tokens, BLOCK), lambda j: (0, j)),
             pl.BlockSpec((1, 1, tokens), lambda j: (j, 0, 0)),
-            _resident((tokens, 1)),
-            _resident((tokens, 1)),
-            _resident((width, tokens)),
+            resident((tokens, 1)),
+            resident((tokens, 1)),
+            resident((width, tokens)),
             block,
             block,
         ],
-        out_specs=[_resident((tokens, width)), block],
+        out_specs=[resident((tokens, width)), block],
         input_output_aliases={6: 1},
         compiler_params=_PARAMS,
         cost_estimate=_cost(2, hidden, kernel, sums.exponentials, d_kernel, d_kernel),
@@ -187,7 +192,7 @@ def _sums_kernel(
     def logits(rows: slice) -> Array:
         return dot(hidden[rows, :], kernel[...], PLAIN)
 
-    for rows, block_logits in ahead(logits, _parts(hidden.shape[0])):
+    for rows, block_logits in ahead(logits, row_parts(hidden.shape[0])):
         lanes = jax.lax.broadcasted_iota(jnp.int32, (rows.stop - rows.start, LANES), 1)
         parts = [block_logits[:, at : at + LANES] for at in range(0, BLOCK, LANES)]
         if vocabulary % BLOCK:
@@ -238,21 +243,10 @@ def _gradients_kernel(
         return jnp.concatenate(parts, axis=1)
 
     d_kernel[...] = d_kernel_before[...]
-    for rows, d_rows in ahead(d_logits, _parts(d_hidden.shape[0])):
+    for rows, d_rows in ahead(d_logits, row_parts(d_hidden.shape[0])):
         before = jnp.where(block == 0, 0, d_hidden[rows, :])
         d_hidden[rows, :] = before + dot(d_rows, kernel[...], SECOND)
         d_kernel[...] += dot(hidden[:, rows], d_rows, PLAIN)
-
-
-def _parts(tokens: int) -> Iterator[slice]:
-    """Tokens of each product."""
-    for start in range(0, tokens, _ROWS):
-        yield slice(start, min(start + _ROWS, tokens))
-
-
-def _resident(shape: tuple[int, int]) -> pl.BlockSpec:
-    """An array that all programs hold whole."""
-    return pl.BlockSpec(shape, lambda j: (0, 0))
 
 
 def _cost(products: int, hidden: Array, kernel: Array, *others: Any) -> pl.CostEstimate:
