@@ -26,7 +26,7 @@ def release(monkeypatch, model_dir, published):
 
     def make(error: float) -> None:
         variant = Variant("Tiny", "tiny", "nobody/tiny", load(model_dir).config)
-        monkeypatch.setattr("siglip2_jax.inference.embedder.find_variant", lambda config: variant)
+        monkeypatch.setattr("siglip2_jax.inference.towers.find_variant", lambda config: variant)
         monkeypatch.setitem(golden.LOGITS, "Tiny", published + error)
 
     return make
