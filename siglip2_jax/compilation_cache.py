@@ -128,15 +128,17 @@ def place_of_jax() -> str | None:
 def keep_programs(directory: str | os.PathLike[str] | None) -> None:
     """Keeps what this process compiles in a directory, and reads what is there; starts no device.
 
-    Nothing is kept on a CPU with several devices: a program that XLA reads back there no longer
-    orders the collectives inside a scan with those outside of it, and devices wait for each other
-    for ever.
+    Nothing is kept where JAX's settings switch that off (`JAX_ENABLE_COMPILATION_CACHE`), nor on a
+    CPU with several devices: a program that XLA reads back there no longer orders the collectives
+    inside a scan with those outside of it, and devices wait for each other for ever.
 
     Args:
       directory: local or `gs://`, trusted, as programs in it are run; None keeps nothing.
     """
     if directory is None:
         jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if not jax.config.values["jax_enable_compilation_cache"]:
         return
     compilation_cache.get_file_cache = _open
     settings = {

@@ -31,6 +31,12 @@ CHROMIUM = Path("/usr/bin/chromium")
 SHARED = Path(os.environ.get("SIGLIP2_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def user_cache(tmp_path_factory):
+    """A directory that no test before has left anything in, in place of the user's own cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("user_cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The development data beside the checkout; tests that ask for it are skipped without it."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 
 from siglip2_jax import compilation_cache
@@ -37,6 +38,13 @@ def start(script, directory, devices=1):
     command = [sys.executable, str(script), str(directory)]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return *json.loads(ended.stdout), ended.stderr
+
+
+def test_settings_stay_where_jax_keeps_nothing(tmp_path):
+    before = dict(jax.config.values)
+    assert not before["jax_enable_compilation_cache"]  # as conftest.py says
+    compilation_cache.keep_programs(tmp_path)
+    assert dict(jax.config.values) == before
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def command(monkeypatch, capsys):
     pytest.importorskip("libtpu", reason="needs the extra `tpu`")
     done = []
 
-    def pretend(stage, budget, mesh, batch_size):
+    def pretend(stage, budget, mesh, batch_size, results):
         done.append(stage.compute)
         if len(done) == 3:
             raise OUT_OF_MEMORY
