@@ -129,6 +129,8 @@ class StageRun:
         """The state and the steps left, from a checkpoint within the stage or from its start."""
         run, stage = self._run, self._stage
         if run.saved <= stage.first_step:
+            with run.storing():
+                run.checkpoints.wait()  # of the stage before, which this one may continue
             state = initialize_stage(self._program, run.config, run.mesh, run.workdir)
             return state, stage_reading(stage)
         log.info("resuming at step %d of %s", run.saved, run.workdir)

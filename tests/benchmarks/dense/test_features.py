@@ -44,7 +44,8 @@ def test_blocks_are_the_ends_of_shorter_towers(model):
     image = patches(GRIDS, budget=12, fill=np.nan)
     found = block_features(model, image, 4)
     whole = model.image_features(image)
-    norm = jax.tree.map(lambda x: x.astype(np.float64), model.params["vision"]["encoder"]["norm"])
+    norm = model.params["vision"]["encoder"]["norm"]
+    norm = jax.tree.map(lambda x: np.asarray(x, np.float64), norm)
     for depth, block in zip((1, 2, 3, 5), found, strict=True):
         config = with_vision(CONFIG, depth=depth)
         shorter = model_of(cut(model.params, depth), config).image_features(image)
@@ -61,7 +62,7 @@ def test_blocks_on_a_mesh_are_the_same(model):
     image, mesh = patches(GRIDS, budget=12), make_mesh()
     leaves = flatten(model.params)
     split = {
-        path: device_put_global(leaves[path], x)
+        path: device_put_global(np.asarray(leaves[path]), x)
         for path, x in param_shardings(mesh, leaves).items()
     }
     alone = block_features(model, image, 2)
