@@ -93,6 +93,7 @@ def test_kernels_and_the_token_table_become_small_and_nothing_else(config, weigh
             assert scale.size == (len(x) if bias is None else bias.size), path
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_are_the_model_with_rounded_parameters(saved):
     small = load(saved, weights="bfloat16")
     params = flatten(small.params)
@@ -104,6 +105,7 @@ def test_bfloat16_weights_are_the_model_with_rounded_parameters(saved):
     assert 0.999 < cosines(small, load(saved)).min() < 0.9999999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_int8_is_close_to_the_model_with_rounded_parameters(saved, dtype):
     """It differs by the rounding of tokens alone: what is closer is the same weights."""
@@ -125,6 +127,7 @@ def test_int8_is_close_to_the_model_with_rounded_parameters(saved, dtype):
     np.testing.assert_allclose(tokens, expected, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same_rows(saved):
     alone, spread = load(saved, weights="int8"), load(saved, weights="int8")
     spread.replicate_over(jax.devices())
@@ -151,6 +154,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(saved, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_rows_of_other_weights_are_not_mixed(saved, tmp_path, capsys):
     texts = tmp_path / "texts.txt"
     texts.write_text("a dog\na cat\n")

@@ -172,6 +172,7 @@ def test_flops():
     assert OBJECTIVE.flops(SMALL, batch()) == expected
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said():
     shown = scene(OBJECTIVE)
     seen = view(shown)

@@ -104,6 +104,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(have, want, rtol=0, atol=2e-6 * max(1, np.max(abs(want))))
 
 
+@pytest.mark.slow
 def test_one_pass_of_the_teacher_serves_all(monkeypatch):
     encode, calls = SigLIP2.encode_image, []
 
