@@ -7,7 +7,6 @@ which JAX then reads, and warns of, at every start.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -21,13 +20,13 @@ from etils import epath
 from jax._src import compilation_cache  # the only way to replace JAX's files
 from jax._src.compilation_cache_interface import CacheInterface
 
+from siglip2_jax.cache_files import seal, unseal
 from siglip2_jax.outputs import write_once
 
 MOST_BYTES = 20 * 2**30
 """Limit of a local directory. A program for many chips may take hundreds of megabytes."""
 
 _SUFFIX = ".program"
-_DIGEST = hashlib.sha256().digest_size
 _ENDED = "/jax/core/compile/backend_compile_duration"  # also where a program was read
 _READ = "/jax/compilation_cache/cache_hits"
 
@@ -63,8 +62,7 @@ class ProgramFiles(CacheInterface):
                 content = path.read_bytes()
             except FileNotFoundError:
                 return None
-            program = content[_DIGEST:]
-            if content[:_DIGEST] == hashlib.sha256(program).digest():
+            if (program := unseal(content)) is not None:
                 self._mark(path)
                 return program
             log.warning("%s is damaged: it is removed, and the program compiled again", path)
@@ -76,7 +74,7 @@ class ProgramFiles(CacheInterface):
         with self._warning("written"):
             if "written" not in self._lost:
                 self._sweep()
-                write_once(self._path / (key + _SUFFIX), hashlib.sha256(value).digest() + value)
+                write_once(self._path / (key + _SUFFIX), seal(value))
 
     @contextmanager
     def _warning(self, verb: str) -> Iterator[None]:
@@ -112,12 +110,6 @@ class ProgramFiles(CacheInterface):
                 total += size
                 if total > self._most_bytes:
                     path.unlink(missing_ok=True)
-
-
-def user_cache() -> Path:
-    """The directory of a user's programs."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "siglip2_jax", "programs")
 
 
 def place_of_jax() -> str | None:

@@ -39,8 +39,9 @@ def use_cache(args: argparse.Namespace, default: str | os.PathLike[str] | None =
       args: those of the command.
       default: the directory where none is chosen; None is the user's.
     """
-    from siglip2_jax.compilation_cache import keep_programs, place_of_jax, user_cache
+    from siglip2_jax.cache_files import user_cache
+    from siglip2_jax.compilation_cache import keep_programs, place_of_jax
 
     choice = args.compilation_cache
     if choice or not place_of_jax():
-        keep_programs(None if choice == "off" else choice or default or user_cache())
+        keep_programs(None if choice == "off" else choice or default or user_cache("programs"))

@@ -7,7 +7,6 @@ directory of this user that they lie in; the digest of the code is part of every
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 import pickle
@@ -20,12 +19,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from siglip2_jax.cache_files import seal, unseal, user_cache
 from siglip2_jax.fingerprint import fingerprint_bytes, sha256_of
 from siglip2_jax.outputs import write_once
 
 PACKAGE = Path(__file__).parents[1]
 
-_DIGEST = hashlib.sha256().digest_size
 _DISTRIBUTIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "numpy")
 _SETTINGS = ("JAX_", "XLA_", "LIBTPU_")  # variables of the environment that begin so
 _LIBRARY = re.compile(r"/(site-packages|dist-packages|lib/python3[.\d]*)/")
@@ -51,8 +50,8 @@ class Results:
             content = (self._directory / key).read_bytes()
         except OSError:
             return None
-        if content[:_DIGEST] == hashlib.sha256(content[_DIGEST:]).digest():
-            return pickle.loads(content[_DIGEST:])
+        if (pickled := unseal(content)) is not None:
+            return pickle.loads(pickled)
         (self._directory / key).unlink(missing_ok=True)
         return None
 
@@ -60,9 +59,9 @@ class Results:
         """Keeps a result; a directory that cannot be written is a warning."""
         if self._directory is None:
             return
-        content = pickle.dumps(result)
+        content = seal(pickle.dumps(result))
         try:
-            write_once(self._directory / key, hashlib.sha256(content).digest() + content)
+            write_once(self._directory / key, content)
         except OSError as error:
             log.warning("the result of a compilation cannot be kept: %s", error)
 
@@ -72,8 +71,7 @@ NO_RESULTS = Results(None)
 
 def user_results() -> Results:
     """Results in the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Results(Path(home, "siglip2_jax", "plans"))
+    return Results(user_cache("plans"))
 
 
 def key_of(kind: str, *parts: str | bytes) -> str:

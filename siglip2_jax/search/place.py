@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from siglip2_jax.cache_files import user_cache
 from siglip2_jax.fingerprint import fingerprint_bytes
 from siglip2_jax.outputs import write_whole
 
@@ -38,8 +39,7 @@ class Place:
         """A folder on this machine for what is derived: in the database, or the user's cache."""
         if self.folder is not None:
             return self.folder / "cache"
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home, "siglip2_jax", "search", fingerprint_bytes(self.uri.encode()))
+        return user_cache("search") / fingerprint_bytes(self.uri.encode())
 
     def connect(self) -> Any:
         """Connects LanceDB.

@@ -8,9 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+Interpret = bool | pltpu.InterpretParams
 LANES = 128
+ONE_BY_ONE = pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20)
+"""For programs of a one-dimensional grid that hold most of VMEM and run in order."""
 # Which dimensions a product sums over: rows of neither, of the second, of both.
 PLAIN = (((1,), (0,)), ((), ()))
 SECOND = (((1,), (1,)), ((), ()))

@@ -18,25 +18,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from siglip2_jax.models.kernels.products import (
     LANES,
+    ONE_BY_ONE,
     PLAIN,
     SECOND,
+    Interpret,
     ahead,
     dot,
     resident,
     row_parts,
 )
 
-Interpret = bool | pltpu.InterpretParams
 BLOCK = 512
 """Prototypes that a program takes; they must be padded to whole blocks."""
 _HELD = 2048 * 256  # entries of the vectors; more would outgrow VMEM
 _LOWEST = -1e30  # a logit of padding: finite, as it is multiplied by its exponential, 0
-_PARAMS = pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20)
 
 
 class Rows(NamedTuple):
@@ -114,7 +113,7 @@ def match_sums(rows: Rows, softmax: Softmax, *, interpret: Interpret = False) ->
         grid=(rows.center.size // BLOCK,),
         in_specs=_specs(rows),
         out_specs=[resident((count, LANES))] * 6,
-        compiler_params=_PARAMS,
+        compiler_params=ONE_BY_ONE,
         cost_estimate=_cost(rows, 2, 0),
         interpret=interpret,
     )(*_operands(rows))
@@ -168,7 +167,7 @@ def match_gradients(
         ],
         out_specs=[resident((count, width)), block, line],
         input_output_aliases={len(operands) + 4: 1},
-        compiler_params=_PARAMS,
+        compiler_params=ONE_BY_ONE,
         cost_estimate=_cost(rows, 4, 2),
         interpret=interpret,
     )(

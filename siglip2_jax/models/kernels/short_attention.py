@@ -25,10 +25,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from siglip2_jax.models.kernels.products import FIRST, PLAIN, SECOND, ahead, dot
+from siglip2_jax.models.kernels.products import FIRST, LANES, PLAIN, SECOND, ahead, dot
 from siglip2_jax.sharding import AXES, has_mesh
 
-LANES = 128
 MOST_TOKENS = 1024
 """Beyond this many keys a block of scores and its gradients outgrow VMEM."""
 _QUERIES = 256  # at a time: more would not fit the registers' spill space at 1,024 keys

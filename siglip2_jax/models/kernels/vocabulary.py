@@ -18,24 +18,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from siglip2_jax.models.kernels.products import (
     LANES,
+    ONE_BY_ONE,
     PLAIN,
     SECOND,
+    Interpret,
     ahead,
     dot,
     resident,
     row_parts,
 )
 
-Interpret = bool | pltpu.InterpretParams
 BLOCK = 512
 """Entries of the vocabulary that a program takes; the vocabulary must be padded to whole blocks."""
 _HELD = 2048 * 1536  # entries of hidden states; more, and their gradients, would outgrow VMEM
-_PARAMS = pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=96 * 2**20)
 
 
 class Sums(NamedTuple):
@@ -108,7 +107,7 @@ def softmax_sums(
             resident((tokens, 1)),
         ],
         out_specs=out_specs,
-        compiler_params=_PARAMS,
+        compiler_params=ONE_BY_ONE,
         cost_estimate=_cost(1, hidden, kernel, *out_shape),
         interpret=interpret,
     )(hidden, kernel, targets[:, None])
@@ -162,7 +161,7 @@ def softmax_gradients(
         ],
         out_specs=[resident((tokens, width)), block],
         input_output_aliases={6: 1},
-        compiler_params=_PARAMS,
+        compiler_params=ONE_BY_ONE,
         cost_estimate=_cost(2, hidden, kernel, sums.exponentials, d_kernel, d_kernel),
         interpret=interpret,
     )(
