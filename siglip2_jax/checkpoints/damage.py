@@ -1,14 +1,15 @@
 """Damage of a run's checkpoints: files that are missing, cut off or overwritten.
 
-Files that describe arrays have checksums, and so have indices within their data. The values have
-none: where some of their bytes change and still decompress, other values are read.
+Files that describe arrays have checksums, and so have indices within their data. Values have
+digests in the record, so that other ones are noticed where changed bytes still decompress.
+Checkpoints of early releases have none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 from etils import epath
 
 from siglip2_jax.checkpoints.arrays import DamagedTree, describe_arrays, read_array
+from siglip2_jax.checkpoints.digest import digest
 from siglip2_jax.checkpoints.table import ConversionError, Shape
 
 RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
+DIGESTS = "digests"  # of a record: by tree, then by path
 NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
 DETAILS = ("_sharding", "array_metadatas/process_*")  # of a tree; it may do without
 THREADS = 8  # that read arrays, each of which is in memory meanwhile
@@ -43,7 +46,7 @@ def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
         if lacking := [name for name in NEEDED if name not in record]:
             return f"its record lacks {lacking[0]!r}"
         for tree in sorted(trees):
-            _check_tree(step, tree, part, parts)
+            _check_tree(step, tree, record, part, parts)
     except DamagedTree as damage:
         return str(damage)
     return None
@@ -89,7 +92,23 @@ def _list_arrays(step: epath.Path, tree: str) -> list[str]:
     return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
 
 
-def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
+def read_whole(step: epath.Path, tree: str, path: str, record: Mapping[str, Any]) -> np.ndarray:
+    """Reads an array of a tree of a checkpoint, and checks its values.
+
+    Raises:
+      DamagedTree: it is missing or damaged.
+      OSError: the store cannot be read.
+    """
+    array = read_array(step / tree, path)
+    expected = record.get(DIGESTS, {}).get(tree, {}).get(path)
+    if expected is not None and digest(array) != expected:
+        raise DamagedTree(f"values of {tree}/{path} are not those that were saved")
+    return array
+
+
+def _check_tree(
+    step: epath.Path, tree: str, record: Mapping[str, Any], part: int, parts: int
+) -> None:
     """Reads the description of a tree of a checkpoint, and its share of the arrays."""
     for pattern in DETAILS:
         for file in (step / tree).glob(pattern):
@@ -97,7 +116,7 @@ def _check_tree(step: epath.Path, tree: str, part: int, parts: int) -> None:
     paths = _list_arrays(step, tree)
 
     def read(path: str) -> None:
-        read_array(step / tree, path)
+        read_whole(step, tree, path, record)
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(read, paths[part::parts]))

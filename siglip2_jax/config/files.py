@@ -95,7 +95,7 @@ def _read_origin(value: object, path: str) -> Origin:
     """
     match value:
         case {"source": str(source), "assignments": list(assignments)}:
-            if all(isinstance(x, str) for x in assignments):
+            if source.isprintable() and all(isinstance(x, str) for x in assignments):
                 return Origin(source, tuple(assignments))
     raise ValueError(
         f"{path} is damaged: its origin is {value!r:.100}, expected an object with a text "
