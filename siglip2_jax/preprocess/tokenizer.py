@@ -127,7 +127,12 @@ class Tokenizer:
                 data = to_sentencepiece(data)
             return cls(data, text_norm=text_norm, length=length, pad_id=pad_id)
         except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
+            raise TokenizerError(f"{file}: {' '.join(str(error).split())}") from error
+        except (AttributeError, LookupError, RecursionError, TypeError) as error:
+            raise TokenizerError(
+                f"{file}: its JSON has not the form of Gemma's tokenizer.json ({error!r:.200}); "
+                "give the model's own tokenizer.model"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text after `text_norm`: no end mark, no padding, any length.
@@ -159,7 +164,7 @@ class Tokenizer:
         """The texts of rows of ids, each up to its first end mark; marks and pads leave no trace.
 
         Raises:
-          TokenizerError: an id is not of this vocabulary.
+          TokenizerError: an id is not of this vocabulary, or its piece is damaged.
         """
         texts = []
         for row in ids:
@@ -171,7 +176,12 @@ class Tokenizer:
                 raise TokenizerError(
                     f"id {strange[0]} is not one of the tokenizer's {self.vocab_size} ids"
                 )
-            texts.append(self._processor.decode(row))
+            try:
+                texts.append(self._processor.decode(row))
+            except UnicodeDecodeError as error:
+                raise TokenizerError(
+                    f"a piece of the tokenizer is not text in UTF-8 ({error}): its file is damaged"
+                ) from error
         return texts
 
     def check(self, table_size: int) -> None:
