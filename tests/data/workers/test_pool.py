@@ -244,7 +244,7 @@ def test_work_that_hangs_ends_with_a_sentence(tmp_path, monkeypatch, workers):
     hanging = tmp_path / "0.2"
     hanging.touch()
     work = Counting(2, tmp_path)
-    with closing(Steps(work, range(2), workers=workers, threads=1, slots=2, patience=0)) as steps:
+    with closing(Steps(work, range(2), workers=workers, threads=1, slots=2, patience=0.0)) as steps:
         with pytest.raises(SourceError, match="no data has come for 0.3 s, as where a mount hangs"):
             steps.take()
     hanging.unlink()
