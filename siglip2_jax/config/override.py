@@ -84,7 +84,8 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
 
 
 def _shorten(text: str) -> str:
-    """A text, or the beginning of a long one, for messages."""
+    """A text on one line, or the beginning of a long one, for messages."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
