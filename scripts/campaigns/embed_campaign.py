@@ -30,7 +30,7 @@ from pyarrow import parquet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from campaigns import environment, has_ended, report  # noqa: E402
+from kills import environment, has_ended, report  # noqa: E402
 
 from siglip2_jax.testing import tiny_embedder  # noqa: E402
 

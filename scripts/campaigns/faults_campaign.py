@@ -31,9 +31,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tes
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from campaigns import report  # noqa: E402
 from data.samples import example  # noqa: E402
 from etils import epath  # noqa: E402
+from kills import report  # noqa: E402
 from mutations import change_bytes  # noqa: E402
 from train import processes, runs  # noqa: E402
 from train.processes import (  # noqa: E402
@@ -48,7 +48,7 @@ from train.processes import (  # noqa: E402
     training,
 )
 
-from siglip2_jax.checkpoints.damage import find_damage  # noqa: E402
+from siglip2_jax.checkpoints.damage import find_damage, read_record  # noqa: E402
 from siglip2_jax.data.sources import Memory  # noqa: E402
 from siglip2_jax.data.tools import pack as pack_module  # noqa: E402
 from siglip2_jax.sharding import make_mesh  # noqa: E402
@@ -65,6 +65,8 @@ def checkpoints(directory: Path, rounds: int, rng: random.Random) -> Counts:
     config, counts = runs.run(runs.stage(batch_size=16)), Counts()
     states = runs.save_run(directory / "saved", config, [OLDER, NEWEST], make_mesh(1))
     expected = {step: runs.numbers(state) for step, state in states.items()}
+    saved = directory / "saved" / "checkpoints"
+    records = {step: read_record(epath.Path(saved / str(step))) for step in states}
     for number in range(rounds):
         workdir = shutil.copytree(directory / "saved", directory / "run")
         newest = workdir / "checkpoints" / str(NEWEST)
@@ -81,7 +83,8 @@ def checkpoints(directory: Path, rounds: int, rng: random.Random) -> Counts:
         like = abstract_state(runs.Sevens(config.resolved[0]), run.mesh)
         found = runs.numbers(run.checkpoints.restore(run.saved, like))
         run.close()
-        same = all(np.array_equal(found[k], x) for k, x in expected[run.saved].items())
+        same = run.checkpoints.record(run.saved) == records[run.saved]
+        same = same and all(np.array_equal(found[k], x) for k, x in expected[run.saved].items())
         aside = (workdir / "checkpoints" / f"{NEWEST}.damaged").is_dir()
         right = same and aside == (run.saved == OLDER)
         outcome = "harmless" if run.saved == NEWEST else "named and passed by"

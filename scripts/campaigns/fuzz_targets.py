@@ -265,8 +265,9 @@ class Checkpoints(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         embedder = tiny_embedder()
-        for kind, name in (("hf", "hf"), ("npz", "big_vision.npz"), ("orbax", "orbax")):
-            embedder.save(folder / "valid" / name, kind)
+        embedder.save(folder / "valid" / "hf", "hf")
+        embedder.save(folder / "valid" / "big_vision.npz", "npz")
+        embedder.save(folder / "valid" / "orbax", "orbax")
         self.files = [x for x in sorted((folder / "valid").rglob("*")) if x.is_file()]
 
     def read(self, rng: random.Random) -> None:  # noqa: D102

@@ -27,7 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from campaigns import environment, report  # noqa: E402
+from kills import environment, report  # noqa: E402
 
 from siglip2_jax.search.database import Database  # noqa: E402
 from siglip2_jax.testing import tiny_embedder  # noqa: E402

@@ -26,8 +26,8 @@ from unittest import mock
 TESTS = Path(__file__).parents[2] / "tests"
 sys.path.insert(0, str(TESTS))
 
-from campaigns import has_ended, report  # noqa: E402
 from data.samples import example  # noqa: E402
+from kills import has_ended, report  # noqa: E402
 from stores import GoogleStore, running  # noqa: E402
 from train.processes import CONFIGS, metrics, steps_done, train, training  # noqa: E402
 

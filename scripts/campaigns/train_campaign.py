@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from campaigns import report  # noqa: E402
+from kills import report  # noqa: E402
 from train import processes  # noqa: E402
 from train.processes import (  # noqa: E402
     CONFIGS,

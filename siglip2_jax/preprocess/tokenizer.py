@@ -164,7 +164,7 @@ class Tokenizer:
         """The texts of rows of ids, each up to its first end mark; marks and pads leave no trace.
 
         Raises:
-          TokenizerError: an id is not of this vocabulary, or its piece is damaged.
+          TokenizerError: an id is not of this vocabulary.
         """
         texts = []
         for row in ids:
@@ -176,12 +176,7 @@ class Tokenizer:
                 raise TokenizerError(
                     f"id {strange[0]} is not one of the tokenizer's {self.vocab_size} ids"
                 )
-            try:
-                texts.append(self._processor.decode(row))
-            except UnicodeDecodeError as error:
-                raise TokenizerError(
-                    f"a piece of the tokenizer is not text in UTF-8 ({error}): its file is damaged"
-                ) from error
+            texts.append(self._processor.decode(row))
         return texts
 
     def check(self, table_size: int) -> None:
@@ -246,7 +241,7 @@ def _open(model_proto: bytes) -> SentencePieceProcessor:
         raise TokenizerError(f"it is {git_lfs.POINTER}")
     try:
         processor = SentencePieceProcessor(model_proto=model_proto) if model_proto else None
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):  # the latter of its own message
         processor = None
     if processor is None or processor.get_piece_size() == 0:
         raise TokenizerError(

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
-from siglip2_jax.checkpoints.damage import DIGESTS, find_damage, read_record
+from siglip2_jax.checkpoints.damage import DIGESTS, find_damage, read_record, sealed
 from siglip2_jax.checkpoints.digest import digests
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, OPTIMIZER, PARAMS
 from siglip2_jax.checkpoints.source import absolute
@@ -106,7 +106,7 @@ class RunCheckpoints:
         trees = {PARAMS: state.params, OPTIMIZER: unflatten(by_path(state.optimizer))}
         if state.ema_params is not None:
             trees[AVERAGE] = state.ema_params
-        record = {**record, DIGESTS: _digests(trees)}
+        record = sealed({**record, DIGESTS: _digests(trees)})
         self._checkpointer.save_checkpointables_async(
             step, trees, force=True, custom_metadata=record
         )

@@ -179,6 +179,30 @@ def test_other_values_are_noticed_where_all_files_can_be_read(workdir):
         params[ARRAY].read()
 
 
+def test_a_record_that_says_something_else(workdir):
+    """Which is JSON as before: a digit, or a tree or an array less."""
+    path = newest(workdir) / "_CHECKPOINT_METADATA"
+    whole = json.loads(path.read_text())
+    for key in ("position", "bad_examples", "digests"):
+        path.write_text(
+            json.dumps(whole | {"custom_metadata": whole["custom_metadata"] | {key: 3}})
+        )
+        phrase = find_damage(epath.Path(newest(workdir)))
+        assert phrase == "its record is not the one that was saved"
+        with pytest.raises(ConversionError, match=phrase):
+            read(workdir)
+    trees = {name: x for name, x in whole["item_handlers"].items() if name != "average"}
+    path.write_text(json.dumps(whole | {"item_handlers": trees}))
+    assert find_damage(epath.Path(newest(workdir))) == "its record is of other trees"
+    path.write_text(json.dumps(whole))
+    listing = newest(workdir) / "average" / "_METADATA"
+    content = json.loads(listing.read_text())
+    content["tree_metadata"].popitem()
+    listing.write_text(json.dumps(content))
+    phrase = "average/ lists other arrays than were saved"
+    assert find_damage(epath.Path(newest(workdir))) == phrase
+
+
 def test_no_whole_checkpoint(workdir, capsys):
     """Nothing moves, or the next attempt would begin anew."""
     for step in (OLDER, NEWEST):
