@@ -266,6 +266,19 @@ def exchange(text: str) -> list[str]:
     return [texts[f"{folder}/{process}"] for process in range(global_state.num_processes)]
 
 
+def gather(text: str, seconds: float) -> list[str | None]:
+    """As `exchange`, but waits no longer than that; None of a process that gave no text by then."""
+    processes = range(global_state.num_processes)
+    if len(processes) == 1:
+        return [text]
+    folder = f"siglip2_jax/exchange/{next(_meetings)}"
+    _store().key_value_set(f"{folder}/{global_state.process_id}", text)
+    with suppress(RuntimeError):  # one is missing
+        _store().wait_at_barrier(folder, int(seconds * 1000))
+    texts = dict(_store().key_value_dir_get(folder))
+    return [texts.get(f"{folder}/{process}") for process in processes]
+
+
 def total(count: int) -> int:
     """The sum of a number over all processes, each of which calls it."""
     return int(totals([count])[0])
