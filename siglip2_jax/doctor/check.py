@@ -56,12 +56,15 @@ class Check:
       late: the status where the work does not end in time: FAIL if it should take no time, SKIP
         if it may, such as a compilation.
       way_out: what to do where the work fails.
+      share: of the time for all checks, in which this one may begin; what comes later needs the
+        rest.
     """
 
     name: str
     run: Callable[[], Findings]
     late: Status = "FAIL"
     way_out: str = ""
+    share: float = 1.0
 
 
 def passed(check: str, measured: str, expected: str = "") -> Finding:

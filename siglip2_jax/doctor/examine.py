@@ -10,8 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-import jax
-
 from siglip2_jax.doctor.check import Check, Finding, skipped
 from siglip2_jax.progress import progress
 from siglip2_jax.train.distributed import gather
@@ -66,18 +64,19 @@ def agree(reason: str) -> str:
 
 def run_checks(checks: Sequence[Check], seconds: float, agree: Agree) -> tuple[list[Finding], bool]:
     """Findings of this process, and whether some work did not end."""
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     findings: list[Finding] = []
     stuck = ""
     with progress("checking") as show:
         for i, check in enumerate(checks):
             show(i, len(checks), check.name)
-            late = f"the {seconds:g} seconds were over" if time.monotonic() >= end else ""
+            left = check.share * seconds - (time.monotonic() - start)
+            late = "" if left > 0 else f"{check.share:.0%} of the {seconds:g} seconds were over"
             if reason := agree(stuck or late):
                 findings.append(skipped(check.name, reason))
                 continue
-            ended, its_findings = _run(check, end - time.monotonic())
-            findings += its_findings
+            ended, more = _run(check, start + seconds - time.monotonic())
+            findings += more
             if not ended:
                 stuck = f"{check.name} had not ended"
         show(len(checks), len(checks))
@@ -92,7 +91,7 @@ def _run(check: Check, seconds: float) -> tuple[bool, list[Finding]]:
         try:
             findings.extend(check.run())
         except Exception as error:
-            findings.append(_error(check, f"{type(error).__name__}: {error}"))
+            findings.append(_error(check, _message(error)))
 
     thread = threading.Thread(target=work, daemon=True)
     start = time.monotonic()
@@ -103,6 +102,13 @@ def _run(check: Check, seconds: float) -> tuple[bool, list[Finding]]:
     message = f"not done after {time.monotonic() - start:.0f} s"
     late = _error(check, message)
     return False, [dataclasses.replace(late, status=check.late)]
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    is_sentence = isinstance(error, ValueError | OSError) and str(error)
+    return str(error) if is_sentence else f"{type(error).__name__}: {error}"
 
 
 def _error(check: Check, message: str) -> Finding:
@@ -143,8 +149,8 @@ def merge(answers: Sequence[str | None]) -> list[Finding]:
                 failing[finding.check].append(dataclasses.replace(finding, place=place))
     merged = [
         row
-        for check, found in rows.items()
-        for row in _shown(failing[check]) or [dataclasses.replace(found[0], place=here)]
+        for check, results in rows.items()
+        for row in _shown(failing[check]) or [dataclasses.replace(results[0], place=here)]
     ]
     return merged + _shown(failing["answers"])
 
@@ -159,8 +165,3 @@ def _shown(findings: list[Finding]) -> list[Finding]:
         *findings[: _SHOWN - 1],
         dataclasses.replace(last, place=f"{last.place}, and {rest} more"),
     ]
-
-
-def is_first() -> bool:
-    """True in the process that prints."""
-    return jax.process_index() == 0

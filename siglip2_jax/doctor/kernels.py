@@ -18,7 +18,7 @@ from siglip2_jax.models.kernels.layer_norm import layer_norm, residual_layer_nor
 from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.sharding import platform
 
-INTERPRETED = 32  # the most tokens, where kernels are interpreted
+INTERPRETED = 48  # the most tokens, where kernels are interpreted
 XLA = "XLA computes it"
 
 

@@ -36,7 +36,7 @@ def check_workdir(workdir: str) -> Findings:
         "rename": lambda: first.replace(second),
         "list": lambda: _expect(second.name in _names(folder), "no sign of a file that is there"),
         "delete": second.unlink,
-        "look": lambda: _expect(not second.exists(), "a file that was deleted"),
+        "stays deleted": lambda: _expect(not second.exists(), "a file that was deleted"),
     }
     try:
         for act, work in acts.items():
