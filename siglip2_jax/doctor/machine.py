@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
@@ -17,7 +18,7 @@ from siglip2_jax.config import TrainConfig
 from siglip2_jax.data.workers.machine import free_memory, usable_cores
 from siglip2_jax.doctor.check import Finding, Findings, at_least, at_most, failed, passed, skipped
 from siglip2_jax.doctor.examine import SECONDS_TO_MEET
-from siglip2_jax.sharding import Device, make_mesh
+from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.chips import GIB, find_chip
 from siglip2_jax.train.distributed import gather
 from siglip2_jax.train.inputs import check_batches, open_tokenizer, stage_pipeline, stage_reading
@@ -70,7 +71,7 @@ def _alike(words: str, counts: Sequence[Counter]) -> Finding:
     )
 
 
-def check_device_memory(devices: Sequence[Device]) -> Findings:
+def check_device_memory(devices: Sequence[Any]) -> Findings:
     """Memory of this process's devices that is free for it."""
     for device in devices:
         stats, chip = device.memory_stats() or {}, find_chip(device.device_kind)

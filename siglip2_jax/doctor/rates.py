@@ -64,7 +64,7 @@ def check_rates(devices: Sequence[Device]) -> Findings:
 def judge(
     check: str,
     rates: Sequence[float],
-    devices: Sequence[Device],
+    devices: Sequence[Any],
     published: float | None,
     unit: str,
     share: float = SHARE,
