@@ -127,10 +127,12 @@ class Doctor:
 
     def _places(self) -> dict[str, float]:
         """Directories that will be written to, with the bytes that each needs."""
-        places = {str(user_cache("programs")): float(LEAST_DISK)}
+        places: dict[str, float] = {}
+        if self._workdir is None:  # which would hold the compiled programs
+            places[str(user_cache("programs"))] = LEAST_DISK
         if self._config is None:
             return places
-        places |= {x.data.cache: float(LEAST_DISK) for x in self._config.stages if x.data.cache}
+        places |= {x.data.cache: LEAST_DISK for x in self._config.stages if x.data.cache}
         if self._workdir is not None:
             kept = self._config.checkpoints.keep_last + len(self._config.stages)
             places[self._workdir] = LEAST_DISK + kept * max(map(state_bytes, self._config.resolved))

@@ -23,8 +23,8 @@ from siglip2_jax.train.chips import GIB, find_chip
 from siglip2_jax.train.distributed import gather
 from siglip2_jax.train.inputs import check_batches, open_tokenizer, stage_pipeline, stage_reading
 
-LEAST_MEMORY = 2 * GIB  # of a host, for the training process itself
-LEAST_DISK = 2 * GIB  # for programs and logs
+LEAST_MEMORY = 2.0 * GIB  # of a host, for the training process itself
+LEAST_DISK = 2.0 * GIB  # for programs and logs
 MEMORY_SHARE = 0.5  # of a device's memory; JAX takes three quarters of a GPU's
 CLOCK_SECONDS = 2.0
 _FILES = re.compile(r"accel\d+|vfio/\d+|nvidia\d+")  # of accelerators, in /dev
@@ -37,9 +37,7 @@ def check_devices(config: TrainConfig | None, files: Path = Path("/dev")) -> Fin
     slices = Counter(getattr(device, "slice_index", 0) for device in devices)
     hosts = Counter(device.process_index for device in devices)
     words = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-    yield _alike(
-        f"{words} in {len(hosts)} processes and {len(slices)} slices", (kinds, slices, hosts)
-    )
+    yield _alike(f"{words}, processes: {len(hosts)}, slices: {len(slices)}", (kinds, slices, hosts))
     names = (f"{path.relative_to(files)}" for path in (*files.glob("*"), *files.glob("vfio/*")))
     accelerators = sorted(filter(_FILES.fullmatch, names))
     if devices[0].platform == "cpu" and accelerators and not os.environ.get("JAX_PLATFORMS"):
