@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
     use_cache(args, default=args.workdir and f"{args.workdir.rstrip('/')}/programs")
     doctor = Doctor(config, b16_256.config(), args.workdir, args.stage, args.data)
-    examination = examine(doctor.checks(), float(args.seconds))
+    examination = examine(doctor.phases(), float(args.seconds))
     if is_first() and args.json:
         print_json({"findings": [x.to_json() for x in examination.findings]})
     elif is_first():

@@ -84,7 +84,9 @@ def skipped(check: str, why: str) -> Finding:
     return Finding(check=check, status="SKIP", measured=why)
 
 
-def at_most(check: str, value: float, limit: float, show: str = "{:.2g}", way_out: str = ""):
+def at_most(
+    check: str, value: float, limit: float, show: str = "{:.2g}", way_out: str = ""
+) -> Finding:
     """PASS where a value is no larger than a limit; a value that is no number is a FAIL.
 
     Args:
@@ -99,7 +101,9 @@ def at_most(check: str, value: float, limit: float, show: str = "{:.2g}", way_ou
     )
 
 
-def at_least(check: str, value: float, limit: float, show: str = "{:.2g}", way_out: str = ""):
+def at_least(
+    check: str, value: float, limit: float, show: str = "{:.2g}", way_out: str = ""
+) -> Finding:
     """PASS where a value is no smaller than a limit; arguments as for `at_most`."""
     return _compared(
         check, value, limit, value >= limit, f"at least {show.format(limit)}", show, way_out

@@ -12,6 +12,7 @@ from siglip2_jax.cache_files import user_cache
 from siglip2_jax.config import ResolvedStage, TrainConfig
 from siglip2_jax.doctor import step as steps
 from siglip2_jax.doctor.check import Check, Finding, Findings, passed, skipped
+from siglip2_jax.doctor.examine import Phase
 from siglip2_jax.doctor.input import check_reading, judge_input, measure_input, with_source
 from siglip2_jax.doctor.kernels import check_attention, check_layer_norm
 from siglip2_jax.doctor.links import check_links
@@ -28,7 +29,7 @@ from siglip2_jax.doctor.rates import check_rates
 from siglip2_jax.doctor.shapes import Prototypes, Sequences, Shape, Streams, Vocabulary, shapes_of
 from siglip2_jax.doctor.software import check_same_versions, check_versions
 from siglip2_jax.doctor.storage import check_workdir
-from siglip2_jax.sharding import Device, make_mesh
+from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline
 from siglip2_jax.train.requirements import check_stage
 from siglip2_jax.train.start import abstract_state
@@ -73,25 +74,35 @@ class Doctor:
         self._stage = _choose(self._shapes, stage)
         self._step: steps.Step | None = None
 
-    def checks(self) -> list[Check]:
-        """All of them."""
-        return list(self._checks())
+    def phases(self) -> list[Phase]:
+        """Checks of the host, and those that need its devices."""
+        return [lambda: [*self._of_host()], lambda: [*self._of_devices()]]
 
-    def _checks(self) -> Iterator[Check]:
+    def _of_host(self) -> Iterator[Check]:
         config = self._config
         yield Check("versions", check_versions)
         yield Check("versions of all hosts", check_same_versions)
-        yield Check("devices", functools.partial(check_devices, config))
-        yield Check("clocks", check_clocks)
-        yield Check("memory", functools.partial(check_memory, config))
         yield Check("disk", lambda: check_disk(self._places()))
+        yield Check("clocks", check_clocks)
         yield Check("workdir", self._check_workdir)
-        yield from self._of_config() if config else ()
+        yield Check("memory", functools.partial(check_memory, config))
+        yield Check("devices", functools.partial(check_devices, config))
+
+    def _of_devices(self) -> Iterator[Check]:
         try:
             devices = jax.local_devices()
-        except RuntimeError:  # which is what the check of the devices finds
+        except RuntimeError:  # which is what the check of the devices says
             return
-        yield from self._of_devices(devices)
+        config = self._config
+        for stage in config.resolved if config else ():
+            name = f"needs of stage {stage.name}"
+            yield Check(name, functools.partial(self._check_needs, name, stage))
+        yield Check("memory of devices", lambda: check_device_memory(devices))
+        yield Check("rates", lambda: check_rates(devices))
+        yield Check("links", lambda: check_links(make_mesh(self._shapes.replica)))
+        for shape, settings in shapes_of(self._shapes, jax.device_count()).items():
+            run = functools.partial(_OF_SHAPES[type(shape)], shape, settings)
+            yield Check(name_of(shape), run, late="SKIP", share=SHARE_OF_KERNELS)
         if config is None:
             yield Check("data", self._read_alone)
             yield Check("step", lambda: [skipped("step", _NO_CONFIG)], late="SKIP")
@@ -99,20 +110,6 @@ class Doctor:
         way_out = '--set compute.remat="full", a smaller batch_size, or more devices'
         yield Check("step", self._check_step, "SKIP", way_out)
         yield Check("data", self._check_data)
-
-    def _of_config(self) -> Iterator[Check]:
-        """Checks that files and models are there, before any device is used."""
-        for stage in self._config.resolved if self._config else ():
-            name = f"needs of stage {stage.name}"
-            yield Check(name, functools.partial(self._check_needs, name, stage))
-
-    def _of_devices(self, devices: Sequence[Device]) -> Iterator[Check]:
-        yield Check("memory of devices", lambda: check_device_memory(devices))
-        yield Check("rates", lambda: check_rates(devices))
-        yield Check("links", lambda: check_links(make_mesh(self._shapes.replica)))
-        for shape, settings in shapes_of(self._shapes, jax.device_count()).items():
-            run = functools.partial(_OF_SHAPES[type(shape)], shape, settings)
-            yield Check(name_of(shape), run, late="SKIP", share=SHARE_OF_KERNELS)
 
     def _check_needs(self, name: str, stage: ResolvedStage) -> Findings:
         assert self._config is not None

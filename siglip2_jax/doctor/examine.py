@@ -17,6 +17,8 @@ from siglip2_jax.train.distributed import gather
 SECONDS_TO_MEET = 60.0
 _SHOWN = 8  # processes of a check that fail, each in a row
 
+Phase = Callable[[], Sequence[Check]]
+"""Makes some checks, after those of the phases before have run."""
 Agree = Callable[[str], str]
 """From a reason of this process to stop, or "", to one that all processes have."""
 
@@ -39,17 +41,17 @@ class Examination:
         return all(finding.status != "FAIL" for finding in self.findings)
 
 
-def examine(checks: Sequence[Check], seconds: float) -> Examination:
+def examine(phases: Sequence[Phase], seconds: float) -> Examination:
     """Runs checks; every process of a run calls it with the same ones.
 
     A check that does not end in time cannot be stopped, and may hold the devices: those after it
     are skipped, as they are where no time is left, or where a process does not answer.
 
     Args:
-      checks: in the order in which they run.
+      phases: in the order in which they run.
       seconds: for all of them.
     """
-    findings, stuck = run_checks(checks, seconds, agree)
+    findings, stuck = run_checks(phases, seconds, agree)
     message = {"host": socket.gethostname(), "findings": [x.to_json() for x in findings]}
     answers = gather(json.dumps(message), SECONDS_TO_MEET)
     return Examination(tuple(merge(answers)), stuck)
@@ -62,24 +64,31 @@ def agree(reason: str) -> str:
     return next(filter(None, texts), "")
 
 
-def run_checks(checks: Sequence[Check], seconds: float, agree: Agree) -> tuple[list[Finding], bool]:
+def run_checks(phases: Sequence[Phase], seconds: float, agree: Agree) -> tuple[list[Finding], bool]:
     """Findings of this process, and whether some work did not end."""
     start = time.monotonic()
     findings: list[Finding] = []
-    stuck = ""
+    stuck, done = "", 0
     with progress("checking") as show:
-        for i, check in enumerate(checks):
-            show(i, len(checks), check.name)
-            left = check.share * seconds - (time.monotonic() - start)
-            late = "" if left > 0 else f"{check.share:.0%} of the {seconds:g} seconds were over"
-            if reason := agree(stuck or late):
-                findings.append(skipped(check.name, reason))
-                continue
-            ended, more = _run(check, start + seconds - time.monotonic())
-            findings += more
-            if not ended:
-                stuck = f"{check.name} had not ended"
-        show(len(checks), len(checks))
+        for phase in phases:
+            if reason := agree(stuck):  # to make the checks may need what is stuck
+                findings.append(skipped("other checks", reason))
+                break
+            checks = phase()
+            total = done + len(checks)
+            for check in checks:
+                show(done, total, check.name)
+                done += 1
+                left = check.share * seconds - (time.monotonic() - start)
+                late = "" if left > 0 else f"{check.share:.0%} of the {seconds:g} seconds were over"
+                if reason := agree(stuck or late):
+                    findings.append(skipped(check.name, reason))
+                    continue
+                ended, more = _run(check, start + seconds - time.monotonic())
+                findings += more
+                if not ended:
+                    stuck = f"{check.name} had not ended"
+            show(total, total)
     return findings, bool(stuck)
 
 

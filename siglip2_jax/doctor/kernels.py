@@ -13,7 +13,7 @@ from jaxtyping import Array
 from siglip2_jax.doctor.check import Finding, skipped
 from siglip2_jax.doctor.compare import avoid, compare, noise
 from siglip2_jax.doctor.shapes import Sequences, Streams
-from siglip2_jax.models.kernels.attention import attend, choose
+from siglip2_jax.models.kernels.attention import AttentionImpl, attend, choose
 from siglip2_jax.models.kernels.layer_norm import layer_norm, residual_layer_norm
 from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.sharding import platform
@@ -34,18 +34,18 @@ def check_attention(shape: Sequences, settings: Sequence[str]) -> list[Finding]:
     query, key, value = (noise(i, part, shape.dtype) for i, part in enumerate(parts))
     lengths = 1 + jnp.arange(shape.images) * 5 % shape.keys
     valid = jnp.arange(shape.keys) < lengths[:, None] if shape.masked else None
-    impl = shape.impl
+    impl: AttentionImpl = shape.impl
     if impl == "auto":
         impl = "pallas" if platform() == "cpu" else choose(query, key, valid)
     if impl == "xla":
         return [skipped(name, XLA)]
     way_out = avoid(settings, "attention")
 
-    def plain(*operands: Array) -> Array:
-        return attend(*operands, valid, "xla")
+    def plain(query: Array, key: Array, value: Array) -> Array:
+        return attend(query, key, value, valid, "xla")
 
-    def fast(*operands: Array) -> Array:
-        return attend(*operands, valid, impl)
+    def fast(query: Array, key: Array, value: Array) -> Array:
+        return attend(query, key, value, valid, impl)
 
     label = impl if isinstance(impl, str) else "own kernel"
     findings = compare(f"{name}: {label}", fast, plain, (query, key, value), way_out)
@@ -53,10 +53,10 @@ def check_attention(shape: Sequences, settings: Sequence[str]) -> list[Finding]:
     rows = arrange(stream, valid, impl) if shape.queries == shape.keys else None
     if rows is not None:
 
-        def side_by_side(*operands: Array) -> Array:
-            packed = [rows.pack(x) for x in operands]
+        def side_by_side(query: Array, key: Array, value: Array) -> Array:
             mask = None if valid is None else rows.pack(valid)
-            return rows.unpack(attend(*packed, mask, impl, rows.length))
+            query, key, value = (rows.pack(x) for x in (query, key, value))
+            return rows.unpack(attend(query, key, value, mask, impl, rows.length))
 
         findings += compare(f"{name}: rows", side_by_side, plain, (query, key, value), way_out)
     return findings

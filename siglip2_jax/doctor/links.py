@@ -56,7 +56,7 @@ def _check_result(mesh: Mesh, axis: str, rows: int, name: str, collective: Colle
         return row + 16 * device + 1024 * other
 
     def local() -> Array:
-        place = dict(zip(AXES, map(jax.lax.axis_index, AXES), strict=True))
+        place: dict[str, Array] = dict(zip(AXES, map(jax.lax.axis_index, AXES), strict=True))
         mine = place.pop(axis)
         (other,) = place.values()
         if name == "gather":

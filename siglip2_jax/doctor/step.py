@@ -14,7 +14,7 @@ from PIL import Image
 from siglip2_jax.config import ResolvedStage
 from siglip2_jax.data.collate import empty_row, write_row
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.doctor.check import Finding, at_most, failed, passed, skipped
+from siglip2_jax.doctor.check import Finding, Findings, at_most, failed, passed, skipped
 from siglip2_jax.planner.estimate import Estimate
 from siglip2_jax.planner.hlo.program import analyse, memory
 from siglip2_jax.sharding import BATCH, put_batch
@@ -116,7 +116,7 @@ def random_batch(prepare: Prepare, budget: int, size: int) -> Batch:
     return jax.tree.map(lambda x: x[order], rows)
 
 
-def judge_step(step: Step, mesh: Mesh, estimate: Callable[[Step, Mesh], float | None]):
+def judge_step(step: Step, mesh: Mesh, estimate: Callable[[Step, Mesh], float | None]) -> Findings:
     """Findings on the loss of a step, and on its time against an estimate.
 
     Args:

@@ -278,7 +278,7 @@ def exchange(text: str) -> list[str]:
 
 
 def gather(text: str, seconds: float) -> list[str | None]:
-    """As `exchange`, but waits no longer than that; None of a process that gave no text by then."""
+    """Exchanges texts, and waits no longer than that; None of a process that gave none by then."""
     processes = range(global_state.num_processes)
     if len(processes) == 1:
         return [text]

@@ -42,7 +42,7 @@ def test_an_error_is_a_fail_with_its_sentence():
         raise KeyError("x")
 
     checks = [Check(f.__name__, f, way_out="mend it") for f in (missing, wrong, broken)]
-    findings, stuck = run_checks([*checks, GOOD], 60.0, never)
+    findings, stuck = run_checks([lambda: [*checks, GOOD]], 60.0, never)
     assert [x.measured for x in findings[:3]] == [
         "/absent/file: No such file or directory",
         "there is no tokenizer",
@@ -54,18 +54,26 @@ def test_an_error_is_a_fail_with_its_sentence():
 
 @pytest.mark.parametrize("late", ["FAIL", "SKIP"])
 def test_work_that_does_not_end(late):
+    def fail_to_make():
+        raise AssertionError("devices may be what is stuck")
+
     release = threading.Event()
     hanging = Check("hanging", lambda: [] if release.wait(60) else [], late)
-    findings, stuck = run_checks([GOOD, hanging, GOOD], 0.2, never)
+    findings, stuck = run_checks([lambda: [GOOD, hanging, GOOD], fail_to_make], 0.2, never)
     release.set()
-    assert statuses(findings) == [("good", "PASS"), ("hanging", late), ("good", "SKIP")]
+    assert statuses(findings) == [
+        ("good", "PASS"),
+        ("hanging", late),
+        ("good", "SKIP"),
+        ("other checks", "SKIP"),
+    ]
     assert stuck and "not done after" in findings[1].measured
     assert findings[2].measured == "hanging had not ended"
 
 
 def test_checks_that_no_time_is_left_for():
     late = dataclasses.replace(GOOD, share=0.0)
-    findings, stuck = run_checks([late, GOOD], 60.0, never)
+    findings, stuck = run_checks([lambda: [late, GOOD]], 60.0, never)
     assert statuses(findings) == [("good", "SKIP"), ("good", "PASS")] and not stuck
     assert findings[0].measured == "0% of the 60 seconds were over"
 
@@ -74,7 +82,7 @@ def test_a_process_that_does_not_answer_stops_all(monkeypatch):
     monkeypatch.setattr("siglip2_jax.doctor.examine.gather", lambda text, seconds: [text, None])
     assert agree("") == "process 1 does not answer"
     assert agree("late") == "late"
-    findings, _ = run_checks([GOOD], 60.0, agree)
+    findings, _ = run_checks([lambda: [GOOD]], 60.0, agree)
     assert findings[0].status == "SKIP" and "process 1" in findings[0].measured
 
 
@@ -110,6 +118,6 @@ def test_the_table():
 
 
 def test_an_examination_of_one_process():
-    examination = examine([GOOD], 60.0)
+    examination = examine([lambda: [GOOD]], 60.0)
     assert examination.healthy and not examination.stuck
-    assert not examine([Check("bad", lambda: [failed("bad", "it")])], 60.0).healthy
+    assert not examine([lambda: [Check("bad", lambda: [failed("bad", "it")])]], 60.0).healthy
