@@ -47,7 +47,7 @@ def check_attention(shape: Sequences, settings: Sequence[str]) -> list[Finding]:
     def fast(query: Array, key: Array, value: Array) -> Array:
         return attend(query, key, value, valid, impl)
 
-    label = impl if isinstance(impl, str) else "own kernel"
+    label = "own kernel" if callable(impl) else impl
     findings = compare(f"{name}: {label}", fast, plain, (query, key, value), way_out)
     stream = query.reshape(*query.shape[:2], -1)
     rows = arrange(stream, valid, impl) if shape.queries == shape.keys else None
