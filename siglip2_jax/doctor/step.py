@@ -28,6 +28,7 @@ from siglip2_jax.types import Batch
 
 SLOWER = 2.0
 """Times the estimate that a step may take; the estimate leaves out what waits for other work."""
+TPU = "tpu"  # the platform whose compiler writes estimates into its programs
 _STEPS = 3
 _IMAGES = 8  # different ones in the batch
 
@@ -174,7 +175,7 @@ def estimate_of(step: Step, mesh: Mesh) -> float | None:
     """
     device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
-    if device.platform != "tpu" or chip is None:
+    if device.platform != TPU or chip is None:
         return None
     analysis = analyse(step.compiled.as_text() or "", chip)
     return Estimate(

@@ -36,7 +36,8 @@ def test_kernels_are_equal(check, shape, label, count):
     assert [x.status for x in findings] == ["PASS"] * count
     assert findings[0].check.endswith(f"bfloat16: {label}: values")
     assert findings[1].check.endswith(f"{label}: gradients")
-    assert all(0 < x.value < x.limit / 2 for x in findings)  # rounded, and not the same program
+    assert all(x.value < x.limit / 2 for x in findings)
+    assert max(x.value for x in findings) > 0  # it is not the same program
 
 
 def off(x):

@@ -194,6 +194,16 @@ def test_a_workdir_that_refuses(tmp_path, monkeypatch, act):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("act", "method", "result"), [("list", "iterdir", []), ("stays deleted", "exists", True)]
+)
+def test_a_workdir_that_shows_what_is_not_there(tmp_path, monkeypatch, act, method, result):
+    kind = type(outputs.epath.Path(tmp_path))
+    monkeypatch.setattr(kind, method, lambda _: result)
+    finding = list(check_workdir(str(tmp_path)))[-1]
+    assert (finding.check, finding.status) == (f"workdir: {act}", "FAIL")
+
+
 def test_a_workdir_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     (finding,) = check_workdir(str(tmp_path / "file" / "run"))

@@ -2,13 +2,13 @@
 
 import dataclasses
 import time
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from train.processes import LIGHT
 
-from siglip2_jax.config import Data, load_config, override
+from siglip2_jax.config import Data, override
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.doctor import step as steps
 from siglip2_jax.doctor.checks import Doctor, state_bytes
@@ -20,12 +20,11 @@ from siglip2_jax.train.chips import V5E
 from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def step():
-    config = load_config(LIGHT)
-    stage, mesh = config.resolved[0], make_mesh(1, jax.devices()[:1])  # compiles sooner
-    prepare = stage_pipeline(stage, open_tokenizer(config)).prepare
-    return steps.run_step(stage, mesh, prepare)
+    """Results of a step, with another program; `tests/cli/test_doctor.py` runs a real one."""
+    program = jax.jit(lambda x: x + 1).lower(np.zeros(4, np.float32)).compile()
+    return steps.Step(1.5, 0.2, 8, 16, 10**9, program)
 
 
 def check_of(doctor, name):
@@ -36,9 +35,7 @@ def judge(step, estimate=None):
     return {x.check: x for x in steps.judge_step(step, make_mesh(), lambda *_: estimate)}
 
 
-@pytest.mark.slow
 def test_a_step(step, monkeypatch):
-    assert (step.batch_size, step.budget) == (8, 16) and step.flops > 0
     statuses = {name: x.status for name, x in judge(step).items()}
     assert statuses == {"step: loss": "PASS", "step: time": "SKIP", "step: memory": "SKIP"}
     assert steps.estimate_of(step, make_mesh()) is None
@@ -53,6 +50,36 @@ def test_a_step(step, monkeypatch):
     monkeypatch.setattr(steps, "find_chip", lambda _: small)
     full = judge(step)["step: memory"]
     assert full.status == "FAIL" and "remat" in full.way_out
+
+
+class Compiled(NamedTuple):
+    """A stand-in for a compiled TPU program."""
+
+    text: str
+    memory: Any
+
+    def as_text(self):
+        return self.text
+
+    def memory_analysis(self):
+        return self.memory
+
+
+def test_the_estimate_of_a_program(step, monkeypatch):
+    """Three million cycles of the compiler on a v5e; on other devices there is none."""
+    text = """HloModule test, is_scheduled=true
+
+ENTRY %main (p: f32[4,4]) -> f32[4,4] {
+  %p = f32[4,4]{1,0} parameter(0)
+  ROOT %c = f32[4,4]{1,0} copy(%p), backend_config={"estimated_cycles":"3000000"}
+}"""
+    compiled = Compiled(text, step.compiled.memory_analysis())
+    mesh = make_mesh(1, jax.devices()[:1])
+    assert steps.estimate_of(step, mesh) is None
+    monkeypatch.setattr(steps, "find_chip", lambda _: V5E)
+    assert steps.estimate_of(step, mesh) is None  # the CPU's compiler estimates nothing
+    monkeypatch.setattr(steps, "TPU", "cpu")
+    assert steps.estimate_of(step._replace(compiled=compiled), mesh) == pytest.approx(0.002)
 
 
 def test_a_random_batch():
