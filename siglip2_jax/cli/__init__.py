@@ -27,6 +27,7 @@ from siglip2_jax.cli import (
     serve,
     train,
     verify,
+    watch,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
@@ -47,6 +48,7 @@ COMMANDS = (
     export,
     verify,
     train,
+    watch,
     configs,
     plan,
     data,
