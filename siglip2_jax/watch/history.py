@@ -81,7 +81,7 @@ def _column(steps: np.ndarray, values: np.ndarray) -> Column | None:
     finite = np.isfinite(values)
     if not finite.any():
         return None
-    values = values[finite]
+    steps, values = steps[finite], values[finite]
     return Column(int(steps[-1]), float(values.min()), float(values.mean()), float(values.max()))
 
 

@@ -48,7 +48,7 @@ class Alarm(NamedTuple):
 
 
 class WatchedRun:
-    """What a workdir tells of its run so far.
+    """The run of a workdir, so far.
 
     Attributes:
       name: the workdir.

@@ -64,7 +64,7 @@ def test_each_line_is_there_at_once(tmp_path):
 
 
 def test_lines_of_all_steps_stay(tmp_path):
-    """Where a file is of no step's state: half a line is dropped there, too."""
+    """Earlier and later ones, in a file that belongs to no checkpoint; half a line does not."""
     path = epath.Path(tmp_path) / "events.jsonl"
     path.write_text('{"step": 9, "event": "start"}\n{"step": 3, "ev')
     JsonLines(path).write(4, {"event": "start", "kind": "cpu"})
