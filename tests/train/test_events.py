@@ -26,7 +26,7 @@ def ending(monkeypatch, tmp_path):
         monkeypatch.setattr(StageRun, "run", run_stage)
         monkeypatch.setattr(StageRun, "__init__", lambda self, *rest: None)
         monkeypatch.setattr(StageRun, "check", lambda self: None)
-        config = run(stage(), stage("second", 5))
+        config = run(stage(batch_size=16), stage("second", 5, batch_size=16))
         if isinstance(result, BaseException):
             with pytest.raises(type(result), match=str(result)):
                 train(config, tmp_path)
