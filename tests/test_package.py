@@ -36,7 +36,7 @@ LAYERS = (
     "config",
     "recipes",
     "train",
-    "benchmarks planner search",
+    "benchmarks planner search watch",
     "serve export doctor",
     "cli",
     "__main__",

@@ -28,6 +28,7 @@ from siglip2_jax.cli import (
     serve,
     train,
     verify,
+    watch,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
@@ -49,6 +50,7 @@ COMMANDS = (
     verify,
     doctor,
     train,
+    watch,
     configs,
     plan,
     data,
