@@ -36,7 +36,7 @@ LAYERS = (
     "config",
     "recipes",
     "train",
-    "benchmarks planner search",
+    "benchmarks planner search sweep",
     "serve export",
     "cli",
     "__main__",

@@ -25,6 +25,7 @@ from siglip2_jax.cli import (
     push,
     search,
     serve,
+    sweep,
     train,
     verify,
 )
@@ -47,6 +48,7 @@ COMMANDS = (
     export,
     verify,
     train,
+    sweep,
     configs,
     plan,
     data,
