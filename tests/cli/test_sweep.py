@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from train.processes import COMMAND, saved_steps, started, steps_done
+from xla import environment
 
 CONFIG = str(Path(__file__).parents[1] / "train" / "configs" / "light.py")
 SWEEP = (CONFIG, "--grid", "optim.peak_lr=1e-3,2e-3", "--set", "lengths.budgets=(16,)")
@@ -45,7 +46,7 @@ def test_mistakes_are_one_sentence(siglip2, tmp_path, options, message):
 
 
 @pytest.mark.slow
-def test_a_sweep_is_stopped_and_goes_on(siglip2, tmp_path):
+def test_a_sweep_is_stopped_and_goes_on(siglip2, tmp_path, monkeypatch):
     """SIGTERM to the sweep saves the run that is under way; the same command ends it all."""
     place = tmp_path / "sweep"
     args = ["sweep", *SWEEP, "--workdir", str(place), "--set", "stages.main.steps=100"]
@@ -59,6 +60,8 @@ def test_a_sweep_is_stopped_and_goes_on(siglip2, tmp_path):
     stopped = saved_steps(first)[-1]
     assert 0 < stopped < 100 and not second.exists()
 
+    for name, value in environment(devices=1).items():
+        monkeypatch.setenv(name, value)
     result = siglip2(*args)
     assert result.code == 0 and "| loss | peak_lr=2e-3 | 1 | " in result.out
     assert f"run 1 of 2: peak_lr=1e-3, seed 0 goes on from step {stopped} in" in result.err
