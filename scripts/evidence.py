@@ -161,7 +161,7 @@ def measure_floors(config: TrainConfig, data: Path, out: Path) -> dict[str, dict
     """Scores of the base model, of untrained ones, of colours and of the centre; kept in OUT."""
     evaluators = config.stages[0].evals
     probes = [x for x in evaluators if isinstance(x, FrozenProbes)]
-    (coco,) = (x for x in evaluators if isinstance(x, patches.CocoPatches))
+    coco: Any = next(x for x in evaluators if isinstance(x, patches.CocoPatches))
 
     def centre() -> dict[str, float]:
         rows = coco.rows()
