@@ -145,17 +145,21 @@ def config(
             evals=(*guards(data, AT_THE_END), *patch_measures(data, prepared)),
         )
     head = {"prototypes": 1024, "hidden": 256, "bottleneck": 64}
-    losses = {
-        "self_distill": SelfDistill(weight=0.25, **head),
-        "masked": MaskedPrediction(weight=0.0625, **head),
-    }
-    names = [name for name in losses if arm in (name, "ssl")]
-    if names:
+    distilled = {"self_distill": SelfDistill(weight=0.25, **head)}
+    masked = {"masked": MaskedPrediction(weight=0.0625, **head)}
+    # every_patch = {"masked": MaskedPrediction(weight=0.0625, ratio=0.75, targets="all", **head)}
+    added = {
+        "ssl": distilled | masked,
+        "self_distill": distilled,
+        "masked": masked,
+        # "ibot": distilled | every_patch,
+    }.get(arm)
+    if added:
         views = SelfSupervisedViews(global_size=128, local_size=48, local_views=4)
         stage = replace(
             stage,
             data=replace(stage.data, transforms=(Shrink(256), views, *crops)),
-            objectives=stage.objectives | {name: losses[name] for name in names},
+            objectives=stage.objectives | added,
             optim=replace(stage.optim, ema=0.99),
         )
     if arm == "boxes":
