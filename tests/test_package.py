@@ -36,7 +36,7 @@ LAYERS = (
     "config",
     "recipes",
     "train",
-    "benchmarks planner search watch",
+    "benchmarks planner search sweep watch",
     "serve export doctor",
     "cli",
     "__main__",
