@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Bool
 
+from siglip2_jax.checkpoints.arrays import is_of_the_store
 from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import Origin, ResolvedStage, TrainConfig, to_json
 from siglip2_jax.config.files import to_record
@@ -144,11 +145,12 @@ class Run:
         try:
             yield
         except Exception as error:
-            if not names_no_file(error):
+            if not names_no_file(error) and not is_of_the_store(error):
                 raise
             self._lost = True
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise StoreError(
-                f"{self.workdir} cannot be read or written ({str(error) or type(error).__name__}); "
+                f"{self.workdir} cannot be read or written ({reason}); "
                 "run the same command again once it can: training resumes from the last checkpoint "
                 "there"
             ) from error
