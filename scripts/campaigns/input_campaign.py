@@ -94,7 +94,7 @@ def numbers(workdir: Path) -> dict[int, dict[str, float]]:
         line["step"]: {
             name: x
             for name, x in line.items()
-            if not name.startswith(("examples_per_s", "data_wait", "data/"))
+            if not name.startswith(("time", "examples_per_s", "data_wait", "data/"))
         }
         for line in lines
     }

@@ -95,9 +95,10 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
     """
     record, tensors = _open(saved)
     if saved.tree == AVERAGE and not any(path.startswith("text/") for path in tensors):
+        held = "the vision tower" if any(x.startswith("vision/") for x in tensors) else "heads"
         problem = (
-            f"{AVERAGE}/ holds the vision tower alone, which objectives learn from; load {PARAMS}/,"
-            " or train with optim.ema_all=True for an average of the whole model"
+            f"{AVERAGE}/ holds {held} alone, which objectives learn from; load {PARAMS}/, or train "
+            "with optim.ema_all=True for an average of the whole model"
         )
         raise ConversionError([problem], str(saved.step))
     config, preprocessing = parse(record, str(saved.step))

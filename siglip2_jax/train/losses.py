@@ -123,15 +123,16 @@ class Losses:
     ):
         """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, model_params(params))
-        ema_params, cache = jax.lax.stop_gradient(state.ema_params), {}
+        ema_params, latest = jax.lax.stop_gradient((state.ema_params, params))
+        cache: dict[str, Features] = {}
         key = jax.random.fold_in(jax.random.key(self._stage.seed), state.step)
         key = jax.random.fold_in(key, part)
 
         def view(name: str) -> View:
             teacher = None
             if ema_params is not None and self.objectives[name].has_teacher:
-                model, head = self._average.model(ema_params), self._heads.merge(name, ema_params)
-                teacher = Teacher(model, head, batch, cache)
+                model = self._average.model(ema_params, latest)
+                teacher = Teacher(model, self._heads.merge(name, ema_params), batch, cache)
             return View(student, teacher, features, batch, fold_name(key, name), state.step)
 
         return view

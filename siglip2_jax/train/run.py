@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
 from siglip2_jax.train.inputs import check_batches, open_tokenizer
-from siglip2_jax.train.metrics import MetricWriter
+from siglip2_jax.train.metrics import EVENTS, JsonLines, MetricWriter
 from siglip2_jax.train.stage_steps import kept_steps, stage_steps
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
@@ -52,6 +52,7 @@ class Run:
       checkpoints: what was saved.
       saved: the last step that was saved, 0 before the first.
       writer: where numbers go, on process 0.
+      events: starts of the run, its ends and its alarms, on process 0.
       trace: the profiler.
       signal: SIGTERM.
     """
@@ -79,6 +80,7 @@ class Run:
                 self._check_stage(record["stage"])
                 self._compare_versions(record.get("versions", versions))  # early releases kept none
         self.writer = None
+        self.events: JsonLines | None = None
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
 
@@ -97,6 +99,30 @@ class Run:
         with self.storing():
             self._record(settings)
             self.writer = MetricWriter(self.workdir, self.config.logging, settings, self.saved)
+            self.events = JsonLines(self.workdir / EVENTS)
+        self.note(self.saved, "start", self._facts())
+
+    def note(self, step: int, event: str, facts: Mapping[str, Any]) -> None:
+        """Appends what has happened to the run to `events.jsonl`.
+
+        Args:
+          step: up to which the run is done or, at its start or end, saved.
+          event: "start", "alarm" or "end".
+          facts: what is known of it, as JSON has it.
+
+        Raises:
+          StoreError: the workdir cannot be written.
+        """
+        if self.events:
+            with self.storing():
+                self.events.write(step, {"event": event} | dict(facts))
+                self.events.flush()
+
+    def end(self, reason: str) -> None:
+        """Notes why the run ends, unless the workdir is lost: one sentence, or "complete"."""
+        if not self._lost:
+            with suppress(StoreError):  # the reason itself is what matters
+                self.note(self.saved, "end", {"reason": reason})
 
     def close(self) -> None:
         """Finishes what is being written, unless the workdir is lost."""
@@ -166,6 +192,25 @@ class Run:
                 self.writer.flush()
             self.checkpoints.save(state, step, record)
         self.saved = step
+
+    def _facts(self) -> dict[str, Any]:
+        """Description of this start: its stages and devices."""
+        stages = [
+            {
+                "name": x.name,
+                "first": x.first_step,
+                "end": x.end,
+                "evals": [y.name for y in x.evals],
+            }
+            for x in self.config.resolved
+        ]
+        return {
+            "stages": stages,
+            "save_every": self.config.checkpoints.every,
+            "processes": jax.process_count(),
+            "devices": jax.device_count(),
+            "kind": jax.devices()[0].device_kind,
+        }
 
     def _newest_whole(self) -> int:
         """The last step whose checkpoint is whole, 0 if there is none; later ones are set aside.
