@@ -37,7 +37,7 @@ LAYERS = (
     "recipes",
     "train",
     "benchmarks planner search sweep",
-    "serve export",
+    "serve export doctor",
     "cli",
     "__main__",
 )

@@ -48,6 +48,7 @@ class Captioning(Objective):
       chunk: tokens at a time on a device whose logits over the vocabulary are in memory.
       tokens: the loss of a sentence is the "mean" of its tokens' cross-entropies, as in big_vision
         (`models/proj/cappa`), or their "sum", in which long sentences count for more.
+      implementation: of the loss over the vocabulary, as `vocabulary_loss` has it.
     """
 
     weight: float = 1.0
@@ -56,6 +57,7 @@ class Captioning(Objective):
     length: int = 64
     chunk: int = 2048
     tokens: Literal["mean", "sum"] = "mean"
+    implementation: Literal["auto", "xla", "pallas"] = "auto"
     towers = ("vision",)
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class Captioning(Objective):
             weights / (targets.shape[0] * targets.shape[1]),
             chunk=self.chunk,
             dtype=head.dtype,
+            impl=self.implementation,
         )
         return loss, _report(tasks, jnp.sum(losses * share, axis=2), learned.any(axis=2))
 

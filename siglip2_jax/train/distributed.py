@@ -244,6 +244,17 @@ def leave(reason: str, code: int = FAILED) -> NoReturn:
         os._exit(code)
 
 
+def end(code: int) -> NoReturn:
+    """Ends this process at once, with what it has printed, whatever its threads wait for."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def is_first() -> bool:
+    """True in the process that prints; asks no device."""
+    return global_state.process_id == 0
+
+
 def meet() -> None:
     """Waits for all processes, for as long as it takes; the next collective may not wait so long.
 
@@ -264,6 +275,19 @@ def exchange(text: str) -> list[str]:
     meet()
     texts = dict(_store().key_value_dir_get(folder))
     return [texts[f"{folder}/{process}"] for process in range(global_state.num_processes)]
+
+
+def gather(text: str, seconds: float) -> list[str | None]:
+    """Exchanges texts, and waits no longer than that; None of a process that gave none by then."""
+    processes = range(global_state.num_processes)
+    if len(processes) == 1:
+        return [text]
+    folder = f"siglip2_jax/exchange/{next(_meetings)}"
+    _store().key_value_set(f"{folder}/{global_state.process_id}", text)
+    with suppress(RuntimeError):  # one is missing
+        _store().wait_at_barrier(folder, int(seconds * 1000))
+    texts = dict(_store().key_value_dir_get(folder))
+    return [texts.get(f"{folder}/{process}") for process in processes]
 
 
 def total(count: int) -> int:
