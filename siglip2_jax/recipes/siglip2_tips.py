@@ -34,7 +34,7 @@ CAPTIONS = CaptionFields((("captions", 0.5), ("caption_short", 0.25), ("caption_
 
 @dataclasses.dataclass(frozen=True)
 class Descriptions:
-    """Adds the two descriptions to an example that has several captions and regions; a transform."""
+    """Adds two descriptions to an example that has several captions and regions; a transform."""
 
     scale_free: ClassVar[bool] = True
 
