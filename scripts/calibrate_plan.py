@@ -194,7 +194,7 @@ def make_step(decoder: Decoder, mesh: Mesh) -> Any:
         targets = jax.nn.one_hot(jnp.roll(ids, -1, axis=1), WORDS)
         return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
 
-    def step(state: tuple[Params, Any], ids: jax.Array) -> tuple[tuple[Params, Any], jax.Array]:
+    def step(state: tuple[Params, Any], ids: jax.Array) -> tuple[Any, jax.Array]:
         params, memory = state
         loss, gradients = jax.value_and_grad(loss_of)(params, ids)
         updates, memory = OPTIMIZER.update(gradients, memory, params)
