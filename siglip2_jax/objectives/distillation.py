@@ -57,6 +57,7 @@ class Distillation(Objective):
     teacher_temperature: float = 0.04
     center_momentum: float = 0.9
     chunk: int = 512
+    own_pass = True
     has_teacher = True
 
     def __post_init__(self) -> None:
