@@ -1,24 +1,27 @@
-"""One arm of a comparison: does a part of the recipe help, at the same compute?
+"""Runs of a comparison: what do parts of the recipe add to a model that is trained already?
 
-    siglip2 train configs/small_evidence.py --workdir /tmp/a --set data=DIR --set arm=caption
+    siglip2 train configs/small_evidence.py --workdir /tmp/base --set data=DIR --set prepared=OUT
 
-`scripts/evidence.py` runs all arms and measures. Every arm spends the model FLOPs that `steps`
-steps of the sigmoid loss alone would:
+`scripts/evidence.py` prepares OUT, trains the base model and all arms, and writes the report.
+docs/evidence.md has the design. The base model learns at a constant rate; an arm goes on from it,
+with the rate falling to 0, as the paper's last fifth does:
 
-- sigmoid: the sigmoid loss.
-- caption: with a captioning decoder.
-- distill: as caption for 80 % of the FLOPs, then with self-distillation and masked prediction.
-- curate: the sigmoid loss on half of each super-batch; the teacher is a finished sigmoid run, whose
-  own FLOPs are not counted.
+- as_is: with the sigmoid loss, as before.
+- ssl: with self-distillation and masked prediction.
+- self_distill, masked: with one of the two.
+- boxes: with a decoder that writes captions, boxes for phrases and phrases for boxes.
 """
 
 import os
 from dataclasses import replace
 
+from evidence_patches import CocoPatches
+from evidence_probes import FrozenProbes
+
+from siglip2_jax.benchmarks.dense.open_vocabulary import OpenVocabulary
 from siglip2_jax.config import (
     Checkpoints,
     Continue,
-    Curation,
     Data,
     Logging,
     Optim,
@@ -27,130 +30,150 @@ from siglip2_jax.config import (
     TrainConfig,
 )
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
-from siglip2_jax.data.colour import ColorJitter, Grayscale
 from siglip2_jax.data.lengths import Lengths
-from siglip2_jax.data.sources import Folder
+from siglip2_jax.data.sources import Folder, Mixture
 from siglip2_jax.data.targets import DecoderTargets
+from siglip2_jax.data.text import read_json
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.evals.retrieval import Retrieval
+from siglip2_jax.evals.zero_shot import ZeroShot
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
 from siglip2_jax.objectives.sigmoid import Sigmoid
-from siglip2_jax.train.step import Program
 
-PATCHES = 49
-LENGTHS = {"flickr8k_1k": 48, "caltech101_20": 24}  # tokens of a text
+PATCHES = 64  # of an image in training, and in retrieval and zero-shot
+FINE = 192  # of an image where patches are measured
+LENGTH = 40  # tokens of a text
+SENTENCE = 48  # tokens that the decoder writes
 BATCH = 64
-ARMS = ("sigmoid", "caption", "distill", "curate")
+LR = 1e-3
+ARMS = ("as_is", "ssl", "self_distill", "masked", "boxes")
+PROMPTS = ("a photo of a {name}", "a picture of a {name}", "there is a {name} in this photo")
+AT_THE_END = 1_000_000
 
 
-def photos(data: str, dataset: str, split: str) -> Folder:
-    """Images of a split; those of caltech101_20 are captioned by their class."""
-    named = {"captions": "labels.jsonl", "template": "a photo of a {name}"}
-    return Folder(
-        os.path.join(data, dataset),
-        where=(("split", split),),
-        **(named if dataset == "caltech101_20" else {}),
+def model() -> ModelConfig:
+    """About two million parameters, at native resolution."""
+    tower = {"width": 128, "mlp_dim": 512, "num_heads": 4}
+    return ModelConfig(
+        vision=VisionConfig(**tower, depth=4, patch_size=16, grid=8, image_size=None),
+        text=TextConfig(**tower, depth=2, vocab_size=1024, embed_dim=128, length=LENGTH),
     )
 
 
-def model(length: int) -> ModelConfig:
-    """About a million parameters, at native resolution with patches of 8 pixels."""
-    tower = {"width": 128, "mlp_dim": 512, "num_heads": 4}
-    return ModelConfig(
-        vision=VisionConfig(**tower, depth=2, patch_size=8, grid=7, image_size=None),
-        text=TextConfig(**tower, depth=1, vocab_size=1024, embed_dim=128, length=length),
+def training_images(data: str, prepared: str) -> Mixture:
+    """Images of all three sets that are for training; half of what is drawn is of Flickr8k."""
+    train = (("split", "train"),)
+    things = os.path.join(data, "caltech101_20")
+    named = [
+        (Folder(things, captions="labels.jsonl", where=train, template=prompt), 1.0)
+        for prompt in PROMPTS
+    ]
+    pairs = Folder(os.path.join(data, "flickr8k_1k"), where=train)
+    return Mixture(((pairs, 5.0), (Folder(os.path.join(prepared, "coco")), 2.0), *named))
+
+
+def guards(data: str, every: int) -> tuple[Retrieval, ZeroShot]:
+    """Scores that no arm should lose."""
+    val = (("split", "val"),)
+    pairs = Folder(os.path.join(data, "flickr8k_1k"), where=val)
+    things = os.path.join(data, "caltech101_20")
+    labelled = Folder(things, captions="labels.jsonl", where=val, template="{name}")
+    return (
+        Retrieval(source=pairs, name="flickr8k", every=every, max_num_patches=PATCHES),
+        ZeroShot(source=labelled, name="caltech101", every=every, max_num_patches=PATCHES),
+    )
+
+
+def patch_measures(data: str, prepared: str) -> tuple[FrozenProbes, CocoPatches, OpenVocabulary]:
+    """Scores of patches, that the arms are about."""
+    maps = os.path.join(prepared, "maps")
+    legend = read_json(os.path.join(maps, "legend.json"))
+    return (
+        FrozenProbes(data=data, every=AT_THE_END, max_num_patches=FINE),
+        CocoPatches(folder=os.path.join(data, "coco_mini"), every=AT_THE_END, max_num_patches=FINE),
+        OpenVocabulary(
+            pairs=tuple((image, os.path.join(maps, label)) for image, label in legend["pairs"]),
+            classes=tuple(legend["classes"]),
+            name="coco",
+            every=AT_THE_END,
+            max_num_patches=FINE,
+        ),
     )
 
 
 def config(
     data: str = "",
-    dataset: str = "caltech101_20",
-    arm: str = "sigmoid",
+    prepared: str = "",
+    arm: str = "",
+    base: str = "",
     steps: int = 1000,
-    seed: int = 0,
-    teacher: str = "",
 ) -> TrainConfig:
     """One run.
 
     Args:
       data: the directory with the data sets.
-      dataset: flickr8k_1k or caltech101_20.
-      arm: sigmoid, caption, distill or curate.
-      steps: of the sigmoid loss alone, whose FLOPs the arm may spend.
-      seed: of all randomness.
-      teacher: workdir of a finished sigmoid run, for the arm curate.
+      prepared: what `scripts/evidence.py` has made of them.
+      arm: one of `ARMS`; empty is the base model.
+      base: workdir of the base model, for an arm.
+      steps: of the run.
     """
-    if arm not in ARMS:
-        raise ValueError(f"arm is {arm!r}; there are {', '.join(ARMS)}")
-    length = LENGTHS[dataset]
-    # Captions of caltech101_20 say nothing of colour, and its images are few.
-    colours = (ColorJitter(0.4, 0.4, 0.4, 0.1), Grayscale(0.3)) if dataset[0] == "c" else ()
-    crops = (Shrink(160), RandomResizedCrop((0.3, 1.0)), HorizontalFlip(), Shrink(72), *colours)
-    plain = Stage(
+    if arm and arm not in ARMS:
+        raise ValueError(f"arm is {arm!r}; there are {', '.join(ARMS)}, and empty for the base")
+    crops = (RandomResizedCrop((0.3, 1.0)), HorizontalFlip())
+    stage = Stage(
         name="main",
         steps=steps,
         batch_size=BATCH,
-        data=Data(source=photos(data, dataset, "train"), transforms=crops),
+        data=Data(source=training_images(data, prepared), transforms=(Shrink(256), *crops)),
         lengths=Lengths(budgets=(PATCHES,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
-        optim=Optim(peak_lr=1e-3, weight_decay=3e-4, schedule=Schedule(warmup=steps // 20)),
+        optim=Optim(peak_lr=LR, schedule=Schedule(kind="constant", warmup=200)),
+        evals=guards(data, every=500),
     )
-    targets = DecoderTargets(str(TOKENIZER), length=length, tasks=("caption",))
-    captioned = replace(
-        plain,
-        data=replace(plain.data, transforms=(*crops, targets)),
-        objectives=plain.objectives | {"caption": Captioning(depth=1, length=length)},
-    )
-    views = SelfSupervisedViews(patch_size=8, global_size=56, local_size=24, local_views=4)
-    head = {"prototypes": 1024, "hidden": 256, "bottleneck": 64}
-    distilled = replace(
-        captioned,
-        name="distill",
-        start=Continue(stage="main"),
-        data=replace(plain.data, transforms=(Shrink(160), views, *crops[1:], targets)),
-        objectives=captioned.objectives
-        | {
-            "self_distill": SelfDistill(weight=0.25, **head),
-            "masked": MaskedPrediction(weight=0.0625, **head),
-        },
-    )
-
-    def run(*stages: Stage) -> TrainConfig:
-        return TrainConfig(
-            model=model(length),
-            stages=stages,
-            tokenizer=str(TOKENIZER),
-            compute=Compute(scan=False),
-            checkpoints=Checkpoints(every=1_000_000),
-            logging=Logging(every=50),
-            seed=seed,
+    if arm:
+        falling = Schedule(kind="constant", cooldown=steps)
+        stage = replace(
+            stage,
+            name=arm,
+            start=Continue(workdir=base),
+            optim=replace(stage.optim, schedule=falling),
+            evals=(*guards(data, AT_THE_END), *patch_measures(data, prepared)),
         )
-
-    def cost(stage: Stage) -> int:
-        alone = replace(stage, steps=1000, start=plain.start)
-        return Program(run(alone).resolved[0]).flops(PATCHES, stage.read_size)
-
-    budget = steps * cost(plain)
-    if arm == "sigmoid":
-        return run(plain)
-    if arm == "caption":
-        return run(replace(captioned, steps=budget // cost(captioned)))
-    if arm == "curate":
-        start = Continue(workdir=teacher or "teacher")
-        curated = replace(plain, curation=Curation(teacher=start, filter_ratio=0.5, chunks=8))
-        return run(replace(curated, steps=budget // cost(curated)))
-    first = round(0.8 * budget / cost(captioned))
-    second = round(0.2 * budget / cost(distilled))
-    schedule = replace(plain.optim.schedule, total_steps=first + second)
-    return run(
-        replace(captioned, steps=first, optim=replace(plain.optim, schedule=schedule)),
-        replace(
-            distilled,
-            steps=second,
-            optim=replace(plain.optim, schedule=replace(schedule, begin=first), ema=0.966),
-        ),
+    head = {"prototypes": 1024, "hidden": 256, "bottleneck": 64}
+    distilled = {"self_distill": SelfDistill(weight=0.25, **head)}
+    masked = {"masked": MaskedPrediction(weight=0.0625, **head)}
+    # every_patch = {"masked": MaskedPrediction(weight=0.0625, ratio=0.75, targets="all", **head)}
+    added = {
+        "ssl": distilled | masked,
+        "self_distill": distilled,
+        "masked": masked,
+        # "ibot": distilled | every_patch,
+    }.get(arm)
+    if added:
+        views = SelfSupervisedViews(global_size=128, local_size=48, local_views=4)
+        stage = replace(
+            stage,
+            data=replace(stage.data, transforms=(Shrink(256), views, *crops)),
+            objectives=stage.objectives | added,
+            optim=replace(stage.optim, ema=0.99),
+        )
+    if arm == "boxes":
+        targets = DecoderTargets(str(TOKENIZER), length=SENTENCE)
+        stage = replace(
+            stage,
+            data=replace(stage.data, transforms=(*stage.data.transforms, targets)),
+            objectives=stage.objectives | {"caption": Captioning(depth=2, length=SENTENCE)},
+        )
+    return TrainConfig(
+        model=model(),
+        stages=(stage,),
+        tokenizer=str(TOKENIZER),
+        compute=Compute(scan=False),
+        checkpoints=Checkpoints(every=250, keep_last=1),
+        logging=Logging(every=50),
     )

@@ -1,181 +1,299 @@
-"""Trains every arm of `configs/small_evidence.py` and measures what its vision tower has learned.
+"""Trains a small model on real images, adds parts of the recipe, and reports what they change.
 
-    python scripts/evidence.py --data DIR --out /tmp/evidence --steps 1000
+    JAX_PLATFORMS=cpu python scripts/evidence.py --data DIR --out OUT
 
-DIR holds `flickr8k_1k`, `caltech101_20` and `camvid_60`. Runs that have a result in
-OUT/results.jsonl are passed over, so that the script may be stopped and started again, or run once
-for each of `--datasets` side by side. Measured are, on validation images: recall at 10 from image
-to text (flickr8k_1k), zero-shot top-1 (caltech101_20); and for both the mean IoU of a linear probe
-on the patch tokens of camvid_60. Prints a table of means and ranges over the seeds.
+DIR holds `flickr8k_1k`, `caltech101_20`, `coco_mini`, `camvid_60` and `depth_7scenes_32`.
+docs/evidence.md has the design, and `configs/small_evidence.py` the runs. The same command goes on
+where it was stopped, and starts no run once `--hours` of CPU are spent. At its end, and with
+`--report` at any time, it writes all numbers to docs/evidence.json and the tables made of them into
+docs/evidence.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
+import resource
 import sys
-import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from PIL import Image
+from etils import epath
 
-CONFIG = Path(__file__).parents[1] / "configs" / "small_evidence.py"
-ARMS = ("sigmoid", "caption", "distill", "curate")
-DATASETS = ("caltech101_20", "flickr8k_1k")
-PATCHES = 49
-PROBE_PATCHES = 300  # 15 x 20: the street scenes are 4 : 3
-RIDGE = 1e-2
+import siglip2_jax
+from siglip2_jax.benchmarks.decoder.expressions import ExpressionFile
+from siglip2_jax.benchmarks.decoder.referring import Referring
+from siglip2_jax.config import TrainConfig, load_config
+from siglip2_jax.data.regions import from_coco
+from siglip2_jax.data.text import read_json, read_rows
+from siglip2_jax.inference import load_captioner
+from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.outputs import write_whole
+from siglip2_jax.sweep.arms import Arm
+from siglip2_jax.sweep.runs import Run, plan_runs, train_all, train_here
+from siglip2_jax.sweep.statistics import spread
+from siglip2_jax.sweep.table import compare_arms, read_scores
+from siglip2_jax.train.inputs import image_preprocessor, open_tokenizer
+from siglip2_jax.train.step import Program
+from siglip2_jax.train.versions import installed_versions
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "small_evidence.py"
+RESULTS, PAGE = ROOT / "docs" / "evidence.json", ROOT / "docs" / "evidence.md"
+sys.path.insert(0, str(CONFIG.parent))
+import evidence_patches as patches  # noqa: E402
+from evidence_probes import Colours, FrozenProbes  # noqa: E402
+
+ARMS = ("as_is", "ssl", "self_distill", "masked", "boxes")  # and "ibot", see the config
+SEEDS = 3
+BASE_STEPS, MOST_STEPS, PATIENCE = 500, 5000, 3
+ARM_STEPS = 700
+CLASSES = 16
+COLUMNS = {
+    "eval/probe/camvid_miou": "camvid_60 mIoU, %",
+    "eval/probe/depth_rmse": "depth RMSE, cm (less is better)",
+    "eval/patches/retrieval_ap": "patch retrieval AP, %",
+    "eval/coco/miou": "open-vocabulary mIoU, %",
+    "eval/patches/pointing": "pointing, %",
+    "eval/flickr8k/image_to_text@10": "I→T R@10, %",
+    "eval/flickr8k/text_to_image@10": "T→I R@10, %",
+    "eval/caltech101/top1": "zero-shot top-1, %",
+    "eval/refer/acc@0.5": "boxes found, %",
+}
+STOP = [name for name in COLUMNS if "flickr8k" in name or "caltech101" in name]
+"""Scores whose mean decides when the base model stops."""
 
 
-def train(data: str, out: Path, dataset: str, arm: str, seed: int, steps: int) -> float:
-    """Runs one arm; minutes of wall time."""
-    workdir = out / f"{dataset}-{arm}-{seed}"
-    shutil.rmtree(workdir, ignore_errors=True)
-    given = {"data": data, "dataset": dataset, "arm": arm, "seed": seed, "steps": steps}
-    if arm == "curate":
-        given["teacher"] = str(out / f"{dataset}-sigmoid-{seed}")
-    command = ["train", str(CONFIG), "--workdir", str(workdir), "--no-distributed"]
-    for name, value in given.items():
-        command += ["--set", f"{name}={value}"]
-    entry = "import sys; from siglip2_jax.cli import main; sys.exit(main())"
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", entry, *command], check=True)
-    return (time.perf_counter() - start) / 60
+def prepare(data: Path, out: Path) -> None:
+    """Training rows of coco_mini with regions, class maps and referring expressions."""
+    coco = data / "coco_mini"
+    rows = [row for _, row in read_rows(coco / "annotations.jsonl")]
+    kept = [
+        {"file": row["file"], "captions": row["captions"]}
+        | {"regions": [region.as_dict() for region in from_coco(row)]}
+        for row in rows
+        if row["split"] == "train"
+    ]
+    (out / "coco").mkdir(parents=True, exist_ok=True)
+    if not (out / "coco" / "images").exists():
+        (out / "coco" / "images").symlink_to((coco / "images").absolute())
+    write_whole(out / "coco" / "captions.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    patches.write_maps(str(coco), str(out / "maps"), CLASSES)
+    expressions = [
+        {"file": row["file"], "expression": query.category, "split": "val"}
+        | {"box": [query.box[i] for i in (1, 0, 3, 2)]}
+        for row in patches.CocoPatches(folder=str(coco)).rows()
+        for query in patches.queries(row, (8, 8))
+        if query.box is not None
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in expressions)
+    write_whole(out / "expressions.jsonl", text)
 
 
-def measure(data: str, workdir: Path, dataset: str) -> dict[str, float]:
-    """What the run's model can do on images that it has not seen."""
-    import siglip2_jax
-    from siglip2_jax.data.sources import Folder
-    from siglip2_jax.evals.retrieval import Retrieval
-    from siglip2_jax.evals.zero_shot import ZeroShot
+def timed(train: Callable[[Run], int], out: Path, hours: float) -> Callable[[Run], int]:
+    """The same, with the CPU time of each process noted; does not begin beyond the budget."""
 
-    model = siglip2_jax.load(str(workdir))
-    held_out = (("split", "val"),)
-    if dataset == "caltech101_20":
-        path = os.path.join(data, dataset)
-        source = Folder(path, captions="labels.jsonl", where=held_out, template="{name}")
-        numbers = ZeroShot(source=source, max_num_patches=PATCHES)(model)
-        found = {"task": numbers["top1"]}
-    else:
-        source = Folder(os.path.join(data, dataset), where=held_out)
-        numbers = Retrieval(source=source, max_num_patches=PATCHES)(model)
-        found = {"task": numbers["image_to_text@10"]}
-    return found | {"camvid_miou": probe(model, Path(data) / "camvid_60")}
+    def run(planned: Run) -> int:
+        if spent(out) > hours:
+            print(f"the budget of {hours} CPU hours is spent", file=sys.stderr)
+            return 143
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code = train(planned)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        with (out / "cpu.jsonl").open("a") as file:
+            row = {"arm": planned.arm, "seed": planned.seed, "step": planned.step}
+            file.write(json.dumps(row | {"cpu_s": round(seconds)}) + "\n")
+        return code
+
+    return run
 
 
-def probe(model: Any, folder: Path) -> float:
-    """Mean IoU of ridge regression from patch tokens to the share of each class in the patch.
+def spent(out: Path) -> float:
+    """CPU hours of all training so far."""
+    path = out / "cpu.jsonl"
+    rows = [row for _, row in read_rows(path)] if path.exists() else []
+    return sum(row["cpu_s"] for row in rows) / 3600
 
-    Scores are made as large as the label map by bilinear interpolation; void pixels do not count.
-    """
-    from siglip2_jax.data.text import read_rows
 
-    names = json.loads((folder / "classes.json").read_text())
-    rows = [row for _, row in read_rows(folder / "index.jsonl")]
-    count = names["void"]
-    tokens, labels, grids = {}, {}, {}
-    for split in ("train", "test"):
-        chosen = [row for row in rows if row["split"] == split]
-        features = model.image_features(
-            [str(folder / row["image"]) for row in chosen], max_num_patches=PROBE_PATCHES
+def curve(workdir: Path) -> list[dict[str, float]]:
+    """Steps of a run whose scores were measured."""
+    path = workdir / "metrics.jsonl"
+    rows = [row for _, row in read_rows(path)] if path.exists() else []
+    return [{k: row[k] for k in ("step", *STOP)} for row in rows if STOP[0] in row]
+
+
+def train_base(settings: list[str], out: Path, train: Callable[[Run], int]) -> bool:
+    """Trains the base model until its scores stop improving; False if it was stopped."""
+    arguments = ["train", str(CONFIG), "--workdir", str(out / "base")]
+    arguments += [x for setting in settings for x in ("--set", setting)]
+    planned = Run("base", 0, epath.Path(out / "base"), (), 0)
+    while True:
+        means = [np.mean([row[name] for name in STOP]) for row in curve(out / "base")]
+        since = len(means) - 1 - int(np.argmax(means)) if means else 0
+        if since >= PATIENCE or planned.step >= MOST_STEPS:
+            return True
+        steps = planned.step // BASE_STEPS * BASE_STEPS + BASE_STEPS
+        longer = (*arguments, "--set", f"steps={steps}")
+        if code := train(planned._replace(arguments=longer, steps=steps)):
+            print(f"the base model stopped with exit code {code}", file=sys.stderr)
+            return False
+
+
+def fresh_model(config: TrainConfig, seed: int) -> Embedder:
+    """The model before any training."""
+    (stage,) = config.resolved
+    params = jax.jit(Program(stage).init_params)(jax.random.key(seed))
+    params = {name: x for name, x in params.items() if name != "heads"}
+    return Embedder(stage.model, params, image_preprocessor(stage), open_tokenizer(config))
+
+
+def scores_of(model: Any, evaluators: Any) -> dict[str, float]:
+    """Numbers under the names that training gives them."""
+    return {f"eval/{x.name}/{k}": float(v) for x in evaluators for k, v in x(model).items()}
+
+
+def measure_floors(config: TrainConfig, data: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """Scores of the base model, of untrained ones, of colours and of the centre; kept in OUT."""
+    evaluators = config.stages[0].evals
+    probes = [x for x in evaluators if isinstance(x, FrozenProbes)]
+    coco: Any = next(x for x in evaluators if isinstance(x, patches.CocoPatches))
+
+    def centre() -> dict[str, float]:
+        rows = coco.rows()
+        images = [str(data / "coco_mini" / "images" / row["file"]) for row in rows]
+        features = colours().image_features(images, coco.max_num_patches)
+        found = patches.measure(rows, features.grid.tolist(), patches.towards_the_centre)
+        return {f"eval/{coco.name}/{name}": value for name, value in found.items()}
+
+    def colours() -> Colours:
+        return Colours(image_preprocessor(config.resolved[0]))
+
+    def base() -> dict[str, float]:
+        return scores_of(siglip2_jax.load(str(out / "base")), evaluators)
+
+    jobs: dict[str, Callable[[], dict[str, float]]] = {
+        "colours, edges and place": lambda: scores_of(colours(), probes),
+        "nearest to the centre": centre,
+    }
+    for seed in range(SEEDS):
+        jobs[f"untrained model, seed {seed}"] = partial(
+            lambda seed: scores_of(fresh_model(config, seed), evaluators), seed
         )
-        valid = np.asarray(features.valid)
-        tokens[split] = [x[v] for x, v in zip(np.asarray(features.tokens), valid, strict=True)]
-        grids[split] = np.asarray(features.grid)
-        labels[split] = [np.asarray(Image.open(folder / row["label"])) for row in chosen]
-    shares = [
-        _shares(x, grid, count) for x, grid in zip(labels["train"], grids["train"], strict=True)
-    ]
-    inputs, wanted = np.concatenate(tokens["train"]), np.concatenate(shares)
-    mean, scale = inputs.mean(0), inputs.std(0) + 1e-6
-    inputs = np.column_stack([(inputs - mean) / scale, np.ones(len(inputs))]).astype(np.float64)
-    penalty = RIDGE * len(inputs) * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ wanted)
-    confusion = np.zeros((count, count))
-    for x, label, (height, width) in zip(
-        tokens["test"], labels["test"], grids["test"], strict=True
-    ):
-        scores = np.column_stack([(x - mean) / scale, np.ones(len(x))]) @ weights
-        guess = _enlarge(scores.reshape(height, width, count), label.shape).argmax(-1)
-        known = label < count
-        np.add.at(confusion, (label[known], guess[known]), 1)
-    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-    return float((confusion.diagonal() / union)[confusion.sum(1) > 0].mean())
+    jobs["base model"] = base
+    return {name: kept(out / "floors" / f"{name}.json", job) for name, job in jobs.items()}
 
 
-def _shares(label: np.ndarray, grid: np.ndarray, count: int) -> np.ndarray:
-    """Of each class in each patch [rows * columns, classes]."""
-    onehot = (label[..., None] == np.arange(count)).astype(np.float32)
-    rows, columns = grid
-    planes = [
-        np.asarray(Image.fromarray(onehot[..., i]).resize((columns, rows), Image.Resampling.BOX))
-        for i in range(count)
-    ]
-    return np.stack(planes, axis=-1).reshape(-1, count)
+def kept(path: Path, job: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What a job gives, from its file if it was done before."""
+    if not path.exists():
+        write_whole(path, json.dumps(job()))
+    return read_json(path)
 
 
-def _enlarge(scores: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    height, width = shape
-    planes = [
-        Image.fromarray(scores[..., i].astype(np.float32)).resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
-        for i in range(scores.shape[-1])
-    ]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+def measure_boxes(run: Run, data: Path, prepared: Path) -> dict[str, float]:
+    """Boxes that the decoder of a run finds for the names of things."""
+    source = ExpressionFile(str(prepared / "expressions.jsonl"), str(data / "coco_mini" / "images"))
+    referring = Referring(source=source, name="refer", max_num_patches=64)
+    return scores_of(load_captioner(str(run.workdir)), [referring])
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Means and ranges over the seeds, one line an arm."""
-    lines = ["| data | arm | seeds | task | camvid_60 mIoU |", "|---|---|---|---|---|"]
-    for dataset in DATASETS:
-        for arm in ARMS:
-            found = [r for r in rows if (r["dataset"], r["arm"]) == (dataset, arm)]
-            if not found:
+def collect(
+    runs: list[Run], floors: Mapping[str, Any], data: Path, out: Path, command: str
+) -> dict[str, Any]:
+    """All raw numbers."""
+    rows = []
+    for run in (run for run in runs if run.is_finished):
+        scores = read_scores(run.workdir)["last"]
+        if run.arm == "boxes":
+            path = out / "floors" / f"boxes {run.seed}.json"
+            scores |= kept(path, partial(measure_boxes, run, data, out / "prepared"))
+        rows.append({"arm": run.arm, "seed": run.seed, "steps": run.steps, "scores": scores})
+    return {
+        "command": command,
+        "versions": installed_versions(),
+        "cpu_hours": round(spent(out), 2),
+        "base": curve(out / "base"),
+        "floors": dict(floors),
+        "runs": rows,
+    }
+
+
+def tables(results: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of the tables: means of all, then differences from the arm as_is."""
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    for row in results["runs"]:
+        scores.setdefault(row["arm"], {})[row["seed"]] = row["scores"]
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for name, row in results["floors"].items():
+        groups.setdefault(name.partition(", seed")[0], []).append(row)
+    groups |= {arm: [*seeds.values()] for arm, seeds in scores.items()}
+    yield f"| | {' | '.join(COLUMNS.values())} |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for name, rows in groups.items():
+        cells = []
+        for metric in COLUMNS:
+            values = [100 * row[metric] for row in rows if metric in row]
+            mean, sd = spread(values) if values else (None, None)
+            cells.append("" if mean is None else f"{mean:.1f}" + (f" ± {sd:.1f}" if sd else ""))
+        yield f"| {name} | {' | '.join(cells)} |"
+    cells = {(cell.metric, cell.arm): cell for cell in compare_arms(scores)}
+    yield ""
+    yield f"| minus as_is | {' | '.join(COLUMNS.values())} |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for arm in [*scores][1:]:
+        line = []
+        for metric in COLUMNS:
+            cell = cells.get((metric, arm))
+            difference = cell.difference if cell else None
+            if difference is None:
+                line.append("")
                 continue
-            cells = []
-            for name in ("task", "camvid_miou"):
-                values = 100 * np.array([row[name] for row in found])
-                cells.append(f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})")
-            lines.append(f"| {dataset} | {arm} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            mean, low, high = (None if x is None else 100 * x for x in difference)
+            line.append(f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})"))
+        yield f"| {arm} | {' | '.join(line)} |"
 
 
-def main() -> None:
+def write_report(results: Mapping[str, Any]) -> None:
+    """Writes the numbers, and the tables between their marks in the page."""
+    write_whole(RESULTS, json.dumps(results, indent=1) + "\n")
+    start, end = "<!-- tables -->\n", "<!-- end of tables -->"
+    head, _, rest = PAGE.read_text().partition(start)
+    text = "\n".join(tables(results))
+    done = f"{len(results['runs'])} runs, {results['cpu_hours']} CPU hours of training."
+    write_whole(PAGE, f"{head}{start}\n{done}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def main() -> int:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="directory with the data sets")
-    parser.add_argument("--out", required=True, type=Path, help="workdirs and results")
-    parser.add_argument("--steps", type=int, default=1000, help="of the arm sigmoid")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
+    parser.add_argument("--data", required=True, type=Path, help="directory with the data sets")
+    parser.add_argument("--out", required=True, type=Path, help="workdirs and measurements")
+    parser.add_argument("--hours", type=float, default=10, help="CPU hours that training may take")
+    parser.add_argument("--report", action="store_true", help="train nothing; report what there is")
     args = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from siglip2_jax.data.text import read_rows
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = args.out / "results.jsonl"
-    rows = [row for _, row in read_rows(results)] if results.exists() else []
-    for seed in range(args.seeds):
-        for dataset in args.datasets:
-            for arm in ARMS:
-                key = {"dataset": dataset, "arm": arm, "seed": seed, "steps": args.steps}
-                if any(key.items() <= row.items() for row in rows):
-                    continue
-                minutes = train(args.data, args.out, dataset, arm, seed, args.steps)
-                found = measure(args.data, args.out / f"{dataset}-{arm}-{seed}", dataset)
-                rows.append(key | {"minutes": minutes} | found)
-                with results.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(json.dumps(rows[-1]), flush=True)
-    print(table(rows))
+    data, out = args.data.absolute(), args.out.absolute()
+    prepared = out / "prepared"
+    prepare(data, prepared)
+    settings = [f"data={data}", f"prepared={prepared}"]
+    train = timed(train_here, out, args.hours)
+    if not args.report and not train_base(settings, out, train):
+        return 1
+    settings += [f"base={out / 'base'}", f"steps={ARM_STEPS}"]
+    arms = [Arm(name, (f"arm={name}",)) for name in ARMS]
+    runs = plan_runs(str(CONFIG), out / "arms", arms, range(SEEDS), settings)
+    code = 0 if args.report else train_all(runs, lambda text: print(text, file=sys.stderr), train)
+    if all(run.step == 0 for run in runs):
+        return code
+    floors = measure_floors(load_config(CONFIG, [*settings, "arm=as_is"]), data, out)
+    command = "JAX_PLATFORMS=cpu python scripts/evidence.py --data DIR --out OUT"
+    write_report(collect(runs, floors, data, out, command))
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

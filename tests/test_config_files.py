@@ -205,6 +205,10 @@ def test_a_record_makes_its_config_again(tmp_path, monkeypatch):
     record.write_text(json.dumps(to_record(made, None)))
     with pytest.raises(ValueError, match="records no origin: .*give a Python file or package"):
         load_config(record)
+    for origin in ({"source": 3}, ["a"], {"source": "a\nb", "assignments": []}):
+        record.write_text(json.dumps({"origin": origin}))
+        with pytest.raises(ValueError, match="config.json is damaged: its origin is .*Python file"):
+            load_config(record)
     record.write_text("{")
     with pytest.raises(ValueError, match=f"^{record}: not JSON \\("):
         load_config(record)

@@ -36,8 +36,8 @@ LAYERS = (
     "config",
     "recipes",
     "train",
-    "benchmarks planner search",
-    "serve export",
+    "benchmarks planner search sweep watch",
+    "serve export doctor",
     "cli",
     "__main__",
 )

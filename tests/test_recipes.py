@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from siglip2_jax.cli import main
@@ -28,6 +29,7 @@ from siglip2_jax.recipes import (
     siglip2_b16,
     siglip2_g_opt,
     siglip2_so400m,
+    siglip2_tips,
     so400m_256,
     so400m_naflex,
     summaries,
@@ -65,6 +67,7 @@ WARMUPS = {
     **dict.fromkeys(("b16_256", "l16_256", "so400m_256", "g_opt_256"), {(20_000, 1_220_704)}),
     **dict.fromkeys(("b16_naflex", "so400m_naflex", "siglip2_so400m", "siglip2_g_opt"), WHOLE),
     "siglip2_b16": WHOLE | CURATED,
+    "siglip2_tips": WHOLE | CURATED,
     "decoder_on_frozen": {(10_000, 61_036)},
     "refer_on_frozen": {(1000, 20_000)},
     "curating_teacher": {(0, 30_518)},
@@ -116,6 +119,40 @@ def test_larger_whole_recipes_are_the_same_function(recipe, size):
         made = load_config(f"{recipe.__name__}:config", arguments)
         expected = load_config(f"{siglip2_b16.__name__}:config", [*arguments, f"size={size}"])
         assert made == expected != siglip2_b16.config()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"size": "L", "data": "/x/*", "scale": 1e-6}])
+def test_the_changes_of_tipsv2_are_all_that_differs(arguments):
+    """They are in every stage that they apply to, and nowhere else."""
+    base, made = siglip2_b16.config(**arguments), siglip2_tips.config(**arguments)
+    undone, taught = [], []
+    for stage in made.stages:
+        captions, *transforms = stage.data.transforms
+        assert captions == siglip2_tips.CAPTIONS
+        objectives = dict(stage.objectives)
+        assert stage.optim.ema_heads == (stage.optim.ema is not None) == ("masked" in objectives)
+        if "masked" in objectives:
+            assert objectives["masked"].targets == "all"
+            objectives["masked"] = dataclasses.replace(objectives["masked"], targets="hidden")
+            taught.append(stage.name)
+        data = dataclasses.replace(stage.data, transforms=tuple(transforms))
+        optim = dataclasses.replace(stage.optim, ema_heads=False)
+        undone.append(dataclasses.replace(stage, data=data, objectives=objectives, optim=optim))
+    assert dataclasses.replace(made, stages=tuple(undone)) == base
+    assert taught[:1] == ["distill"] and len(taught) > 2
+
+
+def test_the_shipped_images_have_captions_of_all_granularities():
+    stage = siglip2_tips.config(scale=1e-7).stages[0]
+    describe, captions, _ = stage.data.transforms
+    rng, (example, *_) = np.random.default_rng(0), stage.data.source.open()
+    example |= {"text": example["captions"][0]}
+    described = describe(example, rng)
+    assert described["caption_short"].startswith("dog and potted plant and chair")
+    assert described["caption_long"].count(". ") == len(example["captions"]) - 1 == 4
+    texts = {captions(described, rng)["text"] for _ in range(200)}
+    long_and_short = {described["caption_short"], described["caption_long"]}
+    assert texts == {*example["captions"], *long_and_short}
 
 
 def names(**arguments) -> list[str]:

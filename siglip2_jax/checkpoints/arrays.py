@@ -7,6 +7,7 @@ TensorStore, through which it reads, does neither.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,6 +59,15 @@ def _opening(tree: epath.Path, path: str) -> Any:
     base = f"{tree}/" if "://" in str(tree) else f"file://{tree}/"
     store = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"}
     return tensorstore.open({"driver": "auto", "kvstore": store}, open=True)
+
+
+def is_of_the_store(error: BaseException) -> bool:
+    """True for errors of TensorStore, which begin with a status, that are not about content."""
+    return (
+        isinstance(error, ValueError)
+        and re.match(r"[A-Z]+(_[A-Z]+)*: ", str(error)) is not None
+        and not str(error).startswith(_DAMAGE)
+    )
 
 
 @contextlib.contextmanager

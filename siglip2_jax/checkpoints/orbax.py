@@ -44,9 +44,12 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, Lazy], Preproces
 
     config, preprocessing = parse(read_json(directory / MODEL), str(directory))
     try:
-        leaves = flatten(ocp.metadata(directory / PARAMS).metadata)
-    except (OSError, ValueError, ocp.errors.InvalidLayoutError) as error:
-        problem = f"{PARAMS}/ is missing or damaged ({error})"
+        tree = ocp.metadata(directory / PARAMS).metadata
+        if not isinstance(tree, dict):
+            raise ValueError("its description cannot be read")
+        leaves = flatten(tree)
+    except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
+        problem = f"{PARAMS}/ is missing or damaged ({_in_short(error)})"
         raise ConversionError([problem], str(directory)) from error
     tensors = {
         path: Lazy(
@@ -148,4 +151,10 @@ def _read_leaf(directory: epath.Path, stored: Mapping[str, Any], path: str) -> n
     try:
         return flatten(ocp.load(directory, unflatten(wanted)))[path]
     except (OSError, ValueError) as error:
-        raise ConversionError([f"{path} is damaged ({error})"], str(directory)) from error
+        problem = f"{path} is damaged ({_in_short(error)})"
+        raise ConversionError([problem], str(directory)) from error
+
+
+def _in_short(error: Exception) -> str:
+    """The beginning of what Orbax says at length, on one line."""
+    return f"{' '.join(str(error).split()):.200}"

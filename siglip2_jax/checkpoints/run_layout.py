@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from siglip2_jax.checkpoints import damage
-from siglip2_jax.checkpoints.arrays import DamagedTree, read_array
+from siglip2_jax.checkpoints.arrays import DamagedTree
 from siglip2_jax.checkpoints.checkpoint import Preprocessing, TrainingRun
 from siglip2_jax.checkpoints.orbax import named_as_ours, parse
 from siglip2_jax.checkpoints.source import absolute
@@ -95,9 +95,10 @@ def read(saved: Saved) -> tuple[ModelConfig, dict[str, Lazy], Preprocessing]:
     """
     record, tensors = _open(saved)
     if saved.tree == AVERAGE and not any(path.startswith("text/") for path in tensors):
+        held = "the vision tower" if any(x.startswith("vision/") for x in tensors) else "heads"
         problem = (
-            f"{AVERAGE}/ holds the vision tower alone, which objectives learn from; load {PARAMS}/,"
-            " or train with optim.ema_all=True for an average of the whole model"
+            f"{AVERAGE}/ holds {held} alone, which objectives learn from; load {PARAMS}/, or train "
+            "with optim.ema_all=True for an average of the whole model"
         )
         raise ConversionError([problem], str(saved.step))
     config, preprocessing = parse(record, str(saved.step))
@@ -194,7 +195,7 @@ def _open(saved: Saved) -> tuple[Mapping[str, Any], dict[str, Lazy]]:
     """Opens a tree of a checkpoint: its description, and all its arrays."""
     record = read_record(saved)
     tensors = {
-        path: Lazy(shape, dtype, functools.partial(_read, saved, path))
+        path: Lazy(shape, dtype, functools.partial(_read, saved, path, record))
         for path, (shape, dtype) in damage.read_shapes(saved.step, saved.tree).items()
     }
     return record, tensors
@@ -207,9 +208,9 @@ def _is_step(path: epath.Path) -> bool:
     return "://" not in os.fspath(path) or (path / "commit_success.txt").exists()
 
 
-def _read(saved: Saved, path: str) -> np.ndarray:
+def _read(saved: Saved, path: str, record: Mapping[str, Any]) -> np.ndarray:
     """One array of a tree, whole; the others stay on disk."""
     try:
-        return read_array(saved.step / saved.tree, path)
+        return damage.read_whole(saved.step, saved.tree, path, record)
     except DamagedTree as error:
         raise ConversionError([f"{path} cannot be read: {error}"], str(saved.step)) from error

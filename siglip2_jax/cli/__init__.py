@@ -16,6 +16,7 @@ from siglip2_jax.cli import (
     convert,
     data,
     demo,
+    doctor,
     embed,
     eval,
     export,
@@ -25,8 +26,10 @@ from siglip2_jax.cli import (
     push,
     search,
     serve,
+    sweep,
     train,
     verify,
+    watch,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
@@ -46,7 +49,10 @@ COMMANDS = (
     push,
     export,
     verify,
+    doctor,
     train,
+    watch,
+    sweep,
     configs,
     plan,
     data,

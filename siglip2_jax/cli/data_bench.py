@@ -10,7 +10,6 @@ from siglip2_jax.cli.printing import print_json
 
 if TYPE_CHECKING:
     from siglip2_jax.config import ResolvedStage, TrainConfig
-    from siglip2_jax.data.tools.bench import Read
 
 
 _ROWS = 512  # of the batches that are handed over: larger ones only take more memory
@@ -89,6 +88,7 @@ def _measure(
 ) -> dict[str, Any]:
     from siglip2_jax.data.tools.bench import prepare_rate, together
     from siglip2_jax.data.workers.machine import usable_cores
+    from siglip2_jax.doctor.input import read_rates
     from siglip2_jax.progress import progress
     from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline
 
@@ -96,7 +96,7 @@ def _measure(
     cores = usable_cores()
     with progress("measuring") as show:
         show(0, 1 + len(budgets), "reading")
-        reads = _reads(stage, pipeline.workers, args.seconds)
+        reads = read_rates(stage.data, float(args.seconds))
         rows = []
         for i, budget in enumerate(budgets, 1):
             show(i, 1 + len(budgets), f"{budget} patches")
@@ -117,31 +117,6 @@ def _measure(
         "read": [x.to_json() for x in reads],
         "budgets": rows,
     }
-
-
-def _reads(stage: ResolvedStage, workers: int, seconds: int) -> list[Read]:
-    """Reads each source in turn, as training would: by as many threads, in blocks or not."""
-    from siglip2_jax.data.blocks.shuffle import block_shuffle
-    from siglip2_jax.data.blocks.windows import READERS
-    from siglip2_jax.data.tools.bench import leaves, read_rate
-
-    data = stage.data
-    reads = []
-    opened = [(source, share, source.open()) for source, share in leaves(data.source)]
-    in_blocks = block_shuffle(data.shuffle, [examples for *_, examples in opened]) is not None
-    threads = READERS if in_blocks else data.threads
-    for source, share, examples in opened:
-        reads.append(
-            read_rate(
-                examples,
-                f"{source!r:.80}",
-                share=share,
-                seconds=float(seconds),
-                threads=min(max(1, workers) * threads, 256),
-                in_blocks=in_blocks,
-            )
-        )
-    return reads
 
 
 def _transport(stage: ResolvedStage, prepare: Any, budget: int, hosts: int) -> float:

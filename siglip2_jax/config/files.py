@@ -76,7 +76,7 @@ def _recorded_origin(path: str) -> Origin:
             f"{path} records no origin: its run was not started by `siglip2 train`; give a Python "
             "file or package.module:function instead"
         )
-    origin = Origin(record["origin"]["source"], tuple(record["origin"]["assignments"]))
+    origin = _read_origin(record["origin"], path)
     now = json.loads(json.dumps(to_json(load_config(*origin))))
     if differences := [name for name in now if now[name] != record.get(name)]:
         raise ValueError(
@@ -85,3 +85,19 @@ def _recorded_origin(path: str) -> Origin:
             "the config that it makes now"
         )
     return origin
+
+
+def _read_origin(value: object, path: str) -> Origin:
+    """The origin in a record.
+
+    Raises:
+      ValueError: it is none.
+    """
+    match value:
+        case {"source": str(source), "assignments": list(assignments)}:
+            if source.isprintable() and all(isinstance(x, str) for x in assignments):
+                return Origin(source, tuple(assignments))
+    raise ValueError(
+        f"{path} is damaged: its origin is {value!r:.100}, expected an object with a text "
+        '"source" and a list of texts "assignments"; give the config\'s Python file instead'
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -53,12 +54,14 @@ def describe(hint: Hint) -> str:
 def fit(value: Any, hint: Hint) -> Any:
     """A literal as its field wants it: integers become floats, lists become tuples.
 
+    Numbers are finite, and integers have at most 64 bits.
+
     Args:
       value: what Python's literal syntax gives.
       hint: the field's type.
 
     Raises:
-      Unfit: it is of another type.
+      TypeMismatch: it is of another type.
     """
     if hint is Any:
         return value
@@ -70,13 +73,15 @@ def fit(value: Any, hint: Hint) -> Any:
     elif hint in (None, types.NoneType):
         if value is None:
             return value
-    elif hint is float and type(value) in (int, float):
+    elif hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     elif get_origin(hint) is tuple or hint is tuple:
         return _fit_tuple(value, hint)
     elif _is_mapping(hint) and isinstance(value, Mapping):
         return {key: fit(item, element(hint)) for key, item in value.items()}
-    elif hint in (int, bool, str) and type(value) is hint:
+    elif hint is int and type(value) is int and abs(value) < 2**63:
+        return value
+    elif hint in (bool, str) and type(value) is hint:
         return value
     raise TypeMismatch
 

@@ -139,6 +139,10 @@ class Optim:
         objective has a teacher.
       ema_all: average the whole model in any case, so that `average/` of a checkpoint can be loaded
         and evaluated.
+      ema_heads: average the heads of objectives with a teacher alone. The teacher's tower is then
+        the student's own, without gradient, and no second one is held (TIPSv2, arXiv 2604.12012,
+        section 3.4: a loss on images and texts keeps the tower from collapse, so that one belongs
+        in the stage).
     """
 
     kind: OptimKind = "adam"
@@ -155,6 +159,7 @@ class Optim:
     accumulate: int = 1
     ema: float | None = None
     ema_all: bool = False
+    ema_heads: bool = False
 
     def __post_init__(self) -> None:
         one_of(self, "kind", get_args(OptimKind))
@@ -164,3 +169,9 @@ class Optim:
         below(self, 1, "b1", "b2", "ema")
         above(self, 0, "eps", "clip_norm")
         at_least(self, 1, "accumulate")
+        if self.ema_heads and (self.ema is None or self.ema_all):
+            problem = "ema is None" if self.ema is None else "ema_all averages the whole model"
+            raise ValueError(
+                f"Optim.ema_heads averages heads alone, but {problem}; set ema to a decay such as "
+                "0.966 and leave ema_all off, or turn ema_heads off"
+            )

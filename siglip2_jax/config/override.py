@@ -22,6 +22,7 @@ from siglip2_jax.config.hints import (
 from siglip2_jax.config.run import TrainConfig
 from siglip2_jax.config.stage import Stage
 
+LONGEST = 200  # characters of a message that repeat what was given
 WORDS = {"true": True, "false": False, "null": None}  # JSON's, beside Python's own
 
 
@@ -31,7 +32,7 @@ class Change(NamedTuple):
     Attributes:
       keys: fields, names, keys or indices, from here to the value.
       text: the new value.
-      source: the whole assignment, for messages.
+      source: the assignment, for messages; of a long one its beginning.
     """
 
     keys: tuple[str, ...]
@@ -63,8 +64,9 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
     """
     run_fields, stage_fields = field_hints(TrainConfig), field_hints(Stage)
     changes = []
-    for source in assignments:
-        path, equals, text = source.partition("=")
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        source = _shorten(assignment)
         keys = tuple(path.strip().split("."))
         if not equals or not all(keys):
             raise ValueError(f"{source!r} is no assignment; expected path=value")
@@ -79,6 +81,12 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         else:
             changes.append(Change(keys, text.strip(), source))
     return _apply(config, [*_other_lengths(changes), *changes], TrainConfig)
+
+
+def _shorten(text: str) -> str:
+    """A text on one line, or the beginning of a long one, for messages."""
+    text = " ".join(text.splitlines())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _other_lengths(changes: Sequence[Change]) -> Iterator[Change]:
@@ -126,7 +134,7 @@ def split_arguments(
         name, equals, text = (part.strip() for part in source.partition("="))
         if equals and name in parameters:
             hint = hints.get(name, type(parameters[name].default))
-            arguments[name] = _parse(Change((name,), text, source), hint)
+            arguments[name] = _parse(Change((name,), text, _shorten(source)), hint)
         else:
             remainder.append(source)
     return arguments, remainder
@@ -229,4 +237,5 @@ def _parse(change: Change, hint: Hint) -> Any:
             return fit(literal, hint)
         except TypeMismatch:
             continue
-    raise ValueError(f"{change.source!r}: expected {describe(hint)}, found {change.text}")
+    found = _shorten(change.text)
+    raise ValueError(f"{change.source!r}: expected {describe(hint)}, found {found}")

@@ -24,7 +24,7 @@ class ExampleError(ValueError):
     """
 
     def __init__(self, sentence: str, name: str | None = None) -> None:
-        super().__init__(sentence)
+        super().__init__(_on_one_line(sentence))
         self.name = name
 
 
@@ -34,6 +34,14 @@ class SourceError(OSError):
     The machine, the network, permissions or the store are at fault, so no other example is taken
     in its place.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_on_one_line(sentence))
+
+
+def _on_one_line(sentence: str) -> str:
+    """The sentence without line ends, which the names of files may have."""
+    return " ".join(sentence.splitlines())
 
 
 def with_name(error: Exception, name: str) -> ExampleError:

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from siglip2_jax.data.example import ExampleError, SourceError, make_example
-from siglip2_jax.data.patience import of_stored_file
+from siglip2_jax.data.patience import of_example_file
 from siglip2_jax.data.sources import Examples
 from siglip2_jax.strings import Strings
 
@@ -18,13 +18,13 @@ def read_image(path: str) -> bytes:
     """The bytes of an image file, local or in a store.
 
     Raises:
-      ExampleError: it is not in its folder, or a folder itself.
+      ExampleError: it is not in its folder, a folder itself, or has a name that no file has.
       SourceError: its folder is not there either, as where a disk is not mounted.
       OSError: it cannot be read.
     """
     file = epath.Path(path)
     try:
-        with of_stored_file(path):
+        with of_example_file(path):
             return file.read_bytes()
     except FileNotFoundError as error:
         if not file.parent.is_dir():
@@ -32,8 +32,6 @@ def read_image(path: str) -> bytes:
                 f"{path}: there is no folder {file.parent}; mount it, or put it back"
             ) from error
         raise ExampleError(f"{path}: no such file.") from error
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise ExampleError(f"{path}: this is no file.") from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.example import ExampleError, SourceError
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ _PASSING = frozenset(
     ).split()
     if hasattr(errno, name)  # macOS has no EREMOTEIO
 )
+# Errors of paths that lead to no file whatever the machine does.
+_NO_FILE = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _WAYS_OUT = {
     errno.EACCES: "let the user of this process read it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
@@ -84,6 +86,25 @@ def of_stored_file(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(errno.EIO, reason, os.fspath(path)) from error
+
+
+@contextmanager
+def of_example_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives errors of reading an example's file the form of `of_stored_file`.
+
+    Raises:
+      ExampleError: the path is that of no file, or of none that there can be.
+    """
+    try:
+        with of_stored_file(path):
+            yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            raise
+        text = os.fspath(path)
+        raise ExampleError(
+            f"{text if text.isprintable() else repr(text)}: this is no file."
+        ) from error
 
 
 def _sentence(error: OSError, name: str, tried: float | None) -> str:

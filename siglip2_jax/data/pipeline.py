@@ -227,7 +227,14 @@ class Pipeline:
     def _start(self, chunks: Chunks) -> Steps[Batch]:
         workers = min(self.workers, chunks.layout.workers)
         steps = range(len(chunks.layout.reading))
-        return Steps(chunks, steps, workers=workers, threads=self.threads, slots=self._slots)
+        return Steps(
+            chunks,
+            steps,
+            workers=workers,
+            threads=self.threads,
+            slots=self._slots,
+            patience=self.patience,
+        )
 
     @property
     def _slots(self) -> int:

@@ -23,7 +23,7 @@ from siglip2_jax.data.example import (
     naming,
     row_captions,
 )
-from siglip2_jax.data.patience import of_stored_file
+from siglip2_jax.data.patience import of_example_file
 from siglip2_jax.data.rows import JsonRows
 
 
@@ -185,7 +185,7 @@ class _FolderExamples:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         example, path = self._described(index)
         try:
-            with of_stored_file(path):
+            with of_example_file(path):
                 return example | {"image": path.read_bytes()}
         except FileNotFoundError as error:
             captions = epath.Path(self._source.path) / self._source.captions

@@ -30,8 +30,8 @@ class Teacher:
     """The moving average of the student, without gradient.
 
     Attributes:
-      model: the student's model; its text tower, `t` and `b` are there only where `Optim.ema_all`
-        averages them.
+      model: the student's model, averaged, or as it is where `Optim.ema_heads` averages heads
+        alone; its text tower, `t` and `b` are there only where `Optim.ema_all` averages them.
       head: this objective's head.
       batch: what the step reads.
       seen: what `features` has computed in this step, for all objectives.

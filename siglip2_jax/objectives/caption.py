@@ -50,6 +50,7 @@ class Captioning(Objective):
         the towers does.
       tokens: the loss of a sentence is the "mean" of its tokens' cross-entropies, as in big_vision
         (`models/proj/cappa`), or their "sum", in which long sentences count for more.
+      implementation: of the loss over the vocabulary, as `vocabulary_loss` has it.
     """
 
     weight: float = 1.0
@@ -59,6 +60,7 @@ class Captioning(Objective):
     chunk: int = 2048
     remat: Remat | None = None
     tokens: Literal["mean", "sum"] = "mean"
+    implementation: Literal["auto", "xla", "pallas"] = "auto"
     towers = ("vision",)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Captioning(Objective):
             weights / (targets.shape[0] * targets.shape[1]),
             chunk=self.chunk,
             dtype=head.dtype,
+            impl=self.implementation,
         )
         return loss, _report(tasks, jnp.sum(losses * share, axis=2), learned.any(axis=2))
 

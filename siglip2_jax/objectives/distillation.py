@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class Distillation(Objective):
         65,536 prototypes 512 have 134 MB of float32 logits, their targets up to as many, and a
         compiled TPU program needs 440 MB for all of it. In bfloat16 TPUs take kernels, which keep
         no logits and choose how many themselves.
+      implementation: of the loss, as `distillation_loss` has it.
     """
 
     weight: float
@@ -57,6 +59,7 @@ class Distillation(Objective):
     teacher_temperature: float = 0.04
     center_momentum: float = 0.9
     chunk: int = 512
+    implementation: Literal["auto", "xla", "pallas"] = "auto"
     own_pass = True
     has_teacher = True
 
@@ -148,6 +151,7 @@ class Distillation(Objective):
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
             chunk=self.chunk,
+            impl=self.implementation,
         )
         row = weights.sum(axis=1)
         tiny = jnp.finfo(row.dtype).tiny

@@ -2,6 +2,7 @@
 
 SigLIP 2 (arXiv 2502.14786, section 2.3): half of the embedded patches of the student's view become
 mask tokens, and at those positions it matches what its moving average sees in the same view.
+TIPSv2 (arXiv 2604.12012, section 3.3) matches it at all positions: iBOT++.
 """
 
 from __future__ import annotations
@@ -43,11 +44,16 @@ class MaskedPrediction(Distillation):
 
     Attributes:
       ratio: the share of an image's valid patches that is hidden, above 0 and up to 1.
+      targets: the patches whose features the student matches: "hidden" ones, or "all" valid ones,
+        which holds visible patches to what the teacher makes of them (iBOT++; TIPSv2, arXiv
+        2604.12012, section 3.3, equation 3, which hides 0.75). The heads then see all patches.
       center: the patches over which the center is a mean: "hidden", the targets themselves, or
         "all" valid ones, as in iBOT (arXiv 2111.07832), for which the teacher's head sees all.
+        Where all are targets, it is their mean in either case.
     """
 
     ratio: float = 0.5
+    targets: Literal["hidden", "all"] = "hidden"
     center: Literal["hidden", "all"] = "hidden"
     towers = ()
 
@@ -57,33 +63,34 @@ class MaskedPrediction(Distillation):
             raise ValueError(
                 f"MaskedPrediction.ratio must be above 0 and at most 1, got {self.ratio}"
             )
-        if self.center not in ("hidden", "all"):
-            raise ValueError(
-                f'MaskedPrediction.center must be "hidden" or "all", got {self.center!r}'
-            )
+        for field in ("targets", "center"):
+            if (value := getattr(self, field)) not in ("hidden", "all"):
+                raise ValueError(
+                    f'MaskedPrediction.{field} must be "hidden" or "all", got {value!r}'
+                )
 
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> MaskHead:
         """A projection of patch features, and the mask token."""
         return MaskHead(self.projection(model, rngs), model.vision.width, rngs=rngs)
 
     def flops(self, model: ModelConfig, batch: Batch) -> int:
-        """The student's pass over the global view, and the heads of both at the hidden patches.
+        """The student's pass over the global view, and the heads of both at the targets.
 
         The teacher's pass is counted where it is shared from: in self-distillation.
         """
         size, _, patches = batch.fields[GLOBAL].valid.shape
         head = self.projection_flops(model)
-        hidden = math.ceil(self.ratio * patches)
-        projected = (3 + 1) * hidden * head
-        if self.center == "all":  # and not compared with the prototypes
+        targets = patches if self.targets == "all" else math.ceil(self.ratio * patches)
+        projected = (3 + 1) * targets * head
+        if self.center != self.targets == "hidden":  # and not compared with the prototypes
             projected += patches * (head - 2 * self.bottleneck * self.prototypes)
         return size * (3 * vision_flops(model.vision, patches) + projected)
 
     def loss(self, head: MaskHead, view: View) -> tuple[Array, dict[str, Array]]:
-        """The mean over an image's hidden patches, then over images; what `match` reports; `rank`.
+        """The mean over an image's targets, then over images; what `match` reports; `rank`.
 
-        An image without hidden patches counts as 0. `rank` is how many directions the student's
-        feature of one hidden patch of each image varies in (`rank_share`).
+        An image without targets counts as 0. `rank` is how many directions the student's feature of
+        one hidden patch of each image varies in (`rank_share`).
 
         Raises:
           ValueError: there is no teacher, or the batch lacks the view.
@@ -93,10 +100,15 @@ class MaskedPrediction(Distillation):
         valid = jnp.asarray(image.valid)
         masked, positions, weights = choose_patches(valid, self.ratio, view.key)
         features = view.student.encode_image(image, masked, head.mask_token[...])
-        student, teacher = (
-            jnp.take_along_axis(jnp.asarray(x.tokens), positions[..., None], axis=1)
-            for x in (features, mean.features(GLOBAL))
-        )
+        seen, center_on = mean.features(GLOBAL), None
+        student, teacher = (jnp.asarray(x.tokens) for x in (features, seen))
+        if self.targets == "all":
+            weights = _even_weights(valid) / len(valid)
+            one_each = _at(student, positions[:, :1])[:, 0]
+        else:
+            student, teacher = _at(student, positions), _at(teacher, positions)
+            one_each = student[:, 0]
+            center_on = _every_patch(seen) if self.center == "all" else None
         count, width = weights.size, student.shape[-1]
         loss, report = self.match(
             view,
@@ -104,17 +116,26 @@ class MaskedPrediction(Distillation):
             reshape_rows(student, (count, 1, width)),
             reshape_rows(teacher, (count, width)),
             reshape_rows(weights, (count, 1)),
-            _every_patch(mean.features(GLOBAL)) if self.center == "all" else None,
+            center_on,
         )
-        return loss, report | {"rank": rank_share(student[:, 0])}
+        return loss, report | {"rank": rank_share(one_each)}
+
+
+def _at(tokens: Float[Array, "B N D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
+    """The tokens at these positions of each image."""
+    return jnp.take_along_axis(tokens, positions[..., None], axis=1)
 
 
 def _every_patch(teacher: Features) -> tuple[Float[Array, "m D"], Float[Array, " m"]]:
     """The teacher's features of all patches; images weigh alike, and so do their patches."""
-    tokens, valid = jnp.asarray(teacher.tokens), jnp.asarray(teacher.valid)
-    weights = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
-    count = valid.size
+    tokens, weights = jnp.asarray(teacher.tokens), _even_weights(jnp.asarray(teacher.valid))
+    count = weights.size
     return reshape_rows(tokens, (count, tokens.shape[-1])), reshape_rows(weights, (count,))
+
+
+def _even_weights(valid: Bool[Array, "B N"]) -> Float[Array, "B N"]:
+    """Weights of patches that are 1 in sum over those of an image."""
+    return valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
 
 
 def choose_patches(

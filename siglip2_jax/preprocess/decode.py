@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image
 
-from siglip2_jax.preprocess.image_file import ImageError, LeastSize, Stream, load, read_image
+from siglip2_jax.preprocess.image_file import (
+    ImageError,
+    LeastSize,
+    Stream,
+    damage_of,
+    load,
+    read_image,
+)
 
 MAX_PIXELS = 200_000_000
 
@@ -150,7 +157,12 @@ def _from_array(array: np.ndarray, label: str) -> Image.Image:
 
 
 def _to_upright_rgb(image: Image.Image, exif: bool, label: str) -> Image.Image:
-    rgb = _to_rgb(image, label)
+    try:
+        rgb = _to_rgb(image, label)
+    except ImageError:
+        raise
+    except Exception as error:  # whatever Pillow trips over in damaged data
+        raise damage_of(label, image.format, error) from error
     return _upright(rgb, image) if exif else rgb
 
 

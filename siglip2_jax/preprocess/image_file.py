@@ -43,13 +43,13 @@ class _DamagedError(ImageError):
     """Error for an image of a known format that its reader cannot decode."""
 
     def __init__(self, label: str, format_name: str | None, error: Exception) -> None:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         super().__init__(
             f"{label}: the {format_name or 'image'} data is damaged or truncated ({reason})."
         )
 
 
-def _damage(label: str, format_name: str | None, error: Exception) -> Exception:
+def damage_of(label: str, format_name: str | None, error: Exception) -> Exception:
     """The error of damaged data; but an error of the system, which has a number, as it is."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -96,7 +96,7 @@ def load(image: Image.Image, label: str, max_pixels: int) -> None:
     try:
         image.load()
     except Exception as error:  # whatever a plugin trips over in damaged data
-        raise _damage(label, image.format, error) from error
+        raise damage_of(label, image.format, error) from error
 
 
 def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
@@ -167,7 +167,7 @@ def _identify(stream: Stream, label: str) -> ImageFile.ImageFile:
     except ImageError:
         raise
     except Exception as error:  # whatever a plugin trips over in damaged data
-        raise _damage(label, format_name, error) from error
+        raise damage_of(label, format_name, error) from error
     raise ImageError(
         f"{label}: not an image file (it starts with {prefix[:16]!r}); expected one of "
         f"{', '.join(_FORMATS)} or HEIC, or open it with Pillow and pass the image."

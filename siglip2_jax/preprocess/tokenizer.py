@@ -127,7 +127,12 @@ class Tokenizer:
                 data = to_sentencepiece(data)
             return cls(data, text_norm=text_norm, length=length, pad_id=pad_id)
         except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
+            raise TokenizerError(f"{file}: {' '.join(str(error).split())}") from error
+        except (AttributeError, LookupError, RecursionError, TypeError) as error:
+            raise TokenizerError(
+                f"{file}: its JSON has not the form of Gemma's tokenizer.json ({error!r:.200}); "
+                "give the model's own tokenizer.model"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text after `text_norm`: no end mark, no padding, any length.
@@ -236,7 +241,7 @@ def _open(model_proto: bytes) -> SentencePieceProcessor:
         raise TokenizerError(f"it is {git_lfs.POINTER}")
     try:
         processor = SentencePieceProcessor(model_proto=model_proto) if model_proto else None
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):  # the latter of its own message
         processor = None
     if processor is None or processor.get_piece_size() == 0:
         raise TokenizerError(

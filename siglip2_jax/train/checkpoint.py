@@ -2,8 +2,8 @@
 
 A workdir holds `checkpoints/<step>/` with Orbax trees `params/` (which `siglip2_jax.load` reads),
 `optimizer/` and, where a stage keeps one, `average/`, and a record: sizes of the model, names of
-the preprocessing, position in the data, resolved config, versions of the software. Orbax writes
-under a temporary name and renames, so what exists is whole.
+the preprocessing, position in the data, resolved config, versions of the software, and digests of
+all arrays. Orbax writes under a temporary name and renames, so what exists is whole.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
-from siglip2_jax.checkpoints.damage import find_damage, read_record
+from siglip2_jax.checkpoints.damage import DIGESTS, find_damage, read_record, sealed
+from siglip2_jax.checkpoints.digest import digests
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, OPTIMIZER, PARAMS
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.distributed import exchange, meet
 from siglip2_jax.train.state import TrainState
+
+_digest_all = jax.jit(digests)
 
 
 class RunCheckpoints:
@@ -103,8 +106,9 @@ class RunCheckpoints:
         trees = {PARAMS: state.params, OPTIMIZER: unflatten(by_path(state.optimizer))}
         if state.ema_params is not None:
             trees[AVERAGE] = state.ema_params
+        record = sealed({**record, DIGESTS: _digests(trees)})
         self._checkpointer.save_checkpointables_async(
-            step, trees, force=True, custom_metadata=dict(record)
+            step, trees, force=True, custom_metadata=record
         )
 
     def record(self, step: int) -> dict[str, Any]:
@@ -184,6 +188,13 @@ class RunCheckpoints:
     def close(self) -> None:
         """Waits, and frees what the writer holds."""
         self._checkpointer.close()
+
+
+def _digests(trees: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Digests of all arrays by tree and path, of which every device computes its part."""
+    leaves = {name: by_path(tree) for name, tree in trees.items()}
+    numbers = iter(np.asarray(_digest_all([x for tree in leaves.values() for x in tree.values()])))
+    return {name: {path: int(next(numbers)) for path in tree} for name, tree in leaves.items()}
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -142,10 +142,13 @@ def ending_together() -> Iterator[None]:
     if global_state.client is None or jax.process_count() == 1:
         yield
         return
-    over, beats = threading.Event(), Beats(_store(), jax.process_index())
+    over, answered = threading.Event(), threading.Event()
+    beats = Beats(_store(), jax.process_index())
     beats.beat()
-    watch = threading.Thread(target=_watch, args=(over, beats), daemon=True)
+    watch = threading.Thread(target=_watch, args=(over, answered, beats), daemon=True)
     watch.start()
+    if beats.process > 0:
+        threading.Thread(target=_watch_store, args=(over, answered), daemon=True).start()
     with _noticing_the_coordinator():  # a broken collective may come first, and waits for news
         try:
             yield
@@ -204,10 +207,10 @@ def _await_news() -> str | None:
     return news
 
 
-def _watch(over: threading.Event, beats: Beats) -> None:
+def _watch(over: threading.Event, answered: threading.Event, beats: Beats) -> None:
     """Ends this process if another one fails or is lost, unless it is over before."""
     while not over.wait(SECONDS_BETWEEN_LOOKS):
-        if lost := _loss(beats):
+        if lost := _loss(answered, beats):
             leave(lost, LOST)
         news = _news()
         if news is None or over.wait(SECONDS_TO_FAIL_ALIKE):
@@ -215,10 +218,25 @@ def _watch(over: threading.Event, beats: Beats) -> None:
         leave(news)  # the main thread is in a collective, which nothing interrupts
 
 
-def _loss(beats: Beats) -> str | None:
+def _watch_store(over: threading.Event, answered: threading.Event) -> None:
+    """Ends this process if process 0, which holds the store, has not answered for too long.
+
+    A process that hangs keeps its connections, on which calls wait for minutes. What counts is the
+    number of looks: a process that has stood still itself has not listened meanwhile.
+    """
+    looks = 0
+    while not over.wait(SECONDS_BETWEEN_LOOKS):
+        looks = 0 if answered.is_set() else looks + 1
+        answered.clear()
+        if looks * SECONDS_BETWEEN_LOOKS > SECONDS_OF_SILENCE:
+            leave(loss_of(0, jax.process_count()), LOST)
+
+
+def _loss(answered: threading.Event, beats: Beats) -> str | None:
     """Sends this process's beat; gives a sentence on a lost process, which process 0 passes on."""
     try:
         beats.beat()
+        answered.set()
         if beats.process > 0:
             return _store().key_value_try_get(LOSS)
         if (process := beats.silent(time.monotonic())) is None:
@@ -244,6 +262,17 @@ def leave(reason: str, code: int = FAILED) -> NoReturn:
         os._exit(code)
 
 
+def end(code: int) -> NoReturn:
+    """Ends this process at once, with what it has printed, whatever its threads wait for."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def is_first() -> bool:
+    """True in the process that prints; asks no device."""
+    return global_state.process_id == 0
+
+
 def meet() -> None:
     """Waits for all processes, for as long as it takes; the next collective may not wait so long.
 
@@ -264,6 +293,19 @@ def exchange(text: str) -> list[str]:
     meet()
     texts = dict(_store().key_value_dir_get(folder))
     return [texts[f"{folder}/{process}"] for process in range(global_state.num_processes)]
+
+
+def gather(text: str, seconds: float) -> list[str | None]:
+    """Exchanges texts, and waits no longer than that; None of a process that gave none by then."""
+    processes = range(global_state.num_processes)
+    if len(processes) == 1:
+        return [text]
+    folder = f"siglip2_jax/exchange/{next(_meetings)}"
+    _store().key_value_set(f"{folder}/{global_state.process_id}", text)
+    with suppress(RuntimeError):  # one is missing
+        _store().wait_at_barrier(folder, int(seconds * 1000))
+    texts = dict(_store().key_value_dir_get(folder))
+    return [texts.get(f"{folder}/{process}") for process in processes]
 
 
 def total(count: int) -> int:

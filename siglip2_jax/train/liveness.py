@@ -2,7 +2,8 @@
 
 Every process leaves a beat in JAX's coordination service every few seconds, and process 0, which
 holds the service, looks for those that have fallen silent. Where process 0 itself is lost, JAX
-aborts the others at once; a handler of that signal says why.
+aborts the others at once, and a handler of that signal says why; where it hangs, they notice that
+the service no longer takes their beats.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class Beats:
 def loss_of(process: int, count: int) -> str:
     """Sentence on a process that is lost."""
     return (
-        f"process {process} of {count} is lost: it was killed, or its host is gone; run the same "
-        "command again on all hosts, and training resumes from the last checkpoint"
+        f"process {process} of {count} is lost: it was killed, it hangs, or its host is gone; run "
+        "the same command again on all hosts, and training resumes from the last checkpoint"
     )
 
 

@@ -23,6 +23,7 @@ from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
 from siglip2_jax.sharding import BATCH, put_batch
+from siglip2_jax.train.alarms import Alarms
 from siglip2_jax.train.compiler import jit_step
 from siglip2_jax.train.data_counts import DataCounts
 from siglip2_jax.train.distributed import ending_together, meet
@@ -81,7 +82,13 @@ def train(
                 for stage in stages:
                     stage.check()
                 run.begin(origin)
-                return all(stages.pop(0).run() for _ in range(len(stages)))  # each is freed in turn
+                # Each is freed in turn.
+                complete = all(stages.pop(0).run() for _ in range(len(stages)))
+            run.end("complete" if complete else "SIGTERM")
+            return complete
+        except BaseException as error:
+            run.end(" ".join(str(error).split()) or type(error).__name__)
+            raise
         finally:
             run.close()
 
@@ -96,7 +103,7 @@ class StageRun:
         self._throughput = Throughput()
         self._pending: list[tuple[int, Metrics]] = []
         self._scores = Scores(stage, run.tokenizer, run.mesh)
-        self._alarmed: set[str] = set()  # objectives whose alarms were shown
+        self._alarms = Alarms(self._program.objectives, run.note)
         self._counts = DataCounts()
 
     def check(self) -> None:
@@ -239,7 +246,7 @@ class StageRun:
         """Writes this step's line: losses, rates and the evaluators' scores."""
         values = self._look(0) | self._throughput.report() | self._counts.report()
         values |= self._scores.measure(state, done, evaluators)
-        self._raise_alarms(done, values)
+        self._alarms.look(done, values)
         self._write(done, values)
         self._throughput.restart()
         return values
@@ -255,20 +262,6 @@ class StageRun:
         if self._run.writer:
             with self._run.storing():
                 self._run.writer.write(step, values)
-
-    def _raise_alarms(self, step: int, values: dict[str, float]) -> None:
-        """Logs an objective's alarm once; re-arms after it clears."""
-        for name, objective in self._program.objectives.items():
-            report = {
-                k.removeprefix(f"{name}/"): v for k, v in values.items() if k.startswith(f"{name}/")
-            }
-            alarms = objective.alarms(report)
-            if alarms and name not in self._alarmed:
-                log.warning("step %d, %s: %s", step, name, " ".join(alarms))
-            if alarms:
-                self._alarmed.add(name)
-            else:
-                self._alarmed.discard(name)
 
     def _preflight(self, state: TrainState, batch) -> None:
         """Logs the sigmoid loss before the first step, beside its expected value."""

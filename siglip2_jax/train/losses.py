@@ -184,15 +184,16 @@ class Losses:
     ):
         """Makes an objective's view, by its name (which, with the part, picks its randomness)."""
         student = nnx.merge(self._graphdef, model_params(params))
-        ema_params, resting = jax.lax.stop_gradient((state.ema_params, features))
+        constants = state.ema_params, state.params, features
+        ema_params, latest, resting = jax.lax.stop_gradient(constants)
         key = jax.random.fold_in(jax.random.key(self._stage.seed), state.step)
         key = jax.random.fold_in(key, part)
 
         def view(name: str) -> View:
             teacher, objective = None, self.objectives[name]
             if ema_params is not None and objective.has_teacher:
-                model, head = self._average.model(ema_params), self._heads.merge(name, ema_params)
-                teacher = Teacher(model, head, batch, seen)
+                model = self._average.model(ema_params, latest)
+                teacher = Teacher(model, self._heads.merge(name, ema_params), batch, seen)
             shown = resting if objective.own_pass else features
             return View(student, teacher, shown, batch, fold_name(key, name), state.step)
 

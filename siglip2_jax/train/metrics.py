@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from etils import epath
 from siglip2_jax.config import Logging
 from siglip2_jax.outputs import write_whole
 
-METRICS = "metrics.jsonl"
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 SECONDS_BETWEEN_UPLOADS = 60.0
 
 
@@ -75,9 +77,9 @@ class MetricWriter:
 
 
 class JsonLines:
-    """One JSON object a line, floats at full precision."""
+    """One JSON object a line, floats at full precision, with the time at which it was written."""
 
-    def __init__(self, path: epath.Path, step: int):
+    def __init__(self, path: epath.Path, step: int = sys.maxsize):
         self._path = path
         text = path.read_text() if path.exists() else ""
         self._lines = [line for line in text.split("\n") if _step_of(line) <= step]
@@ -86,9 +88,9 @@ class JsonLines:
         if text != self._text():  # a line is dropped, or the last one lacks its end
             self._rewrite()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line."""
-        line = json.dumps({"step": step} | dict(values))
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | dict(values))
         if self._local:
             with self._path.open("a") as file:
                 file.write(line + "\n")
@@ -175,8 +177,8 @@ def _local(workdir: str | os.PathLike[str]) -> str | None:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; a line cut off by a crash counts as later than any."""
+    """The step of a line; that of a line cut off by a crash is NaN, no earlier than any."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
-        return float("inf")
+        return math.nan

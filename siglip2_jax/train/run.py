@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Bool
 
+from siglip2_jax.checkpoints.arrays import is_of_the_store
 from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import Origin, ResolvedStage, TrainConfig, to_json
 from siglip2_jax.config.files import to_record
@@ -22,7 +23,7 @@ from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
 from siglip2_jax.train.distributed import StopSignal
 from siglip2_jax.train.inputs import check_batches, open_tokenizer
-from siglip2_jax.train.metrics import MetricWriter
+from siglip2_jax.train.metrics import EVENTS, JsonLines, MetricWriter
 from siglip2_jax.train.stage_steps import kept_steps, stage_steps
 from siglip2_jax.train.state import TrainState
 from siglip2_jax.train.trace import Trace
@@ -51,6 +52,7 @@ class Run:
       checkpoints: what was saved.
       saved: the last step that was saved, 0 before the first.
       writer: where numbers go, on process 0.
+      events: starts of the run, its ends and its alarms, on process 0.
       trace: the profiler.
       signal: SIGTERM.
     """
@@ -78,6 +80,7 @@ class Run:
                 self._check_stage(record["stage"])
                 self._compare_versions(record.get("versions", versions))  # early releases kept none
         self.writer = None
+        self.events: JsonLines | None = None
         self.trace = Trace(config.logging.profile, workdir)
         self.signal = StopSignal()
 
@@ -96,6 +99,30 @@ class Run:
         with self.storing():
             self._record(settings)
             self.writer = MetricWriter(self.workdir, self.config.logging, settings, self.saved)
+            self.events = JsonLines(self.workdir / EVENTS)
+        self.note(self.saved, "start", self._facts())
+
+    def note(self, step: int, event: str, facts: Mapping[str, Any]) -> None:
+        """Appends what has happened to the run to `events.jsonl`.
+
+        Args:
+          step: up to which the run is done or, at its start or end, saved.
+          event: "start", "alarm" or "end".
+          facts: what is known of it, as JSON has it.
+
+        Raises:
+          StoreError: the workdir cannot be written.
+        """
+        if self.events:
+            with self.storing():
+                self.events.write(step, {"event": event} | dict(facts))
+                self.events.flush()
+
+    def end(self, reason: str) -> None:
+        """Notes why the run ends, unless the workdir is lost: one sentence, or "complete"."""
+        if not self._lost:
+            with suppress(StoreError):  # the reason itself is what matters
+                self.note(self.saved, "end", {"reason": reason})
 
     def close(self) -> None:
         """Finishes what is being written, unless the workdir is lost."""
@@ -118,11 +145,12 @@ class Run:
         try:
             yield
         except Exception as error:
-            if not names_no_file(error):
+            if not names_no_file(error) and not is_of_the_store(error):
                 raise
             self._lost = True
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise StoreError(
-                f"{self.workdir} cannot be read or written ({str(error) or type(error).__name__}); "
+                f"{self.workdir} cannot be read or written ({reason}); "
                 "run the same command again once it can: training resumes from the last checkpoint "
                 "there"
             ) from error
@@ -164,6 +192,25 @@ class Run:
                 self.writer.flush()
             self.checkpoints.save(state, step, record)
         self.saved = step
+
+    def _facts(self) -> dict[str, Any]:
+        """Description of this start: its stages and devices."""
+        stages = [
+            {
+                "name": x.name,
+                "first": x.first_step,
+                "end": x.end,
+                "evals": [y.name for y in x.evals],
+            }
+            for x in self.config.resolved
+        ]
+        return {
+            "stages": stages,
+            "save_every": self.config.checkpoints.every,
+            "processes": jax.process_count(),
+            "devices": jax.device_count(),
+            "kind": jax.devices()[0].device_kind,
+        }
 
     def _newest_whole(self) -> int:
         """The last step whose checkpoint is whole, 0 if there is none; later ones are set aside.

@@ -156,11 +156,14 @@ def test_no_average(tmp_path):
         read(tmp_path / "checkpoints" / "3" / "average")
 
 
-def test_an_average_of_the_vision_tower_is_no_model(tmp_path):
+@pytest.mark.parametrize("part", ["the vision tower", "heads"])
+def test_an_average_of_a_part_is_no_model(tmp_path, part):
     objectives = {"silc": SelfDistill(weight=1.0, prototypes=4, hidden=4, bottleneck=4)}
-    save_run(tmp_path, run(stage(objectives=objectives)), [3], make_mesh(1, jax.devices()[:1]))
+    optim = Optim(ema=0.9, ema_heads=part == "heads")
+    config = run(stage(objectives=objectives, optim=optim))
+    save_run(tmp_path, config, [3], make_mesh(1, jax.devices()[:1]))
     assert read(tmp_path).config == SMALL
-    message = "3: average/ holds the vision tower alone, .* load params/, or train with optim.ema"
+    message = f"3: average/ holds {part} alone, .* load params/, or train with optim.ema"
     with pytest.raises(ConversionError, match=message):
         read(tmp_path / "checkpoints" / "3" / "average")
 

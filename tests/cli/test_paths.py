@@ -30,6 +30,7 @@ SMALL = ("--batch-size", 4, "--max-num-patches", 16)
 # Options whose value is no path: numbers, names, words, and changes to a config.
 NO_PATHS = set(
     "--steps --seed --max-num-patches --batch-size --labels --top --task --budgets --coordinator "
+    "--grid --arm --seeds "
     "--num-processes --process-id --head --locate --describe --beams --temperature --set "
     "--topology --slices --stage --budget --images-per-core-second --batches --remats --tfds "
     "--kilobytes-per-image --images-per-request --dollars-per-1000-requests --step-ms --hosts "

@@ -9,7 +9,7 @@ import pytest
 from data.samples import example, picture
 from etils import epath
 
-from siglip2_jax.data.example import SourceError, as_captions
+from siglip2_jax.data.example import ExampleError, SourceError, as_captions
 from siglip2_jax.data.sources import Folder, Memory, Mixture
 
 
@@ -85,6 +85,16 @@ def test_a_missing_image_is_no_bad_example(tmp_path):
     with pytest.raises(SourceError, match=r"images/c\.jpg: there is no such file; put it back, or"):
         examples[2]
     assert examples[1]["captions"] == ("three",)
+
+
+@pytest.mark.parametrize("name", ["", "x\n" * 300, "a.jpg/b", "a\0b", "\ud800"])
+def test_a_name_that_no_file_has_is_a_bad_example(tmp_path, name):
+    make_folder(tmp_path, ROWS)
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"file": name, "caption": "five"}))
+    examples = Folder(str(tmp_path)).open()
+    with pytest.raises(ExampleError, match=r"images.*: this is no file\.$") as raised:
+        examples[0]
+    assert "\n" not in str(raised.value)
 
 
 def test_errors_of_the_system_name_the_file(tmp_path, monkeypatch):

@@ -13,16 +13,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from objectives.samples import (
     SIZES,
     SMALL,
+    Scene,
     batch,
     directions,
     head,
+    measure,
     participation,
     project,
     scene,
     view,
 )
 
-from siglip2_jax.config import Data, Optim, Stage, TrainConfig
+from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model, flatten, unflatten
@@ -32,6 +34,9 @@ from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
+from siglip2_jax.train.checkpoint import RunCheckpoints
+from siglip2_jax.train.heads import fold_name
+from siglip2_jax.train.start import abstract_state
 from siglip2_jax.train.step import Program
 
 OBJECTIVE = SelfDistill(weight=0.25, chunk=12, **SIZES)
@@ -39,6 +44,7 @@ MASKED = MaskedPrediction(weight=0.0625, chunk=12, **SIZES)
 BOTH = (("masked", MASKED), ("silc", OBJECTIVE))
 SILC = BOTH[1:]
 PASSES = (BOTH[0], ("silc", dataclasses.replace(OBJECTIVE, views_at_once=1)))
+TIPS = (("masked", dataclasses.replace(MASKED, targets="all")), BOTH[1])
 UPDATES = 2
 
 
@@ -129,8 +135,8 @@ def test_rank(shape):
 
 
 @functools.cache
-def program(objectives=BOTH, accumulate: int = 1) -> Program:
-    optim = Optim(peak_lr=0.01, eps=1e-3, ema=0.9, accumulate=accumulate)
+def program(objectives=BOTH, accumulate: int = 1, **ema: bool) -> Program:
+    optim = Optim(peak_lr=0.01, eps=1e-3, ema=0.9, accumulate=accumulate, **ema)
     stage = Stage(
         name="main",
         data=Data(source=Folder("nowhere")),
@@ -152,9 +158,9 @@ def start(made: Program) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def run(shape: tuple[int, int] | None = None, objectives=BOTH, accumulate: int = 1):
+def run(shape: tuple[int, int] | None = None, objectives=BOTH, accumulate: int = 1, **ema: bool):
     """Parameters, averages and metrics, before and after each of two updates."""
-    made = program(objectives, accumulate)
+    made = program(objectives, accumulate, **ema)
     if shape is None:
         return _run(made, start(made), lambda x: x)
     mesh = make_mesh(shape[0], jax.devices()[: shape[0] * shape[1]])
@@ -223,6 +229,67 @@ def test_the_average_is_of_what_teaches():
             np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-7, err_msg=path)
 
 
+@functools.cache
+def by_heads():
+    """A run whose average is of heads alone, and whose patch loss is over all patches."""
+    return run(None, TIPS, ema_heads=True)
+
+
+@pytest.mark.slow
+def test_an_average_of_heads_alone():
+    """It holds no tower; before the first update, its teacher is what a whole average's is."""
+    history = by_heads()
+    heads = {path for path in history[0][0] if path.startswith("heads/")}
+    assert history[0][1].keys() == heads
+    for (_, before, _), (params, after, _) in zip(history, history[1:], strict=False):
+        assert after.keys() == heads
+        for path, x in after.items():
+            wanted = 0.9 * np.float64(before[path]) + 0.1 * np.float64(params[path])
+            np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-7, err_msg=path)
+    whole = {name: x for name, x in run()[1][2].items() if "silc" in name}
+    assert len(whole) == 4
+    assert {name: history[1][2][name] for name in whole} == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_teachers_tower_is_the_students():
+    """The second step's loss is that of the latest tower as teacher, under the averaged head."""
+    objective, (params, average, _) = TIPS[0][1], by_heads()[1]
+    trees = [jax.tree.map(jnp.asarray, unflatten(x)) for x in (params, average)]
+    module = nnx.graphdef(head(objective, 0))
+    heads = [nnx.merge(module, tree["heads"]["masked"]) for tree in trees]
+    tower = {name: x for name, x in trees[0].items() if name != "heads"}
+    student, teacher = (nnx.merge(abstract_model(SMALL)[0], tower) for _ in range(2))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0)  # step 1, part 0
+    shown = Scene(objective, batch(1), student, teacher, *heads, fold_name(key, "masked"))
+    loss = by_heads()[2][2]["loss/masked"]
+    np.testing.assert_allclose(measure(shown)[0], loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_average_of_heads_on_eight_devices_resumes(tmp_path):
+    """It trains as on one; saved after a step and read again, the next gives the same bits."""
+    made, mesh = program(TIPS, ema_heads=True), make_mesh(2, jax.devices()[:8])
+    checkpoints = RunCheckpoints(tmp_path, Checkpoints(every=1))
+    with jax.set_mesh(mesh):
+        shardings = param_shardings(mesh, made.shapes)
+        params = {path: device_put_global(x, shardings[path]) for path, x in start(made).items()}
+        batches = [put_batch(jax.tree.map(np.asarray, batch(i)), mesh) for i in range(UPDATES)]
+        step = jax.jit(made.step)
+        first = step(jax.jit(made.init_state)(unflatten(params)), batches[0])[0]
+        checkpoints.save(first, 1, {})
+        checkpoints.wait()
+        assert set(checkpoints.shapes(1, "average")) == set(made.average.paths)
+        ends = [step(first, batches[1])]
+        ends.append(step(checkpoints.restore(1, abstract_state(made, mesh)), batches[1]))
+    checkpoints.close()
+    whole, resumed = (jax.tree.map(np.asarray, end) for end in ends)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    state, metrics = whole
+    found = flatten(state.params), flatten(state.ema_params), metrics
+    assert_same([found], by_heads()[2:])
+
+
 CENTERS = {"heads/silc/center", "heads/masked/projection/center"}
 
 
@@ -241,13 +308,24 @@ def test_heads_without_a_teacher_are_not_averaged():
     assert everything - averaged(optim) == left_out | {"t", "b"}
     assert averaged(dataclasses.replace(optim, ema_all=True)) == everything
     assert averaged(dataclasses.replace(optim, ema=None)) == set()
+    taught = {path for path in everything if path.startswith(("heads/silc/", "heads/masked/"))}
+    assert averaged(dataclasses.replace(optim, ema_heads=True)) == taught
+
+
+def test_an_average_of_heads_needs_heads_and_a_decay():
+    with pytest.raises(ValueError, match="'main' has no objective that learns from a teacher"):
+        program((("sigmoid", Sigmoid()),), ema_heads=True)
+    with pytest.raises(ValueError, match="heads alone, but ema is None; set ema to a decay such"):
+        Optim(ema_heads=True)
+    with pytest.raises(ValueError, match="heads alone, but ema_all averages the whole model"):
+        Optim(ema=0.9, ema_heads=True, ema_all=True)
 
 
 @pytest.mark.slow
 def test_the_teacher_without_a_text_tower():
     made = program()
     average = unflatten({path: jnp.zeros(made.shapes[path].shape) for path in made.average.paths})
-    teacher = made.average.model(average)
+    teacher = made.average.model(average, {})
     image = jax.tree.map(lambda x: x[:, 0], batch(0).fields["global"])
     assert teacher.encode_image(image).pooled.shape == (8, 12)
     with pytest.raises(AttributeError, match="text"):

@@ -2,11 +2,13 @@
 
 import dataclasses
 from math import comb
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from objectives.samples import (
     SIZES,
     SMALL,
@@ -25,6 +27,7 @@ from siglip2_jax.objectives.masked import MaskedPrediction, choose_patches
 from siglip2_jax.sharding import make_mesh, put_batch
 
 OBJECTIVE = MaskedPrediction(weight=0.0625, chunk=12, **SIZES)
+ALL = dataclasses.replace(OBJECTIVE, targets="all")
 
 
 def some_valid(rows: int = 64, patches: int = 11) -> np.ndarray:
@@ -119,9 +122,85 @@ def test_a_center_over_all_patches():
     assert every.objective.flops(SMALL, batch()) == OBJECTIVE.flops(SMALL, batch()) + 8 * extra
 
 
-def test_the_centers_patches_are_checked():
-    with pytest.raises((ValueError, TypeError), match="center"):  # the type checker may be faster
-        dataclasses.replace(OBJECTIVE, center="none")
+def means_of_all(shown) -> tuple[np.ndarray, np.ndarray]:
+    """Which patches are valid, and the weights of their mean over an image, then over images."""
+    valid = np.asarray(shown.batch.fields["global"].valid[:, 0])
+    return valid, (valid / valid.sum(1, keepdims=True) / 8)[valid][:, None]
+
+
+@pytest.mark.slow
+def test_loss_over_all_patches():
+    """Visible patches count as hidden ones do, and what is hidden is the same."""
+    shown = scene(ALL)
+    loss, report, center, _ = measure(shown)
+    masked, student, teacher = tokens(shown)
+    valid, weights = means_of_all(shown)
+    assert 0 < masked.sum() < valid.sum() < valid.size
+    heads = shown.student_head.projection, shown.teacher_head.projection
+    expected = matched(heads, student[valid][:, None], teacher[valid], weights)
+    found = loss, report["teacher_entropy"], report["usage"], center
+    for have, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-6)
+    assert abs(loss - measure(scene(OBJECTIVE))[0]) > 1e-3
+
+
+def differences(loss, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """Derivatives of a loss by every entry of a float64 array, by central differences."""
+    found = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        moved = x.copy()
+        moved[i] += step
+        above = loss(moved)
+        moved[i] -= 2 * step
+        found[i] = (above - loss(moved)) / (2 * step)
+    return found
+
+
+@pytest.mark.slow
+def test_gradients_over_all_patches():
+    """Through the head, and through the tower by the derivatives of its tokens."""
+    shown = scene(ALL)
+    grads = measure(shown)[3]
+    masked, student, teacher = tokens(shown)
+    valid, weights = means_of_all(shown)
+    other = shown.teacher_head.projection
+
+    def loss(student: np.ndarray, head) -> float:
+        return matched((head, other), student[:, None], teacher[valid], weights)[0]
+
+    head = shown.student_head.projection
+    by_tokens = differences(lambda x: loss(x, head), np.float64(student[valid]))
+    rows = np.zeros_like(student)
+    rows[valid] = by_tokens
+    assert np.abs(rows[valid & ~masked]).max() > 1e-4 < np.abs(rows[masked]).max()
+    image = jax.tree.map(lambda x: x[:, 0], shown.batch.fields["global"])
+    graphdef, state = nnx.split(shown.student)
+
+    def encode(params, mask_token):
+        student = nnx.merge(graphdef, params)
+        return student.encode_image(image, jnp.asarray(masked), mask_token).tokens
+
+    params, mask_token = nnx.to_pure_dict(state), shown.student_head.mask_token[...]
+    expected = jax.jit(lambda *x: jax.vjp(encode, *x)[1](jnp.asarray(rows)))(params, mask_token)
+    found = grads["student"], grads["student_head"]["mask_token"]
+    for have, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-3, atol=2e-6)
+
+    def with_bias(bias: np.ndarray) -> float:
+        last = SimpleNamespace(kernel=head.fc3.kernel, bias=bias)
+        changed = {x: getattr(head, x) for x in ("fc1", "fc2", "prototypes", "center")}
+        return loss(student[valid], SimpleNamespace(**changed, fc3=last))
+
+    by_bias = differences(with_bias, np.float64(head.fc3.bias[...]))
+    np.testing.assert_allclose(
+        grads["student_head"]["projection"]["fc3"]["bias"], by_bias, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("field", ["targets", "center"])
+def test_kinds_of_patches_are_checked(field):
+    with pytest.raises((ValueError, TypeError), match=field):  # the type checker may be faster
+        dataclasses.replace(OBJECTIVE, **{field: "none"})
 
 
 @pytest.mark.slow
@@ -170,6 +249,8 @@ def test_flops():
     projection = 2 * (12 * 8 + 8 * 8 + 8 * 4 + 4 * 16)
     expected = 8 * (3 * vision_flops(SMALL.vision, 9) + 4 * 5 * projection)
     assert OBJECTIVE.flops(SMALL, batch()) == expected
+    for objective in (ALL, dataclasses.replace(ALL, center="all")):
+        assert objective.flops(SMALL, batch()) == expected + 8 * 4 * 4 * projection
 
 
 @pytest.mark.slow

@@ -225,6 +225,12 @@ def test_png_of_every_depth_and_colour_type_over_white(
     np.testing.assert_array_equal(np.asarray(decode(with_bad_text)), expected)
 
 
+def test_png_without_its_palette_is_refused() -> None:
+    """Which Pillow only notices where it converts the pixels."""
+    with pytest.raises(ImageError, match=r"^a.png: the PNG data is damaged or truncated \(.+\)\.$"):
+        decode(png(1, 1, 8, 3, b"\0\0"), name="a.png")
+
+
 def test_lfs_pointer_says_so() -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     with pytest.raises(ImageError, match="^a.jpg: it is a Git LFS pointer.*git lfs pull"):

@@ -191,3 +191,27 @@ def test_huggingface_files_lower_case_unless_the_tokenizer_does_not():
 
     assert steps("reference") == ["Lowercase", "Replace"]
     assert steps("none") == ["Replace"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("model", "merges"), [[1.5]]),
+        (("model", "vocab"), {"<0x00>": "a"}),
+        (("added_tokens",), 3),
+        (("added_tokens",), [{"id": {}}]),
+        (("normalizer",), "Replace"),
+        (("pre_tokenizer",), 1.0),
+    ],
+)
+def test_json_of_other_types_is_refused_in_a_sentence(demo, tmp_path, path, value):
+    *parents, last = path
+    place = demo
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(demo))
+    with pytest.raises(TokenizerError) as raised:
+        Tokenizer.load(file)
+    assert str(raised.value).startswith(f"{file}: ") and len(str(raised.value)) < 600

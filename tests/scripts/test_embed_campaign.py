@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "embed_campaign.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "campaigns" / "embed_campaign.py"
 
 
 @pytest.mark.slow

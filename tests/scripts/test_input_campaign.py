@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stores import GOOGLE
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "input_campaign.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "campaigns" / "input_campaign.py"
 
 
 def test_lost_and_doubled_examples_are_counted():

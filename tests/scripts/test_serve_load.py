@@ -27,7 +27,9 @@ def run(script: str, path: Path, *options: str) -> dict:
 
 
 def test_odd_requests_do_no_harm(tmp_path):
-    summary = run("fuzz_serve.py", tmp_path / "fuzz.json", "--requests", "400", "--seed", "7")
+    summary = run(
+        "campaigns/fuzz_serve.py", tmp_path / "fuzz.json", "--requests", "400", "--seed", "7"
+    )
     assert (summary["faults"], summary["wrong"], summary["alive"]) == ({}, [], True)
     assert summary["tracebacks"] == 0
     assert summary["requests"] == 400

@@ -103,9 +103,12 @@ def in_cloud(cloud: Path, name: str, *arguments: str) -> subprocess.CompletedPro
     return script(name, *PLACE, *arguments, env=env, cwd=cloud)
 
 
-def install(cloud: Path, node: str, training: str) -> None:
+def install(cloud: Path, node: str, training: str, doctor: int = 0) -> None:
+    """A `siglip2` whose training is this script, and whose doctor ends with this exit code."""
     program = cloud / node / "venv" / "bin" / "siglip2"
-    program.write_text(training)
+    first, _, rest = training.partition("\n")
+    check = f'if [ "$1" = doctor ]; then echo "checked: $*" >> ~/checked; exit {doctor}; fi'
+    program.write_text(f"{first}\n{check}\n{rest}")
     program.chmod(0o755)
 
 
@@ -233,13 +236,13 @@ def test_launch_quotes_through_both_shells() -> None:
     assert "MEGASCALE" not in remote
     words = shlex.split(remote)
     train = words[words.index("--supervise") + 1 : words.index(">>")]
-    assert train == ["~/venv/bin/siglip2", "train", *TRAIN[1:], "--set", odd, "--set", ""]
+    assert train == ["~/venv/bin/siglip2", "1", *TRAIN[1:], "--set", odd, "--set", ""]
 
 
 @pytest.mark.parametrize("config", ["b16_256", "package.runs:large", "gs://bucket/old/config.json"])
 def test_launch_takes_every_kind_of_config(config: str) -> None:
     (command,) = dry("launch", "--", config, *TRAIN[2:])
-    assert f" train {config} --workdir gs://bucket/run " in command[-1]
+    assert f"/siglip2 1 {config} --workdir gs://bucket/run " in command[-1]
 
 
 def test_launch_tells_slices_about_each_other() -> None:
@@ -319,12 +322,15 @@ def test_training_restarts_after_an_interruption_on_every_slice(cloud: Path, cod
     done = in_cloud(cloud, "launch", "--slices", "3", *TRAIN, "--set", "a='x  y'")
     assert (done.returncode, done.stderr) == (0, "")
     for index in range(3):
-        log = eventually(cloud / f"run-{index}" / "siglip2.log", "exit code 0")
+        log = eventually(cloud / f"run-{index}" / "siglip2.log", "train ended with exit code 0")
         started = (
             f"slice {index} of 3 at 10.0.0.2:8080: train configs/x.py --workdir gs://bucket/run"
         )
         assert log.count(f"{started} --set a='x  y'\n") == 2
-        assert log.count("ended with exit code") == 2 and f"exit code {code}" in log
+        assert log.count("siglip2 train ended with exit code") == 2 and f"exit code {code}" in log
+        assert (cloud / f"run-{index}" / "checked").read_text() == (
+            "checked: doctor configs/x.py --workdir gs://bucket/run --set a='x  y'\n"
+        )  # once, before the first start
 
 
 def test_training_that_fails_is_not_restarted(cloud: Path) -> None:
@@ -333,6 +339,17 @@ def test_training_that_fails_is_not_restarted(cloud: Path) -> None:
     log = eventually(cloud / "run" / "siglip2.log", "exit code 7")
     assert log.count("broken") == 1
     assert in_cloud(cloud, "stop").returncode == 0  # nothing left to stop
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_training_does_not_start_where_the_doctor_fails(cloud: Path, code: int) -> None:
+    install(cloud, "run", "#!/bin/sh\ntouch ~/started\n", doctor=code)
+    assert in_cloud(cloud, "launch", *TRAIN).returncode == 0
+    log = eventually(cloud / "run" / "siglip2.log", f"siglip2 doctor ended with exit code {code}\n")
+    assert log.count("\n") == 1 and not (cloud / "run" / "started").exists()
+    assert in_cloud(cloud, "launch", "--no-doctor", *TRAIN).returncode == 0
+    eventually(cloud / "run" / "siglip2.log", "siglip2 train ended with exit code 0\n")
+    assert (cloud / "run" / "checked").read_text().count("checked") == 1
 
 
 def test_stop_saves_once_and_ends_the_restarts(cloud: Path) -> None:

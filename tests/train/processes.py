@@ -185,12 +185,10 @@ def steps_done(workdir: Path) -> int:
 
 
 def numbers(workdir: Path) -> dict[int, dict[str, float]]:
-    """The numbers of each step but for speeds; fails if a step has two lines or no loss."""
+    """The numbers of each step but for times; fails if a step has two lines or no loss."""
     lines = metrics(workdir)
-    kept = [
-        {k: v for k, v in line.items() if not k.startswith("examples_per_s") and k != "data_wait"}
-        for line in lines
-    ]
+    times = ("time", "examples_per_s", "data_wait")
+    kept = [{k: v for k, v in line.items() if not k.startswith(times)} for line in lines]
     found = {line["step"]: line for line in kept}
     assert len(found) == len(lines), "a step has two lines"
     assert all("loss" in line for line in lines)

@@ -120,7 +120,7 @@ def test_what_is_kept(tmp_path):
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
     reader = RunCheckpoints(tmp_path)
     assert reader.steps == [3, 4, 6, 7]
-    assert reader.record(6) == {"step": 6}
+    assert reader.record(6)["step"] == 6
     reader.close()
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"3", "4", "6", "7", "9.orbax-checkpoint-tmp"}

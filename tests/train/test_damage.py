@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorstore
 from etils import epath
 from train.runs import Sevens, numbers, run, save_run, stage
 
@@ -22,6 +23,7 @@ from siglip2_jax.train.start import abstract_state, initialize_stage
 
 CONFIG = run(stage(batch_size=16))
 OLDER, NEWEST = 4, 10
+ARRAY = "text/head/kernel"
 KINDS = {
     "missing": None,
     "empty": lambda content: b"",
@@ -159,6 +161,46 @@ def test_damaged_twice_at_the_same_step(saved, workdir, tmp_path):
     step, state = resume(workdir)
     assert step == NEWEST
     np.testing.assert_array_equal(state["params/b"], saved[1][NEWEST]["params/b"])
+
+
+def test_other_values_are_noticed_where_all_files_can_be_read(workdir):
+    """One bit of one array, written by TensorStore itself, so that no checksum of a file fails."""
+    store = {"driver": "ocdbt", "base": f"file://{newest(workdir)}/average/"}
+    store["path"] = ARRAY.replace("/", ".") + "/"
+    array = tensorstore.open({"driver": "auto", "kvstore": store}, open=True).result()
+    values = array.read().result()
+    values.view(np.uint32).reshape(-1)[7] ^= 1
+    array.write(values).result()
+    assert find_damage(epath.Path(newest(workdir))) == (
+        f"values of average/{ARRAY} are not those that were saved"
+    )
+    params = read(workdir / "checkpoints" / str(NEWEST) / "average").params
+    with pytest.raises(ConversionError, match=f"values of average/{ARRAY} are not those that were"):
+        params[ARRAY].read()
+
+
+def test_a_record_that_says_something_else(workdir):
+    """Which is JSON as before: a digit, or a tree or an array less."""
+    path = newest(workdir) / "_CHECKPOINT_METADATA"
+    whole = json.loads(path.read_text())
+    for key in ("position", "bad_examples", "digests"):
+        path.write_text(
+            json.dumps(whole | {"custom_metadata": whole["custom_metadata"] | {key: 3}})
+        )
+        phrase = find_damage(epath.Path(newest(workdir)))
+        assert phrase == "its record is not the one that was saved"
+        with pytest.raises(ConversionError, match=phrase):
+            read(workdir)
+    trees = {name: x for name, x in whole["item_handlers"].items() if name != "average"}
+    path.write_text(json.dumps(whole | {"item_handlers": trees}))
+    assert find_damage(epath.Path(newest(workdir))) == "its record is of other trees"
+    path.write_text(json.dumps(whole))
+    listing = newest(workdir) / "average" / "_METADATA"
+    content = json.loads(listing.read_text())
+    content["tree_metadata"].popitem()
+    listing.write_text(json.dumps(content))
+    phrase = "average/ lists other arrays than were saved"
+    assert find_damage(epath.Path(newest(workdir))) == phrase
 
 
 def test_no_whole_checkpoint(workdir, capsys):

@@ -45,6 +45,18 @@ def test_a_client_whose_errors_are_no_operating_system_errors(run, tmp_path):
             raise kind()
 
 
+def test_an_error_of_tensorstore_is_one_of_the_workdir(run, tmp_path):
+    error = ValueError('PERMISSION_DENIED: Error writing "/a/b": Read-only\nfile system')
+    message = (
+        rf"^{tmp_path} cannot be read or written \(PERMISSION_DENIED: .* Read-only file system"
+    )
+    with pytest.raises(StoreError, match=message), run.storing():
+        raise error
+    with pytest.raises(ValueError) as raised, run.storing():
+        raise ValueError("DATA_LOSS: Checksum failed")  # which is for whoever reads the values
+    assert not isinstance(raised.value, StoreError)
+
+
 def test_logs_have_no_tracebacks():
     try:
         raise OSError("cannot connect")

@@ -3,12 +3,14 @@
 import json
 import math
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+from etils import epath
 
 from siglip2_jax.config import Logging
-from siglip2_jax.train.metrics import METRICS, MetricWriter
+from siglip2_jax.train.metrics import METRICS, JsonLines, MetricWriter
 
 
 def write(workdir, steps, resumed_at: int = 0, **logging) -> None:
@@ -23,11 +25,15 @@ def lines(workdir) -> list[dict]:
 
 
 def test_lines(tmp_path):
+    before = time.time() - 1e-3
     write(tmp_path, [5, 10])
-    assert lines(tmp_path) == [
+    written = lines(tmp_path)
+    times = [line.pop("time") for line in written]
+    assert written == [
         {"step": 5, "loss": 1 / 7, "data_wait": 0.5},  # every digit
         {"step": 10, "loss": 1 / 12, "data_wait": 0.5},
     ]
+    assert before <= times[0] <= times[1] <= time.time() + 1e-3
     assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
@@ -37,7 +43,7 @@ def test_resumed_run_goes_on(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [5, 10, 15, 20, 25]
 
 
-@pytest.mark.parametrize("cut", range(1, 50, 6))
+@pytest.mark.parametrize("cut", range(1, 75, 7))
 def test_half_a_line_is_dropped(tmp_path, cut):
     """Wherever the crash came; a line that lacks only its end stays one line."""
     write(tmp_path, [5, 10])
@@ -55,6 +61,15 @@ def test_each_line_is_there_at_once(tmp_path):
         writer.write(step, {"loss": 0.0})
         assert len(lines(tmp_path)) == step
     writer.close()
+
+
+def test_lines_of_all_steps_stay(tmp_path):
+    """Earlier and later ones, in a file that belongs to no checkpoint; half a line does not."""
+    path = epath.Path(tmp_path) / "events.jsonl"
+    path.write_text('{"step": 9, "event": "start"}\n{"step": 3, "ev')
+    JsonLines(path).write(4, {"event": "start", "kind": "cpu"})
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert (first["step"], second["step"], second["kind"]) == (9, 4, "cpu")
 
 
 def test_tensorboard(tmp_path):

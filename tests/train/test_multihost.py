@@ -160,6 +160,19 @@ def test_where_one_is_killed_the_other_says_so(tmp_path, victim):
         assert end.code == 0 and f"resuming at step {resumed}" in end.text, end.text
 
 
+@pytest.mark.slow
+def test_where_the_coordinator_hangs_the_other_says_so(tmp_path):
+    """It keeps its connections, on which calls would wait for minutes."""
+    workdir, changes = tmp_path / "run", (*ONE_LENGTH, "stages.main.steps=3000")
+    with training(LIGHT, workdir, *changes, processes=2) as run:
+        run.wait_for(lambda: steps_done(workdir) >= 3)
+        run.kill(signal.SIGSTOP)
+        code = run.popen[1].wait(3 * SECONDS_OF_SILENCE)
+        text = run.texts()[1]
+    assert code == LOST and "siglip2: error: process 0 of 2 is lost: " in text, text
+    assert "Traceback" not in text
+
+
 class Store(dict):
     """JAX's key-value store, in this process."""
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import time
 
 import pytest
 
@@ -14,6 +15,8 @@ from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.recipes import own_pairs
 from siglip2_jax.testing import tiny_embedder
 from siglip2_jax.train.loop import train
+from siglip2_jax.watch.rules import judge
+from siglip2_jax.watch.run import WatchedRun
 
 
 @pytest.fixture
@@ -39,11 +42,19 @@ def test_a_stored_model_is_measured_before_the_first_step(run, tmp_path, caplog)
     held_out = Pairs(str(tmp_path / "pairs"), "held_out")
     scores = Retrieval(source=held_out, max_num_patches=16)(tiny_embedder())
     assert scores == {name: before[f"eval/held_out/{name}"] for name in scores}
-    assert before.keys() - {"step"} == {name for name in after if name.startswith("eval/")}
+    assert before.keys() - {"step", "time"} == {name for name in after if name.startswith("eval/")}
     assert (before["step"], after["step"]) == (0, 2)
     text = f"step 0, held_out: image_to_text@1 {scores['image_to_text@1']:.3f}"
     assert sum(text in line for line in caplog.text.splitlines()) == 1
     assert train(run, tmp_path / "run") and len(lines(tmp_path / "run")) == 2
+    watched = WatchedRun(tmp_path / "run")
+    assert (watched.state, watched.step, watched.last_step) == ("complete", 2, 2)
+    assert [(x.step, x.before, x.kind) for x in watched.starts] == [
+        (0, None, "cpu"),
+        (2, "complete", "cpu"),
+    ]
+    assert watched.history.get("loss").values().tolist() == [after["loss"]]
+    assert judge(watched, time.time()) == []
 
 
 @pytest.mark.slow

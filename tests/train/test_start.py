@@ -11,7 +11,7 @@ import pytest
 from train.runs import HEADS, SMALL, Sevens, numbers, run, save_run, stage
 
 from siglip2_jax.checkpoints.resize import resize_param
-from siglip2_jax.config import Continue, Group, Optim, Pretrained
+from siglip2_jax.config import Continue, Group, Optim, Pretrained, Scratch
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.models.siglip2 import flatten
@@ -232,6 +232,28 @@ def test_continue_the_average_of_what_teaches(tmp_path):
     assert average.keys() == params.keys() and any(path.startswith("text/") for path in average)
     for path, x in average.items():
         wanted = before[path] if path.startswith("vision/") else params[path]
+        np.testing.assert_array_equal(x, wanted, err_msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, then", [(False, True), (True, False)], ids=["to", "from"])
+def test_continue_to_and_from_an_average_of_heads(tmp_path, first, then):
+    """Heads go on as they were averaged; a tower that was not averaged starts as the student."""
+    silc = {"silc": SelfDistill(weight=1.0, prototypes=4, hidden=4, bottleneck=4)}
+    kinds = {"first": first, "second": then}
+    config = run(
+        *(
+            stage(name, objectives=silc, optim=Optim(ema=0.9, ema_heads=heads), start=source)
+            for (name, heads), source in zip(kinds.items(), (Scratch(), Continue()), strict=True)
+        )
+    )
+    before = numbers(save_run(tmp_path, config, [10], MESH)[10].ema_params)
+    state = start(config, 1, tmp_path)
+    params, average = numbers(state.params), numbers(state.ema_params)
+    expected = {"heads"} if then else {"heads", "vision"}
+    assert {path.split("/")[0] for path in average} == expected
+    for path, x in average.items():
+        wanted = before[path] if path.startswith("heads/") else params[path]
         np.testing.assert_array_equal(x, wanted, err_msg=path)
 
 

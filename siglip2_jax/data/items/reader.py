@@ -109,7 +109,14 @@ class ItemReader:
         self.restarts, self.requests = 0, Counts()
         self._plan = self._read_ahead()
         self._steps, self._keys = itertools.tee(self._plan)
-        self._team = Steps(self._work, self._keys, workers=workers, threads=threads, slots=slots)
+        self._team = Steps(
+            self._work,
+            self._keys,
+            workers=workers,
+            threads=threads,
+            slots=slots,
+            patience=patience,
+        )
 
     def __enter__(self) -> ItemReader:
         return self

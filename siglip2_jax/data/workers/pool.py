@@ -19,8 +19,8 @@ from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from threading import Lock
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import Any
 
 import cloudpickle
@@ -31,6 +31,7 @@ from siglip2_jax.data.workers.ring import Ring, SharedBytes
 from siglip2_jax.data.workers.work import Done, Outcome, Task, Work, do
 
 LOSSES, SECONDS = 3, 60.0  # so many workers lost in so short a time are no accident
+SECONDS_TO_CLOSE = 10.0  # for what is under way
 
 
 class Threads:
@@ -41,20 +42,39 @@ class Threads:
     def __init__(self, work: Work[Any], ring: Ring, threads: int) -> None:
         """Starts them."""
         self._work, self._ring = work, ring
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="siglip2_jax data")
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
+        # Of an executor's threads the interpreter would wait for one that hangs, for ever.
+        self._threads = [
+            Thread(target=self._serve, name="siglip2_jax data", daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, task: Task, owner: int) -> None:
         """Hands a task to whoever is free."""
-        self._pool.submit(lambda: self._done.put(do(self._work, self._ring, task)))
+        self._tasks.put(task)
 
-    def wait(self) -> Iterable[Done]:
-        """The next task that is over."""
-        return [self._done.get()]
+    def wait(self, seconds: float) -> Iterable[Done]:
+        """The next task that is over; none where it takes longer."""
+        with suppress(Empty):
+            return [self._done.get(timeout=seconds)]
+        return []
 
     def close(self) -> None:
-        """Waits for what is under way, and drops the rest."""
-        self._pool.shutdown(cancel_futures=True)
+        """Waits for what is under way, unless it hangs, and drops the rest."""
+        with suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+        end = time.monotonic() + SECONDS_TO_CLOSE
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _serve(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            self._done.put(do(self._work, self._ring, task))
 
 
 class _Worker:
@@ -99,13 +119,13 @@ class Processes:
         worker.tasks[task.step, task.part] = task
         worker.send(task)
 
-    def wait(self) -> Iterable[Done]:
-        """Waits for tasks that are over; starts again what is lost meanwhile.
+    def wait(self, seconds: float) -> Iterable[Done]:
+        """Waits for tasks that are over, not longer; starts again what is lost meanwhile.
 
         Raises:
           SourceError: several were lost within a short time.
         """
-        for key, _ in self._selector.select():
+        for key, _ in self._selector.select(seconds):
             worker: _Worker = key.data
             try:
                 done = worker.connection.recv()

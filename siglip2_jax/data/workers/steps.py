@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic
 
+from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.workers.pool import Processes, Threads
 from siglip2_jax.data.workers.ring import Ring
 from siglip2_jax.data.workers.work import B, Outcome, Task, Work
+
+SECONDS_OF_WORK = 60.0  # a part of a step takes far less
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Steps(Generic[B]):
         workers: int,
         threads: int,
         slots: int,
+        patience: float = PATIENCE,
     ) -> None:
         """Starts to work.
 
@@ -49,8 +55,10 @@ class Steps(Generic[B]):
           workers: number of processes; 0 for threads of this one alone.
           threads: number of threads, in each process.
           slots: number of buffers; as many steps at a time are worked on or not yet released.
+          patience: seconds for which a read is tried again where it fails. Where nothing at all is
+            done for more than twice as long, it hangs.
         """
-        self._work = work
+        self._work, self._patience = work, 2 * patience + SECONDS_OF_WORK
         self._ring = Ring(slots, work.buffer_bytes())
         self._free = deque(range(slots))
         self._steps, self._restarts = iter(steps), 0
@@ -66,14 +74,23 @@ class Steps(Generic[B]):
         """Waits for the next step.
 
         Raises:
-          SourceError: workers are lost again and again.
+          SourceError: workers are lost again and again, or nothing comes from them.
           ValueError or OSError: that of a part of this step.
         """
         self._start()
         step = next(iter(self._slots))
         outcomes, parts = self._outcomes[step], self._work.parts(step)
+        end = time.monotonic() + self._patience
         while len(outcomes) < parts:
-            for task, outcome in self._team.wait():
+            done = tuple(self._team.wait(max(0.0, end - time.monotonic())))
+            if done:
+                end = time.monotonic() + self._patience
+            elif time.monotonic() >= end:
+                raise SourceError(
+                    f"no data has come for {self._patience:g} s, as where a mount hangs "
+                    "(Data.patience sets it); run the same command again once the data can be read"
+                )
+            for task, outcome in done:
                 if task is None:
                     assert isinstance(outcome, Exception)
                     raise outcome

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from siglip2_jax.models.kernels.products import Interpret
 from siglip2_jax.sharding import AXES, has_mesh, platform
 
 NormImpl = Literal["auto", "xla", "pallas"]
@@ -70,13 +71,13 @@ def residual_layer_norm(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _branch(
-    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any, interpret: bool
+    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any, interpret: Interpret
 ) -> tuple[Array, Array]:
     return _forward(x, scale, bias, epsilon, dtype, interpret)[0]
 
 
 def _forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any, interpret: bool
+    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any, interpret: Interpret
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     kernel = functools.partial(_forward_kernel, epsilon=epsilon)
     (y,) = _call(kernel, (x,), (scale, bias), (dtype,), interpret)
@@ -86,7 +87,7 @@ def _forward(
 def _backward(
     epsilon: float,
     dtype: Any,
-    interpret: bool,
+    interpret: Interpret,
     residuals: tuple[Array, Array],
     cotangents: tuple[Array, Array],
 ) -> tuple[Array, Array, Array]:
@@ -164,7 +165,7 @@ def _call(
     streams: tuple[Array, ...],
     params: tuple[Array, ...],
     results: tuple[Any, ...],
-    interpret: bool,
+    interpret: Interpret,
 ) -> Any:
     """Runs a kernel on every device's images, some at a time.
 

@@ -7,7 +7,7 @@ whole blocks, so sequences are padded and cut.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.kernels.products import Interpret
+
 _BLOCKS = range(256, 1153, 128)
 """How many tokens a program may take at a time: the more the faster, as far as VMEM goes."""
 
@@ -29,7 +31,7 @@ def long_attention(
     key: Float[Array, "B K H C"],
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | None,
-    interpret: bool = False,
+    interpret: Interpret = False,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys, however many there are.
 
@@ -41,7 +43,7 @@ def long_attention(
       key: keys.
       value: values; those that are not valid must be finite.
       valid: which keys exist; None means all. Images without any get zeros.
-      interpret: run the kernel step by step on any device.
+      interpret: run the kernel step by step on any device; or how to, as in `pallas_call`.
 
     Returns:
       One value per query, in the dtype of `query`.
@@ -65,7 +67,7 @@ def long_attention(
             use_fused_bwd_kernel=True,
         ),
         residual_checkpoint_name="attn_out",
-        interpret=interpret,
+        interpret=cast(bool, interpret),  # which `pallas_call` gets as it is
     )
     # Mosaic refuses products of bfloat16 the precision that a caller may have set for float32.
     with jax.default_matmul_precision("default"):

@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from siglip2_jax.models.kernels.products import FIRST, LANES, PLAIN, SECOND, ahead, dot
+from siglip2_jax.models.kernels.products import FIRST, LANES, PLAIN, SECOND, Interpret, ahead, dot
 from siglip2_jax.sharding import AXES, has_mesh
 
 MOST_TOKENS = 1024
@@ -44,7 +44,7 @@ def short_attention(
     key: Float[Array, "B K H C"],
     value: Float[Array, "B K H C"],
     valid: Bool[Array, "B K"] | None,
-    interpret: bool = False,
+    interpret: Interpret = False,
     length: int | None = None,
 ) -> Float[Array, "B Q H C"]:
     """Softmax attention over the valid keys, of which there are at most `MOST_TOKENS`.
@@ -56,7 +56,7 @@ def short_attention(
       key: keys.
       value: values; those that are not valid must be finite.
       valid: which keys exist; None means all. Images without any get zeros.
-      interpret: run the kernel step by step on any device.
+      interpret: run the kernel step by step on any device; or how to, as in `pallas_call`.
       length: of the sequences that lie side by side in a row, each of which attends to itself
         alone; None means one.
 
@@ -71,7 +71,7 @@ def _forward(
     key: Array,
     value: Array,
     valid: Array | None,
-    interpret: bool,
+    interpret: Interpret,
     length: int | None,
 ) -> tuple[Array, _Residuals]:
     flat = [_flat(x) for x in (query, key, value)]
@@ -91,7 +91,7 @@ def _forward(
 
 
 def _backward(
-    interpret: bool, length: int | None, residuals: _Residuals, cotangent: Array
+    interpret: Interpret, length: int | None, residuals: _Residuals, cotangent: Array
 ) -> tuple[Any, ...]:
     query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
@@ -295,7 +295,12 @@ def _flat(x: Array) -> Array:
 
 
 def _call(
-    kernel: Any, operands: tuple[Array, ...], like: Any, shape: _Shape, interpret: bool, cost: int
+    kernel: Any,
+    operands: tuple[Array, ...],
+    like: Any,
+    shape: _Shape,
+    interpret: Interpret,
+    cost: int,
 ) -> Any:
     """Runs a kernel on every device's images, some at a time.
 

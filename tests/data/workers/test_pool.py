@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from siglip2_jax.data.example import SourceError
+from siglip2_jax.data.workers import pool as pool_module
+from siglip2_jax.data.workers import steps as steps_module
 from siglip2_jax.data.workers.ring import batch_bytes
 from siglip2_jax.data.workers.steps import Steps
 from siglip2_jax.data.workers.work import Outcome
@@ -232,3 +234,17 @@ def test_what_a_notebook_defines_reaches_the_workers():
         [sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, timeout=120
     )
     assert result.stdout == "42\n", result.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_work_that_hangs_ends_with_a_sentence(tmp_path, monkeypatch, workers):
+    """And is left behind, so that the process can save and end."""
+    monkeypatch.setattr(steps_module, "SECONDS_OF_WORK", 0.3)
+    monkeypatch.setattr(pool_module, "SECONDS_TO_CLOSE", 0.1)
+    hanging = tmp_path / "0.2"
+    hanging.touch()
+    work = Counting(2, tmp_path)
+    with closing(Steps(work, range(2), workers=workers, threads=1, slots=2, patience=0.0)) as steps:
+        with pytest.raises(SourceError, match="no data has come for 0.3 s, as where a mount hangs"):
+            steps.take()
+    hanging.unlink()

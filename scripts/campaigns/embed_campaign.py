@@ -7,7 +7,7 @@ there were as many kills as asked for. The rows must be those of one undisturbed
 bit, and nothing else may be left; otherwise the exit code is 1. Needs the extra `search`, and the
 tests beside this directory.
 
-    python scripts/embed_campaign.py [--kills 20] [--seed 0] [--json figures.json]
+    python scripts/campaigns/embed_campaign.py [--kills 20] [--seed 0] [--json figures.json]
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 from pyarrow import parquet
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from campaigns import environment, has_ended, report  # noqa: E402
+from kills import environment, has_ended, report  # noqa: E402
 
 from siglip2_jax.testing import tiny_embedder  # noqa: E402
 

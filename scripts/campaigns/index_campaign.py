@@ -7,7 +7,7 @@ of the time --prune takes part, and images go and move between two starts. In th
 be those of one undisturbed run, bit for bit; otherwise the exit code is 1. Needs the extra
 `search`, and the tests beside this directory.
 
-    python scripts/index_campaign.py [--kills 20] [--seed 0] [--json figures.json]
+    python scripts/campaigns/index_campaign.py [--kills 20] [--seed 0] [--json figures.json]
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from campaigns import environment, report  # noqa: E402
+from kills import environment, report  # noqa: E402
 
 from siglip2_jax.search.database import Database  # noqa: E402
 from siglip2_jax.testing import tiny_embedder  # noqa: E402

@@ -6,7 +6,7 @@ started again by the same command. Then it trains from the local tars, undisturb
 all steps must be equal, bit for bit, and no example may be lost or doubled in an epoch; otherwise
 the exit code is 1. Needs the dependency group `remote`, and the tests beside this directory.
 
-    python scripts/input_campaign.py [--kills 20] [--seed 0] [--json figures.json]
+    python scripts/campaigns/input_campaign.py [--kills 20] [--seed 0] [--json figures.json]
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[2] / "tests"
 sys.path.insert(0, str(TESTS))
 
-from campaigns import has_ended, report  # noqa: E402
 from data.samples import example  # noqa: E402
+from kills import has_ended, report  # noqa: E402
 from stores import GoogleStore, running  # noqa: E402
 from train.processes import CONFIGS, metrics, steps_done, train, training  # noqa: E402
 
@@ -94,7 +94,7 @@ def numbers(workdir: Path) -> dict[int, dict[str, float]]:
         line["step"]: {
             name: x
             for name, x in line.items()
-            if not name.startswith(("examples_per_s", "data_wait", "data/"))
+            if not name.startswith(("time", "examples_per_s", "data_wait", "data/"))
         }
         for line in lines
     }

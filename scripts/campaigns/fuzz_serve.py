@@ -8,7 +8,7 @@ them, good requests whose embeddings must be right. Searches need the extra `sea
 Exits with 1 if an answer is 5xx, a request hangs, or a good one is answered wrongly. Prints how
 often each kind was answered with which status, and the growth of the server's memory.
 
-    python scripts/fuzz_serve.py [--requests 10000] [--seed 0] [--source MODEL] [--json FILE]
+    python scripts/campaigns/fuzz_serve.py [--requests 10000] [--seed 0] [--source M] [--json F]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import numpy as np
 from odd_requests import GOOD, Case, odd_requests
