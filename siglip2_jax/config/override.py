@@ -85,7 +85,7 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
 
 def _shorten(text: str) -> str:
     """A text on one line, or the beginning of a long one, for messages."""
-    text = " ".join(text.splitlines())
+    text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

@@ -41,7 +41,7 @@ class SourceError(OSError):
 
 def _on_one_line(sentence: str) -> str:
     """The sentence without line ends, which the names of files may have."""
-    return " ".join(sentence.splitlines())
+    return sentence.replace("\r", " ").replace("\n", " ")
 
 
 def with_name(error: Exception, name: str) -> ExampleError:

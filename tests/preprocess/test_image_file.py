@@ -226,7 +226,7 @@ def test_png_of_every_depth_and_colour_type_over_white(
 
 
 def test_png_without_its_palette_is_refused() -> None:
-    """Which Pillow only notices where it converts the pixels."""
+    """Pillow only notices where it converts the pixels."""
     with pytest.raises(ImageError, match=r"^a.png: the PNG data is damaged or truncated \(.+\)\.$"):
         decode(png(1, 1, 8, 3, b"\0\0"), name="a.png")
 

@@ -70,7 +70,7 @@ def test_messages_that_are_no_sentences(script, monkeypatch, text):
 
 
 def followed(script, *reports, hangs=False):
-    """What becomes of a process that sends these reports, and ends or hangs."""
+    """Follows a process that sends these reports, and ends or hangs."""
     here, there = multiprocessing.Pipe()
     for report in (None, *reports):
         there.send(report)

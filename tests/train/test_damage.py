@@ -180,7 +180,7 @@ def test_other_values_are_noticed_where_all_files_can_be_read(workdir):
 
 
 def test_a_record_that_says_something_else(workdir):
-    """Which is JSON as before: a digit, or a tree or an array less."""
+    """A digit is another, or a tree or an array is missing; all is JSON as before."""
     path = newest(workdir) / "_CHECKPOINT_METADATA"
     whole = json.loads(path.read_text())
     for key in ("position", "bad_examples", "digests"):
