@@ -70,7 +70,9 @@ class Losses:
           batch: the global batch.
         """
         seen: dict[str, Features] = {}
-        total, gradients, features, reports = jnp.float32(0), None, None, {}
+        features: Features | None = None
+        gradients: dict[str, Array] | None = None
+        total, reports = jnp.float32(0), {}
         for names in self._groups:
             if gradients is not None:
                 changing, gradients = jax.lax.optimization_barrier((changing, gradients))
