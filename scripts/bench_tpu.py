@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from siglip2_jax.config import load_config
+from siglip2_jax.planner.calibration import CALIBRATION
 from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.plan import StepPlan, plan_step
 from siglip2_jax.planner.results import user_results
@@ -198,7 +199,8 @@ def main() -> int:
         print(f"no program has {args.only!r} in its name or config", file=sys.stderr)
         return 2
     versions = {name: version(name) for name in ("jax", "libtpu")}
-    print(", ".join(f"{name} {number}" for name, number in versions.items()), end="\n\n")
+    compiled_by = ", ".join(f"{name} {number}" for name, number in versions.items())
+    print(compiled_by, CALIBRATION.note, sep="\n", end="\n\n")
     print(line(HEAD), line(["---"] * len(HEAD)), sep="\n", flush=True)
     rows: list[dict[str, Any]] = []
     with progress("compiling") as show:
@@ -213,8 +215,9 @@ def main() -> int:
             )
             show(i + 1, len(points))
     if args.json:
+        figures = {"versions": versions, "calibration": CALIBRATION.to_json(), "programs": rows}
         part = args.json.with_name(f"{args.json.name}.part")
-        part.write_text(json.dumps({"versions": versions, "programs": rows}, indent=2))
+        part.write_text(json.dumps(figures, indent=2))
         part.replace(args.json)
     return 1 if any(row["missed"] for row in rows) else 0
 

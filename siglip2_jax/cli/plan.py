@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan never touches a device
+    from siglip2_jax.planner.calibration import CALIBRATION
     from siglip2_jax.planner.topology import topology_mesh
     from siglip2_jax.train.inputs import check_batches
 
@@ -137,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     work = _chosen(config, args)
     where = f"{args.slices} x {args.topology}" if args.slices > 1 else args.topology
     summary = {"topology": args.topology, "slices": args.slices, "mesh": dict(mesh.shape)}
+    summary["calibration"] = CALIBRATION.to_json()
     act = _search if args.search else _plan
     code, details, text = act(work, mesh, where, args)
     if args.json:

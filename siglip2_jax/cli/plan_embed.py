@@ -88,6 +88,7 @@ def run(args: argparse.Namespace, assumed: Assumptions, results: Results) -> int
     """Compiles and prints; 1 if no batch fits."""
     import dataclasses
 
+    from siglip2_jax.planner.calibration import CALIBRATION
     from siglip2_jax.planner.embed import batch_sizes, fastest, host_mesh, plan_embed, plan_job
     from siglip2_jax.planner.estimate import DoesNotFit
     from siglip2_jax.progress import progress
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace, assumed: Assumptions, results: Results) -> int
                 "topology": args.topology,
                 "hosts": hosts,
                 "dtype": dtype,
+                "calibration": CALIBRATION.to_json(),
                 "batches": [plan.to_json() | {"best": plan is best} for plan in plans],
                 "assumed": dataclasses.asdict(assumed),
                 "jobs": [dataclasses.asdict(job) for job in jobs],
@@ -144,7 +146,7 @@ def run(args: argparse.Namespace, assumed: Assumptions, results: Results) -> int
     else:
         where = f"{args.topology} ({hosts:,} x host of {mesh.size} chips)"
         title = f"{name}, {patches:,} patches, {dtype}, on {where}"
-        print(report(title, plans, best, jobs, assumed))
+        print(report(title, plans, best, jobs, assumed), CALIBRATION.note, sep="\n")
     return 0 if jobs else 1
 
 

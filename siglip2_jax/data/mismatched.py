@@ -80,5 +80,5 @@ class MarkMismatched:
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """The example with the field, 0 where its source says nothing."""
-        example["fields"][FIELD] = np.float32(example.get(FIELD, False))
+        example["fields"][FIELD] = np.array(example.get(FIELD, False), np.float32)
         return example

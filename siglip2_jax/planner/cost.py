@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from siglip2_jax.planner.calibration import CALIBRATION
 from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.host_input import Assumptions, request_dollars
 from siglip2_jax.planner.many import Answer, Job
@@ -82,7 +83,7 @@ def cost_table(
         f"{total.request_dollars:,.2f} dollars of requests from a store, at "
         f"{assumed.dollars_per_request * 1000:g} per 1,000"
     )
-    return "\n".join([where, *lines, *reasons, _NOTE, reads])
+    return "\n".join([where, *lines, *reasons, _NOTE, CALIBRATION.note, reads])
 
 
 def _row(job: Job, answer: Answer, price: float | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from siglip2_jax.planner.calibration import CALIBRATION
 from siglip2_jax.planner.hlo.program import AMOUNTS, merged, top
 from siglip2_jax.planner.hlo.walk import Operation
 from siglip2_jax.planner.host_input import Assumptions, HostInput, describe
@@ -121,7 +122,8 @@ def search_table(trials: Sequence[Trial], title: str) -> str:
     for trial in ranked:
         mark = "*" if trial.candidate in best else " "
         lines.append(f"{mark} {row(trial)}")
-    return "\n".join([*lines, "* nothing else that fits is both faster and smaller"])
+    legend = "* nothing else that fits is both faster and smaller"
+    return "\n".join([*lines, legend, CALIBRATION.note])
 
 
 def row(trial: Trial) -> str:

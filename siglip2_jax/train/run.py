@@ -195,17 +195,8 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         """Description of this start: its stages and devices."""
-        stages = [
-            {
-                "name": x.name,
-                "first": x.first_step,
-                "end": x.end,
-                "evals": [y.name for y in x.evals],
-            }
-            for x in self.config.resolved
-        ]
         return {
-            "stages": stages,
+            "stages": [{"name": x.name, "first": x.first, "end": x.end} for x in self.stage_steps],
             "save_every": self.config.checkpoints.every,
             "processes": jax.process_count(),
             "devices": jax.device_count(),

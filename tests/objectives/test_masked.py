@@ -123,7 +123,7 @@ def test_a_center_over_all_patches():
 
 
 def means_of_all(shown) -> tuple[np.ndarray, np.ndarray]:
-    """Which patches are valid, and the weights of their mean over an image, then over images."""
+    """Validity of patches, and the weights of their mean over an image, then over images."""
     valid = np.asarray(shown.batch.fields["global"].valid[:, 0])
     return valid, (valid / valid.sum(1, keepdims=True) / 8)[valid][:, None]
 
