@@ -9,6 +9,7 @@ with the rate falling to 0, as the paper's last fifth does:
 - as_is: with the sigmoid loss, as before.
 - ssl: with self-distillation and masked prediction.
 - self_distill, masked: with one of the two.
+- ibot: ssl with the patch loss over all patches, of which 0.75 are hidden (iBOT++, TIPSv2).
 - boxes: with a decoder that writes captions, boxes for phrases and phrases for boxes.
 """
 
@@ -51,7 +52,7 @@ LENGTH = 40  # tokens of a text
 SENTENCE = 48  # tokens that the decoder writes
 BATCH = 64
 LR = 1e-3
-ARMS = ("as_is", "ssl", "self_distill", "masked", "boxes")
+ARMS = ("as_is", "ssl", "self_distill", "masked", "ibot", "boxes")
 PROMPTS = ("a photo of a {name}", "a picture of a {name}", "there is a {name} in this photo")
 AT_THE_END = 1_000_000
 
@@ -147,12 +148,12 @@ def config(
     head = {"prototypes": 1024, "hidden": 256, "bottleneck": 64}
     distilled = {"self_distill": SelfDistill(weight=0.25, **head)}
     masked = {"masked": MaskedPrediction(weight=0.0625, **head)}
-    # every_patch = {"masked": MaskedPrediction(weight=0.0625, ratio=0.75, targets="all", **head)}
+    every_patch = {"masked": MaskedPrediction(weight=0.0625, ratio=0.75, targets="all", **head)}
     added = {
         "ssl": distilled | masked,
         "self_distill": distilled,
         "masked": masked,
-        # "ibot": distilled | every_patch,
+        "ibot": distilled | every_patch,
     }.get(arm)
     if added:
         views = SelfSupervisedViews(global_size=128, local_size=48, local_views=4)

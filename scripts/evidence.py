@@ -48,7 +48,7 @@ sys.path.insert(0, str(CONFIG.parent))
 import evidence_patches as patches  # noqa: E402
 from evidence_probes import Colours, FrozenProbes  # noqa: E402
 
-ARMS = ("as_is", "ssl", "self_distill", "masked", "boxes")  # and "ibot", see the config
+ARMS = ("as_is", "ssl", "self_distill", "masked", "ibot", "boxes")
 SEEDS = 3
 BASE_STEPS, MOST_STEPS, PATIENCE = 500, 5000, 3
 ARM_STEPS = 700

@@ -189,6 +189,11 @@ class ResolvedStage(Stage):
         return self.first_step + self.num_steps
 
     @property
+    def least_memory(self) -> str:
+        """Setting with which the backward pass of this stage saves the least."""
+        return f'stages.{self.name}.compute.remat="full"'
+
+    @property
     def data_seed(self) -> int:
         """The seed of the stage's data and lengths; stages do not repeat each other's order."""
         return int(np.random.SeedSequence((self.seed, self.index)).generate_state(1)[0])

@@ -107,7 +107,7 @@ class Doctor:
             yield Check("data", self._read_alone)
             yield Check("step", lambda: [skipped("step", _NO_CONFIG)], late="SKIP")
             return
-        way_out = '--set compute.remat="full", a smaller batch_size, or more devices'
+        way_out = f"--set {self._stage.least_memory}, a smaller batch_size, or more devices"
         yield Check("step", self._check_step, "SKIP", way_out)
         yield Check("data", self._check_data)
 

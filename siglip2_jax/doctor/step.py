@@ -147,7 +147,7 @@ def judge_step(step: Step, mesh: Mesh, estimate: Callable[[Step, Mesh], float | 
         sizes["peak"] / GIB,
         chip.hbm_bytes / GIB,
         "{:.2f} GiB",
-        '--set compute.remat="full"',
+        '--set stages.NAME.compute.remat="full"',
     )
 
 

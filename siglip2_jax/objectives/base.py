@@ -86,6 +86,9 @@ class Objective:
         examples.
       towers: those whose output for the batch it reads in `View.features`, "vision" and "text". A
         tower that no objective reads does not run, and no FLOPs are counted for it.
+      own_pass: True if it learns only from passes that it makes itself: `View.features` come to it
+        without gradient, and its backward pass follows its own forward pass, so that no activations
+        of other objectives are in memory meanwhile.
       has_teacher: True if it learns from the moving average of the student, which `View.teacher`
         then holds.
       reads_pixels: True if it looks at the patches themselves, not just at what the towers make of
@@ -95,6 +98,7 @@ class Objective:
     weight: float
     across_examples: bool = False
     towers: tuple[str, ...] = ("vision", "text")
+    own_pass: bool = False
     has_teacher: bool = False
     reads_pixels: bool = False
 

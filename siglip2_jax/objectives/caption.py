@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.decoder import Decoder, DecoderConfig, decoder_config
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.layers import Compute, Remat
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.vocabulary import vocabulary_loss
 from siglip2_jax.sharding import BATCH, has_mesh
@@ -46,6 +46,8 @@ class Captioning(Objective):
       depth: L, blocks of the decoder; None is half of the text tower's, rounded down.
       length: S, positions of the decoder.
       chunk: tokens at a time on a device whose logits over the vocabulary are in memory.
+      remat: what the decoder's backward pass computes again, as in `Compute`; None is what that of
+        the towers does.
       tokens: the loss of a sentence is the "mean" of its tokens' cross-entropies, as in big_vision
         (`models/proj/cappa`), or their "sum", in which long sentences count for more.
       implementation: of the loss over the vocabulary, as `vocabulary_loss` has it.
@@ -56,6 +58,7 @@ class Captioning(Objective):
     depth: int | None = None
     length: int = 64
     chunk: int = 2048
+    remat: Remat | None = None
     tokens: Literal["mean", "sum"] = "mean"
     implementation: Literal["auto", "xla", "pallas"] = "auto"
     towers = ("vision",)
@@ -66,6 +69,8 @@ class Captioning(Objective):
 
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> Decoder:
         """The decoder."""
+        if self.remat is not None:
+            compute = dataclasses.replace(compute, remat=self.remat)
         return Decoder(self._config(model), compute=compute, rngs=rngs)
 
     def loss(self, head: Decoder, view: View) -> tuple[Array, dict[str, Array]]:

@@ -60,6 +60,7 @@ class Distillation(Objective):
     center_momentum: float = 0.9
     chunk: int = 512
     implementation: Literal["auto", "xla", "pallas"] = "auto"
+    own_pass = True
     has_teacher = True
 
     def __post_init__(self) -> None:

@@ -102,7 +102,7 @@ def plan_step(
         lowered,
         mesh,
         f"stage {stage.name!r} at {budget} patches and batch {batch_size:,}",
-        'use more chips, a smaller batch or compute.remat="full"',
+        f"use more chips, a smaller batch or {stage.least_memory}",
         results,
     )
     parts = {

@@ -86,10 +86,8 @@ class Recipe:
         self.scale, self.size = ScaledRecipe(scale), size
         self.full = scale == 1
         shipped = Folder(str(HERE), captions="examples.jsonl", images="photos")
-        if not (self.full or data):
-            self.evals = (Retrieval(source=shipped, name="photos", every=100_000),)
-        else:
-            self.evals = ()
+        photos = Retrieval(source=shipped, name="photos", every=100_000)
+        self.evals = () if self.full or data else (photos,)
         if self.full and not data:
             data = "/data/english/*.arrayrecord"
             other_languages = other_languages or "/data/others/*.arrayrecord"
@@ -100,6 +98,11 @@ class Recipe:
         self.tokenizer = tokenizer or ("/data/tokenizer.model" if self.full else str(TOKENIZER))
         self.vocab_size = 256_000 if self.full or tokenizer else 1024
         self.compute = Compute(dtype="bfloat16", remat="full") if self.full else Compute()
+        # What fits on v5e:16x16 (docs/performance.md, "Settings of the recipe").
+        self.faster = self.fastest = None
+        if self.full and size == "B":
+            self.fastest = replace(self.compute, scan=False, remat="none")
+            self.faster = replace(self.fastest, remat=("qkv", "attn_out", "x_mid", "mlp_pre"))
 
     def model(self, patch_size: int = 16, pixels: int | None = PIXELS) -> ModelConfig:
         """Towers that read square images, or any (None)."""
@@ -136,7 +139,7 @@ class Recipe:
         """Sections 2.2 and 2.3: equal weights of sigmoid and captioning; 1 and 0.25 of the rest."""
         supervised: dict[str, Objective] = {
             "sigmoid": Sigmoid(weight=1.0),
-            "caption": Captioning(weight=1.0, parallel=0.5),
+            "caption": Captioning(weight=1.0, parallel=0.5, chunk=1024),
         }
         if supervised_only:
             return supervised
@@ -177,6 +180,7 @@ class Recipe:
             data=self.data(self.targets),
             objectives=self.losses(supervised_only=True),
             optim=self.optim(0.0),
+            compute=self.fastest,
         )
 
     def distill(self) -> Stage:
@@ -188,6 +192,7 @@ class Recipe:
             data=self.data(self.targets, self.views(self.model())),
             objectives=self.losses(supervised_only=False),
             optim=self.optim(0.8, ema=0.966),
+            compute=self.faster,
         )
 
     def adapted(self, patch_size: int, pixels: int) -> Stage:

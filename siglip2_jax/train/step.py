@@ -111,11 +111,9 @@ class Program:
             batch, curation = self.selector.choose(student, state.teacher_params, batch, key)
         flat = flatten(state.params)
         changing = {path: flat.pop(path) for path in self.trainable}
-
-        def total(changing: dict[str, Array]) -> tuple[Array, tuple[Metrics, Params]]:
-            return self.losses(unflatten(flat | changing), state, batch)
-
-        (loss, (metrics, buffers)), gradients = jax.value_and_grad(total, has_aux=True)(changing)
+        (loss, (metrics, buffers)), gradients = self.losses.differentiate(
+            changing, flat, state, batch
+        )
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, changing)
         buffers = flatten(place(buffers))
         flat |= buffers | cast(dict[str, Array], optax.apply_updates(changing, updates))

@@ -18,13 +18,16 @@ from train.processes import (
     train,
     training,
 )
+from xla import QUICK
 
 from siglip2_jax.config import Schedule, TrainConfig, load_config
 from siglip2_jax.data.collate import collate
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.models.layers import Compute
-from siglip2_jax.models.siglip2 import Params
+from siglip2_jax.models.siglip2 import Params, flatten, unflatten
+from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.objectives.base import Objective
+from siglip2_jax.sharding import make_mesh, put_batch
 from siglip2_jax.train.inputs import abstract_batch, image_preprocessor, open_tokenizer
 from siglip2_jax.train.step import Program
 from siglip2_jax.types import Batch, Patches
@@ -121,6 +124,40 @@ def pairs() -> Batch:
     examples = [example | {"captions": example["captions"][:1]} for example in examples]
     items = [prepare(example, rng, PATCHES) for example in examples]
     return jax.tree.map(jnp.asarray, collate(items, PATCHES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_passes_one_after_the_other(devices, monkeypatch):
+    """Loss, reports, buffers and gradient of all at once; the teacher sees the images once."""
+    passes, encode = [], VisionTower.__call__
+    monkeypatch.setattr(VisionTower, "__call__", lambda *args: passes.append(0) or encode(*args))
+    made = program(dict(config().stages[0].objectives))
+
+    def together(changing, resting, state, batch):
+        def total(changing):
+            return made.losses(unflatten(resting | changing), state, batch)
+
+        return jax.value_and_grad(total, has_aux=True)(changing)
+
+    mesh = make_mesh(1, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        init = jax.jit(made.init_params, compiler_options=QUICK)
+        state, batch = made.init_state(init(jax.random.key(0))), put_batch(pairs(), mesh)
+        teacher = made.average.start(flatten(init(jax.random.key(1))))
+        state = dataclasses.replace(state, ema_params=teacher)
+        resting = flatten(state.params)
+        changing = {path: resting.pop(path) for path in made.trainable}
+        args = changing, resting, state, batch
+        traced = jax.jit(made.losses.differentiate).trace(*args)
+        assert len(passes) == 4  # originals, masked, local views; the teacher's originals
+        assert str(traced.jaxpr).count("optimization_barrier") == 2
+        found = traced.lower().compile(QUICK)(*args)
+        expected = jax.jit(together, compiler_options=QUICK)(*args)
+    equal = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(equal, found, expected)
+    for name in ("caption", "self_distill", "masked"):
+        assert any(np.any(x) for path, x in found[1].items() if path.startswith(f"heads/{name}/"))
 
 
 def learned(name: str, peak_lr: float, kind: str = "constant", seed: int = 0, **changes):
