@@ -58,7 +58,7 @@ class Losses:
     def differentiate(
         self, changing: Mapping[str, Array], resting: Params, state: TrainState, batch: Batch
     ) -> tuple[tuple[Array, tuple[Metrics, Params]], dict[str, Array]]:
-        """The weighted sum, what is reported, new buffers, and the gradient by some of the parameters.
+        """The weighted sum, reports and new buffers, and the gradient by some of the parameters.
 
         Objectives with a pass of their own follow the others, each after the gradient of the one
         before, so that the activations of one pass at a time are in memory.
