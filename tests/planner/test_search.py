@@ -115,7 +115,8 @@ def command(monkeypatch, capsys):
 def test_an_interrupted_search_shows_what_it_has(command):
     code, out, err = command("--budget", "64", "--batches", "32,64")
     assert code == 130
-    title, _, *rows, note = out.splitlines()
+    title, _, *rows, note, calibration = out.splitlines()
+    assert calibration.startswith("(published / estimate: ")
     assert title.startswith("stage main, 64 patches on v5e:2x2 (4 chips), stopped after 4 of 28")
     assert [row[0] for row in rows] == ["*", "*", " ", " "]
     assert "DOES NOT FIT" in rows[2] and "DOES NOT COMPILE" in rows[3]
