@@ -140,10 +140,10 @@ def test_passes_one_after_the_other(devices, monkeypatch):
 
         return jax.value_and_grad(total, has_aux=True)(changing)
 
-    mesh = make_mesh(1, jax.devices()[:devices])
+    mesh, whole = make_mesh(1, jax.devices()[:devices]), pairs()  # which others share
     with jax.set_mesh(mesh):
         init = jax.jit(made.init_params, compiler_options=QUICK)
-        state, batch = made.init_state(init(jax.random.key(0))), put_batch(pairs(), mesh)
+        state, batch = made.init_state(init(jax.random.key(0))), put_batch(whole, mesh)
         teacher = made.average.start(flatten(init(jax.random.key(1))))
         state = dataclasses.replace(state, ema_params=teacher)
         resting = flatten(state.params)
