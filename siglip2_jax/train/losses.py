@@ -48,13 +48,6 @@ class Losses:
         self._stage, self._graphdef = stage, graphdef
         self._heads, self._average = heads, average
 
-    def __call__(
-        self, params: Params, state: TrainState, batch: Batch
-    ) -> tuple[Array, tuple[Metrics, Params]]:
-        """The weighted sum of all objectives; what they report, and their heads' new buffers."""
-        loss, (_, reports) = self._sum(tuple(self.objectives), params, state, batch, {})
-        return loss, _gathered(reports)
-
     def differentiate(
         self, changing: Mapping[str, Array], resting: Params, state: TrainState, batch: Batch
     ) -> tuple[tuple[Array, tuple[Metrics, Params]], dict[str, Array]]:
