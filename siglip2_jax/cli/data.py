@@ -60,10 +60,7 @@ def inspect(args: argparse.Namespace) -> None:
     from siglip2_jax.train.inputs import open_tokenizer
 
     config = load_run(args)
-    names = [stage.name for stage in config.stages]
-    if args.stage is not None and args.stage not in names:
-        raise ValueError(f"there is no stage {args.stage!r}; the config has {', '.join(names)}")
-    stage = config.resolved[names.index(args.stage) if args.stage else 0]
+    stage = config.resolved[0] if args.stage is None else config.find_stage(args.stage)
     tokenizer = open_tokenizer(config)
     batches, texts = _batches(stage, tokenizer, args.count)
     pad_id = config.model.text.pad_id

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device is needed
     config = load_run(args)
-    stage = _stage(config, args.stage)
+    stage = config.resolved[0] if args.stage is None else config.find_stage(args.stage)
     budgets = [x for x in stage.lengths.budgets if args.budget in (None, x)]
     if not budgets:
         raise ValueError(f"no stage trains with {args.budget} patches")
@@ -74,13 +74,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_lines(summary)))
     return 0 if all(row["enough"] is not False for row in summary["budgets"]) else 1
-
-
-def _stage(config: TrainConfig, name: str | None) -> ResolvedStage:
-    names = [stage.name for stage in config.stages]
-    if name is not None and name not in names:
-        raise ValueError(f"there is no stage {name!r}; the config has {', '.join(names)}")
-    return config.resolved[names.index(name) if name else 0]
 
 
 def _measure(

@@ -300,13 +300,10 @@ def _candidates(
 
 def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[ResolvedStage, int]]:
     """Stage and budget of every program to compile."""
-    names = [stage.name for stage in config.stages]
-    if args.stage is not None and args.stage not in names:
-        raise ValueError(f"there is no stage {args.stage!r}; the config has {', '.join(names)}")
+    stages = config.resolved if args.stage is None else (config.find_stage(args.stage),)
     programs = [
         (stage, budget)
-        for stage in config.resolved
-        if args.stage in (None, stage.name)
+        for stage in stages
         for budget in stage.lengths.budgets
         if args.budget in (None, budget)
     ]

@@ -133,6 +133,17 @@ class TrainConfig:
             )
         return tuple(stages)
 
+    def find_stage(self, name: str) -> ResolvedStage:
+        """The stage of a name, resolved.
+
+        Raises:
+          ValueError: there is none.
+        """
+        stages = {stage.name: stage for stage in self.resolved}
+        if name not in stages:
+            raise ValueError(f"there is no stage {name!r}; the config has {', '.join(stages)}")
+        return stages[name]
+
 
 def _lengths(stage: Stage, model: ModelConfig) -> Lengths:
     """The stage's lengths; a model of fixed resolution has one."""

@@ -71,7 +71,7 @@ class Doctor:
     ):
         self._config, self._workdir, self._data = config, workdir, data
         self._shapes = config or shapes
-        self._stage = _choose(self._shapes, stage)
+        self._stage = self._shapes.find_stage(stage) if stage else self._shapes.resolved[0]
         self._step: steps.Step | None = None
 
     def phases(self) -> list[Phase]:
@@ -169,10 +169,3 @@ def state_bytes(stage: ResolvedStage) -> int:
     """Size of a checkpoint of a stage."""
     state = abstract_state(Program(stage), make_mesh(1, jax.devices()[:1]))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def _choose(config: TrainConfig, name: str | None) -> ResolvedStage:
-    names = [stage.name for stage in config.stages]
-    if name is not None and name not in names:
-        raise ValueError(f"there is no stage {name!r}; the config has {', '.join(names)}")
-    return config.resolved[names.index(name) if name else 0]
