@@ -16,12 +16,15 @@ from siglip2_jax.preprocess.patches import write_padded
 from siglip2_jax.types import Batch, Patches
 
 
-def collate(items: Sequence[Mapping[str, Any]], num_tokens: int) -> Batch:
+def collate(
+    items: Sequence[Mapping[str, Any]], num_tokens: int, pixels: DTypeLike = np.float32
+) -> Batch:
     """Stacks the arrays of examples.
 
     Args:
       items: what `Prepare` gave for each of B examples.
       num_tokens: N, the length that images are padded to.
+      pixels: the dtype of patches.
 
     Returns:
       A batch of NumPy arrays; `fields` has the transforms' fields: arrays [B, ...], and `Patches`
@@ -33,7 +36,7 @@ def collate(items: Sequence[Mapping[str, Any]], num_tokens: int) -> Batch:
     """
     if not items:
         raise ValueError("A batch needs at least one image.")
-    row = empty_row(items[0], num_tokens)
+    row = empty_row(items[0], num_tokens, pixels)
     out = jax.tree.map(lambda x: np.empty((len(items), *x.shape[1:]), x.dtype), row)
     for i, item in enumerate(items):
         write_row(item, out, i)

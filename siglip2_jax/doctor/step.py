@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
 from siglip2_jax.config import ResolvedStage
-from siglip2_jax.data.collate import empty_row, write_row
+from siglip2_jax.data.collate import collate
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.doctor.check import Finding, Findings, at_most, failed, passed, skipped
 from siglip2_jax.planner.estimate import Estimate
@@ -109,10 +109,7 @@ def random_batch(prepare: Prepare, budget: int, size: int) -> Batch:
         image = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
         example = {"image": image, "captions": [f"random image {i}"], "name": f"random/{i}"}
         items.append(prepare(example, rng, budget))
-    row = empty_row(items[0], prepare.num_tokens(budget), prepare.pixels)
-    rows = jax.tree.map(lambda x: np.zeros((len(items), *x.shape[1:]), x.dtype), row)
-    for i, item in enumerate(items):
-        write_row(item, rows, i)
+    rows = collate(items, prepare.num_tokens(budget), prepare.pixels)
     order = np.arange(size) % len(items)
     return jax.tree.map(lambda x: x[order], rows)
 

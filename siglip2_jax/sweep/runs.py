@@ -19,9 +19,10 @@ from siglip2_jax.data.text import read_json
 from siglip2_jax.recipes import locate
 from siglip2_jax.resumable import compare
 from siglip2_jax.sweep.arms import PROGRAMS, Arm
+from siglip2_jax.train.distributed import PREEMPTED
 from siglip2_jax.train.run import CONFIG
 
-STOPPED = (130, 143)
+STOPPED = (130, PREEMPTED)
 """Exit codes of a run that was told to stop: by Ctrl-C, by SIGTERM."""
 
 
