@@ -21,6 +21,7 @@ from jax._src import compilation_cache  # the only way to replace JAX's files
 from jax._src.compilation_cache_interface import CacheInterface
 
 from siglip2_jax.cache_files import seal, unseal
+from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import write_once
 
 MOST_BYTES = 20 * 2**30
@@ -86,7 +87,7 @@ class ProgramFiles(CacheInterface):
                 "the compilation cache %s cannot be %s (%s); the run goes on without it",
                 self._path,
                 verb,
-                " ".join(str(error).split()) or type(error).__name__,
+                reason_of(error),
             )
 
     def _mark(self, path: epath.Path) -> None:

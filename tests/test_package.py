@@ -21,7 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from layers strictly to the left, and from its own package.
 LAYERS = (
-    "types progress outputs strings fingerprint git_lfs cache_files",
+    "types errors progress outputs strings fingerprint git_lfs cache_files",
     "sharding resumable compilation_cache",
     "models",
     "preprocess",

@@ -33,6 +33,7 @@ from siglip2_jax.cli import (
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
 from siglip2_jax.cli.printing import escape_unprintable
+from siglip2_jax.errors import reason_of
 
 COMMANDS = (
     demo,
@@ -128,4 +129,4 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     notes = [x for x in getattr(error, "__notes__", ()) if "JAX has removed" not in x]
     places = "".join(f" ({note})" for note in notes)
-    return (" ".join(str(error).split()) or type(error).__name__) + places
+    return reason_of(error) + places

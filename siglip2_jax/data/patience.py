@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from siglip2_jax.data.example import ExampleError, SourceError
+from siglip2_jax.errors import reason_of
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ def of_stored_file(path: str | os.PathLike[str]) -> Iterator[None]:
     except (OSError, ValueError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise OSError(errno.EIO, reason, os.fspath(path)) from error
 
 
@@ -110,7 +111,7 @@ def of_example_file(path: str | os.PathLike[str]) -> Iterator[None]:
 def _sentence(error: OSError, name: str, tried: float | None) -> str:
     """Sentence on an error: the thing that cannot be read, the reason, a way out."""
     place = name if error.filename is None else os.fsdecode(error.filename)
-    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    reason = error.strerror or reason_of(error)
     if tried is not None:
         return (
             f"{place} cannot be read ({reason}), tried for {tried:g} s (Data.patience); run the "

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from siglip2_jax.doctor.check import Check, Finding, skipped
+from siglip2_jax.errors import reason_of
 from siglip2_jax.progress import progress
 from siglip2_jax.train.distributed import gather
 
@@ -117,11 +118,10 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     is_sentence = isinstance(error, ValueError | OSError) and str(error)
-    return str(error) if is_sentence else f"{type(error).__name__}: {error}"
+    return reason_of(error) if is_sentence else f"{type(error).__name__}: {reason_of(error)}"
 
 
-def _error(check: Check, message: str) -> Finding:
-    sentence = " ".join(message.split())
+def _error(check: Check, sentence: str) -> Finding:
     sentence = sentence if len(sentence) <= 300 else f"{sentence[:300]} …"
     return Finding(check=check.name, status="FAIL", measured=sentence, way_out=check.way_out)
 

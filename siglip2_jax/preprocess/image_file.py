@@ -22,6 +22,7 @@ from PIL import (  # the plugins register themselves in Image.OPEN
 )
 
 from siglip2_jax import git_lfs
+from siglip2_jax.errors import reason_of
 from siglip2_jax.preprocess.metadata import without_metadata
 
 Stream = io.BytesIO | io.BufferedReader
@@ -43,7 +44,7 @@ class _DamagedError(ImageError):
     """Error for an image of a known format that its reader cannot decode."""
 
     def __init__(self, label: str, format_name: str | None, error: Exception) -> None:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         super().__init__(
             f"{label}: the {format_name or 'image'} data is damaged or truncated ({reason})."
         )

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the only way to JAX's key-value store
 from jax.experimental import multihost_utils
 
+from siglip2_jax.errors import reason_of
 from siglip2_jax.train.liveness import (
     LOST,
     SECONDS_OF_SILENCE,
@@ -155,7 +156,7 @@ def ending_together() -> Iterator[None]:
         except BaseException as error:
             if _is_broken_collective(error) and (news := _await_news()):
                 raise ValueError(news) from error
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason_of(error)
             news = f"process {jax.process_index()} of {jax.process_count()} failed: {reason}"
             with suppress(RuntimeError):  # the coordinator may be gone
                 global_state.client.key_value_set(NEWS, news, allow_overwrite=True)
@@ -286,24 +287,27 @@ def meet() -> None:
 
 def exchange(text: str) -> list[str]:
     """The text of every process, in order; each calls it. No device takes part, nor starts."""
-    if global_state.num_processes == 1:
-        return [text]
-    folder = f"siglip2_jax/exchange/{next(_meetings)}"
-    _store().key_value_set(f"{folder}/{global_state.process_id}", text)
-    meet()
-    texts = dict(_store().key_value_dir_get(folder))
-    return [texts[f"{folder}/{process}"] for process in range(global_state.num_processes)]
+    return [x for x in _exchange(text, lambda _: meet()) if x is not None]
 
 
 def gather(text: str, seconds: float) -> list[str | None]:
     """Exchanges texts, and waits no longer than that; None of a process that gave none by then."""
+
+    def wait(name: str) -> None:
+        with suppress(RuntimeError):  # a process is missing
+            _store().wait_at_barrier(name, int(seconds * 1000))
+
+    return _exchange(text, wait)
+
+
+def _exchange(text: str, wait: Callable[[str], None]) -> list[str | None]:
+    """The texts of all processes after a wait, which gets a name; None of one that gave none."""
     processes = range(global_state.num_processes)
     if len(processes) == 1:
         return [text]
     folder = f"siglip2_jax/exchange/{next(_meetings)}"
     _store().key_value_set(f"{folder}/{global_state.process_id}", text)
-    with suppress(RuntimeError):  # one is missing
-        _store().wait_at_barrier(folder, int(seconds * 1000))
+    wait(folder)
     texts = dict(_store().key_value_dir_get(folder))
     return [texts.get(f"{folder}/{process}") for process in processes]
 

@@ -19,6 +19,7 @@ from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.config import Origin, Pretrained, ResolvedStage, Scratch, TrainConfig
 from siglip2_jax.data.lengths import StepSchedule
 from siglip2_jax.data.pipeline import HostBatch
+from siglip2_jax.errors import reason_of
 from siglip2_jax.evals.base import Evaluator
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.progress import Update, progress
@@ -87,7 +88,7 @@ def train(
             run.end("complete" if complete else "SIGTERM")
             return complete
         except BaseException as error:
-            run.end(" ".join(str(error).split()) or type(error).__name__)
+            run.end(reason_of(error))
             raise
         finally:
             run.close()

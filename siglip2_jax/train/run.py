@@ -18,6 +18,7 @@ from siglip2_jax.checkpoints.orbax import describe
 from siglip2_jax.config import Origin, ResolvedStage, TrainConfig, to_json
 from siglip2_jax.config.files import to_record
 from siglip2_jax.data.open_files import raise_file_limit
+from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import names_no_file, write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
@@ -148,7 +149,7 @@ class Run:
             if not names_no_file(error) and not is_of_the_store(error):
                 raise
             self._lost = True
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason_of(error)
             raise StoreError(
                 f"{self.workdir} cannot be read or written ({reason}); "
                 "run the same command again once it can: training resumes from the last checkpoint "
