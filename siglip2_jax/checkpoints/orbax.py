@@ -26,6 +26,7 @@ from siglip2_jax.checkpoints.table import (
     to_ours,
     to_theirs,
 )
+from siglip2_jax.errors import reason_of
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.siglip2 import flatten, unflatten
 
@@ -157,4 +158,4 @@ def _read_leaf(directory: epath.Path, stored: Mapping[str, Any], path: str) -> n
 
 def _in_short(error: Exception) -> str:
     """The beginning of what Orbax says at length, on one line."""
-    return f"{' '.join(str(error).split()):.200}"
+    return f"{reason_of(error):.200}"

@@ -37,6 +37,7 @@ from siglip2_jax.data.stores.file import StoreFile
 from siglip2_jax.data.stores.manifest import Manifest, Piece, join
 from siglip2_jax.data.stores.manifest_files import folder_of, load_manifest
 from siglip2_jax.data.stores.store import Store, is_remote
+from siglip2_jax.errors import reason_of
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -183,7 +184,7 @@ class _ParquetBlocks(BlockReader):
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the system; damage has no number
-            reason = " ".join(str(error).split())
+            reason = reason_of(error)
             raise _Damaged(f"its row group {group} is damaged ({reason})") from error
 
     def _make(self, row: _Row) -> dict[str, Any]:

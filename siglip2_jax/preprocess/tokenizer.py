@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int, Int32
 from sentencepiece import SentencePieceProcessor
 
 from siglip2_jax import git_lfs
+from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import write_whole
 from siglip2_jax.preprocess.text_norm import TextNorm, normalize
 
@@ -127,7 +128,7 @@ class Tokenizer:
                 data = to_sentencepiece(data)
             return cls(data, text_norm=text_norm, length=length, pad_id=pad_id)
         except TokenizerError as error:
-            raise TokenizerError(f"{file}: {' '.join(str(error).split())}") from error
+            raise TokenizerError(f"{file}: {reason_of(error)}") from error
         except (AttributeError, LookupError, RecursionError, TypeError) as error:
             raise TokenizerError(
                 f"{file}: its JSON has not the form of Gemma's tokenizer.json ({error!r:.200}); "

@@ -11,6 +11,7 @@ from string import Template
 from typing import NamedTuple
 
 from siglip2_jax.data.prefetch import thread_map
+from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import open_output
 from siglip2_jax.preprocess.decode import decode
 from siglip2_jax.preprocess.thumbnail import data_uri, thumbnail
@@ -105,7 +106,7 @@ def _shrink(read: Callable[[str], str | bytes | None], hit: Hit) -> _Thumbnail:
             return _Thumbnail(None, 0, 0, "the image is not here")
         image = decode(source, name=hit.id, least_size=lambda size: (SIDE, SIDE))
     except (ValueError, OSError, ImportError) as error:
-        return _Thumbnail(None, 0, 0, " ".join(str(error).split()))
+        return _Thumbnail(None, 0, 0, reason_of(error))
     small = thumbnail(image, SIDE)
     return _Thumbnail(data_uri(small), small.width, small.height, "")
 

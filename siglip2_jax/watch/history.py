@@ -108,7 +108,7 @@ class History:
             self.unreadable += 1
             return
         if step <= self.step:
-            self.repeated += max(series.cut(step) for series in self.series.values())
+            self.repeated += max((x.cut(step) for x in self.series.values()), default=0)
             self.series = {name: series for name, series in self.series.items() if len(series)}
         self.step = step
         for name, value in row.items():

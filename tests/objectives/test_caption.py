@@ -214,6 +214,14 @@ def test_head_and_defaults():
     assert (config.depth, config.length, config.memory_dim) == (1, 64, MODEL.vision.width)
 
 
+@pytest.mark.parametrize(("own", "expected"), [(None, "dots"), ("full", "full")])
+def test_the_decoder_may_compute_again_what_towers_keep(own, expected):
+    compute = Compute(remat="dots", scan=False)
+    objective = Captioning(remat=own)
+    head = nnx.eval_shape(lambda: objective.head(MODEL, compute, rngs=nnx.Rngs(0)))
+    assert head.compute == dataclasses.replace(compute, remat=expected)
+
+
 def test_flops_of_b16_by_hand():
     """Three sentences of 64 ids and 256 image tokens, six layers."""
     image = patches([(1, 1)] * 2, 256, 1)

@@ -45,6 +45,12 @@ def test_lines_that_hold_no_step_are_counted():
     assert math.isnan(found.get("loss").newest)
 
 
+def test_lines_without_numbers_may_come_again():
+    found = history([{"step": 1}, {"step": 1}, {"step": 1, "loss": 2.0}])
+    assert (found.step, found.repeated, found.unreadable) == (1, 0, 0)
+    assert found.get("loss").values().tolist() == [2.0]
+
+
 def test_columns_keep_extremes():
     series, rng = Series(), np.random.default_rng(0)
     values = rng.normal(size=1000)
