@@ -50,8 +50,8 @@ from evidence_probes import Colours, FrozenProbes  # noqa: E402
 
 ARMS = ("as_is", "ssl", "self_distill", "masked", "ibot", "boxes")
 SEEDS = 3
-BASE_STEPS, MOST_STEPS, PATIENCE = 500, 5000, 3
-ARM_STEPS = 700
+BASE_STEPS, MOST_STEPS, PATIENCE = 500, 4000, 2
+ARM_STEPS = 500
 CLASSES = 16
 COLUMNS = {
     "eval/probe/camvid_miou": "camvid_60 mIoU, %",
@@ -273,7 +273,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="directory with the data sets")
     parser.add_argument("--out", required=True, type=Path, help="workdirs and measurements")
-    parser.add_argument("--hours", type=float, default=10, help="CPU hours that training may take")
+    parser.add_argument("--hours", type=float, default=4, help="CPU hours that training may take")
     parser.add_argument("--report", action="store_true", help="train nothing; report what there is")
     args = parser.parse_args()
     data, out = args.data.absolute(), args.out.absolute()
