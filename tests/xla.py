@@ -30,16 +30,17 @@ def keep_programs() -> str:
     return os.environ[PROGRAMS]
 
 
-def environment(devices: int = 1, processes: int = 1) -> dict[str, str]:
+def environment(devices: int = 1, processes: int = 1, scans: bool = True) -> dict[str, str]:
     """The environment of processes with simulated devices.
 
     A CPU program that XLA reads back from its cache no longer orders the collectives inside a scan
-    with those outside of it, and devices wait for each other for ever. A single device has none:
-    its programs are kept.
+    with those outside of it, and devices wait for each other for ever. Programs of a single device
+    or without a scan are kept.
 
     Args:
       devices: of each process.
       processes: that train together.
+      scans: whether their programs may hold a scan.
     """
     flags = (
         f"--xla_force_host_platform_device_count={devices} {QUICK_FLAGS} "
@@ -49,7 +50,7 @@ def environment(devices: int = 1, processes: int = 1) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "NPROC": "32",
         "XLA_FLAGS": flags,
-        "JAX_ENABLE_COMPILATION_CACHE": str(devices * processes == 1).lower(),
+        "JAX_ENABLE_COMPILATION_CACHE": str(devices * processes == 1 or not scans).lower(),
         "JAX_COMPILATION_CACHE_DIR": keep_programs(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -59,10 +59,7 @@ class Job(NamedTuple):
 
     def start(self, workdir: Path):
         """Starts training, as a context."""
-        # Programs of several processes may be kept, as these hold no scan (see `xla.environment`).
-        variables = [{"JAX_ENABLE_COMPILATION_CACHE": "true"}] * self.processes
-        options = {"processes": self.processes, "variables": variables}
-        return training(self.config, workdir, *self.changes, **options)
+        return training(self.config, workdir, *self.changes, processes=self.processes)
 
     def train(self, workdir: Path) -> None:
         """Trains to the end.

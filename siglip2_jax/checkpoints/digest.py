@@ -34,6 +34,7 @@ def digests(arrays: Sequence[Shaped[Array, " ..."]]) -> UInt32[Array, " n"]:
     return jnp.stack([_digest(array) for array in arrays])
 
 
+@jax.jit  # so that arrays of one shape are traced once
 def _digest(array: Shaped[Array, " ..."]) -> UInt32[Array, ""]:
     kind = jnp.dtype(f"u{array.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32)

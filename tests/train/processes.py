@@ -80,6 +80,7 @@ def started(
     commands: Sequence[Sequence[str]],
     devices: int,
     variables: Sequence[Mapping[str, str]] | None = None,
+    scans: bool = True,
 ):
     """Runs Python with the given arguments, once for each process; kills what is left at the end.
 
@@ -88,8 +89,9 @@ def started(
       commands: arguments of each.
       devices: simulated devices of each.
       variables: further ones of the environment of each.
+      scans: whether their programs may hold a scan.
     """
-    env = environment(devices, len(commands))
+    env = environment(devices, len(commands), scans)
     paths = [logs / f"{time.monotonic_ns()}.{i}.log" for i in range(len(commands))]
     popen = []
     try:
@@ -137,7 +139,8 @@ def training(
             command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
             command += ["--process-id", str(i)]
         commands.append(command)
-    return started(logs or Path(workdir).parent, commands, devices, variables)
+    scans = config != LIGHT and "compute.scan=False" not in changes
+    return started(logs or Path(workdir).parent, commands, devices, variables, scans)
 
 
 def train(config: Path, workdir: Path | str, *changes: str, **options) -> list[Ended]:
