@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import json
 from array import array
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 TIME = "time"
+LARGEST, LARGEST_TIME = 2**53, 1e11
 
 
 class Column(NamedTuple):
@@ -103,8 +104,9 @@ class History:
 
     def add(self, line: bytes) -> None:
         """Takes a line; where it goes back to an earlier step, it replaces what was after it."""
-        row = parse(line)
-        if row is None or not isinstance(step := row.pop("step", None), int) or step < 0:
+        row = parse(line) or {}
+        step = row.pop("step", None)
+        if not is_step(step) or not is_time(row.get(TIME, 0)):
             self.unreadable += 1
             return
         if step <= self.step:
@@ -112,14 +114,26 @@ class History:
             self.series = {name: series for name, series in self.series.items() if len(series)}
         self.step = step
         for name, value in row.items():
-            if isinstance(value, int | float):
+            if isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST):
                 if name not in self.series:
+                    if not name.isprintable():
+                        continue
                     self.series[name] = Series()
-                self.series[name].add(step, value)
+                self.series[name].add(step, float(value))
 
     def get(self, name: str) -> Series:
         """A series, empty where there is none."""
         return self.series.get(name, Series())
+
+
+def is_step(value: Any) -> TypeGuard[int]:
+    """True for a whole number of steps."""
+    return type(value) is int and 0 <= value < LARGEST
+
+
+def is_time(value: Any) -> TypeGuard[float]:
+    """True for seconds since 1970."""
+    return type(value) in (int, float) and 0 <= value < LARGEST_TIME
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

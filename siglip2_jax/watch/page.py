@@ -9,9 +9,10 @@ from itertools import groupby
 from string import Template
 
 from siglip2_jax.watch.curves import Curve, draw_curves
+from siglip2_jax.watch.events import Stage
 from siglip2_jax.watch.history import TIME
 from siglip2_jax.watch.rules import RULES, words
-from siglip2_jax.watch.run import Stage, WatchedRun
+from siglip2_jax.watch.run import WatchedRun
 from siglip2_jax.watch.summary import summarize
 
 WIDTH, HEIGHT, TOP = 440, 120, 12  # of a chart; the names of stages stand in its top

@@ -3,48 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
 
 from siglip2_jax.checkpoints.source import absolute
 from siglip2_jax.train.metrics import EVENTS, METRICS
 from siglip2_jax.train.run import CONFIG
-from siglip2_jax.watch.history import TIME, History, parse
+from siglip2_jax.watch.events import Alarm, End, Stage, Start, read_event
+from siglip2_jax.watch.history import TIME, History
 from siglip2_jax.watch.tail import Tail
-
-
-class Stage(NamedTuple):
-    """Steps of a stage: those after `first`, up to `end`."""
-
-    name: str
-    first: int
-    end: int
-
-
-class Start(NamedTuple):
-    """Start of the run, the first one or a restart.
-
-    Attributes:
-      step: that it goes on from.
-      time: seconds since 1970.
-      before: reason for which the run had ended; None for the first start, "" where it was killed.
-      save_every: steps between checkpoints.
-      kind: of its devices.
-    """
-
-    step: int
-    time: float
-    before: str | None
-    save_every: int
-    kind: str
-
-
-class Alarm(NamedTuple):
-    """Alarm of an objective; `over` is the step at which it was, None while it lasts."""
-
-    step: int
-    objective: str
-    text: str
-    over: int | None = None
 
 
 class WatchedRun:
@@ -87,8 +52,12 @@ class WatchedRun:
         if self._events.replaced():
             self._forget_events()
         for line in self._events.lines():
-            if event := parse(line):
-                self._take(event)
+            self._take(read_event(line))
+
+    @property
+    def unreadable(self) -> int:
+        """Lines that hold neither numbers of a step nor an event."""
+        return self.history.unreadable + self._no_events
 
     @property
     def stage(self) -> Stage:
@@ -128,25 +97,24 @@ class WatchedRun:
         self.starts: list[Start] = []
         self.alarms: list[Alarm] = []
         self.end: str | None = None
+        self._no_events = 0
 
-    def _take(self, event: dict[str, Any]) -> None:
-        """Takes a line of `events.jsonl`."""
-        kind, step = event.get("event"), event.get("step", 0)
-        if kind == "start":
-            self._end_alarms(step)
-            before = (self.end or "") if self.starts else None
-            facts = event.get("save_every", 1), event.get("kind", "")
-            self.starts.append(Start(step, event.get("time", 0.0), before, *facts))
-            self.stages = tuple(
-                Stage(x["name"], x["first"], x["end"]) for x in event.get("stages", ())
-            )
-            self.end = None
-        elif kind == "alarm":
-            self._end_alarms(step, event["objective"])
-            if event["text"]:
-                self.alarms.append(Alarm(step, event["objective"], event["text"]))
-        elif kind == "end":
-            self.end = event["reason"]
+    def _take(self, event: Start | Alarm | End | None) -> None:
+        """Takes what a line of `events.jsonl` tells."""
+        match event:
+            case Start():
+                self._end_alarms(event.step)
+                before = (self.end or "") if self.starts else None
+                self.starts.append(event._replace(before=before))
+                self.stages, self.end = event.stages, None
+            case Alarm():
+                self._end_alarms(event.step, event.objective)
+                if event.text:
+                    self.alarms.append(event)
+            case End():
+                self.end = event.reason
+            case None:
+                self._no_events += 1
 
     def _end_alarms(self, step: int, objective: str | None = None) -> None:
         """Notes that alarms are over: of one objective, or of all."""

@@ -68,7 +68,7 @@ def to_json(run: WatchedRun, now: float) -> dict[str, Any]:
         "starts": [start._asdict() for start in run.starts],
         "alarms": [alarm._asdict() for alarm in run.alarms],
         "repeated_lines": run.history.repeated,
-        "unreadable_lines": run.history.unreadable,
+        "unreadable_lines": run.unreadable,
         "newest": {
             name: series.newest if math.isfinite(series.newest) else None
             for name, series in run.history.series.items()

@@ -9,8 +9,9 @@ from etils import epath
 from watch.watched import end, lines, start, text, write
 
 from siglip2_jax.train.metrics import EVENTS, METRICS
+from siglip2_jax.watch.events import Stage
 from siglip2_jax.watch.history import History, Series
-from siglip2_jax.watch.run import Stage, WatchedRun
+from siglip2_jax.watch.run import WatchedRun
 from siglip2_jax.watch.tail import Tail
 
 
