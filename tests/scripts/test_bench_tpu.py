@@ -10,6 +10,7 @@ import pytest
 from planner.plans import step_plan
 
 from siglip2_jax.planner.estimate import DoesNotFit
+from siglip2_jax.train.chips import V5E
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_tpu.py"
 
@@ -20,7 +21,7 @@ def script(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "bench_tpu", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "topology_mesh", lambda *_: None)
+    monkeypatch.setattr(module, "topology_mesh", lambda name, slices, replica: None)
     monkeypatch.setattr(module, "version", lambda name: f"{name} 1")
     return module
 
@@ -36,7 +37,9 @@ def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys,
 
     def plan(stage, budget, mesh, batch_size, results):
         seen.append((stage, budget, batch_size))
-        return dataclasses.replace(step_plan(2**31, 0.2, batch_size), flops=1)
+        flops = 0.6 * 0.12 * V5E.flops  # in 0.12 s
+        made = step_plan(2**31, 0.12, batch_size)
+        return dataclasses.replace(made, flops=int(flops), model_flops=flops)
 
     path = tmp_path / "figures.json"
     assert run(script, monkeypatch, plan, "--json", path) == 0
@@ -44,10 +47,14 @@ def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys,
     least = seen[1][0]
     assert least.compute.scan and least.compute.remat == "full"
     assert least.objectives["sigmoid"].implementation == "ring"
-    assert {(budget, batch) for _, budget, batch in seen} >= {(1024, 8192), (256, 262_144)}
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]
+    own = {(128, 32_768), (1024, 16_384), (256, 512), (256, 4096)}  # of the mix and small runs
+    assert {(budget, batch) for _, budget, batch in seen} >= {(1024, 8192), (256, 262_144)} | own
+    assert {stage.name for stage, *_ in seen} >= {"main", "distill", "naflex"}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "mean MFU of B/16 NaFlex, the mix: 0.600, target >= 0.58"
+    lines = [x for x in printed if x.startswith("|")]
     assert len(lines) == 2 + len(seen)
-    assert all(x.endswith("| yes |") and "**200**" in x and "| 2.00 |" in x for x in lines[2:])
+    assert all(x.endswith("| yes |") and "**120**" in x and "| 0.600 |" in x and "| 2.00 |" in x for x in lines[2:])
     figures = json.loads(path.read_text())
     assert figures["versions"] == {"jax": "jax 1", "libtpu": "libtpu 1"}
     assert [row["missed"] for row in figures["programs"]] == [[]] * len(seen)
@@ -56,10 +63,12 @@ def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys,
 
 def test_missed_targets_are_named(script, monkeypatch, capsys):
     slow = lambda *_: dataclasses.replace(step_plan(12 * 2**30, 1.5), flops=2)  # noqa: E731
-    assert run(script, monkeypatch, slow, "--only", "So400m") == 1
+    assert run(script, monkeypatch, slow, "--only", "least memory") == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith("| no: ms, GiB |")
     assert run(script, monkeypatch, slow, "--only", "B/16 NaFlex") == 1
-    assert "| no: ms, FLOPs |" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "| no: ms, FLOPs |" in found and "| MFU >= 0.5 | no: MFU |" in found
+    assert found.splitlines()[-1] == "mean MFU of B/16 NaFlex, the mix: 0.000, target >= 0.58"
 
 
 def test_what_does_not_fit(script, monkeypatch, capsys):
