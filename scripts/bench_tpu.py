@@ -182,7 +182,7 @@ HEAD = (
 def cells(point: Point, plan: StepPlan | None) -> list[str]:
     """One program as a row of the table."""
     _, stage, batch_size = point.load()
-    compute = stage.compute
+    compute = stage.compute.at_length(point.budget)
     kept = compute.remat if isinstance(compute.remat, str) else "+".join(compute.remat)
     row = [
         point.name,

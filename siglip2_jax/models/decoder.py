@@ -188,7 +188,7 @@ class Decoder(nnx.Module):
         def layer(x: Array, block: DecoderBlock) -> tuple[Array, None]:
             return gather(block, self.dtype)(x, attend, image, valid), None
 
-        x = self.norm(run_blocks(layer, x, self.blocks, self.compute))
+        x = self.norm(run_blocks(layer, x, self.blocks, self.compute.at_length(x.shape[1])))
         return reshape_rows(x, (batch, repeats, length, x.shape[-1]))
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

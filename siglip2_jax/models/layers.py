@@ -29,6 +29,8 @@ from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.sharding import gather
 
 Remat = Literal["none", "full", "dots"] | tuple[str, ...]
+ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
+"""Activations of a block that the backward pass can find in memory, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Compute:
       scan: run the blocks of a tower as a loop over stacked parameters; False unrolls them, which
         compiles slower and runs faster.
       remat: what the backward pass computes again: "none", "full" (keep only each block's input),
-        "dots" (keep matrix products), or the names of the activations to keep, out of "qkv",
-        "attn_out", "x_mid" and "mlp_pre".
+        "dots" (keep matrix products), or names of the activations to keep, out of `ACTIVATIONS`.
+      remat_up_to: in place of `remat` for sequences of at most so many tokens, as pairs from the
+        shortest up: where a run has several lengths, each keeps what fits.
       attention: which program computes attention in the towers, by name or as a function; see
         `attention.attend`.
       norm: which computes LayerNorm in their blocks; see `layer_norm.branch`.
@@ -50,8 +53,28 @@ class Compute:
     dtype: str = "float32"
     scan: bool = True
     remat: Remat = "none"
+    remat_up_to: tuple[tuple[int, Remat], ...] = ()
     attention: AttentionImpl = "auto"
     norm: NormImpl = "auto"
+
+    def __post_init__(self) -> None:
+        for remat in (self.remat, *(remat for _, remat in self.remat_up_to)):
+            if not isinstance(remat, str) and (unknown := set(remat) - set(ACTIVATIONS)):
+                raise ValueError(
+                    f"Compute.remat names {min(unknown)!r}, which blocks have not; expected some "
+                    f"of {', '.join(ACTIVATIONS)}"
+                )
+        lengths = [length for length, _ in self.remat_up_to]
+        if lengths != sorted(set(lengths)) or min(lengths, default=1) < 1:
+            raise ValueError(
+                "Compute.remat_up_to must have lengths from 1 up in growing order, got "
+                f"{self.remat_up_to}"
+            )
+
+    def at_length(self, length: int) -> Compute:
+        """The options for sequences of so many tokens."""
+        remat = next((remat for most, remat in self.remat_up_to if length <= most), self.remat)
+        return dataclasses.replace(self, remat=remat, remat_up_to=())
 
 
 class Attention(nnx.Module):
@@ -218,11 +241,12 @@ class Encoder(nnx.Module):
         Returns:
           float32 tokens.
         """
-        rows = arrange(x, valid, self.compute.attention)
+        compute = self.compute.at_length(x.shape[1])
+        rows = arrange(x, valid, compute.attention)
         if rows is not None:
             x, valid = rows.pack(x), None if valid is None else rows.pack(valid)
         layer = self._layer(valid, None if rows is None else rows.length)
-        x = run_blocks(layer, x, self.blocks, self.compute)
+        x = run_blocks(layer, x, self.blocks, compute)
         return self.norm(x if rows is None else rows.unpack(x))
 
     def hidden_states(

@@ -70,7 +70,7 @@ class Captioning(Objective):
     def head(self, model: ModelConfig, compute: Compute, *, rngs: nnx.Rngs) -> Decoder:
         """The decoder."""
         if self.remat is not None:
-            compute = dataclasses.replace(compute, remat=self.remat)
+            compute = dataclasses.replace(compute, remat=self.remat, remat_up_to=())
         return Decoder(self._config(model), compute=compute, rngs=rngs)
 
     def loss(self, head: Decoder, view: View) -> tuple[Array, dict[str, Array]]:

@@ -13,12 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from siglip2_jax.config import ResolvedStage
-from siglip2_jax.models.layers import Remat
+from siglip2_jax.models.layers import ACTIVATIONS, Remat
 from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.plan import StepPlan
-
-ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
-"""Activations that `Compute.remat` can save by name."""
 
 REMATS: tuple[Remat, ...] = (
     "none",
@@ -119,7 +116,8 @@ def candidates(
 
 def with_compute(stage: ResolvedStage, candidate: Candidate) -> ResolvedStage:
     """The stage computed in the candidate's way; its dtype and everything else stays."""
-    compute = dataclasses.replace(stage.compute, scan=candidate.scan, remat=candidate.remat)
+    own = {"scan": candidate.scan, "remat": candidate.remat, "remat_up_to": ()}
+    compute = dataclasses.replace(stage.compute, **own)
     return dataclasses.replace(stage, compute=compute)
 
 

@@ -156,6 +156,28 @@ def test_schedules_agree_in_value_and_gradient(params, plain, compute):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)
 
 
+def backward(compute, count):
+    """The program of the image tower's gradient, as text."""
+    graphdef, shapes = abstract_model(TINY, compute)
+
+    def loss(params, image):
+        return nnx.merge(graphdef, params).encode_image(image).image.sum()
+
+    return jax.jit(jax.grad(loss)).lower(shapes, patches([(2, 2)], count)).as_text()
+
+
+def test_short_sequences_keep_other_activations():
+    by_length = Compute(remat="full", remat_up_to=((16, "none"), (32, "dots")))
+    programs = {remat: backward(Compute(remat=remat), 32) for remat in ("none", "dots", "full")}
+    assert len(set(programs.values())) == 3
+    for count, remat in ((16, "none"), (17, "dots"), (32, "dots"), (33, "full")):
+        assert backward(by_length, count) == backward(Compute(remat=remat), count)
+    with pytest.raises(ValueError, match="names 'mlp', which blocks have not; expected some of"):
+        Compute(remat=("qkv", "mlp"))
+    with pytest.raises(ValueError, match="lengths from 1 up in growing order, got"):
+        Compute(remat_up_to=((32, "dots"), (16, "none")))
+
+
 @pytest.fixture(scope="module")
 def plain(params):
     return value_and_gradient(params, Compute())

@@ -54,7 +54,10 @@ def test_every_program_is_planned_with_its_settings(script, monkeypatch, capsys,
     assert printed[-1] == "mean MFU of B/16 NaFlex, the mix: 0.600, target >= 0.58"
     lines = [x for x in printed if x.startswith("|")]
     assert len(lines) == 2 + len(seen)
-    assert all(x.endswith("| yes |") and "**120**" in x and "| 0.600 |" in x and "| 2.00 |" in x for x in lines[2:])
+    assert all(
+        x.endswith("| yes |") and "**120**" in x and "| 0.600 |" in x and "| 2.00 |" in x
+        for x in lines[2:]
+    )
     figures = json.loads(path.read_text())
     assert figures["versions"] == {"jax": "jax 1", "libtpu": "libtpu 1"}
     assert [row["missed"] for row in figures["programs"]] == [[]] * len(seen)
