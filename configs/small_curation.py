@@ -75,7 +75,7 @@ def noisy(prepared: str) -> Mismatched:
 
 
 def source_of(arm: str, data: str, prepared: str) -> Source | Mixture:
-    """What a run reads."""
+    """Data that a run reads."""
     if arm == "clean":
         return captioned(prepared, ("part", "student"), ("exchanged", False))
     if arm in ARMS:

@@ -42,6 +42,7 @@ from studies import (  # noqa: E402
     budgeted,
     by_arm,
     differences,
+    exit_code,
     fresh_model,
     gathered,
     kept,
@@ -209,4 +210,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

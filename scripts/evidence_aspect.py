@@ -32,6 +32,7 @@ from studies import (  # noqa: E402
     budgeted,
     by_arm,
     differences,
+    exit_code,
     fresh_model,
     gathered,
     kept,
@@ -130,4 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

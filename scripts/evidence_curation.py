@@ -37,6 +37,7 @@ from studies import (  # noqa: E402
     budgeted,
     by_arm,
     differences,
+    exit_code,
     gathered,
     kept,
     last_scores,
@@ -204,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

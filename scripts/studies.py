@@ -106,7 +106,7 @@ def train_arms(
 
 
 def budgeted(out: Path, hours: float, report: bool) -> Trainer | None:
-    """What trains within the budget; None for a report of what there is."""
+    """The trainer within the budget; None for a report of what there is."""
     out.mkdir(parents=True, exist_ok=True)
     return None if report else timed(train_here, out, hours)
 
@@ -125,14 +125,14 @@ def scores_of(model: Any, evaluators: Any) -> dict[str, float]:
 
 
 def kept(path: Path, job: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What a job gives, from its file if it was done before."""
+    """Result of a job, from its file if it was done before."""
     if not path.exists():
         write_whole(path, json.dumps(job()))
     return read_json(path)
 
 
 def last_scores(run: Run) -> dict[str, Any]:
-    """What a finished run is, and the last value of each of its scores."""
+    """A finished run's arm, seed and steps, and the last value of each of its scores."""
     scores = read_scores(epath.Path(run.workdir))["last"]
     return {"arm": run.arm, "seed": run.seed, "steps": run.steps, "scores": scores}
 
@@ -151,6 +151,15 @@ def gathered(
     versions, hours = installed_versions(), round(spent(out), 2)
     first = {"command": command, "versions": versions, "cpu_hours": hours}
     return first | dict(more) | {"runs": list(rows)}
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """The exit code of a script; mistakes in its arguments or data are one sentence and code 2."""
+    try:
+        return main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def mean_recall(scores: Mapping[str, float], name: str) -> float:
