@@ -57,25 +57,29 @@ PROMPTS = ("a photo of a {name}", "a picture of a {name}", "there is a {name} in
 AT_THE_END = 1_000_000
 
 
-def model() -> ModelConfig:
-    """About two million parameters, at native resolution."""
-    tower = {"width": 128, "mlp_dim": 512, "num_heads": 4}
+def model(width: int = 128) -> ModelConfig:
+    """About two million parameters, at native resolution; fewer where towers are narrower."""
+    tower = {"width": width, "mlp_dim": 4 * width, "num_heads": width // 32}
     return ModelConfig(
         vision=VisionConfig(**tower, depth=4, patch_size=16, grid=8, image_size=None),
-        text=TextConfig(**tower, depth=2, vocab_size=1024, embed_dim=128, length=LENGTH),
+        text=TextConfig(**tower, depth=2, vocab_size=1024, embed_dim=width, length=LENGTH),
+    )
+
+
+def named_images(data: str) -> tuple[tuple[Folder, float], ...]:
+    """Training images of caltech101_20 with each prompt, as equal parts of a mixture."""
+    things = os.path.join(data, "caltech101_20")
+    return tuple(
+        (Folder(things, captions="labels.jsonl", where=(("split", "train"),), template=x), 1.0)
+        for x in PROMPTS
     )
 
 
 def training_images(data: str, prepared: str) -> Mixture:
     """Images of all three sets that are for training; half of what is drawn is of Flickr8k."""
-    train = (("split", "train"),)
-    things = os.path.join(data, "caltech101_20")
-    named = [
-        (Folder(things, captions="labels.jsonl", where=train, template=prompt), 1.0)
-        for prompt in PROMPTS
-    ]
-    pairs = Folder(os.path.join(data, "flickr8k_1k"), where=train)
-    return Mixture(((pairs, 5.0), (Folder(os.path.join(prepared, "coco")), 2.0), *named))
+    pairs = Folder(os.path.join(data, "flickr8k_1k"), where=(("split", "train"),))
+    coco = Folder(os.path.join(prepared, "coco"))
+    return Mixture(((pairs, 5.0), (coco, 2.0), *named_images(data)))
 
 
 def guards(data: str, every: int) -> tuple[Retrieval, ZeroShot]:

@@ -11,16 +11,13 @@ docs/evidence.md.
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -29,24 +26,33 @@ from siglip2_jax.benchmarks.decoder.expressions import ExpressionFile
 from siglip2_jax.benchmarks.decoder.referring import Referring
 from siglip2_jax.config import TrainConfig, load_config
 from siglip2_jax.data.regions import from_coco
-from siglip2_jax.data.text import read_json, read_rows
+from siglip2_jax.data.text import read_rows
 from siglip2_jax.inference import load_captioner
-from siglip2_jax.inference.embedder import Embedder
 from siglip2_jax.outputs import write_whole
-from siglip2_jax.sweep.arms import Arm
-from siglip2_jax.sweep.runs import Run, plan_runs, train_all, train_here
-from siglip2_jax.sweep.statistics import spread
-from siglip2_jax.sweep.table import compare_arms, read_scores
-from siglip2_jax.train.inputs import image_preprocessor, open_tokenizer
-from siglip2_jax.train.step import Program
-from siglip2_jax.train.versions import installed_versions
+from siglip2_jax.sweep.runs import Run
+from siglip2_jax.train.inputs import image_preprocessor
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "small_evidence.py"
-RESULTS, PAGE = ROOT / "docs" / "evidence.json", ROOT / "docs" / "evidence.md"
-sys.path.insert(0, str(CONFIG.parent))
+PAGE = ROOT / "docs" / "evidence.md"
+sys.path[:0] = [str(CONFIG.parent), str(ROOT / "scripts")]
 import evidence_patches as patches  # noqa: E402
 from evidence_probes import Colours, FrozenProbes  # noqa: E402
+from studies import (  # noqa: E402
+    budgeted,
+    by_arm,
+    differences,
+    exit_code,
+    fresh_model,
+    gathered,
+    kept,
+    last_scores,
+    make_parser,
+    means,
+    scores_of,
+    train_arms,
+    write_report,
+)
 
 ARMS = ("as_is", "ssl", "self_distill", "masked", "ibot", "boxes")
 SEEDS = 3
@@ -94,32 +100,6 @@ def prepare(data: Path, out: Path) -> None:
     write_whole(out / "expressions.jsonl", text)
 
 
-def timed(train: Callable[[Run], int], out: Path, hours: float) -> Callable[[Run], int]:
-    """The same, with the CPU time of each process noted; does not begin beyond the budget."""
-
-    def run(planned: Run) -> int:
-        if spent(out) > hours:
-            print(f"the budget of {hours} CPU hours is spent", file=sys.stderr)
-            return 143
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = train(planned)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        with (out / "cpu.jsonl").open("a") as file:
-            row = {"arm": planned.arm, "seed": planned.seed, "step": planned.step}
-            file.write(json.dumps(row | {"cpu_s": round(seconds)}) + "\n")
-        return code
-
-    return run
-
-
-def spent(out: Path) -> float:
-    """CPU hours of all training so far."""
-    path = out / "cpu.jsonl"
-    rows = [row for _, row in read_rows(path)] if path.exists() else []
-    return sum(row["cpu_s"] for row in rows) / 3600
-
-
 def curve(workdir: Path) -> list[dict[str, float]]:
     """Steps of a run whose scores were measured."""
     path = workdir / "metrics.jsonl"
@@ -142,19 +122,6 @@ def train_base(settings: list[str], out: Path, train: Callable[[Run], int]) -> b
         if code := train(planned._replace(arguments=longer, steps=steps)):
             print(f"the base model stopped with exit code {code}", file=sys.stderr)
             return False
-
-
-def fresh_model(config: TrainConfig, seed: int) -> Embedder:
-    """The model before any training."""
-    (stage,) = config.resolved
-    params = jax.jit(Program(stage).init_params)(jax.random.key(seed))
-    params = {name: x for name, x in params.items() if name != "heads"}
-    return Embedder(stage.model, params, image_preprocessor(stage), open_tokenizer(config))
-
-
-def scores_of(model: Any, evaluators: Any) -> dict[str, float]:
-    """Numbers under the names that training gives them."""
-    return {f"eval/{x.name}/{k}": float(v) for x in evaluators for k, v in x(model).items()}
 
 
 def measure_floors(config: TrainConfig, data: Path, out: Path) -> dict[str, dict[str, Any]]:
@@ -188,13 +155,6 @@ def measure_floors(config: TrainConfig, data: Path, out: Path) -> dict[str, dict
     return {name: kept(out / "floors" / f"{name}.json", job) for name, job in jobs.items()}
 
 
-def kept(path: Path, job: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What a job gives, from its file if it was done before."""
-    if not path.exists():
-        write_whole(path, json.dumps(job()))
-    return read_json(path)
-
-
 def measure_boxes(run: Run, data: Path, prepared: Path) -> dict[str, float]:
     """Boxes that the decoder of a run finds for the names of things."""
     source = ExpressionFile(str(prepared / "expressions.jsonl"), str(data / "coco_mini" / "images"))
@@ -208,92 +168,46 @@ def collect(
     """All raw numbers."""
     rows = []
     for run in (run for run in runs if run.is_finished):
-        scores = read_scores(run.workdir)["last"]
+        row = last_scores(run)
         if run.arm == "boxes":
             path = out / "floors" / f"boxes {run.seed}.json"
-            scores |= kept(path, partial(measure_boxes, run, data, out / "prepared"))
-        rows.append({"arm": run.arm, "seed": run.seed, "steps": run.steps, "scores": scores})
-    return {
-        "command": command,
-        "versions": installed_versions(),
-        "cpu_hours": round(spent(out), 2),
-        "base": curve(out / "base"),
-        "floors": dict(floors),
-        "runs": rows,
-    }
+            row["scores"] |= kept(path, partial(measure_boxes, run, data, out / "prepared"))
+        rows.append(row)
+    return gathered(command, out, rows, {"base": curve(out / "base"), "floors": dict(floors)})
 
 
 def tables(results: Mapping[str, Any]) -> Iterator[str]:
     """Lines of the tables: means of all, then differences from the arm as_is."""
-    scores: dict[str, dict[int, dict[str, float]]] = {}
-    for row in results["runs"]:
-        scores.setdefault(row["arm"], {})[row["seed"]] = row["scores"]
+    scores = by_arm(results["runs"])
     groups: dict[str, list[Mapping[str, float]]] = {}
     for name, row in results["floors"].items():
         groups.setdefault(name.partition(", seed")[0], []).append(row)
     groups |= {arm: [*seeds.values()] for arm, seeds in scores.items()}
-    yield f"| | {' | '.join(COLUMNS.values())} |"
-    yield "|---" * (len(COLUMNS) + 1) + "|"
-    for name, rows in groups.items():
-        cells = []
-        for metric in COLUMNS:
-            values = [100 * row[metric] for row in rows if metric in row]
-            mean, sd = spread(values) if values else (None, None)
-            cells.append("" if mean is None else f"{mean:.1f}" + (f" ± {sd:.1f}" if sd else ""))
-        yield f"| {name} | {' | '.join(cells)} |"
-    cells = {(cell.metric, cell.arm): cell for cell in compare_arms(scores)}
+    yield from means(groups, COLUMNS)
     yield ""
-    yield f"| minus as_is | {' | '.join(COLUMNS.values())} |"
-    yield "|---" * (len(COLUMNS) + 1) + "|"
-    for arm in [*scores][1:]:
-        line = []
-        for metric in COLUMNS:
-            cell = cells.get((metric, arm))
-            difference = cell.difference if cell else None
-            if difference is None:
-                line.append("")
-                continue
-            mean, low, high = (None if x is None else 100 * x for x in difference)
-            line.append(f"{mean:+.1f}" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})"))
-        yield f"| {arm} | {' | '.join(line)} |"
-
-
-def write_report(results: Mapping[str, Any]) -> None:
-    """Writes the numbers, and the tables between their marks in the page."""
-    write_whole(RESULTS, json.dumps(results, indent=1) + "\n")
-    start, end = "<!-- tables -->\n", "<!-- end of tables -->"
-    head, _, rest = PAGE.read_text().partition(start)
-    text = "\n".join(tables(results))
-    done = f"{len(results['runs'])} runs, {results['cpu_hours']} CPU hours of training."
-    write_whole(PAGE, f"{head}{start}\n{done}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    yield from differences(scores, COLUMNS)
 
 
 def main() -> int:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, type=Path, help="directory with the data sets")
-    parser.add_argument("--out", required=True, type=Path, help="workdirs and measurements")
-    parser.add_argument("--hours", type=float, default=4, help="CPU hours that training may take")
-    parser.add_argument("--report", action="store_true", help="train nothing; report what there is")
-    args = parser.parse_args()
+    args = make_parser(__doc__, hours=4).parse_args()
     data, out = args.data.absolute(), args.out.absolute()
     prepared = out / "prepared"
     prepare(data, prepared)
     settings = [f"data={data}", f"prepared={prepared}"]
-    train = timed(train_here, out, args.hours)
-    if not args.report and not train_base(settings, out, train):
+    train = budgeted(out, args.hours, args.report)
+    if train and not train_base(settings, out, train):
         return 1
     settings += [f"base={out / 'base'}", f"steps={ARM_STEPS}"]
-    arms = [Arm(name, (f"arm={name}",)) for name in ARMS]
-    runs = plan_runs(str(CONFIG), out / "arms", arms, range(SEEDS), settings)
-    code = 0 if args.report else train_all(runs, lambda text: print(text, file=sys.stderr), train)
+    runs, code = train_arms(CONFIG, out / "arms", ARMS, range(SEEDS), settings, train)
     if all(run.step == 0 for run in runs):
         return code
     floors = measure_floors(load_config(CONFIG, [*settings, "arm=as_is"]), data, out)
     command = "JAX_PLATFORMS=cpu python scripts/evidence.py --data DIR --out OUT"
-    write_report(collect(runs, floors, data, out, command))
+    results = collect(runs, floors, data, out, command)
+    write_report(PAGE, results, tables(results))
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

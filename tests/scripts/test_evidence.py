@@ -85,7 +85,7 @@ def test_ridge_regression_finds_what_patches_say(evidence, tmp_path):
 
 
 def test_the_base_model_stops_when_its_scores_do(evidence, tmp_path, monkeypatch):
-    """Best at the third of its measurements: three more are made, whatever the process does."""
+    """Best at the third of its measurements: two more are made, whatever the process does."""
     monkeypatch.setattr(evidence, "BASE_STEPS", 10)
     means, asked = iter([0.1, 0.2, 0.5, 0.4, 0.45, 0.49, 0.3]), []
     base = tmp_path / "base"
@@ -99,8 +99,8 @@ def test_the_base_model_stops_when_its_scores_do(evidence, tmp_path, monkeypatch
         return 0
 
     assert evidence.train_base(["data=d"], tmp_path, train)
-    assert asked == [f"steps={10 * i}" for i in range(1, 7)]
-    assert evidence.train_base(["data=d"], tmp_path, train) and len(asked) == 6
+    assert asked == [f"steps={10 * i}" for i in range(1, 6)]
+    assert evidence.train_base(["data=d"], tmp_path, train) and len(asked) == 5
 
 
 def test_tables_are_made_of_the_numbers(evidence):
