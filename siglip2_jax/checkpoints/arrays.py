@@ -62,10 +62,13 @@ def _opening(tree: epath.Path, path: str) -> Any:
 
 
 def is_of_the_store(error: BaseException) -> bool:
-    """True for errors of TensorStore, which begin with a status, that are not about content."""
+    """True for errors of TensorStore that are not about content.
+
+    They begin with a status, as do those of arrays whose collective broke, which name its library.
+    """
     return (
         isinstance(error, ValueError)
-        and re.match(r"[A-Z]+(_[A-Z]+)*: ", str(error)) is not None
+        and re.match(r"[A-Z]+(_[A-Z]+)*: (?!Gloo |NCCL )", str(error)) is not None
         and not str(error).startswith(_DAMAGE)
     )
 

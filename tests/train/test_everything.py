@@ -86,7 +86,9 @@ def test_two_processes_are_one(tmp_path):
     few += "optim.schedule.warmup=1", "optim.eps=1e-3"
     # With scans, the CPU backend at times mixes up the all-gathers of a curated step of several
     # processes, though all run the same program; without them that was never seen.
-    few += ("compute.scan=False",)
+    # Unrolled, every block is compiled by each process.
+    few += "compute.scan=False", "model.vision.depth=1", "model.text.depth=1"
+    few += ("stages.main.objectives.caption.depth=1",)
     alone, workdir = tmp_path / "alone", tmp_path / "run"
     (end,) = train(EVERYTHING, alone, *few, devices=4)
     assert end.code == 0, end.text

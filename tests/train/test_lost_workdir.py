@@ -57,6 +57,17 @@ def test_an_error_of_tensorstore_is_one_of_the_workdir(run, tmp_path):
     assert not isinstance(raised.value, StoreError)
 
 
+def test_a_broken_collective_is_none_of_the_workdir(run):
+    """What JAX raises where another process is killed while the arrays of both are read to save."""
+    error = ValueError(
+        "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection "
+        "closed by peer [127.0.0.1]:41616"
+    )
+    with pytest.raises(ValueError) as raised, run.storing():
+        raise error
+    assert raised.value is error and not hasattr(run, "_lost")
+
+
 def test_logs_have_no_tracebacks():
     try:
         raise OSError("cannot connect")
