@@ -2,7 +2,7 @@
 
 Kinds are images, tars, captions, configs, checkpoints and tokenizers. Cases run one after the other
 in a process that is watched: one that ends by a signal, takes longer than `SECONDS`, or raises
-anything but a `ValueError` or `OSError` of the package with a message of one line is a violation,
+anything but a `ValueError` or `OSError` of the package with a sentence (or a list) is a violation,
 and so is memory beyond the kind's bound. Case n of a seed is always the same, and `--first n
 --count 1` runs it alone. Exits with 1 if there was a violation.
 
@@ -56,7 +56,8 @@ def problem_of(error: Exception) -> str | None:
     text = str(error)
     if not place_of(error).startswith(PACKAGE):
         return f"raised elsewhere: {type(error).__name__}: {text[:200]} at {place_of(error)}"
-    if "\n" in text or not 10 < len(text) <= LONGEST:
+    problems = getattr(error, "problems", ())  # a list of them has a line for each
+    if text.count("\n") > len(problems) or not 10 < len(text) <= LONGEST:
         return f"no sentence: {type(error).__name__}: {text[:200]!r} at {place_of(error)}"
     return None
 

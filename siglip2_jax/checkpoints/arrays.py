@@ -17,7 +17,8 @@ from etils import epath
 from siglip2_jax.checkpoints.table import Shape
 
 # What TensorStore says of files that are not as they were written; all else is the store's fault.
-_DAMAGE = ("NOT_FOUND", "DATA_LOSS", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
+# Python gets an error of INVALID_ARGUMENT or OUT_OF_RANGE without its status.
+_DAMAGE = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "OUT_OF_RANGE", "INVALID_ARGUMENT", "")
 
 
 class DamagedTree(ValueError):
@@ -66,11 +67,14 @@ def is_of_the_store(error: BaseException) -> bool:
 
     They begin with a status, as do those of arrays whose collective broke, which name its library.
     """
-    return (
-        isinstance(error, ValueError)
-        and re.match(r"[A-Z]+(_[A-Z]+)*: (?!Gloo |NCCL )", str(error)) is not None
-        and not str(error).startswith(_DAMAGE)
-    )
+    collective = re.match(r"[A-Z_]+: (Gloo|NCCL) ", str(error))
+    return isinstance(error, ValueError) and not collective and _status(error) not in _DAMAGE
+
+
+def _status(error: ValueError) -> str:
+    """The status with which an error of TensorStore begins; empty where it has none."""
+    found = re.match(r"([A-Z]+(?:_[A-Z]+)*): ", str(error))
+    return found[1] if found else ""
 
 
 @contextlib.contextmanager
@@ -79,6 +83,6 @@ def _telling(tree: epath.Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not str(error).startswith(_DAMAGE):
+        if _status(error) not in _DAMAGE:
             raise OSError(str(error)) from error
         raise DamagedTree(f"files of {tree.name}/ are missing or damaged") from error

@@ -109,14 +109,19 @@ def read_config(directory: epath.Path) -> dict[str, dict[str, Any]]:
             [f"config.json describes a {model_type!r} model, expected 'siglip' or 'siglip2'"],
             str(directory),
         )
-    config = {tower: defaults | (data.get(tower) or {}) for tower, defaults in DEFAULTS.items()}
+    config = {}
+    for tower, defaults in DEFAULTS.items():
+        if not isinstance(given := data.get(tower) or {}, dict):
+            problem = f"config.json has {tower} {given!r}, expected a JSON object"
+            raise ConversionError([problem], str(directory))
+        config[tower] = defaults | given
     vision = config["vision_config"]
     for key in ("image_size", "patch_size"):
-        sides = {vision[key]} if isinstance(vision[key], int) else set(vision[key])
-        if len(sides) != 1:
+        sides = vision[key] if isinstance(vision[key], list) else [vision[key]]
+        if not all(isinstance(x, int) for x in sides) or len(set(sides)) != 1:
             problem = f"config.json has {key} {vision[key]!r}, expected a square"
             raise ConversionError([problem], str(directory))
-        (vision[key],) = sides
+        vision[key] = sides[0]
     return config
 
 

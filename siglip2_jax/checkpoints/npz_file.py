@@ -18,6 +18,7 @@ from etils import epath
 from numpy.lib import format as npy
 
 from siglip2_jax.checkpoints.table import ConversionError, Lazy, Shape
+from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import open_output
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
@@ -48,7 +49,7 @@ def read(path: epath.Path) -> dict[str, Lazy]:
             with archive.open(member) as file:
                 shape, dtype = _header(file)
         except _DAMAGE as error:
-            problems.append(f"{name} is not a readable array ({error})")
+            problems.append(f"{name} is not a readable array ({reason_of(error)})")
             continue
         if dtype.hasobject:
             problems.append(f"{name} holds pickled Python objects, which are never loaded")

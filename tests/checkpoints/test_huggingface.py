@@ -147,7 +147,10 @@ def test_absent_keys_take_the_class_defaults(tmp_path, make_checkpoint, fixed):
         ("text_config", {"num_attention_heads": 5}, "cannot be split into 5 heads"),
         ("vision_config", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("vision_config", {"image_size": 16}, "makes 16 patches of 4, but there are 25"),
+        ("vision_config", {"image_size": "big"}, "image_size 'big', expected a square"),
+        ("vision_config", {"patch_size": 4.5}, "patch_size 4.5, expected a square"),
         ("vision_config", {"image_size": [16, 20]}, "expected a square"),
+        (None, {"vision_config": 3}, "vision_config 3, expected a JSON object"),
         (None, {"model_type": "clip"}, "a 'clip' model"),
     ],
 )
