@@ -166,6 +166,7 @@ def backward(compute, count):
     return jax.jit(jax.grad(loss)).lower(shapes, patches([(2, 2)], count)).as_text()
 
 
+@pytest.mark.slow
 def test_short_sequences_keep_other_activations():
     by_length = Compute(remat="full", remat_up_to=((16, "none"), (32, "dots")))
     programs = {remat: backward(Compute(remat=remat), 32) for remat in ("none", "dots", "full")}

@@ -62,6 +62,7 @@ def test_names_that_cannot_be_printed_are_left_out(tmp_path):
     shown(tmp_path)
 
 
+@pytest.mark.slow
 def test_mutated_files_are_shown(tmp_path):
     path = Path(__file__).parents[2] / "scripts" / "campaigns" / "mutations.py"
     spec = importlib.util.spec_from_file_location("mutations", path)
