@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_distributed:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
     use_cache(args, default=f"{args.workdir.rstrip('/')}/programs")
-    try:
-        with hiding_late_answers():
+    with hiding_late_answers():
+        try:
             return 0 if train(config, args.workdir, origin) else PREEMPTED
-    except StoreError as error:
-        leave(str(error))  # threads that save retry for a quarter of an hour
+        except StoreError as error:
+            leave(str(error))  # threads that save retry for a quarter of an hour
