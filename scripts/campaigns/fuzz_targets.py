@@ -268,10 +268,14 @@ class Checkpoints(Target):
         embedder.save(folder / "valid" / "hf", "hf")
         embedder.save(folder / "valid" / "big_vision.npz", "npz")
         embedder.save(folder / "valid" / "orbax", "orbax")
-        self.files = [x for x in sorted((folder / "valid").rglob("*")) if x.is_file()]
+        files = [x for x in sorted((folder / "valid").rglob("*")) if x.is_file()]
+        self.formats = [
+            [x for x in files if x.is_relative_to(path)]
+            for path in sorted((folder / "valid").iterdir())
+        ]
 
     def read(self, rng: random.Random) -> None:  # noqa: D102
-        file = rng.choice(self.files)
+        file = rng.choice(rng.choice(self.formats))
         relative = file.relative_to(self.folder / "valid")
         name, target = relative.parts[0], self.folder / "changed"
         source = self.folder / "valid" / name
