@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from siglip2_jax.cli import (
     watch,
 )
 from siglip2_jax.cli.libtpu import quieten_libtpu
+from siglip2_jax.cli.noise import quiet_libraries
 from siglip2_jax.cli.printing import escape_unprintable
 from siglip2_jax.errors import reason_of
 
@@ -91,12 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in args:
         root.print_help()
         return 2
-    # They log each error that they raise, and others that they get over; absl's are Orbax's.
-    for library in ("gcsfs", "absl"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        _check_buckets(args)
-        code = args.run(args) or 0
+        with quiet_libraries():
+            _check_buckets(args)
+            code = args.run(args) or 0
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
         return code
     except BrokenPipeError:  # `siglip2 … | head`

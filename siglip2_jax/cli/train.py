@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import sys
-from collections.abc import Iterator
 
 from siglip2_jax.cli.compilation import add_cache_option, use_cache
 from siglip2_jax.cli.options import add_config_options, add_host_options, find_run
@@ -42,22 +39,6 @@ class Messages(logging.Formatter):
         return ""
 
 
-@contextlib.contextmanager
-def hiding_late_answers() -> Iterator[None]:
-    """Hides what TensorStore tells event loops that Orbax has closed after a failure."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-
-
 def run(args: argparse.Namespace) -> int:
     """Trains; 143 if SIGTERM ended it."""
     from siglip2_jax.config import load_config
@@ -75,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_distributed:
         join_hosts(args.coordinator, args.num_processes, args.process_id)
     use_cache(args, default=f"{args.workdir.rstrip('/')}/programs")
-    with hiding_late_answers():
-        try:
-            return 0 if train(config, args.workdir, origin) else PREEMPTED
-        except StoreError as error:
-            leave(str(error))  # threads that save retry for a quarter of an hour
+    try:
+        return 0 if train(config, args.workdir, origin) else PREEMPTED
+    except StoreError as error:
+        leave(str(error))  # threads that save retry for a quarter of an hour

@@ -4,12 +4,11 @@ import errno
 import logging
 import os
 import sys
-from types import SimpleNamespace
 
 import pytest
 from etils import epath
 
-from siglip2_jax.cli.train import Messages, hiding_late_answers
+from siglip2_jax.cli.train import Messages
 from siglip2_jax.train.run import Run, StoreError
 
 
@@ -75,13 +74,3 @@ def test_logs_have_no_tracebacks():
     except OSError:
         record = logging.LogRecord("absl", logging.ERROR, "", 0, "it failed", (), sys.exc_info())
     assert Messages().format(record) == "it failed"
-
-
-def test_late_answers_to_a_closed_loop_are_hidden(monkeypatch):
-    shown = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda x: shown.append(str(x.exc_value)))
-    with hiding_late_answers():
-        for text in ("Event loop is closed", "another"):
-            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
-    sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))
-    assert shown == ["another", "Event loop is closed"]
