@@ -24,7 +24,6 @@ from siglip2_jax.checkpoints.table import ConversionError, Shape
 RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 DIGESTS, SEAL = "digests", "seal"  # of a record: of arrays by tree and path, and of itself
 NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
-DETAILS = ("_sharding", "array_metadatas/process_*")  # of a tree; it may do without
 THREADS = 8  # that read arrays, each of which is in memory meanwhile
 
 
@@ -111,10 +110,14 @@ def _reported(step: epath.Path) -> Iterator[None]:
 
 def _list_arrays(step: epath.Path, tree: str) -> list[str]:
     """Paths of the arrays that a tree of a checkpoint lists."""
-    arrays = _read_json(step, f"{tree}/{TREE}").get("tree_metadata", {}).values()
-    if not arrays:
+    tree_metadata = _read_json(step, f"{tree}/{TREE}").get("tree_metadata")
+    if not tree_metadata:
         raise DamagedTree(f"{tree}/ lists no arrays")
-    return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
+    try:
+        arrays = tree_metadata.values()
+        return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
+    except (AttributeError, KeyError, TypeError):
+        raise DamagedTree(f"{tree}/{TREE} is damaged") from None
 
 
 def read_whole(step: epath.Path, tree: str, path: str, record: Mapping[str, Any]) -> np.ndarray:
@@ -135,9 +138,6 @@ def _check_tree(
     step: epath.Path, tree: str, record: Mapping[str, Any], part: int, parts: int
 ) -> None:
     """Reads the description of a tree of a checkpoint, and its share of the arrays."""
-    for pattern in DETAILS:
-        for file in (step / tree).glob(pattern):
-            _read_json(step, str(file.relative_to(step)))
     paths = _list_arrays(step, tree)
     if set(paths) != set(record.get(DIGESTS, {}).get(tree, paths)):
         raise DamagedTree(f"{tree}/ lists other arrays than were saved")

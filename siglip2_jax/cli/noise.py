@@ -1,4 +1,4 @@
-"""What libraries print of errors that they also raise, kept from the terminal."""
+"""Reports of libraries on errors that commands tell in a sentence, kept from the terminal."""
 
 from __future__ import annotations
 

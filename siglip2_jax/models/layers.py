@@ -71,9 +71,10 @@ class Compute:
                 f"{self.remat_up_to}"
             )
 
-    def at_length(self, length: int) -> Compute:
-        """The options for sequences of so many tokens."""
-        remat = next((remat for most, remat in self.remat_up_to if length <= most), self.remat)
+    def at_length(self, length: Any) -> Compute:
+        """The options for sequences of so many tokens; for a symbolic number, those of long ones."""
+        known = self.remat_up_to if isinstance(length, int) else ()
+        remat = next((remat for most, remat in known if length <= most), self.remat)
         return dataclasses.replace(self, remat=remat, remat_up_to=())
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from siglip2_jax import config as schema
+from siglip2_jax.checkpoints.arrays import is_of_the_store
 from siglip2_jax.checkpoints.damage import DIGESTS, find_damage, read_record, sealed
 from siglip2_jax.checkpoints.digest import digests
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, OPTIMIZER, PARAMS
@@ -27,6 +28,13 @@ from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.distributed import exchange, meet
 from siglip2_jax.train.state import TrainState
 
+# Files that Orbax can do without, as restoring says how arrays are sharded, and that it would
+# believe where they are damaged.
+_BARE = ocp.options.ArrayOptions(
+    saving=ocp.options.ArrayOptions.Saving(
+        enable_write_sharding_file=False, array_metadata_store=None
+    )
+)
 _digest_all = jax.jit(digests)
 
 
@@ -83,8 +91,23 @@ class RunCheckpoints:
           OSError: the store cannot be read.
         """
         share = jax.process_index(), jax.process_count()
-        phrases = exchange(find_damage(self.directory / str(step), *share) or "")
-        return next(filter(None, phrases), None)
+        phrase = find_damage(self.directory / str(step), *share)
+        if phrase is None and jax.process_index() == 0:
+            phrase = self._misread(step)
+        return next(filter(None, exchange(phrase or "")), None)
+
+    def _misread(self, step: int) -> str | None:
+        """Phrase for a tree of which Orbax finds other arrays than were saved."""
+        for tree, arrays in self.record(step).get(DIGESTS, {}).items():
+            try:
+                found = self.shapes(step, tree).keys()
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                if is_of_the_store(error):
+                    raise
+                found = set()
+            if found != arrays.keys():
+                return f"what {tree}/ says of its arrays is damaged"
+        return None
 
     def set_aside(self, step: int) -> epath.Path:
         """Renames a damaged checkpoint, which then is none; all processes call it together.
@@ -107,9 +130,10 @@ class RunCheckpoints:
         if state.ema_params is not None:
             trees[AVERAGE] = state.ema_params
         record = sealed({**record, DIGESTS: _digests(trees)})
-        self._checkpointer.save_checkpointables_async(
-            step, trees, force=True, custom_metadata=record
-        )
+        with ocp.Context(array_options=_BARE):
+            self._checkpointer.save_checkpointables_async(
+                step, trees, force=True, custom_metadata=record
+            )
 
     def record(self, step: int) -> dict[str, Any]:
         """Reads the record that was saved beside the arrays.

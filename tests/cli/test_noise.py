@@ -1,4 +1,4 @@
-"""What libraries print of errors that commands report in a sentence."""
+"""Reports of libraries on errors that commands tell in a sentence."""
 
 import logging
 import sys

@@ -58,7 +58,7 @@ def test_an_error_of_tensorstore_is_one_of_the_workdir(run, tmp_path):
 
 
 def test_a_broken_collective_is_none_of_the_workdir(run):
-    """What JAX raises where another process is killed while the arrays of both are read to save."""
+    """Error of JAX where another process is killed while the arrays of both are read to save."""
     error = ValueError(
         "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection "
         "closed by peer [127.0.0.1]:41616"
