@@ -155,7 +155,7 @@ def _read_json(step: epath.Path, name: str) -> dict[str, Any]:
         value = json.loads((step / name).read_bytes())
     except FileNotFoundError:
         raise DamagedTree(f"{name} is missing") from None
-    except ValueError:
+    except (RecursionError, ValueError):
         value = None
     if not isinstance(value, dict):
         raise DamagedTree(f"{name} is damaged")

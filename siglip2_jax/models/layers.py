@@ -72,7 +72,7 @@ class Compute:
             )
 
     def at_length(self, length: Any) -> Compute:
-        """The options for sequences of so many tokens; for a symbolic number, those of long ones."""
+        """The options for sequences of so many tokens; a symbolic number counts as a long one."""
         known = self.remat_up_to if isinstance(length, int) else ()
         remat = next((remat for most, remat in known if length <= most), self.remat)
         return dataclasses.replace(self, remat=remat, remat_up_to=())

@@ -8,6 +8,7 @@ all arrays. Orbax writes under a temporary name and renames, so what exists is w
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,9 +25,12 @@ from siglip2_jax.checkpoints.damage import DIGESTS, find_damage, read_record, se
 from siglip2_jax.checkpoints.digest import digests
 from siglip2_jax.checkpoints.run_layout import AVERAGE, FOLDER, OPTIMIZER, PARAMS
 from siglip2_jax.checkpoints.source import absolute
+from siglip2_jax.errors import reason_of
 from siglip2_jax.models.siglip2 import unflatten
 from siglip2_jax.train.distributed import exchange, meet
 from siglip2_jax.train.state import TrainState
+
+log = logging.getLogger(__name__)
 
 # Files that Orbax can do without, as restoring says how arrays are sharded, and that it would
 # believe where they are damaged.
@@ -62,15 +66,45 @@ class RunCheckpoints:
             if settings.keep_every is not None:
                 rules.append(policies.EveryNSteps(settings.keep_every))
             preserve = policies.AnyPreservationPolicy(rules)
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            preservation_policy=preserve,  # pyright: ignore[reportArgumentType]  # it is one
-            cleanup_tmp_directories=settings is not None,
-        )
+        self._checkpointer = self._open(preserve, writes=settings is not None)
         # On several hosts Orbax would ask JAX's preemption service about the step it has just
         # written, from a thread of its own. Each question sets the count of steps that hosts
         # compare, so that one could pass by the step at which all others stop.
         self._checkpointer._manager.reached_preemption = lambda step: False
+
+    def _open(self, preserve: Any, writes: bool) -> ocp.training.Checkpointer:
+        """Orbax's part; to write, what it cannot open is set aside first.
+
+        Raises:
+          ValueError: it can open no checkpoint, or one, to read.
+        """
+
+        def attempt() -> ocp.training.Checkpointer | Exception:
+            try:
+                return ocp.training.Checkpointer(
+                    self.directory, preservation_policy=preserve, cleanup_tmp_directories=writes
+                )
+            except (KeyError, RecursionError, TypeError, ValueError) as error:
+                if is_of_the_store(error):
+                    raise
+                return error
+
+        made = attempt()
+        failed = isinstance(made, Exception)
+        if writes and any(exchange("failed" if failed else "")):
+            steps = [x for x in self.directory.iterdir() if x.name.isdecimal()]
+            unreadable = [x for x in steps if not _is_readable(x)]
+            if len(unreadable) < len(steps):
+                for step in unreadable:
+                    place = self._rename(int(step.name))
+                    log.warning("%s is damaged (Orbax cannot open it) and now in %s", step, place)
+                made = attempt()
+        if isinstance(made, Exception):
+            raise ValueError(
+                f"{self.directory} holds a checkpoint whose record is damaged "
+                f"({reason_of(made)}); put back its files, or train in another workdir"
+            ) from made
+        return made
 
     @property
     def steps(self) -> list[int]:
@@ -115,13 +149,18 @@ class RunCheckpoints:
         Returns:
           The new path. What an earlier call left there is deleted.
         """
+        path = self._rename(step)
+        self._checkpointer.reload()
+        return path
+
+    def _rename(self, step: int) -> epath.Path:
+        """Gives a damaged checkpoint another name, for which all processes wait."""
         path = self.directory / f"{step}.damaged"
         if jax.process_index() == 0:
             if path.exists():
                 path.rmtree()
             (self.directory / str(step)).rename(path)
         meet()
-        self._checkpointer.reload()
         return path
 
     def save(self, state: TrainState, step: int, record: Mapping[str, Any]) -> None:
@@ -212,6 +251,16 @@ class RunCheckpoints:
     def close(self) -> None:
         """Waits, and frees what the writer holds."""
         self._checkpointer.close()
+
+
+def _is_readable(step: epath.Path) -> bool:
+    """Whether Orbax can read the description of a checkpoint."""
+    try:
+        read_record(step)
+        ocp.checkpointables_metadata(step)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _digests(trees: Mapping[str, Any]) -> dict[str, dict[str, int]]:

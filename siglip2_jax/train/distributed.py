@@ -68,8 +68,14 @@ def join_hosts(
         num_processes = _number(num_processes, "JAX_NUM_PROCESSES")
         process_id = _number(process_id, "JAX_PROCESS_ID")
         log.info("process %d of %d joins at %s", process_id, num_processes, coordinator)
+        alone = (
+            f"process {process_id} of {num_processes} has waited at {coordinator} for the others "
+            "in vain: one was not started, or was killed meanwhile; run the same command on all "
+            "hosts, and training resumes from the last checkpoint"
+        )
         try:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+            with aborting_with(None, lambda: leave(alone, LOST)):  # JAX gives up in five minutes
+                jax.distributed.initialize(coordinator, num_processes, process_id)
         except RuntimeError as error:
             raise ValueError(
                 f"process {process_id} cannot join at {coordinator} ({error}); is the port in use?"

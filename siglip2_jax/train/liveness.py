@@ -83,17 +83,17 @@ def loss_of(process: int, count: int) -> str:
 
 
 @contextmanager
-def aborting_with(address: str, leave: Callable[[], None]) -> Iterator[None]:
+def aborting_with(address: str | None, leave: Callable[[], None]) -> Iterator[None]:
     """Calls a function where JAX aborts this process because its coordinator does not answer.
 
     Args:
-      address: `host:port` of the coordinator.
+      address: `host:port` of the coordinator; None where any abort is for want of others.
       leave: says so and ends the process.
     """
 
     def on_abort(number: int) -> None:
         for _ in range(ATTEMPTS):  # a process that was killed may listen until all of it is gone
-            if not _answers(address):
+            if address is None or not _answers(address):
                 leave()
             time.sleep(SECONDS_BETWEEN)
 

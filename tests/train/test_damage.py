@@ -211,6 +211,20 @@ def test_a_listing_that_orbax_reads_otherwise(workdir, change):
     assert step == OLDER
 
 
+def test_a_record_that_orbax_cannot_open(workdir, caplog):
+    """One letter of a key is another; Orbax opens all checkpoints or none."""
+    records = [workdir / "checkpoints" / str(x) / "_CHECKPOINT_METADATA" for x in (NEWEST, OLDER)]
+    whole = records[0].read_text()
+    records[0].write_text(whole.replace('"item_handlers"', '"item_hbndlers"', 1))
+    with caplog.at_level(logging.WARNING):
+        assert resume(workdir)[0] == OLDER
+    assert "10 is damaged (Orbax cannot open it)" in caplog.text
+    records[1].write_text(whole.replace('"item_handlers"', '"item_hbndlers"', 1))
+    with pytest.raises(ValueError, match="holds a checkpoint whose record is damaged"):
+        resume(workdir)
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "10.damaged"}
+
+
 def test_no_whole_checkpoint(workdir, capsys):
     """Nothing moves, or the next attempt would begin anew."""
     for step in (OLDER, NEWEST):

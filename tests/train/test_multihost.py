@@ -2,6 +2,8 @@
 
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from train.processes import (
@@ -53,6 +55,18 @@ def alone(tmp_path_factory, source):
     (end,) = train(MEASURED, workdir, *THREE, source)
     assert end.code == 0, end.text
     return workdir
+
+
+def test_a_process_that_waits_for_others_in_vain_says_so():
+    """JAX aborts it after five minutes, here at once."""
+    script = (
+        "import os, jax; jax.distributed.initialize = lambda *_: os.abort(); "
+        "from siglip2_jax.train.distributed import join_hosts; join_hosts('host:1', 2, 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == LOST
+    sentence = "siglip2: error: process 1 of 2 has waited at host:1 for the others in vain: one was"
+    assert done.stderr.splitlines()[-1].startswith(sentence)
 
 
 @pytest.mark.slow
