@@ -254,7 +254,7 @@ class RunCheckpoints:
 
 
 def _is_readable(step: epath.Path) -> bool:
-    """Whether Orbax can read the description of a checkpoint."""
+    """True where Orbax can read the description of a checkpoint."""
     try:
         read_record(step)
         ocp.checkpointables_metadata(step)
