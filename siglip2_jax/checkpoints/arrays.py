@@ -7,6 +7,7 @@ TensorStore, through which it reads, does neither.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -19,6 +20,9 @@ from siglip2_jax.checkpoints.table import Shape
 # What TensorStore says of files that are not as they were written; all else is the store's fault.
 # Python gets an error of INVALID_ARGUMENT or OUT_OF_RANGE without its status.
 _DAMAGE = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "OUT_OF_RANGE", "INVALID_ARGUMENT", "")
+
+
+TREE = "_METADATA"  # of a tree: its arrays
 
 
 class DamagedTree(ValueError):
@@ -51,6 +55,39 @@ def describe_arrays(tree: epath.Path, paths: Iterable[str]) -> dict[str, tuple[S
     with _telling(tree):
         arrays = {path: future.result() for path, future in opening.items()}
     return {path: (tuple(x.shape), x.dtype.numpy_dtype) for path, x in arrays.items()}
+
+
+def list_arrays(step: epath.Path, tree: str) -> list[str]:
+    """Paths of the arrays that a tree of a checkpoint lists.
+
+    Raises:
+      DamagedTree: the list is missing or damaged.
+    """
+    tree_metadata = read_description(step, f"{tree}/{TREE}").get("tree_metadata")
+    if not tree_metadata:
+        raise DamagedTree(f"{tree}/ lists no arrays")
+    try:
+        arrays = tree_metadata.values()
+        return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
+    except (AttributeError, KeyError, TypeError):
+        raise DamagedTree(f"{tree}/{TREE} is damaged") from None
+
+
+def read_description(step: epath.Path, name: str) -> dict[str, Any]:
+    """Content of a checkpoint's file that holds an object of JSON.
+
+    Raises:
+      DamagedTree: it is missing or damaged.
+    """
+    try:
+        value = json.loads((step / name).read_bytes())
+    except FileNotFoundError:
+        raise DamagedTree(f"{name} is missing") from None
+    except (RecursionError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise DamagedTree(f"{name} is damaged")
+    return value
 
 
 def _opening(tree: epath.Path, path: str) -> Any:

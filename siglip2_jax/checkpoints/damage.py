@@ -17,11 +17,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from siglip2_jax.checkpoints.arrays import DamagedTree, describe_arrays, read_array
+from siglip2_jax.checkpoints.arrays import (
+    DamagedTree,
+    describe_arrays,
+    list_arrays,
+    read_array,
+    read_description,
+)
 from siglip2_jax.checkpoints.digest import digest
 from siglip2_jax.checkpoints.table import ConversionError, Shape
 
-RECORD, TREE = "_CHECKPOINT_METADATA", "_METADATA"
+RECORD = "_CHECKPOINT_METADATA"
 DIGESTS, SEAL = "digests", "seal"  # of a record: of arrays by tree and path, and of itself
 NEEDED = ("step", "stage", "stages", "position", "bad_examples")  # of a record, to resume
 THREADS = 8  # that read arrays, each of which is in memory meanwhile
@@ -40,7 +46,7 @@ def find_damage(step: epath.Path, part: int = 0, parts: int = 1) -> str | None:
     """
     try:
         record = _read_record(step)
-        trees = _read_json(step, RECORD).get("item_handlers")
+        trees = read_description(step, RECORD).get("item_handlers")
         if not trees or not isinstance(trees, dict):
             return "it has no record"
         if lacking := [name for name in NEEDED if name not in record]:
@@ -75,7 +81,7 @@ def _read_record(step: epath.Path) -> dict[str, Any]:
     Raises:
       DamagedTree: it is missing or damaged.
     """
-    record = _read_json(step, RECORD).get("custom_metadata")
+    record = read_description(step, RECORD).get("custom_metadata")
     if not record or not isinstance(record, dict):
         raise DamagedTree("it has no record")
     if {SEAL, DIGESTS} & record.keys() and record.get(SEAL) != _seal(record):
@@ -96,7 +102,7 @@ def read_shapes(step: epath.Path, tree: str) -> dict[str, tuple[Shape, np.dtype]
       ConversionError: the checkpoint is damaged.
     """
     with _reported(step):
-        return describe_arrays(step / tree, _list_arrays(step, tree))
+        return describe_arrays(step / tree, list_arrays(step, tree))
 
 
 @contextlib.contextmanager
@@ -106,18 +112,6 @@ def _reported(step: epath.Path) -> Iterator[None]:
         yield
     except DamagedTree as damage:
         raise ConversionError([f"the checkpoint is damaged ({damage})"], str(step)) from None
-
-
-def _list_arrays(step: epath.Path, tree: str) -> list[str]:
-    """Paths of the arrays that a tree of a checkpoint lists."""
-    tree_metadata = _read_json(step, f"{tree}/{TREE}").get("tree_metadata")
-    if not tree_metadata:
-        raise DamagedTree(f"{tree}/ lists no arrays")
-    try:
-        arrays = tree_metadata.values()
-        return ["/".join(key["key"] for key in array["key_metadata"]) for array in arrays]
-    except (AttributeError, KeyError, TypeError):
-        raise DamagedTree(f"{tree}/{TREE} is damaged") from None
 
 
 def read_whole(step: epath.Path, tree: str, path: str, record: Mapping[str, Any]) -> np.ndarray:
@@ -138,7 +132,7 @@ def _check_tree(
     step: epath.Path, tree: str, record: Mapping[str, Any], part: int, parts: int
 ) -> None:
     """Reads the description of a tree of a checkpoint, and its share of the arrays."""
-    paths = _list_arrays(step, tree)
+    paths = list_arrays(step, tree)
     if set(paths) != set(record.get(DIGESTS, {}).get(tree, paths)):
         raise DamagedTree(f"{tree}/ lists other arrays than were saved")
 
@@ -147,16 +141,3 @@ def _check_tree(
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(read, paths[part::parts]))
-
-
-def _read_json(step: epath.Path, name: str) -> dict[str, Any]:
-    """Content of a checkpoint's file that holds an object of JSON."""
-    try:
-        value = json.loads((step / name).read_bytes())
-    except FileNotFoundError:
-        raise DamagedTree(f"{name} is missing") from None
-    except (RecursionError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        raise DamagedTree(f"{name} is damaged")
-    return value

@@ -49,7 +49,7 @@ def read(path: epath.Path) -> dict[str, Lazy]:
             with archive.open(member) as file:
                 shape, dtype = _header(file)
         except _DAMAGE as error:
-            problems.append(f"{name} is not a readable array ({reason_of(error)})")
+            problems.append(f"{name} is not a readable array ({reason_of(error):.200})")
             continue
         if dtype.hasobject:
             problems.append(f"{name} holds pickled Python objects, which are never loaded")

@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from siglip2_jax.checkpoints.arrays import (
+    DamagedTree,
+    describe_arrays,
+    list_arrays,
+    read_array,
+)
 from siglip2_jax.checkpoints.checkpoint import Preprocessing, param_shapes
 from siglip2_jax.checkpoints.huggingface_config import read_json
 from siglip2_jax.checkpoints.table import (
@@ -28,9 +34,9 @@ from siglip2_jax.checkpoints.table import (
 )
 from siglip2_jax.errors import reason_of
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.siglip2 import flatten, unflatten
+from siglip2_jax.models.siglip2 import unflatten
 
-MODEL, PARAMS = "model.json", "params"
+MODEL, PARAMS, STATE = "model.json", "params", "state"  # the last one is what Orbax adds
 VERSION = 1
 PART = 256 * 2**20  # bytes; every part costs files and time, so that small tensors share one
 
@@ -41,24 +47,16 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, Lazy], Preproces
     Raises:
       ConversionError: the files are damaged or of a later version, or contradict each other.
     """
-    from orbax.checkpoint import v1 as ocp  # slow to import
-
     config, preprocessing = parse(read_json(directory / MODEL), str(directory))
+    step = directory / PARAMS
     try:
-        tree = ocp.metadata(directory / PARAMS).metadata
-        if not isinstance(tree, dict):
-            raise ValueError("its description cannot be read")
-        leaves = flatten(tree)
-    except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
+        shapes = describe_arrays(step / STATE, list_arrays(step, STATE))
+    except (OSError, DamagedTree) as error:
         problem = f"{PARAMS}/ is missing or damaged ({_in_short(error)})"
         raise ConversionError([problem], str(directory)) from error
     tensors = {
-        path: Lazy(
-            tuple(leaf.shape),
-            np.dtype(leaf.dtype),
-            functools.partial(_read_leaf, directory / PARAMS, leaves, path),
-        )
-        for path, leaf in leaves.items()
+        path: Lazy(shape, dtype, functools.partial(_read_leaf, step / STATE, path))
+        for path, (shape, dtype) in shapes.items()
     }
     return config, named_as_ours(config, tensors), preprocessing
 
@@ -144,18 +142,15 @@ def _parts(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[dict[str, np.n
         yield part
 
 
-def _read_leaf(directory: epath.Path, stored: Mapping[str, Any], path: str) -> np.ndarray:
+def _read_leaf(tree: epath.Path, path: str) -> np.ndarray:
     """One array of a tree; the others stay on disk."""
-    from orbax.checkpoint import v1 as ocp
-
-    wanted = dict.fromkeys(stored, ocp.PLACEHOLDER) | {path: stored[path]}
     try:
-        return flatten(ocp.load(directory, unflatten(wanted)))[path]
-    except (OSError, ValueError) as error:
+        return read_array(tree, path)
+    except (OSError, DamagedTree) as error:
         problem = f"{path} is damaged ({_in_short(error)})"
-        raise ConversionError([problem], str(directory)) from error
+        raise ConversionError([problem], str(tree.parent.parent)) from error
 
 
 def _in_short(error: Exception) -> str:
-    """The beginning of what Orbax says at length, on one line."""
+    """The beginning of what TensorStore says at length, on one line."""
     return f"{reason_of(error):.200}"

@@ -53,11 +53,18 @@ def read(path: epath.Path) -> dict[str, Lazy]:
     header.pop("__metadata__", None)
     tensors, problems = {}, []
     for name, entry in header.items():
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        shape, dtype = tuple(entry["shape"]), DTYPES.get(entry["dtype"])
+        try:
+            begin, end = (8 + length + int(offset) for offset in entry["data_offsets"])
+            shape, dtype = tuple(map(int, entry["shape"])), DTYPES.get(entry["dtype"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            problems.append(f"the description of {name} is damaged")
+            continue
         if dtype is None:
             problems.append(f"{name} is {entry['dtype']}, expected a float type")
-        elif end > size or end - begin != math.prod(shape) * dtype.itemsize:
+        elif (
+            not 8 + length <= begin <= end <= size
+            or end - begin != math.prod(shape) * dtype.itemsize
+        ):
             problems.append(f"the data of {name} is cut short: copy or download the file again")
         else:
             read_tensor = functools.partial(_read_tensor, path, name, begin, shape, dtype)

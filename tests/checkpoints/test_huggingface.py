@@ -2,13 +2,21 @@
 
 import dataclasses
 import json
+import struct
 
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from siglip2_jax.checkpoints import ConversionError, Preprocessing, read, write
+from siglip2_jax.checkpoints import (
+    ConversionError,
+    Preprocessing,
+    read,
+    safetensors_file,
+    write,
+)
 
 
 @pytest.fixture
@@ -158,6 +166,19 @@ def test_configs_that_contradict_the_tensors(fixed_directory, tower, changes, me
     edit(fixed_directory / "config.json", tower, **changes)
     with pytest.raises(ConversionError, match=message):
         read(fixed_directory)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{}, {"dtype": "F32", "shape": [1]}, {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}, 3],
+    ids=str,
+)
+def test_a_header_that_describes_no_tensor(tmp_path, entry):
+    header = json.dumps({"logit_scale": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ConversionError, match="the description of logit_scale is damaged"):
+        safetensors_file.read(epath.Path(path))
 
 
 def test_missing_and_broken_files(fixed_directory):
