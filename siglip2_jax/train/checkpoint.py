@@ -131,15 +131,16 @@ class RunCheckpoints:
         return next(filter(None, exchange(phrase or "")), None)
 
     def _misread(self, step: int) -> str | None:
-        """Phrase for a tree of which Orbax finds other arrays than were saved."""
+        """Phrase for a checkpoint of which Orbax finds other arrays than were saved."""
+        try:
+            saved = self._checkpointer.checkpointables_metadata(step).metadata
+            found = {tree: by_path(arrays) for tree, arrays in saved.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if is_of_the_store(error):
+                raise
+            return "what it says of its arrays is damaged"
         for tree, arrays in self.record(step).get(DIGESTS, {}).items():
-            try:
-                found = self.shapes(step, tree).keys()
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                if is_of_the_store(error):
-                    raise
-                found = set()
-            if found != arrays.keys():
+            if found.get(tree, {}).keys() != arrays.keys():
                 return f"what {tree}/ says of its arrays is damaged"
         return None
 
