@@ -6,6 +6,7 @@ The format is a zip archive of `.npy` members (numpy.org/doc/stable, `numpy.lib.
 from __future__ import annotations
 
 import functools
+import tokenize
 import weakref
 import zipfile
 import zlib
@@ -21,7 +22,10 @@ from siglip2_jax.checkpoints.table import ConversionError, Lazy, Shape
 from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import open_output
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError),
+    tokenize.TokenError,  # of NumPy, which tries headers that are no Python for those of Python 2
+)
 
 
 def read(path: epath.Path) -> dict[str, Lazy]:

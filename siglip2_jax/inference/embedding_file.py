@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -26,6 +28,11 @@ from siglip2_jax.resumable import ROWS_PER_PART, Rows, claim, compare, write_err
 from siglip2_jax.strings import Strings
 
 _WAY_OUT = "pass --overwrite to start anew, or another --out"
+
+_DAMAGE = (
+    *(KeyError, IndexError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
+    tokenize.TokenError,  # of NumPy, on headers that are no Python
+)
 
 
 class Embeddings(NamedTuple):
@@ -58,7 +65,7 @@ def _read(path: epath.Path, *names: str) -> list[np.ndarray]:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             return [file[name] for name in names]
-    except (KeyError, IndexError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"{path} was not written by `siglip2 embed`; give another file, or replace this one by "
             "its option --overwrite"
