@@ -27,7 +27,7 @@ LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 def on_config(config: MkDocsConfig) -> None:
     """Adds the API reference to the navigation."""
     pages = [{name: f"reference/{name}.md"} for name in ("siglip2_jax", *PUBLIC)]
-    config.nav.append({"Reference": pages})
+    config.nav = [*(config.nav or ()), {"Reference": pages}]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
