@@ -90,21 +90,24 @@ class RunCheckpoints:
                 return error
 
         made = attempt()
-        failed = isinstance(made, Exception)
-        if writes and any(exchange("failed" if failed else "")):
-            steps = [x for x in self.directory.iterdir() if x.name.isdecimal()]
-            unreadable = [x for x in steps if not _is_readable(x)]
-            if len(unreadable) < len(steps):
-                for step in unreadable:
-                    place = self._rename(int(step.name))
-                    log.warning("%s is damaged (Orbax cannot open it) and now in %s", step, place)
-                made = attempt()
+        if writes and any(exchange("failed" if isinstance(made, Exception) else "")):
+            # All look before any is renamed, and all do what the first process has found.
+            for step in map(int, exchange(self._unreadable())[0].split()):
+                place = self._rename(step)
+                log.warning("step %d is damaged (Orbax cannot open it) and now in %s", step, place)
+            made = attempt()
         if isinstance(made, Exception):
             raise ValueError(
                 f"{self.directory} holds a checkpoint whose record is damaged "
                 f"({reason_of(made)}); put back its files, or train in another workdir"
             ) from made
         return made
+
+    def _unreadable(self) -> str:
+        """Steps that Orbax cannot open, as words; none where it can open no step at all."""
+        steps = [x for x in self.directory.iterdir() if x.name.isdecimal()]
+        unreadable = [x.name for x in steps if not _is_readable(x)]
+        return " ".join(unreadable) if len(unreadable) < len(steps) else ""
 
     @property
     def steps(self) -> list[int]:

@@ -218,7 +218,7 @@ def test_a_record_that_orbax_cannot_open(workdir, caplog):
     records[0].write_text(whole.replace('"item_handlers"', '"item_hbndlers"', 1))
     with caplog.at_level(logging.WARNING):
         assert resume(workdir)[0] == OLDER
-    assert "10 is damaged (Orbax cannot open it)" in caplog.text
+    assert "step 10 is damaged (Orbax cannot open it)" in caplog.text
     records[1].write_text(whole.replace('"item_handlers"', '"item_hbndlers"', 1))
     with pytest.raises(ValueError, match="holds a checkpoint whose record is damaged"):
         resume(workdir)
