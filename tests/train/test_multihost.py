@@ -147,6 +147,12 @@ def test_both_pass_by_a_damaged_checkpoint(tmp_path):
         assert end.code == 0 and "resuming at step 5" in end.text, end.text
         assert "step 10 is damaged (files of params/ are missing" in end.text, end.text
     assert saved_steps(workdir) == [5, 10] and numbers(workdir) == before
+    record = workdir / "checkpoints" / "10" / "_CHECKPOINT_METADATA"
+    record.write_text(record.read_text().replace('"item_handlers"', '"item_hbndlers"', 1))
+    for end in train(LIGHT, workdir, *changes, "stages.main.steps=10", processes=2):
+        assert end.code == 0 and "resuming at step 5" in end.text, end.text
+        assert "step 10 is damaged (Orbax cannot open it)" in end.text, end.text
+    assert saved_steps(workdir) == [5, 10] and numbers(workdir) == before
 
 
 def file_size(path) -> int:
