@@ -32,13 +32,6 @@ from siglip2_jax.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-# Files that Orbax can do without, as restoring says how arrays are sharded, and that it would
-# believe where they are damaged.
-_BARE = ocp.options.ArrayOptions(
-    saving=ocp.options.ArrayOptions.Saving(
-        enable_write_sharding_file=False, array_metadata_store=None
-    )
-)
 _digest_all = jax.jit(digests)
 
 
@@ -173,7 +166,7 @@ class RunCheckpoints:
         if state.ema_params is not None:
             trees[AVERAGE] = state.ema_params
         record = sealed({**record, DIGESTS: _digests(trees)})
-        with ocp.Context(array_options=_BARE):
+        with _bare():
             self._checkpointer.save_checkpointables_async(
                 step, trees, force=True, custom_metadata=record
             )
@@ -255,6 +248,17 @@ class RunCheckpoints:
     def close(self) -> None:
         """Waits, and frees what the writer holds."""
         self._checkpointer.close()
+
+
+def _bare() -> ocp.Context:
+    """Saves without the files that Orbax can do without, and would believe if damaged.
+
+    They say how arrays are sharded, as restoring says too.
+    """
+    context = ocp.Context()
+    context.array.saving.enable_write_sharding_file = False
+    context.array.saving.array_metadata_store = None
+    return context
 
 
 def _is_readable(step: epath.Path) -> bool:
