@@ -28,7 +28,7 @@ from siglip2_jax.models.kernels.low_rank import merge_block
 from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.sharding import gather
 
-Remat = Literal["none", "full", "dots"] | tuple[str, ...]
+Remat = Literal["none", "full", "dots"] | float | tuple[str, ...]
 ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
 """Activations of a block that the backward pass can find in memory, by name."""
 
@@ -42,7 +42,9 @@ class Compute:
       scan: run the blocks of a tower as a loop over stacked parameters; False unrolls them, which
         compiles slower and runs faster.
       remat: what the backward pass computes again: "none", "full" (keep only each block's input),
-        "dots" (keep matrix products), or names of the activations to keep, out of `ACTIVATIONS`.
+        "dots" (keep matrix products), names of the activations to keep, out of `ACTIVATIONS`, or
+        the share of blocks, from the first one on, that are as with "full", the others as with
+        "none".
       remat_up_to: in place of `remat` for sequences of at most so many tokens, as pairs from the
         shortest up: where a run has several lengths, each keeps what fits.
       attention: which program computes attention in the towers, by name or as a function; see
@@ -59,7 +61,12 @@ class Compute:
 
     def __post_init__(self) -> None:
         for remat in (self.remat, *(remat for _, remat in self.remat_up_to)):
-            if not isinstance(remat, str) and (unknown := set(remat) - set(ACTIVATIONS)):
+            if isinstance(remat, float):
+                if not 0 <= remat <= 1:
+                    raise ValueError(
+                        f"Compute.remat is {remat:g}, expected a share of the blocks from 0 to 1"
+                    )
+            elif not isinstance(remat, str) and (unknown := set(remat) - set(ACTIVATIONS)):
                 raise ValueError(
                     f"Compute.remat names {min(unknown)!r}, which blocks have not; expected some "
                     f"of {', '.join(ACTIVATIONS)}"
@@ -301,24 +308,41 @@ def run_blocks(layer: Layer, x: Array, blocks: Any, compute: Compute) -> Array:
     Returns:
       What the last block gives.
     """
-    layer = _rematerialised(layer, compute)
-    if compute.scan:
-        return jax.lax.scan(layer, x, blocks)[0]
-    for i in range(jax.tree.leaves(blocks)[0].shape[0]):
-        x, _ = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
+    depth = jax.tree.leaves(blocks)[0].shape[0]
+    for remat, first, last in _parts(compute.remat, depth):
+        run = _rematerialised(layer, remat, compute.scan)
+        if compute.scan:
+            part = jax.tree.map(lambda leaf, first=first, last=last: leaf[first:last], blocks)
+            x = jax.lax.scan(run, x, part)[0]
+        else:
+            for i in range(first, last):
+                x, _ = run(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
     return x
 
 
-def _rematerialised(layer: Layer, compute: Compute) -> Layer:
-    """`layer` under the given remat policy."""
+def _parts(remat: Remat, depth: int) -> list[tuple[Remat, int, int]]:
+    """Runs of blocks under one policy: the policy, the first block, and the one after the last.
+
+    Of a share, the first blocks are computed again: when their turn comes, the backward pass has
+    freed what the later ones kept.
+    """
+    if not isinstance(remat, float):
+        return [(remat, 0, depth)]
+    again = round(remat * depth)
+    parts: list[tuple[Remat, int, int]] = [("full", 0, again), ("none", again, depth)]
+    return [part for part in parts if part[1] < part[2]]
+
+
+def _rematerialised(layer: Layer, remat: Remat, scan: bool) -> Layer:
+    """`layer` under one policy for all blocks."""
     policies = jax.checkpoint_policies
     # In a loop the passes are apart; unrolled, XLA would merge them and keep everything.
-    again = functools.partial(jax.checkpoint, layer, prevent_cse=not compute.scan)
-    match compute.remat:
+    again = functools.partial(jax.checkpoint, layer, prevent_cse=not scan)
+    match remat:
         case "none":
             return layer
         case "full":
             return again()
         case "dots":
             return again(policy=policies.dots_saveable)
-    return again(policy=policies.save_only_these_names(*compute.remat))
+    return again(policy=policies.save_only_these_names(*remat))

@@ -46,7 +46,7 @@ class Candidate:
     @property
     def saved(self) -> str:
         """`remat` in a word, as `remat_of` reads it."""
-        return self.remat if isinstance(self.remat, str) else "+".join(self.remat)
+        return remat_text(self.remat)
 
     def __str__(self) -> str:
         layers = "scan" if self.scan else "unrolled"
@@ -87,19 +87,28 @@ class Trial:
         return fields | {"example_seconds": self.example_seconds if plan else None}
 
 
+def remat_text(remat: Remat) -> str:
+    """A remat policy in a word, as `remat_of` reads it."""
+    return "+".join(remat) if isinstance(remat, tuple) else str(remat)
+
+
 def remat_of(text: str) -> Remat:
-    """Reads a remat policy: "none", "full", "dots", or activations joined by "+".
+    """Reads a remat policy: "none", "full", "dots", a share, or activations joined by "+".
 
     Raises:
       ValueError: it is something else.
     """
     if text in ("none", "full", "dots"):
         return text
+    try:
+        return float(text)
+    except ValueError:
+        pass
     names = tuple(text.split("+"))
     if unknown := [name for name in names if name not in ACTIVATIONS]:
         raise ValueError(
-            f"remat {text!r} names {unknown[0]!r}; expected none, full, dots, or some of "
-            f"{', '.join(ACTIVATIONS)} joined by +"
+            f"remat {text!r} names {unknown[0]!r}; expected none, full, dots, a share of "
+            f"the blocks, or some of {', '.join(ACTIVATIONS)} joined by +"
         )
     return names
 

@@ -11,7 +11,7 @@ from flax import nnx
 from models import numpy_reference as reference
 from models.builders import TINY, patches, with_vision
 
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.layers import Compute, run_blocks
 from siglip2_jax.models.siglip2 import (
     abstract_model,
     flatten,
@@ -147,6 +147,8 @@ def value_and_gradient(params, compute):
         Compute(remat="full"),
         Compute(remat="dots"),
         Compute(scan=False, remat=("qkv", "attn_out", "x_mid", "mlp_pre")),
+        Compute(scan=False, remat=0.5),
+        Compute(remat=0.5),
     ],
     ids=str,
 )
@@ -166,6 +168,21 @@ def backward(compute, count):
     return jax.jit(jax.grad(loss)).lower(shapes, patches([(2, 2)], count)).as_text()
 
 
+@pytest.mark.parametrize(("share", "again"), [(0.0, 0), (0.25, 1), (0.6, 2), (1.0, 4)])
+def test_a_share_of_the_blocks_is_computed_again(share, again):
+    def program(x):
+        compute = Compute(scan=False, remat=share)
+        return run_blocks(lambda x, block: (x * block, None), x, jnp.ones(4), compute)
+
+    names = [equation.primitive.name for equation in jax.make_jaxpr(program)(1.0).eqns]
+    blocks = [name for name in names if name in ("remat2", "checkpoint", "mul")]
+    assert (
+        len(blocks) == 4
+        and "mul" not in blocks[:again]
+        and blocks[again:].count("mul") == 4 - again
+    )
+
+
 @pytest.mark.slow
 def test_short_sequences_keep_other_activations():
     by_length = Compute(remat="full", remat_up_to=((16, "none"), (32, "dots")))
@@ -173,6 +190,8 @@ def test_short_sequences_keep_other_activations():
     assert len(set(programs.values())) == 3
     for count, remat in ((16, "none"), (17, "dots"), (32, "dots"), (33, "full")):
         assert backward(by_length, count) == backward(Compute(remat=remat), count)
+    with pytest.raises(ValueError, match="is 1.5, expected a share of the blocks from 0 to 1"):
+        Compute(remat=1.5)
     with pytest.raises(ValueError, match="names 'mlp', which blocks have not; expected some of"):
         Compute(remat=("qkv", "mlp"))
     with pytest.raises(ValueError, match="lengths from 1 up in growing order, got"):

@@ -53,11 +53,12 @@ def test_candidates_are_all_combinations():
     assert candidates([8, 8], (False,), ("full",)) == [Candidate(8, False, "full")]
     assert all(set(remat) <= set(ACTIVATIONS) for remat in REMATS if isinstance(remat, tuple))
     assert all(remat_of(candidate.saved) == candidate.remat for candidate in found)
+    assert remat_of(Candidate(8, False, 0.25).saved) == 0.25
 
 
 @pytest.mark.parametrize("text", ["", "nothing", "qkv+", "dots+qkv"])
 def test_unknown_remat(text):
-    with pytest.raises(ValueError, match="expected none, full, dots, or some of qkv, attn_out"):
+    with pytest.raises(ValueError, match="expected none, full, dots, a share of"):
         remat_of(text)
 
 
@@ -142,6 +143,7 @@ def test_a_search_for_machines(command):
         (["--budget", "64", "--batches", "32,30"], "multiples of 4"),
         (["--budget", "64", "--batches", "x"], "multiples of 4"),
         (["--budget", "64", "--remats", "all"], "expected none, full, dots"),
+        (["--budget", "64", "--remats", "2.5"], "a share of the blocks from 0 to 1"),
         (["--budget", "64", "--largest-batch"], "leave --largest-batch out"),
     ],
 )
