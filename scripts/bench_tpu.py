@@ -31,6 +31,7 @@ from siglip2_jax.planner.calibration import CALIBRATION
 from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.plan import StepPlan, plan_step
 from siglip2_jax.planner.results import user_results
+from siglip2_jax.planner.search import remat_text
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.progress import progress
 from siglip2_jax.recipes import locate
@@ -183,7 +184,9 @@ def cells(point: Point, plan: StepPlan | None) -> list[str]:
     """One program as a row of the table."""
     _, stage, batch_size = point.load()
     compute = stage.compute.at_length(point.budget)
-    kept = compute.remat if isinstance(compute.remat, str) else "+".join(compute.remat)
+    kept = remat_text(compute.remat)
+    if isinstance(compute.remat, float):
+        kept = f"inputs of the first {compute.remat:.0%}"
     row = [
         point.name,
         f"{point.chips:,}",

@@ -105,8 +105,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     search.add_argument(
         "--remats",
-        help="remat policies to try (activations saved for the backward pass), such as "
-        "none,full,dots,attn_out+x_mid (default: seven policies)",
+        help="remat policies to try (the share of layers to compute again, or activations saved "
+        "for the backward pass), such as none,0.5,full,attn_out+x_mid (default: seven policies)",
     )
     search.add_argument(
         "--scan",

@@ -19,12 +19,12 @@ from siglip2_jax.planner.plan import StepPlan
 
 REMATS: tuple[Remat, ...] = (
     "none",
+    0.25,
+    0.5,
+    0.75,
     "full",
-    "dots",
     ACTIVATIONS,
     ("attn_out", "x_mid", "mlp_pre"),
-    ("attn_out", "x_mid"),
-    ("mlp_pre",),
 )
 """Remat policies that a search tries by default."""
 

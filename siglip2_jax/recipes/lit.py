@@ -44,7 +44,7 @@ def config() -> TrainConfig:
         model=two_towers("B", patch_size=16, image_size=256),
         stages=(stage,),
         tokenizer="/data/tokenizer.model",
-        compute=Compute(dtype="bfloat16", remat="full"),
+        compute=Compute(dtype="bfloat16", scan=False),
         checkpoints=Checkpoints(every=1000),
         logging=Logging(every=50),
     )
