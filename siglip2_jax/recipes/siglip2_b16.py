@@ -102,7 +102,7 @@ class Recipe:
         self.faster = self.fastest = None
         if self.full and size == "B":
             self.fastest = replace(self.compute, scan=False, remat="none")
-            self.faster = replace(self.fastest, remat=("qkv", "attn_out", "x_mid", "mlp_pre"))
+            self.faster = replace(self.fastest, remat=0.17)
 
     def model(self, patch_size: int = 16, pixels: int | None = PIXELS) -> ModelConfig:
         """Towers that read square images, or any (None)."""
