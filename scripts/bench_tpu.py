@@ -39,9 +39,10 @@ from siglip2_jax.recipes import locate
 GIB = 2**30
 LIMIT = 15.75  # of a chip's 16 GiB, what the compiler leaves to programs
 RING = "stages.0.objectives.sigmoid.implementation=ring"
-FAST = ("compute.scan=False", "compute.remat=none")
+SAME = "compute.remat_up_to=()"  # at all lengths
+FAST = (SAME, "compute.scan=False", "compute.remat=none")
 MIX, BUDGETS, MEAN_MFU = "B/16 NaFlex, the mix", Lengths().budgets, 0.58
-SMALL = ("compute.scan=True", "compute.remat=full", RING, "replica=4")
+SMALL = (SAME, "compute.scan=True", "compute.remat=full", RING, "replica=4")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -190,8 +190,12 @@ class ResolvedStage(Stage):
 
     @property
     def least_memory(self) -> str:
-        """Setting with which the backward pass of this stage saves the least."""
-        return f'stages.{self.name}.compute.remat="full"'
+        """Options with which the backward pass of this stage saves the least."""
+        compute = f"stages.{self.name}.compute"
+        options = f"--set {compute}.remat=full"
+        if self.compute.remat_up_to:
+            options += f" --set '{compute}.remat_up_to=()'"
+        return options
 
     @property
     def data_seed(self) -> int:

@@ -107,7 +107,7 @@ class Doctor:
             yield Check("data", self._read_alone)
             yield Check("step", lambda: [skipped("step", _NO_CONFIG)], late="SKIP")
             return
-        way_out = f"--set {self._stage.least_memory}, a smaller batch_size, or more devices"
+        way_out = f"{self._stage.least_memory}, a smaller batch_size, or more devices"
         yield Check("step", self._check_step, "SKIP", way_out)
         yield Check("data", self._check_data)
 
@@ -145,7 +145,7 @@ class Doctor:
         mesh = make_mesh(self._config.replica)
         prepare = stage_pipeline(self._stage, open_tokenizer(self._config)).prepare
         self._step = steps.run_step(self._stage, mesh, prepare)
-        yield from steps.judge_step(self._step, mesh, steps.estimate_of)
+        yield from steps.judge_step(self._step, mesh, steps.estimate_of, self._stage.least_memory)
 
     def _check_data(self) -> Findings:
         assert self._config is not None

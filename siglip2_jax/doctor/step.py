@@ -114,13 +114,19 @@ def random_batch(prepare: Prepare, budget: int, size: int) -> Batch:
     return jax.tree.map(lambda x: x[order], rows)
 
 
-def judge_step(step: Step, mesh: Mesh, estimate: Callable[[Step, Mesh], float | None]) -> Findings:
+def judge_step(
+    step: Step,
+    mesh: Mesh,
+    estimate: Callable[[Step, Mesh], float | None],
+    least_memory: str,
+) -> Findings:
     """Findings on the loss of a step, and on its time against an estimate.
 
     Args:
       step: what was run.
       mesh: on which devices.
       estimate: seconds that the compiler expects; None where it tells nothing.
+      least_memory: options with which the step needs less.
     """
     check, expected = "step: loss", "a finite number"
     if np.isfinite(step.loss):
@@ -144,7 +150,7 @@ def judge_step(step: Step, mesh: Mesh, estimate: Callable[[Step, Mesh], float | 
         sizes["peak"] / GIB,
         chip.hbm_bytes / GIB,
         "{:.2f} GiB",
-        '--set stages.NAME.compute.remat="full"',
+        least_memory,
     )
 
 

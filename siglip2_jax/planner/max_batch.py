@@ -34,7 +34,7 @@ def largest_batch(
             raise ValueError(
                 f"stage {first.stage!r} at {budget} patches needs {low[1] / 2**30:.1f} GiB a chip "
                 f"with one example on each, more than {limit / 2**30:.0f} GiB; use more chips, "
-                f'{stage.least_memory} or optim.kind="adafactor"'
+                f"{stage.least_memory} or --set optim.kind=adafactor"
             )
     else:
         best = first

@@ -8,14 +8,15 @@ Stage 4 of the paper (arXiv 2502.14786, section 2.4.2) with the sigmoid loss: th
 one of the lengths 128, 256, 576, 784 and 1024, with as many examples of each; at 1024 batches are
 halved. The position table has 16 x 16 entries in both, so nothing is resized.
 
-What the backward pass finds (`siglip2 plan --search`), unrolled, on v5e:16x16; the config keeps
-what fits at all lengths:
+On v5e:16x16, unrolled, a length of at most 256 keeps everything for the backward pass; of a longer
+one the first blocks are computed again, as many as must be:
 
-    kept                        256 patches           1024 patches
-    everything                  166 ms, 10.15 GiB     -
-    attn_out, x_mid, mlp_pre    202 ms,  6.61 GiB     450 ms, 10.87 GiB
-    inputs of layers            213 ms,  2.76 GiB     -
-    (the same in a loop         221 ms,  3.07 GiB)
+    patches    computed again    step      peak         MFU
+    128        none              101 ms     6.61 GiB    0.647
+    256        none              166 ms    10.15 GiB    0.674
+    576        3 of 12           463 ms    14.94 GiB    0.513
+    784        6 of 12           710 ms    14.66 GiB    0.461
+    1024       1 of 12           396 ms    14.47 GiB    0.554
 """
 
 from siglip2_jax.config import (
@@ -67,7 +68,12 @@ def config() -> TrainConfig:
         model=two_towers("B", patch_size=16, image_size=None),
         stages=(stage,),
         tokenizer="/data/tokenizer.model",
-        compute=Compute(dtype="bfloat16", scan=False, remat=("attn_out", "x_mid", "mlp_pre")),
+        compute=Compute(
+            dtype="bfloat16",
+            scan=False,
+            remat_up_to=((256, "none"), (576, 0.25), (784, 0.5)),
+            remat=0.1,  # half a batch at 1024
+        ),
         checkpoints=Checkpoints(every=1000, keep_last=3, keep_every=50_000),
         logging=Logging(every=50, tensorboard=True),
     )

@@ -21,5 +21,5 @@ def config() -> TrainConfig:
         start=Continue(workdir="gs://BUCKET/so400m_256", stage="main", fraction=0.9),
     )
     model = two_towers("So400m", patch_size=16, image_size=None)
-    compute = dataclasses.replace(base.compute, scan=True, remat="full")
+    compute = dataclasses.replace(base.compute, scan=True, remat="full", remat_up_to=())
     return dataclasses.replace(base, model=model, stages=(stage,), compute=compute)

@@ -31,7 +31,9 @@ def check_of(doctor, name):
 
 
 def judge(step, estimate=None):
-    return {x.check: x for x in steps.judge_step(step, make_mesh(), lambda *_: estimate)}
+    return {
+        x.check: x for x in steps.judge_step(step, make_mesh(), lambda *_: estimate, "--set remat")
+    }
 
 
 def test_a_step(step, monkeypatch):
