@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("dataset", choices=sorted(TARGETS))
     parser.add_argument("--data", required=True, help="directory with the data sets")
     parser.add_argument("--workdir", required=True, type=Path, help="must not exist yet")
-    parser.add_argument("--minutes", type=float, default=30, help="of CPU that it may take")
+    parser.add_argument("--minutes", type=float, default=45, help="of CPU that it may take")
     args = parser.parse_args()
     if args.workdir.exists():
         parser.error(f"{args.workdir} exists; a resumed run's time would be a part of it only")

@@ -77,7 +77,7 @@ WARMUPS = {
     "own_pairs": {(15, 300)},
     "small_caltech101": {(100, 3000)},
     "small_decoder": {(100, 2500)},
-    "small_flickr8k": {(100, 1000)},
+    "small_flickr8k": {(250, 2500)},
     "tiny": {(30, 300)},
 }
 

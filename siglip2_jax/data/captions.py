@@ -1,4 +1,4 @@
-"""Captions of several granularities: which field of an example its caption is drawn from."""
+"""Captions in training: which field of an example one is drawn from, and words left out of it."""
 
 from __future__ import annotations
 
@@ -73,3 +73,34 @@ class CaptionFields:
             return example
         captions = texts[rng.choice(len(texts), p=np.divide(weights, sum(weights)))]
         return {**example, "text": captions[rng.integers(len(captions))]}
+
+
+@dataclass(frozen=True)
+class DropWords:
+    """Leaves words out of captions at random; a transform.
+
+    Small data is known by heart sooner by its captions than by its images: a caption that never
+    reads the same twice is no key to its image. At least one word stays.
+
+    Attributes:
+      probability: that a word is left out, at least 0 and below 1.
+    """
+
+    scale_free: ClassVar[bool] = True
+
+    probability: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability < 1:
+            raise ValueError(
+                f"DropWords.probability must be at least 0 and below 1, got {self.probability}"
+            )
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """The example with another `text`, its words with one space between."""
+        words = example["text"].split()
+        if not words:
+            return example
+        kept = rng.random(len(words)) >= self.probability
+        kept[rng.integers(len(words))] |= not kept.any()
+        return {**example, "text": " ".join(np.compress(kept, words))}

@@ -1,4 +1,4 @@
-"""Captions of several granularities: shares, randomness, refusals."""
+"""Captions of several granularities, and words left out: shares, randomness, refusals."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.samples import example, preparation
 
-from siglip2_jax.data.captions import CaptionFields
+from siglip2_jax.data.captions import CaptionFields, DropWords
 from siglip2_jax.data.example import ExampleError
 
 DRAW = CaptionFields((("captions", 2.0), ("short", 1.0), ("long", 1.0)))
@@ -79,3 +79,31 @@ def test_a_missing_field_is_named():
 def test_weights_are_checked(weights, message):
     with pytest.raises(ValueError, match=message):
         CaptionFields(weights)
+
+
+def test_words_are_left_out_alike_and_stay_in_order():
+    words = "a brown dog runs over the wet lawn".split()
+    texts = [text.split() for text in drawn(ROW | {"text": " ".join(words)}, DropWords(0.3))]
+    for word in words:
+        left_out = sum(word not in text for text in texts)
+        assert abs(left_out - 600) < 4 * np.sqrt(2000 * 0.3 * 0.7), word
+    assert all(sorted(text, key=words.index) == text for text in texts)
+
+
+def test_one_word_stays():
+    texts = drawn(ROW | {"text": "a  dog"}, DropWords(0.9))
+    assert set(texts) == {"a", "dog", "a dog"}
+    assert abs(texts.count("a dog") - 20) < 4 * np.sqrt(20)
+    assert abs(texts.count("a") - texts.count("dog")) < 4 * np.sqrt(2000)
+
+
+def test_nothing_is_left_out():
+    assert set(drawn(ROW | {"text": "a dog"}, DropWords(0.0), times=50)) == {"a dog"}
+    blank = {"name": "blank", "text": " ", "captions": ()}
+    assert DropWords()(blank, np.random.default_rng(0)) is blank
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])
+def test_the_probability_is_checked(probability):
+    with pytest.raises(ValueError, match="probability must be at least 0 and below 1, got"):
+        DropWords(probability)
