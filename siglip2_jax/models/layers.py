@@ -28,7 +28,8 @@ from siglip2_jax.models.kernels.low_rank import merge_block
 from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.sharding import gather
 
-Remat = Literal["none", "full", "dots"] | float | tuple[str, ...]
+OfAllBlocks = Literal["none", "full", "dots"] | tuple[str, ...]
+Remat = OfAllBlocks | float
 ACTIVATIONS = ("qkv", "attn_out", "x_mid", "mlp_pre")
 """Activations of a block that the backward pass can find in memory, by name."""
 
@@ -61,7 +62,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         for remat in (self.remat, *(remat for _, remat in self.remat_up_to)):
-            if isinstance(remat, float):
+            if isinstance(remat, int | float):
                 if not 0 <= remat <= 1:
                     raise ValueError(
                         f"Compute.remat is {remat:g}, expected a share of the blocks from 0 to 1"
@@ -320,20 +321,20 @@ def run_blocks(layer: Layer, x: Array, blocks: Any, compute: Compute) -> Array:
     return x
 
 
-def _parts(remat: Remat, depth: int) -> list[tuple[Remat, int, int]]:
+def _parts(remat: Remat, depth: int) -> list[tuple[OfAllBlocks, int, int]]:
     """Runs of blocks under one policy: the policy, the first block, and the one after the last.
 
     Of a share, the first blocks are computed again: when their turn comes, the backward pass has
     freed what the later ones kept.
     """
-    if not isinstance(remat, float):
+    if not isinstance(remat, int | float):
         return [(remat, 0, depth)]
     again = round(remat * depth)
-    parts: list[tuple[Remat, int, int]] = [("full", 0, again), ("none", again, depth)]
+    parts: list[tuple[OfAllBlocks, int, int]] = [("full", 0, again), ("none", again, depth)]
     return [part for part in parts if part[1] < part[2]]
 
 
-def _rematerialised(layer: Layer, remat: Remat, scan: bool) -> Layer:
+def _rematerialised(layer: Layer, remat: OfAllBlocks, scan: bool) -> Layer:
     """`layer` under one policy for all blocks."""
     policies = jax.checkpoint_policies
     # In a loop the passes are apart; unrolled, XLA would merge them and keep everything.

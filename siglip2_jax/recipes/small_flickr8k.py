@@ -10,6 +10,7 @@ left out of captions, narrow towers and weight decay are against that (docs/meas
 import os
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from siglip2_jax.config import Checkpoints, Data, Logging, Optim, Schedule, Stage, TrainConfig
 from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
@@ -52,7 +53,7 @@ def things() -> Iterator[Folder]:
 
 def model() -> ModelConfig:
     """Two narrow towers."""
-    tower = {"width": 64, "mlp_dim": 256, "num_heads": 2}
+    tower: dict[str, Any] = {"width": 64, "mlp_dim": 256, "num_heads": 2}
     return ModelConfig(
         vision=VisionConfig(**tower, depth=3, patch_size=16, grid=8, image_size=None),
         text=TextConfig(**tower, depth=1, vocab_size=1024, embed_dim=64, length=40),
