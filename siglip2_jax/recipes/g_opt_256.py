@@ -3,7 +3,8 @@
     siglip2 train g_opt_256 --workdir gs://BUCKET/g_opt_256
     siglip2 plan g_opt_256 --topology v5e:16x16
 
-The run of `b16_256` with larger towers.
+The run of `b16_256` with larger towers. On v5e:16x16, unrolled, with everything of 5 of 40 layers kept
+for the backward pass and the inputs of the others: 1,948 ms, 15.27 GiB, MFU 0.650.
 """
 
 import dataclasses
@@ -17,5 +18,5 @@ def config() -> TrainConfig:
     """One stage of 1,220,704 steps of 32,768 examples."""
     base = b16_256.config()
     model = two_towers("g-opt", patch_size=16, image_size=256)
-    compute = dataclasses.replace(base.compute, remat="full", scan=True)
+    compute = dataclasses.replace(base.compute, remat=0.87)
     return dataclasses.replace(base, model=model, compute=compute)
