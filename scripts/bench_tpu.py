@@ -159,9 +159,17 @@ POINTS = (
     Point("So400m NaFlex", "so400m_naflex", mfu=0.5, budget=1024),
     Point("B/16, captions", "siglip2_b16", milliseconds=510, stage="main"),
     Point("B/16, everything", "siglip2_b16", milliseconds=900, stage="distill"),
-    Point("B/16, everything", "siglip2_b16", milliseconds=125, stage="distill", slices=8),
+    Point(
+        "B/16, everything, 8 slices",
+        "siglip2_b16",
+        milliseconds=125,
+        settings=("stages.distill.compute.remat=none",),
+        stage="distill",
+        slices=8,
+    ),
     Point("So400m, everything", "siglip2_so400m", milliseconds=430, stage="distill", slices=8),
     Point("fine-tuning B/16 NaFlex", "finetune", mfu=0.5, topology="v5e:2x4"),
+    Point("the same by LoRA", "finetune_lora", topology="v5e:2x4"),
     Point("LiT, B/16", "lit", mfu=0.5, topology="v5e:4x4"),
 )
 HEAD = (

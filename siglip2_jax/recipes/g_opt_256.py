@@ -3,8 +3,8 @@
     siglip2 train g_opt_256 --workdir gs://BUCKET/g_opt_256
     siglip2 plan g_opt_256 --topology v5e:16x16
 
-The run of `b16_256` with larger towers. On v5e:16x16, unrolled, with everything of 5 of 40 layers kept
-for the backward pass and the inputs of the others: 1,948 ms, 15.27 GiB, MFU 0.650.
+The run of `b16_256` with larger towers. On v5e:16x16 the backward pass finds everything of 5 of
+40 layers, unrolled, and the inputs of the others: 1,948 ms, 15.27 GiB, MFU 0.650.
 """
 
 import dataclasses
