@@ -251,7 +251,7 @@ class RunCheckpoints:
 
 
 def _bare() -> ocp.Context:
-    """Saves without the files that Orbax can do without, and would believe if damaged.
+    """A context without the files that Orbax can do without, and would believe if damaged.
 
     They say how arrays are sharded, as restoring says too.
     """
