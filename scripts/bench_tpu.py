@@ -170,6 +170,7 @@ POINTS = (
     Point("So400m, everything", "siglip2_so400m", milliseconds=430, stage="distill", slices=8),
     Point("fine-tuning B/16 NaFlex", "finetune", mfu=0.5, topology="v5e:2x4"),
     Point("the same by LoRA", "finetune_lora", topology="v5e:2x4"),
+    Point("a decoder on frozen B/16", "decoder_on_frozen", topology="v5e:4x4"),
     Point("LiT, B/16", "lit", mfu=0.5, topology="v5e:4x4"),
 )
 HEAD = (
