@@ -156,6 +156,7 @@ POINTS = (
         batch_size=524_288,
     ),
     *(Point(MIX, "b16_naflex", budget=budget) for budget in BUDGETS),
+    Point("So400m NaFlex", "so400m_naflex", "1,734 ms, 14.6 GiB"),
     Point("So400m NaFlex", "so400m_naflex", mfu=0.5, budget=1024),
     Point("B/16, captions", "siglip2_b16", milliseconds=510, stage="main"),
     Point("B/16, everything", "siglip2_b16", milliseconds=900, stage="distill"),
