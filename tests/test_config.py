@@ -284,7 +284,7 @@ def test_overrides_apply_together():
         ("optim.kind=sgd", "expected 'adam' or 'adafactor', found sgd"),
         (
             "compute.remat=dot",
-            "expected 'none' or 'full' or 'dots' or tuple\\[str, ...\\]",
+            "expected 'none' or 'full' or 'dots' or tuple\\[str, ...\\] or float",
         ),
         ("steps=1e3", "expected int or None, found 1e3"),
         ("objectives.loss.pair=(1, 2, 3)", "expected tuple\\[int, float\\]"),

@@ -8,7 +8,6 @@ left out of captions, narrow towers and weight decay are against that (docs/meas
 """
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,32 +22,21 @@ from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.recipes import small_caltech101
 
 BUDGET = 64  # patches of an image
 PROMPTS = ("a photo of a {name}", "a picture of a {name}", "there is a {name} in this photo")
 THINGS = 0.7  # draws of things for one of Flickr8k
 
 
-def folder(name: str) -> str:
-    """A data set under the directory that SIGLIP2_DATA names."""
+def images(split: str) -> Folder:
+    """Images of a split, under the directory that SIGLIP2_DATA names."""
     if "SIGLIP2_DATA" not in os.environ:
         raise ValueError(
             "set SIGLIP2_DATA to the directory that holds flickr8k_1k and caltech101_20"
         )
-    return os.path.join(os.environ["SIGLIP2_DATA"], name)
-
-
-def images(split: str) -> Folder:
-    """Images of Flickr8k."""
-    return Folder(folder("flickr8k_1k"), where=(("split", split),))
-
-
-def things() -> Iterator[Folder]:
-    """The training images of Caltech-101, once for each prompt."""
-    train = (("split", "train"),)
-    for prompt in PROMPTS:
-        path = folder("caltech101_20")
-        yield Folder(path, captions="labels.jsonl", where=train, template=prompt)
+    path = os.path.join(os.environ["SIGLIP2_DATA"], "flickr8k_1k")
+    return Folder(path, where=(("split", split),))
 
 
 def model() -> ModelConfig:
@@ -63,13 +51,15 @@ def model() -> ModelConfig:
 def config() -> TrainConfig:
     """One stage at native resolution."""
     recall = partial(Retrieval, every=500, max_num_patches=BUDGET)
-    drawn = [(images("train"), 1.0), *((part, THINGS / len(PROMPTS)) for part in things())]
+    share = THINGS / len(PROMPTS)
+    things = ((small_caltech101.images("train", prompt), share) for prompt in PROMPTS)
+    drawn = ((images("train"), 1.0), *things)
     seen = (RandomResizedCrop((0.2, 1.0)), HorizontalFlip(), ColorJitter(0.2, 0.2, 0.2, 0.05))
     stage = Stage(
         name="main",
         steps=2500,
         batch_size=128,
-        data=Data(source=Mixture(tuple(drawn)), transforms=(Shrink(160), *seen, DropWords(0.3))),
+        data=Data(source=Mixture(drawn), transforms=(Shrink(160), *seen, DropWords(0.3))),
         lengths=Lengths(budgets=(BUDGET,), batch_scale=()),
         objectives={"sigmoid": Sigmoid()},
         optim=Optim(peak_lr=2e-3, weight_decay=3e-3, schedule=Schedule(warmup=0.1)),

@@ -58,7 +58,8 @@ def test_candidates_are_all_combinations():
 
 @pytest.mark.parametrize("text", ["", "nothing", "qkv+", "dots+qkv"])
 def test_unknown_remat(text):
-    with pytest.raises(ValueError, match="expected none, full, dots, a share of"):
+    expected = "expected none, full, dots, a share of the blocks, or some of qkv, attn_out"
+    with pytest.raises(ValueError, match=expected):
         remat_of(text)
 
 
