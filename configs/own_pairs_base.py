@@ -13,8 +13,8 @@ from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop, Shrink
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder, Mixture
 from siglip2_jax.demo import TOKENIZER
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
 PATCHES = 36

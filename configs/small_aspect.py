@@ -37,7 +37,7 @@ from siglip2_jax.data.sources import Examples, Folder, Mixture, Source
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.evals.zero_shot import ZeroShot
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.decode import decode
 

@@ -42,7 +42,7 @@ from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.mismatched import FIELD, MarkMismatched, Mismatched
 from siglip2_jax.data.sources import Folder, Mixture, Source
 from siglip2_jax.demo import TOKENIZER
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.objectives.base import View
 from siglip2_jax.objectives.sigmoid import Sigmoid
 

@@ -39,8 +39,8 @@ from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.evals.retrieval import Retrieval
 from siglip2_jax.evals.zero_shot import ZeroShot
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill

@@ -23,9 +23,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from siglip2_jax.models import layers
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.flops import vision_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.planner.estimate import chip_of, measure
 from siglip2_jax.planner.topology import topology_mesh

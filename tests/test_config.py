@@ -30,8 +30,8 @@ from siglip2_jax.config.hints import field_hints
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder, Memory, Mixture
 from siglip2_jax.demo import tiny_config
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, two_towers
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 
 

@@ -11,8 +11,8 @@ from siglip2_jax.config.stage import ResolvedStage, Stage
 from siglip2_jax.config.start import Continue, Pretrained, Scratch
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.prepare import check_scaled_decode
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from siglip2_jax.data.patience import PATIENCE
 from siglip2_jax.data.prepare import Transform
 from siglip2_jax.data.sources import Mixture, Source
 from siglip2_jax.evals.base import Evaluator
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 
 NAME = re.compile(r"[A-Za-z_][\w-]*")  # never a number, so that overrides can tell

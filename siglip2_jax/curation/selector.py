@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from siglip2_jax.curation.redistribution import deal
 from siglip2_jax.curation.selection import REFERENCE, Embedded, select
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import forward_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, SigLIP2, abstract_model, flatten
 from siglip2_jax.sharding import reshape_rows
 from siglip2_jax.types import Batch, Patches

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import jax
 
 from siglip2_jax.config import ResolvedStage, TrainConfig
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import Tower
 from siglip2_jax.models.decoder import decoder_config
 from siglip2_jax.models.kernels.attention import AttentionImpl
 from siglip2_jax.models.kernels.layer_norm import NormImpl
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.distillation import Distillation
 from siglip2_jax.train.inputs import abstract_batch

@@ -24,8 +24,8 @@ import numpy as np
 from siglip2_jax.evals.prompts import embed_labels
 from siglip2_jax.export.manifest import export_directory
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, flatten
 from siglip2_jax.types import Patches
 

@@ -19,8 +19,8 @@ from siglip2_jax.checkpoints.table import Progress, counted
 from siglip2_jax.export import stablehlo_loader
 from siglip2_jax.export.manifest import export_directory
 from siglip2_jax.inference.embedder import Embedder
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, flatten, normalize, unflatten
 from siglip2_jax.types import Patches
 

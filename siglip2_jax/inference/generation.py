@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from siglip2_jax.models.beam import beam
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.decoder import DecoderConfig
 from siglip2_jax.models.generate import (
     Generated,
@@ -21,7 +22,6 @@ from siglip2_jax.models.generate import (
     greedy,
     sample,
 )
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params
 
 Method = Literal["greedy", "beam", "sample"]

@@ -7,7 +7,7 @@ from os import PathLike
 from siglip2_jax import checkpoints
 from siglip2_jax.inference.weights import Weights, shrink
 from siglip2_jax.models import siglip2
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.siglip2 import Params, unflatten
 
 

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from siglip2_jax.inference.vlm_tokens import States
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, abstract_model
 from siglip2_jax.sharding import BATCH, device_put_global, put_batch, replicate

@@ -16,8 +16,8 @@ from siglip2_jax.inference.calibration import Calibration
 from siglip2_jax.inference.pretrained import SigLIP2
 from siglip2_jax.inference.programs import programs, run_batches
 from siglip2_jax.inference.weights import find_weights
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, Variant, find_variant
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.sharding import Device, device_put_global, make_mesh
 

@@ -1,7 +1,7 @@
 """The model: both towers, the decoder, and their sizes."""
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, Tower, VisionConfig, two_towers
-from siglip2_jax.models.layers import Compute
 
 __all__ = [
     "Compute",

@@ -18,9 +18,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from siglip2_jax.models.compute import Compute, run_blocks
 from siglip2_jax.models.config import ModelConfig, Tower
 from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
-from siglip2_jax.models.layers import Attention, Compute, Mlp, run_blocks
+from siglip2_jax.models.layers import Attention, Mlp
 from siglip2_jax.models.text import TextPositions, TokenTable
 from siglip2_jax.sharding import AXES, gather, has_mesh, replicate, reshape_rows
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.decoder import Cache, Decoder, DecoderConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params
 from siglip2_jax.types import ArrayLike, pytree_dataclass
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.text import TextTower
 from siglip2_jax.models.vision import VisionTower

@@ -8,9 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import TextConfig
 from siglip2_jax.models.kernels.int8 import Int8, multiply_out
-from siglip2_jax.models.layers import Compute, Encoder
+from siglip2_jax.models.layers import Encoder
 from siglip2_jax.models.pool import AttentionPool
 from siglip2_jax.sharding import gather, lookup, replicate
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.models.kernels.int8 import multiply_out
 from siglip2_jax.models.kernels.linear import dense
-from siglip2_jax.models.layers import Compute, Encoder
+from siglip2_jax.models.layers import Encoder
 from siglip2_jax.models.pool import AttentionPool
 from siglip2_jax.models.posemb import PositionTable
 from siglip2_jax.sharding import gather, replicate

@@ -10,8 +10,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.sharding import reshape_rows
 from siglip2_jax.types import Batch, Features, Patches

@@ -19,9 +19,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from siglip2_jax.models.compute import Compute, Remat
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.decoder import Decoder, DecoderConfig, decoder_config
-from siglip2_jax.models.layers import Compute, Remat
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.vocabulary import vocabulary_loss
 from siglip2_jax.sharding import BATCH, has_mesh

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import vision_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import View, all_views
 from siglip2_jax.objectives.distillation import Distillation, rank_share
 from siglip2_jax.objectives.prototypes import ProjectionHead

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import vision_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.objectives.base import View, all_views
 from siglip2_jax.objectives.distillation import Distillation, rank_share

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siglip2_jax.inference.programs import programs
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
 from siglip2_jax.models.flops import vision_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.planner.estimate import Estimate, chip_of, local_bytes, measure
 from siglip2_jax.planner.host_cores import host_cores_needed

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from siglip2_jax.config import ResolvedStage
-from siglip2_jax.models.layers import ACTIVATIONS, Remat
+from siglip2_jax.models.compute import ACTIVATIONS, Remat
 from siglip2_jax.planner.estimate import DoesNotFit
 from siglip2_jax.planner.plan import StepPlan
 

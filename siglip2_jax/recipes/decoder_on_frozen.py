@@ -29,8 +29,8 @@ from siglip2_jax.config import (
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.records import Records
 from siglip2_jax.data.targets import DecoderTargets
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import RELEASES
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.caption import Captioning
 
 

@@ -26,8 +26,8 @@ from siglip2_jax.config import (
 )
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
 RELEASES = {

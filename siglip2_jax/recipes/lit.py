@@ -19,8 +19,8 @@ from siglip2_jax.config import (
     TrainConfig,
 )
 from siglip2_jax.data.records import Records
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
 

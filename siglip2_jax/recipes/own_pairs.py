@@ -17,7 +17,7 @@ from siglip2_jax.data.augment import HorizontalFlip, RandomResizedCrop
 from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.pairs import Pairs
 from siglip2_jax.evals.retrieval import Retrieval
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.recipes import finetune, finetune_lora
 
 RELEASE = "google/siglip2-base-patch16-naflex"

@@ -45,8 +45,8 @@ from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.data.views import SelfSupervisedViews
 from siglip2_jax.demo import HERE, TOKENIZER
 from siglip2_jax.evals.retrieval import Retrieval
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, two_towers
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.masked import MaskedPrediction

@@ -15,8 +15,8 @@ from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.evals.zero_shot import ZeroShot
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 
 BUDGET = 49  # patches of an image in training

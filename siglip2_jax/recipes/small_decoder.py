@@ -12,8 +12,8 @@ from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder
 from siglip2_jax.data.targets import DecoderTargets
 from siglip2_jax.demo import HERE, TOKENIZER
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.sigmoid import Sigmoid
 

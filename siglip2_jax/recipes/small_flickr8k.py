@@ -19,8 +19,8 @@ from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.sources import Folder, Mixture
 from siglip2_jax.demo import TOKENIZER
 from siglip2_jax.evals.retrieval import Retrieval
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.recipes import small_caltech101
 

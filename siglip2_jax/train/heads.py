@@ -10,8 +10,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from siglip2_jax.checkpoints.run_layout import HEADS
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import Params, flatten
 from siglip2_jax.objectives.base import Buffer, Objective
 

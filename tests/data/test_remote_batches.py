@@ -39,7 +39,8 @@ def read(pattern, **options):
     return list(steps)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_same_as_from_a_disk_with_faults(cloud, packed, workers):
     for path in packed.rglob("*.*"):
         if path.is_file():

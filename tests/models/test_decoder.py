@@ -11,9 +11,9 @@ from flax import nnx
 from models import numpy_reference as reference
 from models.builders import TINY
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.decoder import Decoder, DecoderConfig, decoder_config
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import flatten, unflatten
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch
 

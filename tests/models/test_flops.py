@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig, two_towers
 from siglip2_jax.models.flops import contrastive_flops, forward_flops, training_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.train.chips import CHIPS, find_chip
 from siglip2_jax.types import Patches

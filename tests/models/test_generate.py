@@ -11,9 +11,9 @@ from flax import nnx
 from scipy.special import log_softmax, softmax
 
 from siglip2_jax.models.beam import beam
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.decoder import Decoder, DecoderConfig
 from siglip2_jax.models.generate import Prompts, Vocabulary, abstract_decoder, greedy, sample
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import flatten, unflatten
 
 CONFIG = DecoderConfig(

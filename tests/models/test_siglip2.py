@@ -11,7 +11,7 @@ from flax import nnx
 from models import numpy_reference as reference
 from models.builders import TINY, patches, with_vision
 
-from siglip2_jax.models.layers import Compute, run_blocks
+from siglip2_jax.models.compute import Compute, run_blocks
 from siglip2_jax.models.siglip2 import (
     abstract_model,
     flatten,

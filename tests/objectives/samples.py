@@ -10,8 +10,8 @@ from flax import nnx
 from models.builders import patches
 from scipy.special import log_softmax, softmax
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model
 from siglip2_jax.objectives.base import Teacher, View
 from siglip2_jax.objectives.distillation import Distillation

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from models.builders import TINY, patches
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.models.decoder import Decoder
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, flatten, unflatten
 from siglip2_jax.objectives.base import View
 from siglip2_jax.objectives.caption import Captioning

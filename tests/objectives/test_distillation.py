@@ -26,7 +26,7 @@ from objectives.samples import (
 
 from siglip2_jax.config import Checkpoints, Data, Optim, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.siglip2 import SigLIP2, abstract_model, flatten, unflatten
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.distillation import rank_share

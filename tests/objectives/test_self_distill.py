@@ -20,8 +20,8 @@ from objectives.samples import (
     view,
 )
 
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.flops import vision_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.siglip2 import SigLIP2
 from siglip2_jax.objectives.masked import MaskedPrediction
 from siglip2_jax.objectives.self_distill import SelfDistill

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from models.builders import TINY
 from scipy.special import expit
 
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.objectives.sigmoid import Sigmoid, ring_loss, sigmoid_loss
 from siglip2_jax.sharding import make_mesh, put_batch
 

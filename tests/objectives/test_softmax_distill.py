@@ -9,7 +9,7 @@ from models.builders import TINY
 from scipy.special import log_softmax, softmax
 
 from siglip2_jax.curation.selection import Embedded
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.siglip2 import abstract_model
 from siglip2_jax.objectives.base import View
 from siglip2_jax.objectives.softmax_distill import SoftmaxDistill, distillation_loss

@@ -13,8 +13,8 @@ from train.test_step import batches, config, plain_loss
 from xla import QUICK
 
 from siglip2_jax.config import Adapters, Group, Schedule
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.flops import training_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.low_rank import attach, is_pair, kernel_of, merge, split_pairs
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.sharding import device_put_global, make_mesh, param_shardings, put_batch

@@ -23,7 +23,7 @@ from xla import QUICK
 from siglip2_jax.config import Schedule, TrainConfig, load_config
 from siglip2_jax.data.collate import collate
 from siglip2_jax.data.prepare import Prepare
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.siglip2 import Params, flatten
 from siglip2_jax.models.vision import VisionTower
 from siglip2_jax.objectives.base import Objective

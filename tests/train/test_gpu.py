@@ -10,8 +10,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from train.processes import CONFIGS
 
 from siglip2_jax.config import TrainConfig, load_config
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.kernels import attention
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.step import Program
 

@@ -14,8 +14,8 @@ from siglip2_jax.data.lengths import Lengths
 from siglip2_jax.data.prepare import Views
 from siglip2_jax.data.sources import Memory
 from siglip2_jax.demo import TOKENIZER, tiny_config
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import VisionConfig
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.preprocess.image import ImagePreprocessor

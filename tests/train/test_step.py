@@ -15,7 +15,7 @@ from xla import QUICK
 
 from siglip2_jax.config import Data, Group, Optim, Schedule, Stage, TrainConfig
 from siglip2_jax.data.sources import Folder
-from siglip2_jax.models.layers import Compute
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.siglip2 import abstract_model, flatten, unflatten
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.sigmoid import Sigmoid

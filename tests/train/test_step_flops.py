@@ -11,9 +11,9 @@ import pytest
 from train.runs import run, stage
 
 from siglip2_jax.config import Group, Optim
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from siglip2_jax.models.flops import forward_flops, training_flops, vision_flops
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.objectives.base import Objective, View
 from siglip2_jax.objectives.caption import Captioning
 from siglip2_jax.objectives.masked import MaskedPrediction

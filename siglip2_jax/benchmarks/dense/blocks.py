@@ -13,9 +13,9 @@ from flax import nnx
 from siglip2_jax.benchmarks.dense.rows import run_rows
 from siglip2_jax.evals.base import OpenModel
 from siglip2_jax.inference.embedder import DEFAULT_BATCH_SIZE
+from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import VisionConfig
 from siglip2_jax.models.kernels.int8 import multiply_out
-from siglip2_jax.models.layers import Compute
 from siglip2_jax.models.posemb import grid_size
 from siglip2_jax.models.siglip2 import Params, normalize
 from siglip2_jax.models.vision import VisionTower

@@ -60,6 +60,7 @@ def test_what_may_pass_is_tried_again(cloud, reader, kind):
     assert made.seconds > 3 * 0.05
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_named(cloud, reader):
     cloud.put("a", DATA)
     file = reader.stat(f"{cloud.scheme}://bucket/a")

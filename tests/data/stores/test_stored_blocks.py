@@ -170,6 +170,7 @@ def test_a_tar_that_has_changed_is_named(cloud, tmp_path):
         examples.read_block(0)
 
 
+@pytest.mark.slow
 def test_faults_do_not_change_what_is_read(cloud, tmp_path):
     write_messy(tmp_path / "t")
     address = upload(cloud, tmp_path / "t")

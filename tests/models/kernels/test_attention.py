@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from siglip2_jax.models.compute import Compute, run_blocks
 from siglip2_jax.models.config import Tower
 from siglip2_jax.models.kernels import attention
 from siglip2_jax.models.kernels import rows as rows_module
@@ -21,7 +22,7 @@ from siglip2_jax.models.kernels.attention import attend, choose
 from siglip2_jax.models.kernels.long_attention import long_attention
 from siglip2_jax.models.kernels.rows import arrange
 from siglip2_jax.models.kernels.short_attention import short_attention
-from siglip2_jax.models.layers import Attention, Compute, Encoder, run_blocks
+from siglip2_jax.models.layers import Attention, Encoder
 from siglip2_jax.sharding import AXES, make_mesh, put_batch
 
 KINDS = ("xla", "pallas", "splash")

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from siglip2_jax.models.compute import Compute, run_blocks
 from siglip2_jax.models.config import Tower
 from siglip2_jax.models.kernels.layer_norm import layer_norm, residual_layer_norm
-from siglip2_jax.models.layers import Compute, Encoder, run_blocks
+from siglip2_jax.models.layers import Encoder
 from siglip2_jax.sharding import AXES, make_mesh
 
 KINDS = ("xla", "pallas")
