@@ -121,6 +121,25 @@ def test_larger_whole_recipes_are_the_same_function(recipe, size):
         assert made == expected != siglip2_b16.config()
 
 
+@pytest.mark.parametrize("size", ["B", "L", "So400m", "g-opt"])
+def test_stages_that_were_planned_are_unrolled(size):
+    """A name in the table that no stage has would go unnoticed."""
+    stages = {stage.name: stage for stage in siglip2_b16.config(size=size).stages}
+    planned = siglip2_b16.UNROLLED.get(size, {})
+    assert planned.keys() <= stages.keys()
+    for name, stage in stages.items():
+        if name == "trunk":
+            name = "main"  # the same program
+        expected = planned.get(name)
+        assert (stage.compute is None) == (expected is None)
+        if stage.compute is not None:
+            found = dataclasses.asdict(stage.compute)
+            assert found["dtype"] == "bfloat16" and not found["scan"]
+            assert expected == {field: found[field] for field in expected}
+    for stage in siglip2_b16.config(scale=1e-6, size=size).stages:
+        assert stage.compute is None
+
+
 @pytest.mark.parametrize("arguments", [{}, {"size": "L", "data": "/x/*", "scale": 1e-6}])
 def test_the_changes_of_tipsv2_are_all_that_differs(arguments):
     """They are in every stage that they apply to, and nowhere else."""

@@ -77,6 +77,23 @@ NATIVE = ("B", "So400m")  # released at native resolution
 # images of the same size.
 LEFT_OUT = {16: 0.5, 32: 0.75}
 TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
+# Stages whose blocks are unrolled, and what of them is computed again, as they were planned to fit:
+# B on v5e:16x16, So400m on eight of those (docs/performance.md, "Settings of the recipe").
+UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
+    "B": {
+        "main": {"remat": "none"},
+        "distill": {"remat": 0.17},
+        "naflex": {
+            "remat_up_to": ((128, "none"), (256, 0.1), (576, 0.84), (784, 0.75)),
+            "remat": 0.67,  # half a batch at 1024
+        },
+        "p16_224": {"remat": 0.1},
+        "acid_p16_256": {"remat": "none"},
+    },
+    "So400m": {
+        "distill": {"remat": 0.1},
+    },
+}
 
 
 class Recipe:
@@ -98,11 +115,6 @@ class Recipe:
         self.tokenizer = tokenizer or ("/data/tokenizer.model" if self.full else str(TOKENIZER))
         self.vocab_size = 256_000 if self.full or tokenizer else 1024
         self.compute = Compute(dtype="bfloat16", remat="full") if self.full else Compute()
-        # What fits on v5e:16x16 (docs/performance.md, "Settings of the recipe").
-        self.faster = self.fastest = None
-        if self.full and size == "B":
-            self.fastest = replace(self.compute, scan=False, remat="none")
-            self.faster = replace(self.fastest, remat=0.17)
 
     def model(self, patch_size: int = 16, pixels: int | None = PIXELS) -> ModelConfig:
         """Towers that read square images, or any (None)."""
@@ -169,7 +181,9 @@ class Recipe:
 
     def stage(self, name: str, steps: int, **fields: Any) -> Stage:
         """A stage with what all have in common."""
-        batch = self.scale.batch(BATCH)
+        batch, kept = self.scale.batch(BATCH), UNROLLED.get(self.size, {}).get(name)
+        if self.full and kept is not None:
+            fields["compute"] = replace(self.compute, scan=False, **kept)
         return Stage(name=name, steps=steps, batch_size=batch, evals=self.evals, **fields)
 
     def main(self) -> Stage:
@@ -180,7 +194,6 @@ class Recipe:
             data=self.data(self.targets),
             objectives=self.losses(supervised_only=True),
             optim=self.optim(0.0),
-            compute=self.fastest,
         )
 
     def distill(self) -> Stage:
@@ -192,7 +205,6 @@ class Recipe:
             data=self.data(self.targets, self.views(self.model())),
             objectives=self.losses(supervised_only=False),
             optim=self.optim(0.8, ema=0.966),
-            compute=self.faster,
         )
 
     def adapted(self, patch_size: int, pixels: int) -> Stage:
