@@ -77,15 +77,15 @@ NATIVE = ("B", "So400m")  # released at native resolution
 # images of the same size.
 LEFT_OUT = {16: 0.5, 32: 0.75}
 TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
-# Stages whose blocks are unrolled, and what of them is computed again, as they were planned to fit:
-# B on v5e:16x16, So400m on eight of those (docs/performance.md, "Settings of the recipe").
+# Stages whose blocks are unrolled, and what of them is computed again, by plans of B on v5e:16x16
+# and of So400m on eight of those (docs/performance.md, "Settings of the recipe").
 UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
     "B": {
         "main": {"remat": "none"},
         "distill": {"remat": 0.17},
-        "naflex": {
-            "remat_up_to": ((128, "none"), (256, 0.1), (576, 0.84), (784, 0.75)),
-            "remat": 0.67,  # half a batch at 1024
+        "naflex": {  # 64: of texts
+            "remat_up_to": ((64, 0.6), (128, "none"), (256, 0.1), (576, 0.75), (784, 0.8)),
+            "remat": 0.6,  # half a batch at 1024
         },
         "p16_224": {"remat": 0.1},
         "acid_p16_256": {"remat": "none"},
