@@ -22,11 +22,11 @@ from siglip2_jax.errors import reason_of
 from siglip2_jax.outputs import names_no_file, write_whole
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.checkpoint import RunCheckpoints
-from siglip2_jax.train.distributed import StopSignal
 from siglip2_jax.train.inputs import check_batches, open_tokenizer
 from siglip2_jax.train.metrics import EVENTS, JsonLines, MetricWriter
 from siglip2_jax.train.stage_steps import kept_steps, stage_steps
 from siglip2_jax.train.state import TrainState
+from siglip2_jax.train.stop_signal import StopSignal
 from siglip2_jax.train.trace import Trace
 from siglip2_jax.train.versions import Versions, differences
 

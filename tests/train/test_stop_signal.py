@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from siglip2_jax.train.distributed import StopSignal
+from siglip2_jax.train.stop_signal import StopSignal
 
 
 @pytest.fixture
