@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,11 +25,19 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from siglip2_jax.models.kernels.products import FIRST, LANES, PLAIN, SECOND, Interpret, ahead, dot
+from siglip2_jax.models.kernels.score_blocks import (
+    Block,
+    Shape,
+    beside,
+    read_all,
+    read_alone,
+    read_rows,
+    write,
+)
 from siglip2_jax.sharding import AXES, has_mesh
 
 MOST_TOKENS = 1024
 """Beyond this many keys a block of scores and its gradients outgrow VMEM."""
-_QUERIES = 256  # at a time: more would not fit the registers' spill space at 1,024 keys
 _MASKED = -1e30
 _VMEM = 64 * 2**20
 
@@ -75,7 +82,7 @@ def _forward(
     length: int | None,
 ) -> tuple[Array, _Residuals]:
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key, length)
+    shape = Shape(query, key, length)
     out, log_sum = _call(
         functools.partial(_forward_kernel, shape=shape),
         (*flat, *_mask(valid)),
@@ -95,7 +102,7 @@ def _backward(
 ) -> tuple[Any, ...]:
     query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
-    shape = _Shape(query, key, length)
+    shape = Shape(query, key, length)
     # Of one input, all three side by side are what its gradient is a single product of.
     packed = shape.groups == 1 and shape.queries == shape.keys and flat[0].shape[-1] % LANES == 0
     side_by_side = jax.ShapeDtypeStruct((*flat[0].shape[:2], 3 * flat[0].shape[2]), query.dtype)
@@ -115,67 +122,25 @@ def _backward(
 short_attention.defvjp(_forward, _backward)
 
 
-class _Shape:
-    """Sizes the kernels are made for.
-
-    Attributes:
-      queries: of an image.
-      keys: of an image.
-      length: of the sequences in what is called an image here, if there are several.
-      size: C, of a head.
-      heads: that a program takes: all where there are few scores; of long sequences as many as
-        fill groups of lanes, which keeps programs short.
-      groups: how many programs share the heads of an image.
-      scale: of scores.
-      log_sum: shape of the numbers kept for the backward pass.
-    """
-
-    def __init__(self, query: Array, key: Array, length: int | None):
-        batch, self.queries, heads, self.size = query.shape
-        self.keys, self.length = key.shape[1], length
-        self.scale = self.size**-0.5
-        together = math.lcm(self.size, LANES) // self.size
-        self.groups = heads // together if self.queries > _QUERIES and not heads % together else 1
-        self.heads = heads // self.groups
-        self.log_sum = (batch, self.groups, self.heads, self.queries)
-
-    def units(self, images: int) -> Iterator[tuple[int, int, slice]]:
-        """Image, head and queries of each block of scores."""
-        for image in range(images):
-            for head in range(self.heads):
-                for start in range(0, self.queries, _QUERIES):
-                    yield image, head, slice(start, min(start + _QUERIES, self.queries))
-
-    def images(self, batch: int) -> int:
-        """Number of images that a program takes: enough work to hide its start.
-
-        A divisor of `batch`.
-        """
-        wanted = max(1, LANES * 2 // max(self.queries, self.keys))
-        return next(i for i in range(min(wanted, batch), 0, -1) if batch % i == 0)
-
-
-def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: _Shape) -> None:
+def _forward_kernel(query: Any, key: Any, value: Any, *refs: Any, shape: Shape) -> None:
     *mask, out, log_sum = refs
     keep = _keep(mask, query.shape[0], shape)
 
-    def scores(unit: tuple[int, int, slice]) -> Array:
-        image, head, rows = unit
-        return dot(
-            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), SECOND
-        )
+    def scores(block: Block) -> Array:
+        return dot(read_all(key, block, shape), read_alone(query, block, shape), SECOND)
 
-    for unit, score in ahead(scores, shape.units(query.shape[0])):
-        image, head, rows = unit
-        score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
+    for block, score in ahead(scores, shape.blocks(query.shape[0])):
+        score = _masked(score * (shape.scale * math.log2(math.e)), keep, block.image)
         # An image without a valid key gets weights of 0, here and in the backward pass.
         largest = jnp.maximum(score.max(0, keepdims=True), _MASKED / 2)
         weights = jnp.exp2(score - largest)
         total = jnp.maximum(weights.sum(0, keepdims=True), 0.5)
         weights = (weights * (1 / total)).astype(value.dtype)
-        values = dot(weights, _read(value, image, head, shape), FIRST)
-        _write(out, image, head, shape, values, rows)
-        log_sum[image, 0, head : head + 1, rows] = largest + jnp.log2(total)
+        values = dot(weights, read_all(value, block, shape), FIRST)
+        logs = largest + jnp.log2(total)
+        for head, columns in block.columns():
+            write(out, block.image, head, shape, values[columns], block.rows)
+            log_sum[block.image, 0, head : head + 1, block.rows] = logs[:, columns]
 
 
 def _backward_kernel(
@@ -185,42 +150,39 @@ def _backward_kernel(
     cotangent: Any,
     log_sum: Any,
     *refs: Any,
-    shape: _Shape,
+    shape: Shape,
     packed: bool,
 ) -> None:
     *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if packed else refs
     keep = _keep(mask, query.shape[0], shape)
-    sums: tuple[Array, ...] = ()
+    sums: dict[int, tuple[Array, ...]] = {}  # by head: gradients of its keys and values
 
-    def row_products(unit: tuple[int, int, slice]) -> tuple[Array, Array]:
-        image, head, rows = unit
-        scores = dot(
-            _read(key, image, head, shape), _read_alone(query, image, head, shape, rows), SECOND
-        )
-        d_weights = dot(
-            _read(value, image, head, shape),
-            _read_alone(cotangent, image, head, shape, rows),
-            SECOND,
-        )
+    def row_products(block: Block) -> tuple[Array, Array]:
+        scores = dot(read_all(key, block, shape), read_alone(query, block, shape), SECOND)
+        d_weights = dot(read_all(value, block, shape), read_alone(cotangent, block, shape), SECOND)
         return scores, d_weights
 
-    for unit, (score, d_weights) in ahead(row_products, shape.units(query.shape[0])):
-        image, head, rows = unit
-        score = _masked(score * (shape.scale * math.log2(math.e)), keep, image)
-        weights = jnp.exp2(score - log_sum[image, 0, head : head + 1, rows])
+    for block, (score, d_weights) in ahead(row_products, shape.blocks(query.shape[0])):
+        score = _masked(score * (shape.scale * math.log2(math.e)), keep, block.image)
+        logs = [log_sum[block.image, 0, head : head + 1, block.rows] for head in block.heads]
+        weights = jnp.exp2(score - beside(logs, 1))
         weighted = weights * d_weights
         d_scores = weighted - weights * weighted.sum(0, keepdims=True)
         d_scores = d_scores.astype(query.dtype)
         products = (
-            dot(d_scores, _read(query, image, head, shape, rows), PLAIN),
-            dot(weights.astype(value.dtype), _read(cotangent, image, head, shape, rows), PLAIN),
+            dot(d_scores, read_rows(query, block, shape), PLAIN),
+            dot(weights.astype(value.dtype), read_rows(cotangent, block, shape), PLAIN),
         )
-        sums = products if rows.start == 0 else tuple(map(jnp.add, sums, products))
-        if rows.stop == shape.queries:
-            _write(d_key, image, head, shape, sums[0] * shape.scale)
-            _write(d_value, image, head, shape, sums[1])
-        d_rows = dot(d_scores, _read(key, image, head, shape), FIRST) * shape.scale
-        _write(d_query, image, head, shape, d_rows, rows)
+        d_rows = dot(d_scores, read_all(key, block, shape), FIRST) * shape.scale
+        for head, columns in block.columns():
+            done = sums.pop(head) if block.rows.start else None
+            both = products if done is None else tuple(map(jnp.add, done, products))
+            if block.rows.stop == shape.queries:
+                write(d_key, block.image, head, shape, both[0] * shape.scale)
+                write(d_value, block.image, head, shape, both[1])
+            else:
+                sums[head] = both
+            write(d_query, block.image, head, shape, d_rows[columns], block.rows)
 
 
 def _thirds(ref: Any) -> list[Any]:
@@ -229,51 +191,12 @@ def _thirds(ref: Any) -> list[Any]:
     return [ref.at[:, :, i * width : (i + 1) * width] for i in range(3)]
 
 
-def _window(head: int, shape: _Shape) -> tuple[int, int]:
-    """Lanes to read for a head, and its offset in them.
-
-    A head within a group of 128 lanes is read as that group, since moving it to the first lanes
-    costs more than computing with its neighbour and leaving the result. Others are cut out.
-    """
-    start, stop = head * shape.size, (head + 1) * shape.size
-    group = start // LANES * LANES
-    if stop > group + LANES:
-        return start, stop
-    return group, min(group + LANES, shape.heads * shape.size)
-
-
-def _read(ref: Any, image: int, head: int, shape: _Shape, rows: slice = slice(None)) -> Array:
-    """Reads the lanes that hold a head, perhaps with neighbours."""
-    return ref[image, rows, slice(*_window(head, shape))]
-
-
-def _read_alone(ref: Any, image: int, head: int, shape: _Shape, rows: slice) -> Array:
-    """Reads a head with zeros for its neighbours, so that a product over lanes counts it alone."""
-    window = _read(ref, image, head, shape, rows)
-    first, last = _window(head, shape)
-    if last - first == shape.size:
-        return window
-    lane = first + jax.lax.broadcasted_iota(jnp.int32, (1, last - first), 1)
-    in_head = (lane >= head * shape.size) & (lane < (head + 1) * shape.size)
-    return jnp.where(in_head, window, jnp.zeros_like(window))
-
-
-def _write(
-    ref: Any, image: int, head: int, shape: _Shape, window: Array, rows: slice = slice(None)
-) -> None:
-    """Writes a head, without its neighbours."""
-    start = head * shape.size
-    before = start - _window(head, shape)[0]
-    head_values = window[:, before : before + shape.size]
-    ref[image, rows, start : start + shape.size] = head_values.astype(ref.dtype)
-
-
 def _mask(valid: Array | None) -> tuple[Array, ...]:
     """The mask as an operand [B, 1, K], if there is one."""
     return () if valid is None else (valid.astype(jnp.float32)[:, None],)
 
 
-def _keep(mask: list[Any], images: int, shape: _Shape) -> list[Array] | None:
+def _keep(mask: list[Any], images: int, shape: Shape) -> list[Array] | None:
     """For each image the keys to keep: a column [K, 1], or one for each query [K, Q]."""
     columns = [mask[0][image].T > 0 for image in range(images)] if mask else None
     if shape.length is None:
@@ -298,7 +221,7 @@ def _call(
     kernel: Any,
     operands: tuple[Array, ...],
     like: Any,
-    shape: _Shape,
+    shape: Shape,
     interpret: Interpret,
     cost: int,
 ) -> Any:
@@ -317,7 +240,7 @@ def _call(
         batch = operands[0].shape[0]
         images = shape.images(batch)
 
-        def block(x: Any) -> pl.BlockSpec:
+        def spec(x: Any) -> pl.BlockSpec:
             if x.ndim == 4:  # log sums
                 return pl.BlockSpec((images, 1, *x.shape[2:]), lambda i, j: (i, j, 0, 0))
             if x.shape[1] == 1:  # the mask
@@ -331,8 +254,8 @@ def _call(
             kernel,
             out_shape=results,
             grid=(batch // images, shape.groups),
-            in_specs=[block(x) for x in operands],
-            out_specs=[block(x) for x in results],
+            in_specs=[spec(x) for x in operands],
+            out_specs=[spec(x) for x in results],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM
             ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import re
 from functools import partial
 from types import SimpleNamespace
@@ -20,7 +22,9 @@ from siglip2_jax.models.kernels import attention
 from siglip2_jax.models.kernels import rows as rows_module
 from siglip2_jax.models.kernels.attention import attend, choose
 from siglip2_jax.models.kernels.long_attention import long_attention
+from siglip2_jax.models.kernels.products import LANES
 from siglip2_jax.models.kernels.rows import arrange
+from siglip2_jax.models.kernels.score_blocks import Shape
 from siglip2_jax.models.kernels.short_attention import short_attention
 from siglip2_jax.models.layers import Attention, Encoder
 from siglip2_jax.sharding import AXES, make_mesh, put_batch
@@ -78,7 +82,9 @@ def check(kind, inputs, valid, tolerance):
         *((kind, (2, 16, 2, 64), None) for kind in KINDS),
         *((kind, (3, 17, 3, 16), 18) for kind in KINDS),
         ("pallas", (2, 49, 4, 64), None),
-        ("pallas", (1, 300, 2, 64), None),  # two blocks of queries, the second ragged
+        ("pallas", (1, 300, 2, 64), None),  # two blocks of queries, the second of both heads
+        ("pallas", (1, 330, 2, 64), None),  # the second ragged, of one head
+        ("pallas", (2, 40, 3, 64), 24),  # a head without a neighbour
         ("pallas", (2, 20, 16, 72), None),  # heads that straddle groups of lanes
         ("pallas", (1, 24, 4, 96), 40),
         ("pallas", (1, 16, 1, 128), 70),
@@ -88,6 +94,36 @@ def check(kind, inputs, valid, tolerance):
 )
 def test_values_and_gradients_in_float32(kind, shape, keys):
     check(kind, operands(shape, keys), None, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("queries", "heads", "size", "length", "lanes"),
+    [
+        (64, 12, 64, None, 6 * 128),  # texts: two heads fill what one would leave half empty
+        (65, 12, 64, None, 12 * 128),
+        (196, 2, 64, None, 2 * 256),
+        (256, 2, 64, None, 2 * 256),
+        (576, 2, 64, None, 2 * 512 + 128),
+        (784, 2, 64, None, 2 * 768 + 128),
+        (16, 8, 16, None, 128),
+        (40, 3, 64, None, 2 * 128),  # the third has no neighbour
+        (64, 16, 72, None, 16 * 128),  # heads that straddle groups of lanes
+        (48, 2, 64, 16, 2 * 128),  # sequences side by side have masks of their own
+    ],
+)
+def test_queries_of_heads_that_share_lanes_stand_side_by_side(queries, heads, size, length, lanes):
+    query = jnp.zeros((2, queries, heads, size))
+    shape = Shape(query, query, length)
+    blocks = list(shape.blocks(2))
+    covered = [
+        (block.image, head, row)
+        for block in blocks
+        for head in block.heads
+        for row in range(queries)[block.rows]
+    ]
+    assert sorted(covered) == list(itertools.product(range(2), range(shape.heads), range(queries)))
+    columns = [[x for _, x in block.columns()][-1].stop for block in blocks]
+    assert sum(math.ceil(x / LANES) * LANES for x in columns) == 2 * lanes / shape.groups
 
 
 @pytest.mark.parametrize(
