@@ -24,8 +24,8 @@ from siglip2_jax.models.kernels.attention import AttentionImpl, attend
 from siglip2_jax.models.kernels.layer_norm import NormImpl, layer_norm, residual_layer_norm
 from siglip2_jax.models.kernels.linear import dense, dense_each
 from siglip2_jax.models.kernels.low_rank import merge_block
-from siglip2_jax.models.kernels.rows import arrange
-from siglip2_jax.sharding import gather
+from siglip2_jax.models.kernels.rows import arrange, in_sequences, in_whole_rows
+from siglip2_jax.sharding import gather, reshape_rows
 
 
 class Attention(nnx.Module):
@@ -59,6 +59,7 @@ class Attention(nnx.Module):
 
         self.dtype = dtype
         self.impl: AttentionImpl = impl
+        self.heads = num_heads
         heads = (num_heads, width // num_heads)
         self.query = linear(width, heads)
         self.key = linear(input_width or width, heads)
@@ -67,18 +68,21 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        queries: Float[Array, "B Q D"],
-        inputs: Float[Array, "B K M"],
-        valid: Bool[Array, "B K"] | Bool[Array, "B Q K"] | None = None,
+        queries: Float[Array, "R Q D"],
+        inputs: Float[Array, "R K M"],
+        valid: Bool[Array, "B N"] | Bool[Array, "B L N"] | None = None,
         length: int | None = None,
-    ) -> Float[Array, "B Q D"]:
+        sequences: tuple[int, int] | None = None,
+    ) -> Float[Array, "R Q D"]:
         """Attends from `queries` to the valid `inputs`; the result is float32.
 
-        Where they are the same, sequences of one `length` may lie side by side in each row.
+        Where they are the same, sequences of one `length` may lie side by side in each row, or
+        tokens of `sequences`, so many of so many tokens, in rows of another length.
         """
         if queries is inputs:
-            query, key, value = self._project((self.query, self.key, self.value), queries)
-            return self._attend(query, key, value, valid, length)
+            linears = self.query, self.key, self.value
+            query, key, value = self._project(linears, queries, sequences)
+            return self._attend(query, key, value, valid, length, queries.shape[:2])
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
@@ -100,14 +104,30 @@ class Attention(nnx.Module):
         return self._attend(query, key, value, valid)
 
     def _attend(
-        self, query: Array, key: Array, value: Array, valid: Array | None, length: int | None = None
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        valid: Array | None,
+        length: int | None = None,
+        rows: tuple[int, ...] | None = None,
     ) -> Array:
         values = attend(query, key, value, valid, self.impl, length)
         values = checkpoint_name(values, "attn_out")
-        return dense(self.out, values.reshape(*values.shape[:2], -1))
+        values = values.reshape(*values.shape[:2], -1)
+        if rows is not None and rows != values.shape[:2]:
+            values = reshape_rows(values, (*rows, values.shape[2]))
+        return dense(self.out, values)
 
-    def _project(self, linears: tuple[nnx.LinearGeneral, ...], x: Array) -> list[Array]:
+    def _project(
+        self,
+        linears: tuple[nnx.LinearGeneral, ...],
+        x: Array,
+        sequences: tuple[int, int] | None = None,
+    ) -> list[Array]:
         flat = [checkpoint_name(y, "qkv") for y in dense_each(linears, x)]
+        if sequences is not None:
+            flat = in_sequences(flat, sequences, self.heads)
         return [
             y.reshape(*y.shape[:2], *linear.out_features)
             for y, linear in zip(flat, linears, strict=True)
@@ -135,8 +155,10 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Applies the MLP to every token; the result is float32."""
-        hidden = checkpoint_name(dense(self.fc1, x).astype(self.dtype), "mlp_pre")
-        return dense(self.fc2, nnx.gelu(hidden, approximate=True))
+        rows = in_whole_rows(x)
+        hidden = checkpoint_name(dense(self.fc1, rows).astype(self.dtype), "mlp_pre")
+        y = dense(self.fc2, nnx.gelu(hidden, approximate=True))
+        return y if rows is x else reshape_rows(y, x.shape)
 
 
 class Block(nnx.Module):
@@ -154,13 +176,15 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B N D"],
+        x: Float[Array, "R M D"],
         valid: Bool[Array, "B N"] | Bool[Array, "B N N"] | None,
         length: int | None = None,
-    ) -> Float[Array, "B N D"]:
-        """Runs the block on sequences of that length; the stream keeps the dtype of `x`."""
+        sequences: tuple[int, int] | None = None,
+    ) -> Float[Array, "R M D"]:
+        """Runs the block on rows as `Attention` reads them; the stream keeps the dtype of `x`."""
         x, y = residual_layer_norm(self.ln1, x, self.dtype, self.norm)
-        x = checkpoint_name(x + self.attn(y, y, valid, length).astype(x.dtype), "x_mid")
+        attended = self.attn(y, y, valid, length, sequences)
+        x = checkpoint_name(x + attended.astype(x.dtype), "x_mid")
         x, y = residual_layer_norm(self.ln2, x, self.dtype, self.norm)
         return x + self.mlp(y).astype(x.dtype)
 
@@ -196,9 +220,13 @@ class Encoder(nnx.Module):
         rows = arrange(x, valid, compute.attention)
         if rows is not None:
             x, valid = rows.pack(x), None if valid is None else rows.pack(valid)
-        layer = self._layer(valid, None if rows is None else rows.length)
-        x = run_blocks(layer, x, self.blocks, compute)
-        return self.norm(x if rows is None else rows.unpack(x))
+            x = run_blocks(self._layer(valid, rows.length), x, self.blocks, compute)
+            return self.norm(rows.unpack(x))
+        whole, (images, tokens, _) = in_whole_rows(x), x.shape
+        if whole is x:
+            return self.norm(run_blocks(self._layer(valid), x, self.blocks, compute))
+        layer = self._layer(valid, sequences=(images, tokens))
+        return self.norm(reshape_rows(run_blocks(layer, whole, self.blocks, compute), x.shape))
 
     def hidden_states(
         self, x: Float[Array, "B N D"], valid: Bool[Array, "B N"] | None, counts: Sequence[int]
@@ -227,10 +255,15 @@ class Encoder(nnx.Module):
             states[count], done = x, count
         return tuple(states[count].astype(jnp.float32) for count in counts)
 
-    def _layer(self, valid: Array | None, length: int | None = None) -> Layer:
+    def _layer(
+        self,
+        valid: Array | None,
+        length: int | None = None,
+        sequences: tuple[int, int] | None = None,
+    ) -> Layer:
         dtype = jnp.dtype(self.compute.dtype)
 
         def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return gather(merge_block(block), dtype)(x, valid, length), None
+            return gather(merge_block(block), dtype)(x, valid, length, sequences), None
 
         return layer

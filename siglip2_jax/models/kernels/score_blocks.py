@@ -56,7 +56,7 @@ class Shape:
       log_sum: shape of the numbers kept for the backward pass.
     """
 
-    def __init__(self, query: Array, key: Array, length: int | None):
+    def __init__(self, query: Any, key: Any, length: int | None):
         batch, self.queries, heads, self.size = query.shape
         self.keys, self.length = key.shape[1], length
         self.scale = self.size**-0.5
@@ -64,6 +64,15 @@ class Shape:
         self.groups = heads // together if self.queries > _QUERIES and not heads % together else 1
         self.heads = heads // self.groups
         self.log_sum = (batch, self.groups, self.heads, self.queries)
+
+    @property
+    def packed(self) -> bool:
+        """True where gradients of queries, keys and values lie side by side in one array.
+
+        Of one input, such an array is what its gradient is a single product of.
+        """
+        width = self.heads * self.size
+        return self.groups == 1 and self.queries == self.keys and width % LANES == 0
 
     def blocks(self, images: int) -> Iterator[Block]:
         """Blocks of a program's scores: whole ones of each head, and what is left.

@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from siglip2_jax.models.kernels.products import FIRST, LANES, PLAIN, SECOND, Interpret, ahead, dot
+from siglip2_jax.models.kernels.products import FIRST, PLAIN, SECOND, Interpret, ahead, dot
 from siglip2_jax.models.kernels.score_blocks import (
     Block,
     Shape,
@@ -103,18 +103,16 @@ def _backward(
     query, key, value, valid, log_sum = residuals
     flat = [_flat(x) for x in (query, key, value)]
     shape = Shape(query, key, length)
-    # Of one input, all three side by side are what its gradient is a single product of.
-    packed = shape.groups == 1 and shape.queries == shape.keys and flat[0].shape[-1] % LANES == 0
     side_by_side = jax.ShapeDtypeStruct((*flat[0].shape[:2], 3 * flat[0].shape[2]), query.dtype)
     gradients = _call(
-        functools.partial(_backward_kernel, shape=shape, packed=packed),
+        functools.partial(_backward_kernel, shape=shape),
         (*flat, _flat(cotangent), log_sum, *_mask(valid)),
-        (side_by_side,) if packed else flat,
+        (side_by_side,) if shape.packed else flat,
         shape,
         interpret,
         cost=5,
     )
-    gradients = jnp.split(gradients[0], 3, axis=-1) if packed else gradients
+    gradients = jnp.split(gradients[0], 3, axis=-1) if shape.packed else gradients
     pairs = zip(gradients, (query, key, value), strict=True)
     return (*(gradient.reshape(x.shape) for gradient, x in pairs), None)
 
@@ -151,9 +149,8 @@ def _backward_kernel(
     log_sum: Any,
     *refs: Any,
     shape: Shape,
-    packed: bool,
 ) -> None:
-    *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if packed else refs
+    *mask, d_query, d_key, d_value = (*refs[:-1], *_thirds(refs[-1])) if shape.packed else refs
     keep = _keep(mask, query.shape[0], shape)
     sums: dict[int, tuple[Array, ...]] = {}  # by head: gradients of its keys and values
 

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from siglip2_jax.models import layers
 from siglip2_jax.models.compute import Compute, run_blocks
 from siglip2_jax.models.config import Tower
 from siglip2_jax.models.kernels import attention
@@ -23,7 +24,7 @@ from siglip2_jax.models.kernels import rows as rows_module
 from siglip2_jax.models.kernels.attention import attend, choose
 from siglip2_jax.models.kernels.long_attention import long_attention
 from siglip2_jax.models.kernels.products import LANES
-from siglip2_jax.models.kernels.rows import arrange
+from siglip2_jax.models.kernels.rows import arrange, in_whole_rows
 from siglip2_jax.models.kernels.score_blocks import Shape
 from siglip2_jax.models.kernels.short_attention import short_attention
 from siglip2_jax.models.layers import Attention, Encoder
@@ -385,6 +386,99 @@ def test_on_tpu_a_tower_lays_short_sequences_side_by_side():
     kernels = [x for x in text.splitlines() if 'custom_call_target="tpu_custom_call"' in x]
     assert len(kernels) == 3  # attention and two norms, in a loop
     assert all("[1,144,128]" in kernel for kernel in kernels)
+
+
+def test_rows_that_fill_groups_of_tokens(monkeypatch):
+    def rows(*shape):
+        return in_whole_rows(jnp.zeros(shape)).shape
+
+    assert rows(8, 64, 1) == (8, 64, 1)  # on a CPU
+    monkeypatch.setattr(rows_module, "platform", lambda: "tpu")
+    assert rows(8, 64, 1) == (2, 256, 1)
+    assert rows(6, 64, 1) == (3, 128, 1)
+    assert rows(16, 784, 1) == (49, 256, 1)
+    assert rows(3, 64, 1) == (3, 64, 1)  # does not fill them
+    assert rows(8, 256, 1) == (8, 256, 1) and rows(8, 384, 1) == (8, 384, 1)
+    assert rows(512, 1) == (512, 1)
+    with jax.set_mesh(make_mesh(2)):  # a device's tokens
+        assert jax.device_count() == 8
+        x = jax.reshard(jnp.zeros((16, 64, 1)), PartitionSpec(AXES))
+        assert in_whole_rows(x).shape == (8, 128, 1)
+        x = jax.reshard(jnp.zeros((8, 64, 1)), PartitionSpec(AXES))
+        assert in_whole_rows(x) is x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "images", "tokens", "devices", "row"),
+    [
+        (128, 8, 48, 1, 128),
+        (128, 16, 48, 2, 128),
+        (128, 4, 320, 1, 256),  # gradients in one array
+        (256, 4, 288, 1, 128),  # gradients in three
+    ],
+)
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_tower_runs_in_whole_rows(monkeypatch, width, images, tokens, devices, row, scan):
+    """Values and gradients are those of the rows that sequences are, but the rows are others."""
+    tower = Tower(width=width, depth=2, mlp_dim=64, num_heads=width // 64)
+    rng = np.random.default_rng(0)
+    shape = (images, tokens, width)
+    x, cotangent = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    valid = jnp.asarray(np.arange(tokens) < rng.integers(1, tokens, (images, 1)))
+    lengths = []
+    dense = layers.dense
+    monkeypatch.setattr(layers, "dense", lambda x, y: lengths.append(y.shape[1]) or dense(x, y))
+
+    def gradients(platform):
+        monkeypatch.setattr(rows_module, "platform", lambda: platform)
+        compute = Compute(attention="pallas", scan=scan, remat="full")
+        made = Encoder(tower, compute=compute, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(made)
+
+        def loss(params, x, valid, cotangent):
+            out = nnx.merge(graphdef, params)(x, valid)
+            return jnp.sum(jnp.where(valid[..., None], out * cotangent, 0)), out
+
+        step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+        if devices == 1:
+            return step(params, x, valid, cotangent)
+        with jax.set_mesh(make_mesh(1, jax.devices()[:devices])):
+            split = [jax.reshard(y, PartitionSpec(AXES)) for y in (x, valid, cotangent)]
+            return step(params, *split)
+
+    (_, out), found = gradients("tpu")
+    assert set(lengths) == {row}
+    lengths.clear()
+    (_, plain_out), plain_found = gradients("cpu")
+    assert set(lengths) == {tokens}
+    np.testing.assert_allclose(out, plain_out, atol=1e-5)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(plain_found), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
+
+
+def test_an_mlp_runs_in_whole_rows(monkeypatch):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 48, 32)), jnp.float32)
+    mlp = layers.Mlp(32, 64, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    plain = mlp(x)
+    lengths = []
+    dense = layers.dense
+    monkeypatch.setattr(layers, "dense", lambda x, y: lengths.append(y.shape[1]) or dense(x, y))
+    monkeypatch.setattr(rows_module, "platform", lambda: "tpu")
+    np.testing.assert_allclose(mlp(x), plain, atol=1e-6)
+    assert lengths == [128, 128]
+
+
+@pytest.mark.tpu
+def test_on_tpu_a_tower_runs_in_whole_rows():
+    def run(x):
+        return encoder("auto", dtype="bfloat16")(x)
+
+    text = text_on_tpu(run, ((32, 64, 128), jnp.bfloat16))
+    kernels = [x for x in text.splitlines() if 'custom_call_target="tpu_custom_call"' in x]
+    assert len(kernels) == 3  # attention and two norms, in a loop
+    assert sum("[2,256,128]" in kernel for kernel in kernels) == 2
+    assert sum("[8,64,128]" in kernel for kernel in kernels) == 1
 
 
 def test_what_is_chosen(monkeypatch):
