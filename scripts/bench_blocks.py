@@ -1,0 +1,104 @@
+"""Blocks of a tower on TPU v5e by the compiler's estimate: rows as sequences are, and whole ones.
+
+Compiles three blocks, forward and backward with everything kept, for chips that are not there
+(extra `tpu`, Linux x86; a minute each on two cores) and prints what a block takes: its attention
+kernels, everything else, and memory. Whole rows hold 256 or 128 tokens, of whatever sequence
+(`siglip2_jax.models.kernels.rows`).
+
+    python scripts/bench_blocks.py [--size SIZE] [IMAGESxTOKENS ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from unittest import mock
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from siglip2_jax.models import layers
+from siglip2_jax.models.compute import Compute
+from siglip2_jax.models.config import two_towers
+from siglip2_jax.planner.estimate import Measurement, measure
+from siglip2_jax.planner.topology import topology_mesh
+from siglip2_jax.sharding import AXES
+
+BLOCKS = 3
+SHAPES = ("128x64", "128x196", "1024x36", "128x256", "128x576", "128x784")
+HEAD = ("images x tokens", "rows", "attention, us", "all else, us", "KB kept of a token")
+
+
+def compile_blocks(size: str, images: int, tokens: int) -> Measurement:
+    """Cost and memory of the blocks, forward and backward, on each of four chips."""
+    mesh = topology_mesh("v5e:2x2")
+    tower = dataclasses.replace(
+        two_towers(size, patch_size=16, image_size=256).vision, depth=BLOCKS
+    )
+    compute = Compute(dtype="bfloat16", scan=False)
+
+    def make() -> layers.Encoder:
+        return layers.Encoder(tower, compute=compute, rngs=nnx.Rngs(0))
+
+    graphdef, params = nnx.split(nnx.eval_shape(make))
+
+    def step(params: nnx.State, x: jax.Array, cotangent: jax.Array):
+        y, back = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
+        return y.sum(), back(cotangent)
+
+    def on(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    shape = (images * mesh.size, tokens, tower.width)
+    x, cotangent = (
+        on(jax.ShapeDtypeStruct(shape, dtype), PartitionSpec(AXES))
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    params = jax.tree.map(lambda leaf: on(leaf, PartitionSpec()), params)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step).lower(params, x, cotangent)
+    return measure(lowered, mesh, "the blocks", "take fewer images")
+
+
+def row(size: str, images: int, tokens: int, kind: str) -> str:
+    """A line of the table."""
+    cost, memory = compile_blocks(size, images, tokens)
+    attention = other = 0
+    for operation in cost.operations:
+        if operation.kernel and "attention" in operation.source:
+            attention += operation.cycles or 0
+        elif not operation.asynchronous:
+            other += operation.cycles or 0
+    each = [f"{x / cost.clock_hz / BLOCKS * 1e6:,.0f}" for x in (attention, other)]
+    kept = memory["temporaries"] / BLOCKS / images / tokens / 1000
+    return f"| {images:,} x {tokens:,} | {kind} | {' | '.join(each)} | {kept:.1f} |"
+
+
+def main() -> int:
+    """Runs the script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shapes", nargs="*", default=SHAPES, help="of a chip, such as 128x576")
+    parser.add_argument("--size", default="B", help="of the image tower: B, L, So400m or g-opt")
+    args = parser.parse_args()
+    try:
+        shapes = [tuple(map(int, shape.split("x", 1))) for shape in args.shapes]
+        shapes = [(images, tokens) for images, tokens in shapes]
+    except ValueError:
+        print(f"expected shapes such as 128x576, found {' '.join(args.shapes)}", file=sys.stderr)
+        return 2
+    print(f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}", sep="\n", flush=True)
+    for images, tokens in shapes:
+        with mock.patch.object(layers, "in_whole_rows", lambda x: x):
+            print(row(args.size, images, tokens, "sequences"), flush=True)
+        print(row(args.size, images, tokens, "whole"), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
