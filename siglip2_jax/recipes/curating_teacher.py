@@ -26,7 +26,15 @@ from siglip2_jax.data.records import Records
 from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.objectives.sigmoid import Sigmoid
+from siglip2_jax.recipes import so400m_256
 from siglip2_jax.recipes.siglip2_b16 import BATCH, TEACHERS
+
+
+def _compute(patch: int, pixels: int) -> Compute:
+    """The settings of `so400m_256` for as many patches, with more of them the least memory."""
+    if (pixels // patch) ** 2 > 256:
+        return Compute(dtype="bfloat16", remat="full")
+    return so400m_256.config().compute
 
 
 def config(
@@ -60,7 +68,7 @@ def config(
         model=two_towers("So400m", patch_size=patch, image_size=pixels),
         stages=(stage,),
         tokenizer=tokenizer,
-        compute=Compute(dtype="bfloat16", remat="full"),
+        compute=_compute(patch, pixels),
         checkpoints=Checkpoints(every=1000),
         logging=Logging(every=50),
     )

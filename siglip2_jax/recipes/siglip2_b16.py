@@ -88,9 +88,13 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
             "remat": 0.6,  # half a batch at 1024
         },
         "p16_224": {"remat": 0.1},
+        "p32_256": {"remat": "none"},
+        "acid_p16_224": {"remat": "none"},
         "acid_p16_256": {"remat": "none"},
+        "acid_p32_256": {"remat": "none"},
     },
     "So400m": {
+        "main": {"remat": "none"},
         "distill": {"remat": 0.1},
     },
 }
