@@ -77,8 +77,8 @@ NATIVE = ("B", "So400m")  # released at native resolution
 # images of the same size.
 LEFT_OUT = {16: 0.5, 32: 0.75}
 TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
-# Stages whose blocks are unrolled, and what of them is computed again, by plans of B on v5e:16x16
-# and of So400m on eight of those (docs/performance.md, "Settings of the recipe").
+# Stages whose blocks are unrolled, and what of them is computed again, by plans of B and L on
+# v5e:16x16 and of So400m on eight of those (docs/performance.md, "Settings of the recipe").
 UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
     "B": {
         "main": {"remat": "none"},
@@ -91,7 +91,11 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
         "p32_256": {"remat": "none"},
         "acid_p16_224": {"remat": "none"},
         "acid_p16_256": {"remat": "none"},
+        "acid_p16_512": {"remat": 0.67},
         "acid_p32_256": {"remat": "none"},
+    },
+    "L": {
+        "main": {"remat": 0.75},
     },
     "So400m": {
         "main": {"remat": "none"},
