@@ -91,11 +91,13 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
         "p32_256": {"remat": "none"},
         "acid_p16_224": {"remat": "none"},
         "acid_p16_256": {"remat": "none"},
+        "acid_p16_384": {"remat": 0.42},
         "acid_p16_512": {"remat": 0.67},
         "acid_p32_256": {"remat": "none"},
     },
     "L": {
         "main": {"remat": 0.75},
+        "distill": {"remat": 0.8},
     },
     "So400m": {
         "main": {"remat": "none"},
