@@ -82,7 +82,8 @@ class Attention(nnx.Module):
         if queries is inputs:
             linears = self.query, self.key, self.value
             query, key, value = self._project(linears, queries, sequences)
-            return self._attend(query, key, value, valid, length, queries.shape[:2])
+            rows = None if sequences is None else queries.shape[:2]
+            return self._attend(query, key, value, valid, length, rows)
         return self.read(queries, *self.keys_values(inputs), valid)
 
     def keys_values(
@@ -115,7 +116,7 @@ class Attention(nnx.Module):
         values = attend(query, key, value, valid, self.impl, length)
         values = checkpoint_name(values, "attn_out")
         values = values.reshape(*values.shape[:2], -1)
-        if rows is not None and rows != values.shape[:2]:
+        if rows is not None:
             values = reshape_rows(values, (*rows, values.shape[2]))
         return dense(self.out, values)
 
