@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,10 @@ os.environ["XLA_FLAGS"] = (
 # A program for several devices that XLA reads back from its cache can wait for itself for ever.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 keep_programs()  # before other processes of the tests start, which share them
+
+# Jobs that a shell starts in the background ignore Ctrl-C, and so would the runs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 from oracles import SHARED_IMAGES, Oracle, open_oracle  # noqa: E402
