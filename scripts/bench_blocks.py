@@ -27,6 +27,7 @@ from siglip2_jax.models import layers
 from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.planner.estimate import Measurement, measure
+from siglip2_jax.planner.results import user_results
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.sharding import AXES
 
@@ -63,7 +64,7 @@ def compile_blocks(size: str, images: int, tokens: int) -> Measurement:
     params = jax.tree.map(lambda leaf: on(leaf, PartitionSpec()), params)
     with jax.set_mesh(mesh):
         lowered = jax.jit(step).lower(params, x, cotangent)
-    return measure(lowered, mesh, "the blocks", "take fewer images")
+    return measure(lowered, mesh, "the blocks", "take fewer images", user_results())
 
 
 def row(size: str, images: int, tokens: int, kind: str) -> str:
@@ -87,8 +88,7 @@ def main() -> int:
     parser.add_argument("--size", default="B", help="of the image tower: B, L, So400m or g-opt")
     args = parser.parse_args()
     try:
-        shapes = [tuple(map(int, shape.split("x", 1))) for shape in args.shapes]
-        shapes = [(images, tokens) for images, tokens in shapes]
+        shapes = [(int(images), int(n)) for images, n in (x.split("x") for x in args.shapes)]
     except ValueError:
         print(f"expected shapes such as 128x576, found {' '.join(args.shapes)}", file=sys.stderr)
         return 2

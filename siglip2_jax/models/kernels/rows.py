@@ -64,12 +64,11 @@ def arrange(x: Shaped[Array, "B N D"], valid: Array | None, impl: AttentionImpl)
       valid: which exist.
       impl: as for `attend`; programs other than the kernel for short sequences gain nothing.
     """
-    (images, length), on_tpu = x.shape[:2], platform() == "tpu"
+    length, on_tpu = x.shape[1], platform() == "tpu"
     is_kernel = impl == "pallas" or (impl == "auto" and on_tpu and x.dtype == jnp.bfloat16)
     if not is_kernel or not length % _TILE or (valid is not None and valid.ndim == 3):
         return None
-    if has_mesh():
-        images //= jax.sharding.get_abstract_mesh().size
+    images = _images_of_a_device(x)
     rows = [Rows(n, length) for n in range(1, _ROW // length + 1) if images % n == 0]
     return min(rows, key=lambda x: x.padding / x.sequences, default=None)
 
@@ -84,11 +83,14 @@ def in_whole_rows(x: Shaped[Array, "*B D"]) -> Shaped[Array, "*R D"]:
     known = all(isinstance(n, int) for n in x.shape)
     if x.ndim != 3 or not known or x.shape[1] % LANES == 0 or platform() != "tpu":
         return x
-    devices = jax.sharding.get_abstract_mesh().size if has_mesh() else 1
-    length = math.gcd(x.shape[0] // devices * x.shape[1], 2 * LANES)
+    length = math.gcd(_images_of_a_device(x) * x.shape[1], 2 * LANES)
     if length % LANES:
         return x
     return reshape_rows(x, (x.shape[0] * x.shape[1] // length, length, x.shape[2]))
+
+
+def _images_of_a_device(x: Array) -> int:
+    return x.shape[0] // jax.sharding.get_abstract_mesh().size if has_mesh() else x.shape[0]
 
 
 def in_sequences(
