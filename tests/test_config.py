@@ -260,6 +260,28 @@ def test_overrides_apply_together():
     assert override(before, []) == before
 
 
+@pytest.mark.parametrize("name", ["b", "1"])
+def test_a_part_of_what_a_stage_has_from_the_run_is_set_for_that_stage(name):
+    """Not a part of what stages have where nothing is said: in float32, say."""
+    before = dataclasses.replace(run(stage("a"), stage("b")), compute=Compute(dtype="bfloat16"))
+    after = override(
+        before,
+        [
+            f"stages.{name}.compute.remat=full",
+            f"stages.{name}.model.vision.depth=1",
+            "compute.attention=xla",
+            "model.text.depth=3",
+        ],
+    )
+    assert after.compute == Compute(dtype="bfloat16", attention="xla")
+    assert after.model.vision == before.model.vision and after.model.text.depth == 3
+    a, b = after.stages
+    assert a.compute is a.model is None
+    assert b.compute == Compute(dtype="bfloat16", attention="xla", remat="full")
+    assert b.model.vision == dataclasses.replace(before.model.vision, depth=1)
+    assert b.model.text == after.model.text
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -292,7 +314,7 @@ def test_overrides_apply_together():
         ("data.source=x", "expected Source or Mixture, found x"),
         ("seed.x=3", "cannot set 'x' of 0, which is of type int and has no fields"),
         ("examples.x=3", "cannot set 'x' of None"),
-        ("stages.main.model.vision.depth=2", "no ModelConfig yet, and a new one needs text"),
+        ("curation.chunks=2", "no Curation yet, and a new one needs teacher"),
         ("steps", "'steps' is no assignment; expected path=value"),
         ("=3", "is no assignment"),
         ("optim..b1=3", "is no assignment"),

@@ -49,7 +49,8 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
     does not have (`batch_size`, `steps`, `data`, `optim` and so on) stands for that field of every
     stage; `model` and `compute` are the run's. Setting a stage's `steps` unsets its `examples`, and
     the other way round. Below a field that is None, the path fills in the fields of what may stand
-    there: `logging.profile.start=5`.
+    there: `logging.profile.start=5`; a stage's `model` and `compute` are then the run's but for
+    what is set.
 
     The value is a Python or JSON literal, or a bare word for text, of the type that the field is
     annotated with; an integer will do for a float. All assignments apply together, the last one
@@ -80,7 +81,24 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
             )
         else:
             changes.append(Change(keys, text.strip(), source))
+    config = _with_own(config, changes)
     return _apply(config, [*_other_lengths(changes), *changes], TrainConfig)
+
+
+def _with_own(config: TrainConfig, changes: Sequence[Change]) -> TrainConfig:
+    """Gives stages that use the run's model or compute their own, where a part of it changes."""
+    hints = field_hints(TrainConfig)
+    parts = {change.keys[:3] for change in changes if len(change.keys) > 3}
+    for i, stage in enumerate(config.stages):
+        for name in ("model", "compute"):
+            paths = {("stages", key, name) for key in (str(i), stage.name)}
+            if getattr(stage, name) is None and not parts.isdisjoint(paths):
+                of_run = [x._replace(keys=x.keys[1:]) for x in changes if x.keys[0] == name]
+                own = _apply(getattr(config, name), of_run, hints[name])
+                stages = list(config.stages)
+                stages[i] = dataclasses.replace(stages[i], **{name: own})
+                config = dataclasses.replace(config, stages=tuple(stages))
+    return config
 
 
 def _shorten(text: str) -> str:
