@@ -260,6 +260,30 @@ def test_overrides_apply_together():
     assert override(before, []) == before
 
 
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (Compute(), "--set stages.a.compute.remat=full"),
+        (
+            Compute(remat=0.5, remat_up_to=((64, "none"),)),
+            "--set stages.a.compute.remat=full --set 'stages.a.compute.remat_up_to=()'",
+        ),
+        (
+            Compute(remat="full", remat_up_to=((64, "none"),)),
+            "--set 'stages.a.compute.remat_up_to=()'",
+        ),
+        (Compute(remat="full"), "--set stages.a.optim.accumulate=4"),
+    ],
+)
+def test_the_advice_where_memory_is_short(compute, expected):
+    """Leads somewhere: what it says is not what the stage has."""
+    optim = Optim(accumulate=2)
+    made = dataclasses.replace(run(stage("a", optim=optim)), compute=compute)
+    assert made.resolved[0].least_memory == expected
+    settings = [word.strip("'") for word in expected.split() if word != "--set"]
+    assert override(made, settings).resolved[0].least_memory != expected
+
+
 @pytest.mark.parametrize("name", ["b", "1"])
 def test_a_part_of_what_a_stage_has_from_the_run_is_set_for_that_stage(name):
     """Not a part of what stages have where nothing is said: in float32, say."""

@@ -190,12 +190,14 @@ class ResolvedStage(Stage):
 
     @property
     def least_memory(self) -> str:
-        """Options with which the backward pass of this stage saves the least."""
-        compute = f"stages.{self.name}.compute"
-        options = f"--set {compute}.remat=full"
+        """Options with which a step of this stage needs less memory, the cheapest that is left."""
+        stage, options = f"stages.{self.name}", []
+        if self.compute.remat != "full":
+            options.append(f"--set {stage}.compute.remat=full")
         if self.compute.remat_up_to:
-            options += f" --set '{compute}.remat_up_to=()'"
-        return options
+            options.append(f"--set '{stage}.compute.remat_up_to=()'")
+        parts = 2 * self.optim.accumulate
+        return " ".join(options) or f"--set {stage}.optim.accumulate={parts}"
 
     @property
     def data_seed(self) -> int:

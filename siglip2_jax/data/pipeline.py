@@ -6,7 +6,6 @@ without reading those before it, so the state of a pipeline is one integer.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from siglip2_jax.types import Batch
 
 # Before this many examples, a share of bad ones says little.
 _JUDGED_FROM = 200
-AHEAD = 1  # batches that are placed before they are needed
+PLACING = 1  # batches that are being copied to devices: their buffers are not written again yet
 
 
 def _copy(batch: Batch) -> Batch:
@@ -160,9 +159,9 @@ class Pipeline:
 
         Args:
           reading: the steps.
-          place: makes what is given of this host's NumPy arrays, one step before it is needed; must
-            not return the arrays themselves, which are written again. Copies them unless told
-            otherwise; `sharding.put_batch` puts them on devices.
+          place: makes what is given of this host's NumPy arrays; must not return the arrays
+            themselves, which are written again after the next batch is asked for. Copies them
+            unless told otherwise; `sharding.put_batch` puts them on devices.
 
         Raises:
           ValueError: at once where a source cannot be opened or a batch size is not divisible by
@@ -191,38 +190,28 @@ class Pipeline:
     ) -> Generator[HostBatch, None, None]:
         total = bad = 0
         problems: tuple[str, ...] = ()
-        held: deque[HostBatch] = deque()
         with closing(chunks), closing(self._start(chunks)) as steps:
             for step, budget, size, position in reading:
-                try:
-                    filled = steps.take()
-                    step_bad = sum(part.bad for part in filled.outcomes)
-                    lines = [line for part in filled.outcomes for line in part.problems]
-                    step_problems = tuple(lines[:SHOWN])
-                    total += size // self.process_count + step_bad
-                    bad, problems = bad + step_bad, (*problems, *step_problems)[:SHOWN]
-                    self._judge(total, bad, problems)
-                except (ValueError, OSError):
-                    yield from held  # what came before it can still be used
-                    raise
+                filled = steps.take()
+                step_bad = sum(part.bad for part in filled.outcomes)
+                lines = [line for part in filled.outcomes for line in part.problems]
+                step_problems = tuple(lines[:SHOWN])
+                total += size // self.process_count + step_bad
+                bad, problems = bad + step_bad, (*problems, *step_problems)[:SHOWN]
+                self._judge(total, bad, problems)
                 batch = place(filled.batch)
-                held.append(
-                    HostBatch(
-                        batch,
-                        step,
-                        budget,
-                        position + size,
-                        step_bad,
-                        step_problems,
-                        filled.restarts,
-                        sum((part.requests for part in filled.outcomes), Counts()),
-                    )
+                yield HostBatch(
+                    batch,
+                    step,
+                    budget,
+                    position + size,
+                    step_bad,
+                    step_problems,
+                    filled.restarts,
+                    sum((part.requests for part in filled.outcomes), Counts()),
                 )
-                if len(held) > AHEAD:
-                    yield held.popleft()
                 jax.block_until_ready(batch)  # on the devices: the buffer may be written again
                 steps.release(filled.slot)
-            yield from held
 
     def _start(self, chunks: Chunks) -> Steps[Batch]:
         workers = min(self.workers, chunks.layout.workers)
@@ -238,7 +227,7 @@ class Pipeline:
 
     @property
     def _slots(self) -> int:
-        return self.prefetch + AHEAD
+        return self.prefetch + PLACING
 
     def _judge(self, read: int, bad: int, problems: tuple[str, ...]) -> None:
         if read >= _JUDGED_FROM and bad > self.max_bad_share * read:

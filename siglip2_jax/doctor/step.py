@@ -15,11 +15,12 @@ from siglip2_jax.config import ResolvedStage
 from siglip2_jax.data.collate import collate
 from siglip2_jax.data.prepare import Prepare
 from siglip2_jax.doctor.check import Finding, Findings, at_most, failed, passed, skipped
-from siglip2_jax.planner.estimate import Estimate
+from siglip2_jax.planner.estimate import Estimate, local_bytes
 from siglip2_jax.planner.hlo.program import analyse, memory
 from siglip2_jax.sharding import BATCH, put_batch
 from siglip2_jax.train.chips import GIB, find_chip
 from siglip2_jax.train.compiler import jit_step
+from siglip2_jax.train.feed import BATCHES_WAITING
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.start import abstract_state
 from siglip2_jax.train.state import TrainState
@@ -43,6 +44,7 @@ class Step(NamedTuple):
       budget: patches an image may have.
       flops: of the model, analytic, over all devices.
       compiled: the program.
+      waiting: bytes a device, of the batches that wait while it runs.
     """
 
     loss: float
@@ -51,6 +53,7 @@ class Step(NamedTuple):
     budget: int
     flops: int
     compiled: Any
+    waiting: int
 
 
 def run_step(stage: ResolvedStage, mesh: Mesh, prepare: Prepare) -> Step:
@@ -68,7 +71,8 @@ def run_step(stage: ResolvedStage, mesh: Mesh, prepare: Prepare) -> Step:
     with jax.set_mesh(mesh):
         shapes = abstract_state(program, mesh)
         split = NamedSharding(mesh, BATCH)
-        lowered = jit_step(program.step).lower(shapes, abstract_batch(stage, budget, size, split))
+        inputs = abstract_batch(stage, budget, size, split)
+        lowered = jit_step(program.step).lower(shapes, inputs)
         compiled = lowered.compile()
         state = _random_state(program, shapes)
         batch = put_batch(random_batch(prepare, budget, size // jax.process_count()), mesh)
@@ -79,7 +83,8 @@ def run_step(stage: ResolvedStage, mesh: Mesh, prepare: Prepare) -> Step:
             state, metrics = compiled(state, batch)
             loss = float(metrics["loss"])  # waits for the step
             seconds = min(seconds, time.perf_counter() - start)
-    return Step(loss, seconds, size, budget, program.flops(budget, size), compiled)
+    waiting = BATCHES_WAITING * local_bytes(inputs)
+    return Step(loss, seconds, size, budget, program.flops(budget, size), compiled, waiting)
 
 
 def _random_state(program: Program, shapes: TrainState) -> TrainState:
@@ -140,14 +145,13 @@ def judge_step(
         )
     yield _judge_time(step, mesh, estimate(step, mesh))
     sizes, chip = memory(step.compiled), find_chip(mesh.devices.flat[0].device_kind)
+    needed = (sizes["peak"] + step.waiting) / GIB
     if chip is None:
-        yield skipped(
-            "step: memory", f"{sizes['peak'] / GIB:.2f} GiB; that of the device is not known"
-        )
+        yield skipped("step: memory", f"{needed:.2f} GiB; that of the device is not known")
         return
     yield at_most(
         "step: memory",
-        sizes["peak"] / GIB,
+        needed,
         chip.hbm_bytes / GIB,
         "{:.2f} GiB",
         least_memory,

@@ -29,6 +29,7 @@ from siglip2_jax.sharding import BATCH
 TOKENS = (8_192, 16_384, 32_768, 65_536)
 """Patches of a chip's batch that are tried, in images of the budget."""
 HOUR = 3600.0
+_WAITING = 2  # batches on a chip beside the one that runs: one is next, one is being placed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class EmbedPlan(Estimate):
     """One batch of one host; bytes, FLOPs and seconds are per chip.
 
     Its memory has the parts "parameters", "inputs", "activations" (and every other temporary) and
-    "code". All parameters are counted, those of the text tower too.
+    "code", and beside them "waiting". All parameters are counted, those of the text tower too.
 
     Attributes:
       patches: of an image, padding included.
@@ -109,6 +110,7 @@ def plan_embed(
             "activations": sizes["temporaries"],
             "code": sizes["code"],
             "peak": sizes["peak"] + max(0, unused),
+            "waiting": _WAITING * inputs,
         },
         model_flops=float(batch_size * vision_flops(vision, patches)),
         flops=analysis.flops,

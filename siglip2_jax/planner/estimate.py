@@ -37,7 +37,8 @@ class Estimate:
       batch_size: examples that it takes, over all chips.
       chips: how many.
       chip: what they are.
-      memory: parts and "peak", in bytes.
+      memory: parts, among them "waiting" (batches on the chip beside the one that the program
+        reads, where there are any), and "peak", which is that of the program alone; in bytes.
       model_flops: analytic.
       flops: of matrix products in the program, and of kernels by their own cost estimates.
       hbm_bytes: read and written.
@@ -58,8 +59,13 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """True where the program fits into a chip's memory."""
-        return self.memory["peak"] <= self.chip.hbm_bytes
+        """True where the program, and the batches that wait, fit into a chip's memory."""
+        return self.needed_bytes <= self.chip.hbm_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory of the program and of the batches that wait."""
+        return self.memory["peak"] + self.memory.get("waiting", 0)
 
     @property
     def compute_seconds(self) -> float:

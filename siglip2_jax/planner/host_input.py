@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from siglip2_jax.config import ResolvedStage
 from siglip2_jax.data.blocks.shuffle import BlockShuffle
-from siglip2_jax.data.pipeline import AHEAD
+from siglip2_jax.data.pipeline import PLACING
 from siglip2_jax.planner.host_cores import (
     CHIPS_PER_HOST,
     IMAGES_PER_CORE_SECOND,
@@ -86,7 +86,7 @@ def host_input(plan: StepPlan, stage: ResolvedStage, assumed: Assumptions) -> Ho
         bytes_per_second=images * assumed.image_bytes,
         requests_per_second=images / assumed.images_per_request,
         window_bytes=held * assumed.image_bytes,
-        buffer_bytes=plan.memory.get("inputs", 0) * chips * (stage.data.prefetch + AHEAD),
+        buffer_bytes=plan.memory.get("inputs", 0) * chips * (stage.data.prefetch + PLACING),
     )
 
 

@@ -25,15 +25,15 @@ def largest_batch(
     unit = mesh.size * stage.optim.accumulate
     first = plan_step(stage, budget, mesh, results=results)
     limit = first.chip.hbm_bytes
-    low, high = (unit, 0), (first.batch_size, first.memory["peak"])
+    low, high = (unit, 0), (first.batch_size, first.needed_bytes)
     if high[0] > unit:
         least = plan_step(stage, budget, mesh, unit, results)
-        low = (unit, least.memory["peak"])
+        low = (unit, least.needed_bytes)
         best = first if first.fits else least
         if not best.fits:
             raise ValueError(
                 f"stage {first.stage!r} at {budget} patches needs {low[1] / 2**30:.1f} GiB a chip "
-                f"with one example on each, more than {limit / 2**30:.0f} GiB; use more chips, "
+                f"with one example on each, more than {limit / 2**30:.2f} GiB; use more chips, "
                 f"{stage.least_memory} or --set optim.kind=adafactor"
             )
     else:
@@ -47,7 +47,7 @@ def largest_batch(
             break
         tried.add(guess)
         plan = plan_step(stage, budget, mesh, guess, results)
-        high = (guess, plan.memory["peak"])
+        high = (guess, plan.needed_bytes)
         if plan.fits and guess > best.batch_size:
             best = plan
     return best

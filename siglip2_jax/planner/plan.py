@@ -15,6 +15,7 @@ from siglip2_jax.planner.hlo.walk import Operation
 from siglip2_jax.planner.results import NO_RESULTS, Results
 from siglip2_jax.sharding import BATCH
 from siglip2_jax.train.compiler import jit_step
+from siglip2_jax.train.feed import BATCHES_WAITING
 from siglip2_jax.train.inputs import abstract_batch
 from siglip2_jax.train.start import abstract_state, warn_if_unsplit
 from siglip2_jax.train.step import Program
@@ -28,7 +29,7 @@ class StepPlan(Estimate):
     """The step of one stage at one token budget; bytes, FLOPs and seconds are per chip and step.
 
     Its memory has the parts "parameters", "optimizer", "average", "reference", "inputs",
-    "activations" (and every other temporary) and "code".
+    "activations" (and every other temporary) and "code", and beside them "waiting".
 
     Attributes:
       stage: name of the stage.
@@ -114,6 +115,7 @@ def plan_step(
         "activations": sizes["temporaries"],
         "code": sizes["code"],
         "peak": sizes["peak"],
+        "waiting": BATCHES_WAITING * local_bytes(batch),
     }
     return StepPlan(
         stage=stage.name,

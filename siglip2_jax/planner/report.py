@@ -46,13 +46,15 @@ def _block(plan: StepPlan, topology: str, input_lines: list[str]) -> str:
     fits = "fits" if plan.fits else "DOES NOT FIT"
     parts = ("parameters", "optimizer", "average", "reference", "inputs", "activations", "code")
     where = ", ".join(f"{name} {sizes[name] / GIB:.2f}" for name in parts if sizes[name])
+    waiting = sizes.get("waiting", 0)
+    beside = f" and {waiting / GIB:.2f} of batches that wait" if waiting else ""
     traffic = ", ".join(f"{kind} {count / 1e6:.0f}" for kind, count in plan.collectives.items())
     ratio = plan.flops / plan.model_flops
     lines = [
         f"stage {plan.stage}, {plan.budget} patches, batch {plan.batch_size:,} on {topology} "
         f"({plan.chips:,} chips)",
-        f"  memory       {sizes['peak'] / GIB:.2f} of {chip.hbm_bytes / GIB:.0f} GiB: {fits} "
-        f"(GiB: {where})",
+        f"  memory       {sizes['peak'] / GIB:.2f} GiB{beside} of {chip.hbm_bytes / GIB:.2f}: "
+        f"{fits} (GiB: {where})",
         f"  FLOPs        {plan.flops / 1e12:.2f} T, {ratio:.2f} x the model's "
         f"{plan.model_flops / 1e12:.2f} T",
     ]

@@ -6,7 +6,8 @@ Sources: TPUs from the "System architecture" pages of the Cloud TPU documentatio
 90 GB/s on v5p and v6e; v4 and v5p have six links, v5e and v6e four. GPUs from NVIDIA's A100, H100
 and H200 data sheets, without sparsity. TPU clocks are peak FLOP/s over what the matrix units do in
 a cycle (four units of 128 x 128 multiply-adds on v5e; v4 and v5p have eight); Google states none
-for v6e, and v5p's is assumed.
+for v6e, and v5p's is assumed. The memory of v5e, v5p and v6e is what libtpu's errors say
+that programs have: it keeps a quarter of a GiB of v5e's 16 GiB for itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Chip:
     Attributes:
       name: short name.
       flops: bfloat16 matrix products, FLOP/s, dense.
-      hbm_bytes: memory, bytes.
+      hbm_bytes: memory that programs and their data may have, bytes.
       hbm_bandwidth: of that memory, bytes/s.
       ici_bandwidth: what a chip can send to others of its slice (TPU) or host (GPU) over all its
         links together, bytes/s one way.
@@ -40,13 +41,13 @@ class Chip:
     device_kinds: tuple[str, ...]
 
 
-V5E = Chip("v5e", 197e12, 16 * GIB, 819e9, 180e9, 1.5e9, ("TPU v5 lite", "TPU v5e"))
+V5E = Chip("v5e", 197e12, 63 * GIB // 4, 819e9, 180e9, 1.5e9, ("TPU v5 lite", "TPU v5e"))
 
 CHIPS: tuple[Chip, ...] = (
     Chip("v4", 275e12, 32 * GIB, 1228e9, 270e9, 1.05e9, ("TPU v4",)),
     V5E,
-    Chip("v5p", 459e12, 95 * GIB, 2765e9, 540e9, 1.75e9, ("TPU v5", "TPU v5p")),
-    Chip("v6e", 918e12, 32 * GIB, 1640e9, 360e9, 1.75e9, ("TPU v6 lite", "TPU v6e")),
+    Chip("v5p", 459e12, 9574 * GIB // 100, 2765e9, 540e9, 1.75e9, ("TPU v5", "TPU v5p")),
+    Chip("v6e", 918e12, 125 * GIB // 4, 1640e9, 360e9, 1.75e9, ("TPU v6 lite", "TPU v6e")),
     Chip(
         "A100 40GB",
         312e12,

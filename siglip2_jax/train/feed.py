@@ -13,6 +13,11 @@ from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.pipeline import HostBatch
 from siglip2_jax.sharding import put_batch, replicate
 
+BATCHES_WAITING = 2
+"""Batches on the devices of several hosts beside that of the step that runs (of one host, one).
+
+The next one waits until all hosts have said that they have it; the one after is being placed.
+"""
 _LOST = "another process of the run cannot read its data, and says why"
 
 

@@ -46,7 +46,7 @@ from siglip2_jax.train.step import Metrics, Program
 from siglip2_jax.train.throughput import Throughput
 from siglip2_jax.train.versions import agreed_versions, in_words
 
-IN_FLIGHT = 2  # steps that may be under way before their losses are looked at
+IN_FLIGHT = 1  # steps that run while the next batch is placed; each has a batch on the devices
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from siglip2_jax.doctor import step as steps
 from siglip2_jax.doctor.checks import Doctor, state_bytes
 from siglip2_jax.doctor.examine import run_checks
 from siglip2_jax.doctor.input import Rates, check_reading, judge_input, source_of
+from siglip2_jax.planner.hlo.program import memory
 from siglip2_jax.recipes import tiny
 from siglip2_jax.sharding import make_mesh
 from siglip2_jax.train.chips import V5E
@@ -23,7 +24,7 @@ from siglip2_jax.train.inputs import open_tokenizer, stage_pipeline
 def step():
     """Results of a step, with another program; `tests/cli/test_doctor.py` runs a real one."""
     program = jax.jit(lambda x: x + 1).lower(np.zeros(4, np.float32)).compile()
-    return steps.Step(1.5, 0.2, 8, 16, 10**9, program)
+    return steps.Step(1.5, 0.2, 8, 16, 10**9, program, 100)
 
 
 def check_of(doctor, name):
@@ -47,8 +48,8 @@ def test_a_step(step, monkeypatch):
     assert wrong.status == "FAIL" and "compute.attention=xla" in wrong.way_out
     monkeypatch.setattr(steps, "find_chip", lambda _: V5E)
     assert judge(step)["step: memory"].status == "PASS"
-    small = dataclasses.replace(V5E, hbm_bytes=1)
-    monkeypatch.setattr(steps, "find_chip", lambda _: small)
+    tight = dataclasses.replace(V5E, hbm_bytes=memory(step.compiled)["peak"] + step.waiting - 1)
+    monkeypatch.setattr(steps, "find_chip", lambda _: tight)
     full = judge(step)["step: memory"]
     assert full.status == "FAIL" and "remat" in full.way_out
 
@@ -120,7 +121,7 @@ def test_data_against_what_a_step_needs(monkeypatch, kind, status):
     monkeypatch.setattr("siglip2_jax.doctor.checks.SECONDS_OF_DATA", 0.2)
     doctor = Doctor(config, config)
     check = check_of(doctor, "data")
-    doctor._step = steps.Step(1.0, 0.32, 32, 32, 1, None)  # 100 images a second
+    doctor._step = steps.Step(1.0, 0.32, 32, 32, 1, None, 0)  # 100 images a second
     read, prepared = check.run()
     assert (read.check, read.status, read.limit) == ("data: read", status, 100.0)
     assert prepared.check == "data: prepared" and prepared.value > 0

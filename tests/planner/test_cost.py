@@ -46,3 +46,8 @@ def test_what_does_not_fit_is_not_in_the_total():
     assert lines[4].split() == "stage2 256 does not fit".split()
     assert lines[5].split() == "total of what fits 0.50 48 72".split()
     assert lines[6] == str(refused)
+    gib = 2**30
+    tight = dataclasses.replace(WHOLE, memory={"peak": 15 * gib, "waiting": 3 * gib // 4})
+    assert tight.fits  # in 15.75 GiB
+    over = dataclasses.replace(tight, memory=tight.memory | {"waiting": 3 * gib // 4 + 1})
+    assert "15.00, does not fit" in table(HALF, over).splitlines()[3]

@@ -56,6 +56,7 @@ def test_a_host_with_few_chips_and_the_report(stage):
     needs = host_input(plan, stage, ASSUMED)
     assert (needs.chips, needs.images_per_second, needs.cores) == (4, 32.0, 1)
     text = report([plan], "v5e:2x2", [needs], ASSUMED)
+    assert "  memory       0.00 GiB of 15.75: fits (GiB: parameters 0.00, " in text
     assert "host of 4 chips: 32 images/s, 1 CPU cores at 100 images/s a core\n" in text
     assert " 1 MB/s at 30 KB an image, 0.0 GB for batches on their way\n" in text
     assert "from a store: 0.5 requests/s of 64 images, " in text

@@ -117,20 +117,22 @@ def test_no_line_of_a_library_is_shown(plan):
 
 
 def test_the_largest_batch_is_compiled_and_fits(tiny, monkeypatch):
-    """With memory that grows as 1 GiB and 3 MiB an example, on chips of 16 GiB."""
+    """With memory that grows as 1 GiB and 3 MiB an example, on chips of 15.75 GiB."""
     compiled = []
 
     def pretend(stage, budget, mesh, batch_size=None, results=None):
         batch_size = batch_size or 32
         compiled.append(batch_size)
         return dataclasses.replace(
-            planned, batch_size=batch_size, memory={"peak": 2**30 + 3 * 2**20 * batch_size}
+            planned,
+            batch_size=batch_size,
+            memory={"peak": 2**30 + 2**21 * batch_size, "waiting": 2**20 * batch_size},
         )
 
     planned = step_plan(peak=0)
     monkeypatch.setattr("siglip2_jax.planner.max_batch.plan_step", pretend)
     found = largest_batch(tiny.resolved[0], 64, topology_mesh("v5e:2x2"))
-    assert found.batch_size == 5120 and found.fits and 5120 in compiled
+    assert found.batch_size == 5032 and found.fits and 5032 in compiled
     assert len(compiled) <= 8
 
 
