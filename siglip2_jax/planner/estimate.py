@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from siglip2_jax.planner.hlo.kernel_time import cycles_of
-from siglip2_jax.planner.hlo.program import Analysis, analyse, memory
+from siglip2_jax.planner.hlo.program import Analysis, allocated_bytes, analyse, memory
 from siglip2_jax.planner.hlo.walk import Operation
 from siglip2_jax.planner.results import NO_RESULTS, Results, describe_mesh, digest_code, key_of
 from siglip2_jax.planner.topology import compile_only
@@ -129,7 +131,7 @@ def measure(
     """
     chip = chip_of(mesh)
     program = lowered.as_text(debug_info=True)  # with lines, which operations are shown by
-    basis = describe_mesh(mesh), repr(chip), repr(OPTIONS), digest_code("planner")
+    basis = describe_mesh(mesh), repr(chip), repr(OPTIONS), digest_code("planner/hlo")
     key = key_of("program", program, *basis)
     measured = results.get(key)
     if measured is None:
@@ -144,14 +146,16 @@ def measure(
 def _compile(lowered: jax.stages.Lowered, chip: Chip, results: Results) -> Measurement | str:
     """The measurement, or the compiler's reason to refuse the program."""
     try:
-        compiled = compile_only(lowered)
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = compile_only(lowered, Path(folder))
+            allocated = allocated_bytes(Path(folder))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         why = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
         return why.rstrip(".")
     timer = functools.partial(cycles_of, results=results)
-    return analyse(compiled.as_text() or "", chip, timer), memory(compiled)
+    return analyse(compiled.as_text() or "", chip, timer), memory(compiled, allocated)
 
 
 def has_all_times(operations: Iterable[Operation]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import jax
 from jax.experimental import topologies
@@ -95,7 +96,7 @@ def topology_mesh(name: str = "v5e:16x16", slices: int = 1, replica: int | None 
     return make_mesh(replica, tpu_topology(name, slices))
 
 
-def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_only(lowered: jax.stages.Lowered, reports: Path | None = None) -> jax.stages.Compiled:
     """Compiles a program for absent chips.
 
     As `lowered.compile()`, but leaves nothing in JAX's persistent compilation cache, which writes
@@ -103,6 +104,7 @@ def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
     Args:
       lowered: a program lowered for devices of `tpu_topology`.
+      reports: a folder that the compiler's own reports go to.
 
     Returns:
       The compiled program, to be looked at.
@@ -111,6 +113,6 @@ def compile_only(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     before = jax.config.values[option]
     jax.config.update(option, 1e9)
     try:
-        return lowered.compile()
+        return lowered.compile(reports and {"xla_dump_to": str(reports)})
     finally:
         jax.config.update(option, before)

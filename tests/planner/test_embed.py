@@ -94,7 +94,7 @@ def test_the_compiler_of_one_host():
 def test_what_the_compiler_gives_up_on(monkeypatch):
     pytest.importorskip("libtpu")
 
-    def give_up(lowered):
+    def give_up(lowered, reports):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM.")
 
     monkeypatch.setattr("siglip2_jax.planner.estimate.compile_only", give_up)

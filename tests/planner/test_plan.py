@@ -191,7 +191,7 @@ def test_ring_memory_does_not_grow_with_the_chips():
 def test_a_program_that_the_compiler_gives_up_on(tiny, monkeypatch, kind):
     error = jax.errors.JaxRuntimeError(f"{kind}: Ran out of memory on HBM.\nLargest: x")
 
-    def give_up(lowered):
+    def give_up(lowered, reports):
         raise error
 
     monkeypatch.setattr("siglip2_jax.planner.estimate.compile_only", give_up)

@@ -11,7 +11,9 @@ compiled alike.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import jax
 
@@ -21,6 +23,7 @@ from siglip2_jax.planner.hlo.walk import Operation, Walk
 from siglip2_jax.train.chips import Chip
 
 _NOTABLE = 4096  # bytes; below it are counters and flags
+_ALLOCATED = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+)")
 
 Amount = Callable[[Operation], float]
 KernelTimer = Callable[[tuple[Kernel, ...], Chip], tuple[int | None, ...]]
@@ -182,11 +185,13 @@ def _waited_for(op: Operation, chip: Chip) -> Operation:
     return dataclasses.replace(op, cycles=round(seconds * chip.clock_hz), timed_by="links")
 
 
-def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+def memory(compiled: jax.stages.Compiled, allocated: int | None = None) -> dict[str, int]:
     """Device memory a program needs, in bytes per chip.
 
     Args:
       compiled: a compiled program.
+      allocated: what the compiler's report says (`allocated_bytes`). None takes its statistics,
+        which on TPUs are a lower bound: what is live at the same time, without gaps between it.
 
     Returns:
       "arguments", "outputs", "aliases" (outputs that lie in arguments), "temporaries", "code", and
@@ -201,4 +206,28 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
+    if allocated is None and _is_of_tpu(compiled):
+        allocated = stats.peak_memory_in_bytes
+    if allocated is not None:  # libtpu's size of temporaries counts some of them twice
+        rest = parts["arguments"] + parts["outputs"] - parts["aliases"]
+        parts["temporaries"] = max(0, allocated - rest)
     return {**parts, "peak": sum(parts.values()) - 2 * parts["aliases"]}
+
+
+def allocated_bytes(reports: Path) -> int | None:
+    """Bytes of HBM that the compiler allocates, arguments included, by its report.
+
+    Args:
+      reports: a folder that it wrote reports to.
+
+    Returns:
+      The bytes; None where there is no such report.
+    """
+    texts = [path.read_text() for path in reports.glob("*memory-usage-report.txt")]
+    found = [match for text in texts if (match := _ALLOCATED.search(text))]
+    return max((int(match[1]) for match in found), default=None)
+
+
+def _is_of_tpu(compiled: jax.stages.Compiled) -> bool:
+    shardings = jax.tree.leaves(compiled.output_shardings)
+    return any(device.platform == "tpu" for x in shardings for device in x.device_set)
