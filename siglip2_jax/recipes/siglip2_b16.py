@@ -88,6 +88,7 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
             "remat": 0.6,  # half a batch at 1024
         },
         "p16_224": {"remat": 0.1},
+        "p16_384": {"remat": 0.75},
         "p32_256": {"remat": "none"},
         "acid_p16_224": {"remat": "none"},
         "acid_p16_256": {"remat": "none"},

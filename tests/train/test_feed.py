@@ -28,6 +28,7 @@ class Placed:
         self._batches.append(weakref.ref(array))
 
 
+@pytest.mark.slow
 def test_beside_the_batch_of_the_step_that_runs_one_is_placed(tmp_path, monkeypatch):
     placed = Placed()
 
