@@ -26,8 +26,8 @@ from siglip2_jax.planner.topology import topology_mesh
 Answer = StepPlan | DoesNotFit
 """The plan of a step, or the reason why there is none."""
 
-PROCESS_BYTES = 7 * 2**30
-"""Memory that compiling a step of many chips may take."""
+LOOP_BYTES, UNROLLED_BYTES = 7 * 2**30, 12 * 2**30
+"""Memory that compiling a step of many chips may take, with layers in a loop or unrolled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def plan_all(
         else:
             yield job, answer
     work = functools.partial(_plan, results)
-    for job, answer in in_processes(work, new, at_once or _processes()):
+    for job, answer in in_processes(work, new, at_once or _processes(new)):
         key = keys[job]
         if key and (isinstance(answer, DoesNotFit) or has_all_times(answer.operations)):
             results.put(key, answer)
@@ -99,10 +99,13 @@ def _key(job: Job) -> str | None:
     return key_of("step", settings, str(job.budget), describe_mesh(mesh), *code)
 
 
-def _processes() -> int:
+def _processes(jobs: Sequence[Job]) -> int:
     """Processes that this machine has room for."""
-    free = free_memory()
-    return max(1, min(usable_cores(), usable_cores() if free is None else free // PROCESS_BYTES))
+    free, most = free_memory(), usable_cores()
+    if free is not None:
+        loops = all(job.load()[0].compute.scan for job in jobs)
+        most = min(most, free // (LOOP_BYTES if loops else UNROLLED_BYTES))
+    return max(1, most)
 
 
 def _plan(results: Results, job: Job) -> Answer:

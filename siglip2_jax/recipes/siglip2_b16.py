@@ -84,7 +84,7 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
         "main": {"remat": "none"},
         "distill": {"remat": 0.17},
         "naflex": {  # 64: of texts
-            "remat_up_to": ((64, 0.6), (128, "none"), (256, 0.1), (576, 0.75), (784, 0.8)),
+            "remat_up_to": ((64, "none"), (128, "none"), (256, 0.1), (576, 0.75), (784, 0.8)),
             "remat": 0.6,  # half a batch at 1024
         },
         "p16_224": {"remat": 0.1},

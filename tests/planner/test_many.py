@@ -18,12 +18,23 @@ SHORT, LONG = (Job(TINY, "main", budget, "v5e:2x2", 1) for budget in (32, 64))
 
 
 @pytest.mark.parametrize(
-    ("cores", "free", "processes"), [(8, 15 << 30, 2), (2, 99 << 30, 2), (8, 1, 1), (3, None, 3)]
+    ("cores", "free", "loops", "processes"),
+    [
+        (8, 15 << 30, True, 2),
+        (8, 23 << 30, False, 1),
+        (8, 25 << 30, False, 2),
+        (2, 99 << 30, True, 2),
+        (8, 1, True, 1),
+        (3, None, True, 3),
+    ],
 )
-def test_processes_that_a_machine_has_room_for(monkeypatch, cores, free, processes):
+def test_processes_that_a_machine_has_room_for(monkeypatch, cores, free, loops, processes):
+    """One unrolled step among loops counts for all: it may be there at any time."""
     monkeypatch.setattr(many, "usable_cores", lambda: cores)
     monkeypatch.setattr(many, "free_memory", lambda: free)
-    assert many._processes() == processes
+    scan = f"compute.scan={loops}"
+    other = dataclasses.replace(SHORT, origin=Origin(TINY.source, (scan,)))
+    assert many._processes([SHORT, other]) == processes
 
 
 @pytest.fixture
