@@ -78,7 +78,7 @@ NATIVE = ("B", "So400m")  # released at native resolution
 LEFT_OUT = {16: 0.5, 32: 0.75}
 TEACHERS = {224: 14, 256: 16, 384: 16, 512: 16}  # patch size by pixels
 # Stages whose blocks are unrolled, and what of them is computed again, by plans of B and L on
-# v5e:16x16 and of So400m on eight of those (docs/performance.md, "Settings of the recipe").
+# v5e:16x16, of So400m and g-opt on eight of those (docs/performance.md, "Settings of the recipe").
 UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
     "B": {
         "main": {"remat": "none"},
@@ -103,6 +103,9 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
     "So400m": {
         "main": {"remat": "none"},
         "distill": {"remat": 0.1},
+    },
+    "g-opt": {
+        "main": {"remat": 0.25},
     },
 }
 
