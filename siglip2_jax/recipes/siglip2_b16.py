@@ -89,6 +89,7 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
         },
         "p16_224": {"remat": 0.1},
         "p16_384": {"remat": 0.75},
+        "p16_512": {"remat": 0.75},
         "p32_256": {"remat": "none"},
         "acid_p16_224": {"remat": "none"},
         "acid_p16_256": {"remat": "none"},
