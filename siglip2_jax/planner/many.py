@@ -51,8 +51,12 @@ class Job:
     def load(self) -> tuple[ResolvedStage, Mesh]:
         """The stage, and the mesh that it trains on."""
         config = load_config(*self.origin)
-        (stage,) = (stage for stage in config.resolved if stage.name == self.stage)
-        return stage, topology_mesh(self.topology, self.slices, config.replica)
+        mesh = topology_mesh(self.topology, self.slices, config.replica)
+        return config.find_stage(self.stage), mesh
+
+    def unrolls(self) -> bool:
+        """True where the stage's layers are no loop."""
+        return not load_config(*self.origin).find_stage(self.stage).compute.scan
 
 
 def plan_all(
@@ -103,8 +107,8 @@ def _processes(jobs: Sequence[Job]) -> int:
     """Processes that this machine has room for."""
     free, most = free_memory(), usable_cores()
     if free is not None:
-        loops = all(job.load()[0].compute.scan for job in jobs)
-        most = min(most, free // (LOOP_BYTES if loops else UNROLLED_BYTES))
+        unrolled = any(job.unrolls() for job in jobs)
+        most = min(most, free // (UNROLLED_BYTES if unrolled else LOOP_BYTES))
     return max(1, most)
 
 

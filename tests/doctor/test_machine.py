@@ -119,7 +119,7 @@ def test_memory_of_devices():
 
     assert [x.status for x in of(bytes_limit=15 * GIB, bytes_in_use=GIB)] == ["PASS"]
     (finding,) = of(bytes_limit=15 * GIB, bytes_in_use=12 * GIB)
-    assert (finding.status, finding.value, finding.limit) == ("FAIL", 3.0, 8.0)
+    assert (finding.status, finding.value, finding.limit) == ("FAIL", 3.0, 7.875)
     assert [x.status for x in of()] == ["SKIP"]
 
 
