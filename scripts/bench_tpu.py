@@ -35,9 +35,9 @@ from siglip2_jax.planner.search import remat_text
 from siglip2_jax.planner.topology import topology_mesh
 from siglip2_jax.progress import progress
 from siglip2_jax.recipes import locate
+from siglip2_jax.train.chips import GIB, V5E
 
-GIB = 2**30
-LIMIT = 15.75  # of a chip's 16 GiB, what the compiler leaves to programs
+LIMIT = V5E.hbm_bytes / GIB
 RING = "stages.0.objectives.sigmoid.implementation=ring"
 SAME = "compute.remat_up_to=()"  # at all lengths
 FAST = (SAME, "compute.scan=False", "compute.remat=none")
@@ -111,7 +111,7 @@ class Point:
 
     def missed(self, plan: StepPlan | None) -> list[str]:
         """The targets that a plan does not meet, in words."""
-        if plan is None:
+        if plan is None or not plan.fits:
             return ["does not fit"]
         found = {
             "ms": (plan.seconds * 1e3, self.milliseconds),

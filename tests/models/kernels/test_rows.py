@@ -89,14 +89,17 @@ def test_a_tower_lays_short_sequences_side_by_side(monkeypatch, devices, tokens,
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
 
 
+def kernels_on_tpu(*shape):
+    """Lines of the kernels that a tower calls: attention and two norms, in a loop."""
+    text = text_on_tpu(lambda x: encoder("auto", dtype="bfloat16")(x), (shape, jnp.bfloat16))
+    kernels = [x for x in text.splitlines() if 'custom_call_target="tpu_custom_call"' in x]
+    assert len(kernels) == 3
+    return kernels
+
+
 @pytest.mark.tpu
 def test_on_tpu_a_tower_lays_short_sequences_side_by_side():
-    def run(x):
-        return encoder("auto", dtype="bfloat16")(x)
-
-    text = text_on_tpu(run, ((16, 36, 128), jnp.bfloat16))
-    kernels = [x for x in text.splitlines() if 'custom_call_target="tpu_custom_call"' in x]
-    assert len(kernels) == 3  # attention and two norms, in a loop
+    kernels = kernels_on_tpu(16, 36, 128)
     assert all("[1,144,128]" in kernel for kernel in kernels)
 
 
@@ -172,11 +175,6 @@ def test_an_mlp_runs_in_whole_rows(monkeypatch):
 
 @pytest.mark.tpu
 def test_on_tpu_a_tower_runs_in_whole_rows():
-    def run(x):
-        return encoder("auto", dtype="bfloat16")(x)
-
-    text = text_on_tpu(run, ((32, 64, 128), jnp.bfloat16))
-    kernels = [x for x in text.splitlines() if 'custom_call_target="tpu_custom_call"' in x]
-    assert len(kernels) == 3  # attention and two norms, in a loop
+    kernels = kernels_on_tpu(32, 64, 128)
     assert sum("[2,256,128]" in kernel for kernel in kernels) == 2
     assert sum("[8,64,128]" in kernel for kernel in kernels) == 1
