@@ -15,19 +15,23 @@ R = TypeVar("R")
 
 
 def thread_map(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """Maps on threads, in order, never more than `count` items ahead of the consumer."""
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > count:
-                    yield pending.popleft().result()
-            while pending:
+    """Maps on threads, in order, never more than `count` items ahead of the consumer.
+
+    Left before its end, it drops what has not begun, and waits for nothing: the garbage collector
+    closes a generator that is left in a cycle, as errors leave it, at any point of any thread. That
+    thread may hold the very lock that the end of another thread needs.
+    """
+    pool = ThreadPoolExecutor(cpu_count())
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > count:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread
 from typing import Any
 
 import cloudpickle
@@ -70,7 +70,8 @@ class Threads:
             self._tasks.put(None)
         end = time.monotonic() + SECONDS_TO_CLOSE
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            if thread is not current_thread():  # on which the garbage collector may close this
+                thread.join(max(0.0, end - time.monotonic()))
 
     def _serve(self) -> None:
         while (task := self._tasks.get()) is not None:

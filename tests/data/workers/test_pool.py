@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ import pytest
 from siglip2_jax.data.example import SourceError
 from siglip2_jax.data.workers import pool as pool_module
 from siglip2_jax.data.workers import steps as steps_module
-from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.ring import Ring, batch_bytes
 from siglip2_jax.data.workers.steps import Steps
-from siglip2_jax.data.workers.work import Outcome
+from siglip2_jax.data.workers.work import Outcome, Task
 from siglip2_jax.types import Batch, Patches
 
 ROWS, PARTS = 6, 4
@@ -192,9 +193,9 @@ def test_work_that_a_worker_cannot_begin(tmp_path):
 NOTEBOOK = """
 import numpy as np
 
-from siglip2_jax.data.workers.ring import batch_bytes
+from siglip2_jax.data.workers.ring import Ring, batch_bytes
 from siglip2_jax.data.workers.steps import Steps
-from siglip2_jax.data.workers.work import Outcome
+from siglip2_jax.data.workers.work import Outcome, Task
 from siglip2_jax.types import Batch, Patches
 
 NUMBER = 7
@@ -248,3 +249,27 @@ def test_work_that_hangs_ends_with_a_sentence(tmp_path, monkeypatch, workers):
         with pytest.raises(SourceError, match="no data has come for 0.3 s, as where a mount hangs"):
             steps.take()
     hanging.unlink()
+
+
+@dataclass(frozen=True)
+class Closing(Counting):
+    """Work that closes the team that it is told of."""
+
+    told: SimpleQueue = field(default_factory=SimpleQueue)
+    results: SimpleQueue = field(default_factory=SimpleQueue)
+
+    def fill(self, step: int, part: int, out: Batch) -> Outcome:
+        try:
+            self.results.put(self.told.get().close())
+        except RuntimeError as error:
+            self.results.put(error)
+        return Outcome(0, ())
+
+
+def test_a_thread_may_close_the_team_that_it_is_of(tmp_path):
+    """The garbage collector closes what is left in a cycle, on whatever thread it runs."""
+    work = Closing(1, tmp_path)
+    team = pool_module.Threads(work, Ring(1, work.buffer_bytes()), threads=2)
+    team.submit(Task(0, 0, 0), 0)
+    work.told.put(team)
+    assert work.results.get(timeout=60) is None
