@@ -100,13 +100,22 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
     "L": {
         "main": {"remat": 0.75},
         "distill": {"remat": 0.8},
+        "p16_384": {"remat": 0.88},
+        "p16_512": {"remat": 0.96},
     },
     "So400m": {
         "main": {"remat": "none"},
         "distill": {"remat": 0.1},
+        "naflex": {
+            "remat_up_to": ((256, "none"), (576, 0.18), (784, 0.66)),  # and of texts
+            "remat": 0.08,
+        },
+        "p16_384": {"remat": 0.35},
     },
     "g-opt": {
         "main": {"remat": 0.25},
+        "distill": {"remat": 0.5},
+        "p16_384": {"remat": 0.75},
     },
 }
 
