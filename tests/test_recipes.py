@@ -221,8 +221,8 @@ def test_the_curating_teacher_is_the_one_that_the_recipe_reads():
         patch = made.model.vision.patch_size
         assert after.curation.teacher.source == f"/runs/teacher_p{patch}_{pixels}"
         assert stage.examples == 1_000_000_000
-        kept = {"scan": False, "remat": 0.63} if pixels <= 256 else {"remat": "full"}
-        assert made.compute == Compute(dtype="bfloat16", **kept)
+        kept = {384: 0.85, 512: "full"}.get(pixels, 0.63)
+        assert made.compute == Compute(dtype="bfloat16", scan=False, remat=kept)
         rate, decay = before.optim.peak_lr, before.optim.weight_decay
         assert (stage.optim.peak_lr, stage.optim.weight_decay) == (rate, decay) == (1e-5, 0.0)
     with pytest.raises(ValueError, match="pixels is 300; .* one of 224, 256, 384, 512"):

@@ -12,6 +12,8 @@ is fine-tuned are unpublished; learning rate, weight decay and loss here are tho
 stage. A teacher reads the pixels that its student reads, so that each size of images has one.
 """
 
+from dataclasses import replace
+
 from siglip2_jax.config import (
     Checkpoints,
     Data,
@@ -23,18 +25,15 @@ from siglip2_jax.config import (
     TrainConfig,
 )
 from siglip2_jax.data.records import Records
-from siglip2_jax.models.compute import Compute
 from siglip2_jax.models.config import two_towers
 from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.recipes import so400m_256
 from siglip2_jax.recipes.siglip2_b16 import BATCH, TEACHERS
 
 
-def _compute(patch: int, pixels: int) -> Compute:
-    """The settings of `so400m_256` for as many patches, with more of them the least memory."""
-    if (pixels // patch) ** 2 > 256:
-        return Compute(dtype="bfloat16", remat="full")
-    return so400m_256.config().compute
+# What of the blocks is computed again, by pixels; where nothing is said, as in `so400m_256`
+# (docs/performance.md, "Settings of the recipe").
+REMAT: dict[int, float | str] = {384: 0.85, 512: "full"}
 
 
 def config(
@@ -54,7 +53,7 @@ def config(
         raise ValueError(
             f"pixels is {pixels}; B was released at, and is curated at, one of {sizes}"
         )
-    patch = TEACHERS[pixels]
+    patch, base = TEACHERS[pixels], so400m_256.config().compute
     stage = Stage(
         name="main",
         examples=1_000_000_000,
@@ -68,7 +67,7 @@ def config(
         model=two_towers("So400m", patch_size=patch, image_size=pixels),
         stages=(stage,),
         tokenizer=tokenizer,
-        compute=_compute(patch, pixels),
+        compute=replace(base, remat=REMAT.get(pixels, base.remat)),
         checkpoints=Checkpoints(every=1000),
         logging=Logging(every=50),
     )
