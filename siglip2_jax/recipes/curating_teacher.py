@@ -30,7 +30,6 @@ from siglip2_jax.objectives.sigmoid import Sigmoid
 from siglip2_jax.recipes import so400m_256
 from siglip2_jax.recipes.siglip2_b16 import BATCH, TEACHERS
 
-
 # What of the blocks is computed again, by pixels; where nothing is said, as in `so400m_256`
 # (docs/performance.md, "Settings of the recipe").
 REMAT: dict[int, float | str] = {384: 0.85, 512: "full"}
