@@ -110,6 +110,7 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
             "remat_up_to": ((256, "none"), (576, 0.18), (784, 0.66)),  # and of texts
             "remat": 0.08,
         },
+        "p14_224": {"remat": 0.1},
         "p14_384": {"remat": 0.45},
         "p16_384": {"remat": 0.35},
     },
