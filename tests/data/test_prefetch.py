@@ -48,8 +48,11 @@ def test_leaving_early_stops_the_work():
     results = thread_map(done.append, range(1000), 4)
     next(results)
     results.close()
-    time.sleep(0.05)
+    time.sleep(0.05)  # what has begun goes on
     assert len(done) <= 5
+    count = len(done)
+    time.sleep(0.01)
+    assert len(done) == count
 
 
 def test_leaving_early_waits_for_no_thread():

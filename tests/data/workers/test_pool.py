@@ -193,9 +193,9 @@ def test_work_that_a_worker_cannot_begin(tmp_path):
 NOTEBOOK = """
 import numpy as np
 
-from siglip2_jax.data.workers.ring import Ring, batch_bytes
+from siglip2_jax.data.workers.ring import batch_bytes
 from siglip2_jax.data.workers.steps import Steps
-from siglip2_jax.data.workers.work import Outcome, Task
+from siglip2_jax.data.workers.work import Outcome
 from siglip2_jax.types import Batch, Patches
 
 NUMBER = 7
