@@ -113,6 +113,7 @@ UNROLLED: dict[str, dict[str, dict[str, Any]]] = {
         "p14_224": {"remat": 0.1},
         "p14_384": {"remat": 0.45},
         "p16_384": {"remat": 0.35},
+        "p16_512": {"remat": 0.58},
     },
     "g-opt": {
         "main": {"remat": 0.25},

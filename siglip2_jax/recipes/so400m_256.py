@@ -5,8 +5,8 @@
 
 The run of `b16_256` with larger towers. What v5e:16x16 keeps for the backward pass:
 
-    everything of 10 of 27 layers, inputs of the others    873 ms, 14.59 GiB, MFU 0.608
-    inputs of all layers, in a loop                        971 ms,  7.02 GiB, MFU 0.547
+    everything of 10 of 27 layers, inputs of the others    837 ms, 14.43 GiB, MFU 0.634
+    inputs of all layers, in a loop                        962 ms,  5.38 GiB, MFU 0.552
 """
 
 import dataclasses
