@@ -1,11 +1,12 @@
-"""Blocks of a tower on TPU v5e by the compiler's estimate: rows as sequences are, and whole ones.
+"""Blocks of a tower on TPU v5e by the compiler's estimate, with and without a change to them.
 
-Compiles three blocks, forward and backward with everything kept, for chips that are not there
-(extra `tpu`, Linux x86; a minute each on two cores) and prints what a block takes: its attention
-kernels, everything else, and memory. Whole rows hold 256 or 128 tokens, of whatever sequence
-(`siglip2_jax.models.kernels.rows`).
+Compiles three blocks, forward and backward, for chips that are not there (extra `tpu`, Linux x86; a
+minute each on two cores) and prints what a block takes: its attention kernels, everything else, and
+memory. With everything kept for the backward pass it compares rows as sequences are with whole
+ones, of 256 or 128 tokens of whatever sequence (`siglip2_jax.models.kernels.rows`); with `--kept
+inputs`, an MLP whose products XLA may join with one where it may not.
 
-    python scripts/bench_blocks.py [--size SIZE] [IMAGESxTOKENS ...]
+    python scripts/bench_blocks.py [--size SIZE] [--kept all|inputs] [IMAGESxTOKENS ...]
 """
 
 from __future__ import annotations
@@ -33,16 +34,22 @@ from siglip2_jax.sharding import AXES
 
 BLOCKS = 3
 SHAPES = ("128x64", "128x196", "1024x36", "128x256", "128x576", "128x784")
-HEAD = ("images x tokens", "rows", "attention, us", "all else, us", "KB kept of a token")
+HEAD = ("images x tokens", "attention, us", "all else, us", "KB kept of a token")
+# What the column of the two is called, the first, what of `layers` makes it, and the second.
+CHANGES = {
+    "all": ("rows", "sequences", {"in_whole_rows": lambda x: x}, "whole"),
+    "inputs": ("products of an MLP", "together", {"platform": lambda: ""}, "apart"),
+}
 
 
-def compile_blocks(size: str, images: int, tokens: int) -> Measurement:
+def compile_blocks(size: str, images: int, tokens: int, kept: str) -> Measurement:
     """Cost and memory of the blocks, forward and backward, on each of four chips."""
     mesh = topology_mesh("v5e:2x2")
     tower = dataclasses.replace(
         two_towers(size, patch_size=16, image_size=256).vision, depth=BLOCKS
     )
-    compute = Compute(dtype="bfloat16", scan=False)
+    remat = "none" if kept == "all" else "full"
+    compute = Compute(dtype="bfloat16", scan=False, remat=remat)
 
     def make() -> layers.Encoder:
         return layers.Encoder(tower, compute=compute, rngs=nnx.Rngs(0))
@@ -67,9 +74,9 @@ def compile_blocks(size: str, images: int, tokens: int) -> Measurement:
     return measure(lowered, mesh, "the blocks", "take fewer images", user_results())
 
 
-def row(size: str, images: int, tokens: int, kind: str) -> str:
+def row(size: str, images: int, tokens: int, kept: str, kind: str) -> str:
     """A line of the table."""
-    cost, memory = compile_blocks(size, images, tokens)
+    cost, memory = compile_blocks(size, images, tokens, kept)
     attention = other = 0
     for operation in cost.operations:
         if operation.kernel and "attention" in operation.source:
@@ -86,17 +93,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shapes", nargs="*", default=SHAPES, help="of a chip, such as 128x576")
     parser.add_argument("--size", default="B", help="of the image tower: B, L, So400m or g-opt")
+    parser.add_argument("--kept", default="all", choices=CHANGES, help="of a block's activations")
     args = parser.parse_args()
     try:
         shapes = [(int(images), int(n)) for images, n in (x.split("x") for x in args.shapes)]
     except ValueError:
         print(f"expected shapes such as 128x576, found {' '.join(args.shapes)}", file=sys.stderr)
         return 2
-    print(f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}", sep="\n", flush=True)
+    change, before, changed, after = CHANGES[args.kept]
+    head = (HEAD[0], change, *HEAD[1:])
+    print(f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", sep="\n", flush=True)
     for images, tokens in shapes:
-        with mock.patch.object(layers, "in_whole_rows", lambda x: x):
-            print(row(args.size, images, tokens, "sequences"), flush=True)
-        print(row(args.size, images, tokens, "whole"), flush=True)
+        with mock.patch.multiple(layers, **changed):
+            print(row(args.size, images, tokens, args.kept, before), flush=True)
+        print(row(args.size, images, tokens, args.kept, after), flush=True)
     return 0
 
 
