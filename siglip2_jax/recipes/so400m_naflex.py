@@ -21,5 +21,9 @@ def config() -> TrainConfig:
         start=Continue(workdir="gs://BUCKET/so400m_256", stage="main", fraction=0.9),
     )
     model = two_towers("So400m", patch_size=16, image_size=None)
-    compute = dataclasses.replace(base.compute, scan=True, remat="full", remat_up_to=())
+    compute = dataclasses.replace(
+        base.compute,
+        remat_up_to=((64, 0.63), (128, 0.15), (256, 0.63), (576, 0.93), (784, 1.0)),  # 64: of texts
+        remat=0.85,  # half a batch at 1024
+    )
     return dataclasses.replace(base, model=model, stages=(stage,), compute=compute)
