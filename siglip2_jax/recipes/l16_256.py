@@ -6,7 +6,7 @@
 The run of `b16_256` with larger towers. What v5e:16x16 keeps for the backward pass:
 
     everything of the later half of the layers, inputs of the others    613 ms, 14.27 GiB, MFU 0.638
-    inputs of all layers, unrolled                                      708 ms,  5.12 GiB, MFU 0.552
+    inputs of all layers, unrolled                                      686 ms,  5.21 GiB, MFU 0.570
     inputs of all layers, in a loop                                     717 ms,  5.58 GiB, MFU 0.545
 """
 
