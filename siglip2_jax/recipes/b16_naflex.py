@@ -12,11 +12,11 @@ On v5e:16x16, unrolled, a length of at most 256 keeps everything for the backwar
 one the first blocks are computed again, as many as must be:
 
     patches    computed again    step      peak         MFU
-    128        none               98 ms     6.53 GiB    0.667
-    256        none              167 ms    10.09 GiB    0.670
-    576        3 of 12           434 ms    14.65 GiB    0.548
-    784        6 of 12           677 ms    14.56 GiB    0.483
-    1024       1 of 12           396 ms    14.56 GiB    0.553
+    128        none               98 ms     6.34 GiB    0.667
+    256        none              167 ms     9.85 GiB    0.670
+    576        3 of 12           434 ms    14.75 GiB    0.547
+    784        6 of 12           678 ms    14.48 GiB    0.483
+    1024       1 of 12           396 ms    14.46 GiB    0.553
 """
 
 from siglip2_jax.config import (

@@ -3,7 +3,16 @@
     siglip2 train so400m_naflex --workdir gs://BUCKET/so400m_naflex
     siglip2 plan so400m_naflex --topology v5e:16x16 --budget 256
 
-The run of `b16_naflex` with larger towers, from the run of `so400m_256`.
+The run of `b16_naflex` with larger towers, from the run of `so400m_256`. On v5e:16x16, unrolled, the
+first of 27 blocks are computed again in the backward pass, 17 of texts and of images as many as
+must be:
+
+    patches    computed again    step        peak         MFU
+    128        4                   465 ms    14.81 GiB    0.673
+    256        17                  837 ms    14.43 GiB    0.634
+    576        25                1,978 ms    14.27 GiB    0.561
+    784        27                2,885 ms    13.76 GiB    0.524
+    1024       23                1,852 ms    14.76 GiB    0.541
 """
 
 import dataclasses
