@@ -3,8 +3,8 @@
     siglip2 train so400m_naflex --workdir gs://BUCKET/so400m_naflex
     siglip2 plan so400m_naflex --topology v5e:16x16 --budget 256
 
-The run of `b16_naflex` with larger towers, from the run of `so400m_256`. On v5e:16x16, unrolled, the
-first of 27 blocks are computed again in the backward pass, 17 of texts and of images as many as
+The run of `b16_naflex` with larger towers, from the run of `so400m_256`. On v5e:16x16, unrolled,
+the first of 27 blocks are computed again in the backward pass, 17 of texts and of images as many as
 must be:
 
     patches    computed again    step        peak         MFU
