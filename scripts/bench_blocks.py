@@ -84,8 +84,8 @@ def row(size: str, images: int, tokens: int, kept: str, kind: str) -> str:
         elif not operation.asynchronous:
             other += operation.cycles or 0
     each = [f"{x / cost.clock_hz / BLOCKS * 1e6:,.0f}" for x in (attention, other)]
-    kept = memory["temporaries"] / BLOCKS / images / tokens / 1000
-    return f"| {images:,} x {tokens:,} | {kind} | {' | '.join(each)} | {kept:.1f} |"
+    of_a_token = memory["temporaries"] / BLOCKS / images / tokens / 1000
+    return f"| {images:,} x {tokens:,} | {kind} | {' | '.join(each)} | {of_a_token:.1f} |"
 
 
 def main() -> int:
