@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     stage = config.resolved[0] if args.stage is None else config.find_stage(args.stage)
     budgets = [x for x in stage.lengths.budgets if args.budget in (None, x)]
     if not budgets:
-        raise ValueError(f"no stage trains with {args.budget} patches")
+        known = list(stage.lengths.budgets)
+        raise ValueError(f"no stage trains with {args.budget} patches; expected one of {known}")
     if (args.images_per_second or args.step_ms) and len(budgets) > 1:
         raise ValueError(
             f"the need is of one sequence length and the stage has {len(budgets)}; add --budget"

@@ -308,5 +308,6 @@ def _chosen(config: TrainConfig, args: argparse.Namespace) -> list[tuple[Resolve
         if args.budget in (None, budget)
     ]
     if not programs:
-        raise ValueError(f"no stage trains with {args.budget} patches")
+        known = sorted({budget for stage in stages for budget in stage.lengths.budgets})
+        raise ValueError(f"no stage trains with {args.budget} patches; expected one of {known}")
     return programs

@@ -60,7 +60,7 @@ def test_the_need_of_a_step(bench):
     ("words", "message"),
     [
         (("--images-per-second", 5), "the need is of one sequence length and the stage has"),
-        (("--budget", 63), "no stage trains with 63 patches"),
+        (("--budget", 63), "no stage trains with 63 patches; expected one of [32, 64]"),
         (("--stage", "mian"), "there is no stage 'mian'; the config has"),
     ],
 )
